@@ -1,0 +1,163 @@
+"""The configuration: one frozen tree, split by one question: does it change the numbers?
+
+`tagger` and `training` do; `run` does not. The dotted names (`training.lr`) are the vocabulary of `--set`, of
+configuration files and of everything that is saved. Defaults live here and nowhere else; they are those of the paper
+(Zhang et al., EMNLP 2016) and of the record that this project started from.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from model.errors import UserError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Tree(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class TaggerConfig(_Tree):
+    """The joint-layer RNN."""
+
+    cell: Literal["rnn", "gru", "lstm"] = "rnn"
+    bidirectional: bool = False
+    embedding: Count = Field(300, description="size of a word's vector")
+    hidden1: Count = Field(300, description="size of the first recurrent layer, under the keyword head")
+    hidden2: Count = Field(300, description="size of the second recurrent layer, under the keyphrase head")
+    window: Count = Field(3, description="tokens seen at once, centred; odd")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.5, description="share of inputs dropped in training")
+    word_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="share of words read as <unk> in training"
+    )
+    vectors: bool = Field(True, description="begin from the dataset's pretrained vectors, where it has them")
+
+    @model_validator(mode="after")
+    def _odd_window(self) -> "TaggerConfig":
+        if self.window % 2 == 0:
+            raise ValueError(f"window is {self.window}, but must be odd: the token and as many on each side")
+        return self
+
+
+class TrainingConfig(_Tree):
+    """The objective, the optimiser and the order of the data."""
+
+    alpha: Share = Field(0.3, description="weight of the keyword loss; the keyphrase loss has 1 - alpha")
+    lr: Annotated[float, Field(gt=0)] = Field(1e-3, description="learning rate")
+    epochs: Count = Field(8, description="budget of passes over the training split")
+    batch: Count = Field(64, description="texts of a global batch, over all workers")
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="adamw only; not on the embedding")
+    schedule: Literal["constant", "step", "cosine"] = "constant"
+    warmup: Share = Field(0.1, description="cosine only: share of all steps over which lr rises from 0")
+    step_epochs: Count = Field(3, description="step only: epochs after which lr is multiplied by step_factor")
+    step_factor: Annotated[float, Field(gt=0, le=1)] = 0.5
+    clip: Annotated[float, Field(ge=0)] = Field(5.0, description="largest norm of the gradient; 0 for no limit")
+    patience: Annotated[int, Field(ge=0)] = Field(3, description="epochs without a better valid F1 to stop; 0: never")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+
+class RunConfig(_Tree):
+    """Where and with what the run happens."""
+
+    name: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="default: made from the time"
+    )
+    storage: str = Field("runs", description="path or URI under which the run's folder lies")
+    workers: Count = 1
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: cuda where the cluster has a GPU per worker"
+    )
+    cpus_per_worker: Count | None = Field(
+        None, description="default: the cluster's CPUs shared out on one machine, else 1"
+    )
+    retries: Annotated[int, Field(ge=0)] = Field(
+        1, description="restarts from the last checkpoint after a worker is lost"
+    )
+    project: str = Field("tandem", description="W&B project")
+
+
+class Config(_Tree):
+    """All of a run."""
+
+    data: str = Field(description="dataset directory made by `prepare`, a path or URI")
+    tagger: TaggerConfig = TaggerConfig()
+    training: TrainingConfig = TrainingConfig()
+    run: RunConfig = RunConfig()
+
+
+def make_config(tree: dict[str, Any], where: str = "configuration") -> Config:
+    """A configuration from a tree of plain values.
+
+    Raises:
+        UserError: a key is unknown or a value is not allowed; all of them are named.
+    """
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError("\n".join(f"{where}: {_explain(each)}" for each in error.errors())) from None
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """The tree in a YAML or JSON file. Raises UserError."""
+    try:
+        tree = yaml.safe_load(Path(path).read_text("utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: is no YAML or JSON: {error}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: holds no configuration; write for example `training: {{lr: 0.001}}`")
+    return tree
+
+
+def assign(tree: dict[str, Any], assignment: str) -> None:
+    """Carries out `a.b=value` on a tree; the value is read as YAML (`1e-3`, `true`, `gru`).
+
+    Raises:
+        UserError: there is no '=', or the path leads through a value.
+    """
+    path, sign, value = assignment.partition("=")
+    if not sign or not path:
+        raise UserError(f"--set {assignment}: write it as --set training.lr=0.001")
+    *parents, leaf = path.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            raise UserError(f"--set {assignment}: {parent} has no fields below it")
+    tree[leaf] = _plain(value)
+
+
+def _plain(value: str) -> Any:
+    try:
+        return float(value) if "e" in value.lower() else yaml.safe_load(value)  # YAML 1.1 takes 1e-3 for a string
+    except ValueError:
+        return yaml.safe_load(value)
+
+
+def fields(tree: type[BaseModel] = Config, prefix: str = "") -> dict[str, Any]:
+    """Every dotted name with its pydantic field."""
+    found: dict[str, Any] = {}
+    for name, field in tree.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            found |= fields(kind, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = field
+    return found
+
+
+def _explain(error: Any) -> str:
+    path = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        parent = path.rpartition(".")[0]
+        near = [name for name in fields() if name.rpartition(".")[0] == parent] or list(fields())
+        return f"{path} is unknown; known are {', '.join(near)}"
+    if error["type"] == "missing":
+        return f"{path} is missing; give the dataset directory with --data"
+    return f"{path} is {json.dumps(error['input'], default=str)}: {error['msg'].removeprefix('Value error, ')}"

@@ -1,0 +1,300 @@
+"""Readers: the texts of the four input formats, each as a `Labelled` text.
+
+    tsv    text<TAB>keyphrase[;keyphrase...]           the first occurrence of each keyphrase is marked
+    jsonl  {"text", "keyphrases": [...]}               every occurrence is marked
+           {"text", "spans": [[start, end], ...]}      characters, half-open; they win over "keyphrases"
+    conll  token<TAB>tag, blank line between texts     BIO, BIOES or BILOU, with or without a type (`B-person`)
+    raw    tweets, plain or {"text"}                   labelled by their one hashtag, see model/hashtags.py
+
+Files are UTF-8; `.gz` and the other compressions that pyarrow knows by their ending are unpacked.
+"""
+
+import hashlib
+import io
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+
+from model import hashtags, storage
+from model.errors import LineError, UserError
+
+FORMATS = ("tsv", "jsonl", "conll", "raw")
+_TAG = re.compile(r"^(?:O|[BIESLU](?:-\S+)?)$")
+_SAMPLE_LINES = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A text and what is known of its keyphrases: either places or words.
+
+    Attributes:
+        text: the text.
+        place: `file:line` where it stands, 1-based.
+        spans: (start, end) in characters, half-open.
+        keyphrases: phrases to look for in the text, used where `spans` is None.
+        every: mark every occurrence of a keyphrase; otherwise the first alone.
+    """
+
+    text: str
+    place: str
+    spans: tuple[tuple[int, int], ...] | None = None
+    keyphrases: tuple[str, ...] = ()
+    every: bool = False
+
+
+@dataclass
+class Tally:
+    """What was left out, and why: for each reason a count and the first places."""
+
+    limit: int = 10
+    counts: dict[str, int] = field(default_factory=dict)
+    places: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, reason: str, place: str) -> None:
+        """Counts one more case of a reason."""
+        self.counts[reason] = self.counts.get(reason, 0) + 1
+        shown = self.places.setdefault(reason, [])
+        if len(shown) < self.limit:
+            shown.append(place)
+
+
+@dataclass
+class Source:
+    """One input file.
+
+    Attributes:
+        path: path or URI.
+        format: one of FORMATS.
+        skip_bad_lines: leave out and count a line that cannot be used, instead of raising LineError.
+        lines, size, sha256: of the unpacked content; known when `read` has come to its end.
+    """
+
+    path: str
+    format: str
+    skip_bad_lines: bool = False
+    lines: int = 0
+    size: int = 0  # bytes
+    sha256: str = ""
+
+    def read(self, tally: Tally) -> Iterator[Labelled]:
+        """The texts in order of the file.
+
+        Raises:
+            LineError: a line cannot be used.
+            OSError: the file cannot be read.
+        """
+        parse = _PARSERS[self.format]
+        for lines in self._blocks():
+            try:
+                labelled = parse([(place, _decode(raw, place)) for place, raw in lines], tally)
+            except LineError as error:
+                if not self.skip_bad_lines:
+                    raise
+                tally.add(f"bad line: {error.problem}", error.place)
+                continue
+            if labelled is not None:
+                yield labelled
+
+    def _blocks(self) -> Iterator[list[tuple[str, bytes]]]:
+        """Runs of lines that make one text: up to a blank line in conll, else each line that is not blank."""
+        digest, size, number = hashlib.sha256(), 0, 0
+        block: list[tuple[str, bytes]] = []
+        with open_lines(self.path) as stream:
+            for number, raw in enumerate(stream, 1):
+                digest.update(raw)
+                size += len(raw)
+                line = raw.rstrip(b"\r\n")
+                if line.strip():
+                    block.append((f"{self.path}:{number}", line))
+                if block and (self.format != "conll" or not line.strip()):
+                    yield block
+                    block = []
+        if block:
+            yield block
+        self.lines, self.size, self.sha256 = number, size, digest.hexdigest()
+
+
+def sources(patterns: list[str], format: str = "auto", skip_bad_lines: bool = False) -> list[Source]:
+    """The input files that paths, URIs and globs name, with their formats.
+
+    Args:
+        patterns: at least one.
+        format: one of FORMATS, or `auto` to tell by the content.
+        skip_bad_lines: see Source.
+
+    Raises:
+        UserError: a file is missing, empty or of no known format, or the files differ in format.
+    """
+    if format != "auto" and format not in FORMATS:
+        raise UserError(f"format {format!r} is unknown; choose one of auto, {', '.join(FORMATS)}")
+    paths = [path for pattern in patterns for path in storage.expand(pattern)]
+    formats = {path: format if format != "auto" else detect(path) for path in paths}
+    if len(set(formats.values())) > 1:
+        seen = ", ".join(f"{path} is {kind}" for path, kind in formats.items())
+        raise UserError(f"the sources differ in format: {seen}; prepare them apart, or name one with --format")
+    return [Source(path, formats[path], skip_bad_lines) for path in paths]
+
+
+def detect(path: str) -> str:
+    """The format of a file, told by its first lines.
+
+    Raises:
+        UserError: the file is empty, or looks like none of the formats.
+    """
+    with open_lines(path) as stream:
+        lines = [line.decode("utf-8", "replace").strip("\r\n\ufeff") for line in islice(stream, _SAMPLE_LINES)]
+    full = [line for line in lines if line.strip()]
+    if not full:
+        raise UserError(f"{path}: is empty; give a file with at least one text")
+    if full[0].lstrip().startswith("{"):
+        return "jsonl" if any('"keyphrases"' in line or '"spans"' in line for line in full) else "raw"
+    if 2 * sum(_looks_conll(line) for line in full) > len(full):
+        return "conll"
+    if 2 * sum("\t" in line for line in full) >= len(full):
+        return "tsv"
+    if any("#" in line for line in full):
+        return "raw"
+    raise UserError(
+        f"{path}:1: looks like none of the formats (text<TAB>keyphrases, JSON lines, CoNLL columns, tweets with "
+        f"hashtags); see the README for them, or name one with --format"
+    )
+
+
+def open_lines(path: str) -> io.BufferedReader:
+    """A file as a stream of lines in bytes, unpacked. Raises OSError."""
+    filesystem, inside = storage.resolve(path)
+    return io.BufferedReader(filesystem.open_input_stream(inside), 1 << 20)
+
+
+def _looks_conll(line: str) -> bool:
+    columns = line.split()
+    return len(columns) >= 2 and bool(_TAG.match(columns[-1])) and ("\t" in line or len(columns) == 2)
+
+
+def _decode(raw: bytes, place: str) -> str:
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise LineError(
+            place, f"is not UTF-8 (byte {error.start}: {error.reason}); convert the file to UTF-8"
+        ) from None
+    if "\x00" in text:
+        raise LineError(place, "holds a NUL byte; is it a binary or UTF-16 file? Convert it to UTF-8 text")
+    return text
+
+
+Lines = list[tuple[str, str]]
+
+
+def _parse_tsv(lines: Lines, tally: Tally) -> Labelled:
+    [(place, line)] = lines
+    columns = line.split("\t")
+    if len(columns) != 2:
+        found = "no tab" if len(columns) == 1 else f"{len(columns) - 1} tabs"
+        raise LineError(place, f"{found} in the line; write text<TAB>keyphrase[;keyphrase...] with exactly one tab")
+    phrases = tuple(phrase.strip() for phrase in columns[1].split(";") if phrase.strip())
+    return Labelled(_text(columns[0], place), place, keyphrases=phrases)
+
+
+def _parse_jsonl(lines: Lines, tally: Tally) -> Labelled:
+    [(place, line)] = lines
+    record = _json_object(line, place)
+    text = _text(record.get("text"), place)
+    if "spans" in record:
+        return Labelled(text, place, spans=_spans(record["spans"], text, place))
+    phrases = record.get("keyphrases")
+    if not isinstance(phrases, list) or not all(isinstance(phrase, str) for phrase in phrases):
+        raise LineError(place, 'has neither "spans" nor "keyphrases" as a list of strings; add one of them')
+    return Labelled(text, place, keyphrases=tuple(phrase for phrase in phrases if phrase.strip()), every=True)
+
+
+def _spans(value: Any, text: str, place: str) -> tuple[tuple[int, int], ...]:
+    if not isinstance(value, list):
+        raise LineError(place, '"spans" is no list; write [[start, end], ...]')
+    for span in value:
+        if not (isinstance(span, list) and len(span) == 2 and all(type(offset) is int for offset in span)):
+            raise LineError(place, f"span {json.dumps(span)} is no pair of whole numbers; write [start, end]")
+        if not 0 <= span[0] < span[1] <= len(text):
+            raise LineError(
+                place, f"span {span} is out of range: the text has {len(text)} characters, and start must be below end"
+            )
+    return tuple((start, end) for start, end in value)
+
+
+def _parse_conll(lines: Lines, tally: Tally) -> Labelled | None:
+    """Tokens are joined by one space, so that every token keeps an exact place in the text."""
+    text, spans, start = "", [], None
+    for place, line in lines:
+        columns = line.split("\t") if "\t" in line else line.split()
+        token, tag = columns[0].strip(), columns[-1].strip()
+        if token == "-DOCSTART-":
+            return None
+        if len(columns) < 2 or not token:
+            raise LineError(place, "has no token and tag; write token<TAB>tag, and a blank line between texts")
+        if not _TAG.match(tag):
+            raise LineError(place, f"tag {tag!r} is unknown; tags are O, B, I, E, S (or L, U), alone or as B-type")
+        if tag[0] in "OBSU" and start is not None:
+            spans.append((start, len(text)))
+            start = None
+        text += (" " if text else "") + token
+        if tag[0] != "O" and start is None:
+            start = len(text) - len(token)
+        if tag[0] in "ESLU":
+            spans.append((start or 0, len(text)))
+            start = None
+    if start is not None:
+        spans.append((start, len(text)))
+    return Labelled(text, lines[0][0], spans=tuple(spans))
+
+
+def _parse_raw(lines: Lines, tally: Tally) -> Labelled | None:
+    [(place, line)] = lines
+    text = _text(_json_object(line, place).get("text"), place) if line.lstrip().startswith("{") else line
+    found = hashtags.example(text)
+    if isinstance(found, str):
+        tally.add(found, place)
+        return None
+    text, span = found
+    return Labelled(text, place, spans=(span,))
+
+
+def _json_object(line: str, place: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise LineError(place, f"is not JSON ({error}); write one JSON object per line") from None
+    if not isinstance(record, dict):
+        raise LineError(place, 'is no JSON object; write {"text": ..., "keyphrases": [...]}')
+    return record
+
+
+def _text(value: Any, place: str) -> str:
+    if not isinstance(value, str):
+        raise LineError(place, '"text" is missing or no string; write {"text": ..., "keyphrases": [...]}')
+    if not value.strip():
+        raise LineError(place, "the text is empty; delete the line or give its text")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise LineError(
+            place, "the text holds half of a surrogate pair (\\ud800 to \\udfff); repair the escape"
+        ) from None
+    return value
+
+
+_PARSERS: dict[str, Callable[[Lines, Tally], Labelled | None]] = {
+    "tsv": _parse_tsv,
+    "jsonl": _parse_jsonl,
+    "conll": _parse_conll,
+    "raw": _parse_raw,
+}
+
+
+def reading_error(error: OSError | pa.ArrowException, path: str) -> UserError:
+    """A file that cannot be read, as the user's to mend."""
+    return UserError(f"{path}: cannot be read: {error}")

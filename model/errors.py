@@ -1,0 +1,32 @@
+"""Errors that are answered with a message, never with a traceback."""
+
+
+class UserError(Exception):
+    """Something that the user can mend: the message says what is wrong, where, and how to mend it (exit code 2)."""
+
+
+class LineError(UserError):
+    """A line of an input file that cannot be used.
+
+    Attributes:
+        place: `file:line`, 1-based.
+        problem: what is wrong with the line and how to mend it.
+    """
+
+    def __init__(self, place: str, problem: str) -> None:
+        super().__init__(f"{place}: {problem}")
+        self.place = place
+        self.problem = problem
+
+
+class DivergedError(UserError):
+    """The training loss stopped being a finite number: a setting, most often the learning rate, has to change."""
+
+
+def listed(names: object, limit: int = 12) -> str:
+    """`a, b, c and 5 more` for an iterable of names; `nothing` when there are none."""
+    items = [str(name) for name in names]  # type: ignore[attr-defined]
+    if not items:
+        return "nothing"
+    tail = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return ", ".join(items[:limit]) + tail

@@ -1,0 +1,238 @@
+"""The training loop: steps, epochs, evaluation. It knows the other workers only through `Workers`.
+
+training = Training(config, tagger, train, valid)
+for figures in training.epochs():
+    print(figures["epoch"], figures["valid/keyphrase_f1"])
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from model import record
+from model.batch import Rows, collate, epoch_batches, ordered_batches
+from model.config import TaggerConfig, TrainingConfig
+from model.dataset import Split
+from model.errors import DivergedError
+from model.loss import dual_loss
+from model.metrics import Counts, count, summarise
+from model.optimizer import clip_gradients, lr_at, make_optimizers
+from model.tagger import Tagger
+from model.workers import Alone, Workers
+
+RANKED_BY = "valid/keyphrase_f1"
+EVALUATION_BATCH = 256
+_SECONDS_BETWEEN_REPORTS = 0.5
+_STEPS_BETWEEN_CHECKS = 50  # each asks the device for a number, so not every step
+
+Figures = dict[str, float]
+
+
+class Progress(NamedTuple):
+    """Where a running epoch stands. Losses are means per token since the epoch's beginning."""
+
+    epoch: int
+    step: int
+    steps: int
+    tokens_per_s: float
+    keyword_loss: float
+    keyphrase_loss: float
+
+
+class Evaluation(NamedTuple):
+    """Counts (texts, 8) in the split's order, and each head's loss as a mean per token."""
+
+    counts: Counts
+    keyword_loss: float
+    keyphrase_loss: float
+
+
+def new_tagger(config: TaggerConfig, words: int, seed: int, vectors: torch.Tensor | None = None) -> Tagger:
+    """A tagger with first weights that depend on the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Tagger(config, words, vectors)
+
+
+@torch.no_grad()
+def evaluate(module: nn.Module, split: Split, device: torch.device, workers: Workers | None = None) -> Evaluation:
+    """Measures a tagger on a split; several workers share the texts and all get the whole result."""
+    workers = workers or Alone()
+    module.eval()
+    counts = torch.zeros(len(split), 8, dtype=torch.long, device=device)
+    losses = torch.zeros(2, dtype=torch.float64, device=device)
+    for rows in ordered_batches(split.lengths, EVALUATION_BATCH)[workers.rank :: workers.size]:
+        batch = collate(split, rows).to(device)
+        logits = module(batch.ids, batch.lengths)
+        counts[torch.from_numpy(rows).to(device)] = count(logits, batch)
+        losses += torch.stack(dual_loss(logits, batch)).double()
+    keyword, keyphrase = (workers.sum(losses) / len(split.ids)).tolist()
+    return Evaluation(workers.sum(counts).cpu().numpy(), keyword, keyphrase)
+
+
+class Training:
+    """One tagger on its way through the epochs.
+
+    Attributes:
+        epoch: epochs that are finished.
+        history: the figures of each of them.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        tagger: Tagger,
+        train: Split,
+        valid: Split,
+        workers: Workers | None = None,
+        device: torch.device | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> None:
+        """
+        Args:
+            config: objective, optimiser, order of the data.
+            tagger: trained in place; moved to the device.
+            train, valid: what it learns from and what it is ranked on.
+            workers: the other processes, each of which runs this same loop.
+            device: where to compute, the CPU by default.
+            on_progress: called about twice a second.
+        """
+        self.config, self.train, self.valid = config, train, valid
+        self.workers: Workers = workers or Alone()
+        self.device = device or torch.device("cpu")
+        self.on_progress = on_progress
+        self.tagger = tagger.to(self.device)
+        self.module = self.workers.wrap(self.tagger)
+        self.optimizers = make_optimizers(self.tagger, config)
+        self.epoch = 0
+        self.history: list[Figures] = []
+
+    def epochs(self) -> Iterator[Figures]:
+        """Trains on, and gives the figures of each epoch when it ends, until the budget or the patience is spent.
+
+        Raises:
+            DivergedError: the loss is no longer a finite number.
+        """
+        while not self.finished:
+            yield self.run_epoch()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the budget of epochs is spent, or `patience` epochs brought no better F1."""
+        stale = len(self.history) - 1 - self.best if self.history else 0
+        return self.epoch >= self.config.epochs or bool(self.config.patience and stale >= self.config.patience)
+
+    @property
+    def best(self) -> int:
+        """Index in the history of the first epoch with the highest `valid/keyphrase_f1`."""
+        return int(np.argmax([figures[RANKED_BY] for figures in self.history]))
+
+    def state(self) -> dict[str, Any]:
+        """All that is needed to go on after this epoch; can be read with `torch.load(weights_only=True)`."""
+        return {
+            "tagger": self.tagger.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "epoch": self.epoch,
+            "history": self.history,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes back to a state."""
+        self.tagger.load_state_dict(state["tagger"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.epoch, self.history = state["epoch"], list(state["history"])
+
+    def run_epoch(self) -> Figures:
+        """Trains one epoch, evaluates, and gives the figures."""
+        began = time.perf_counter()
+        trained = self._train_epoch()
+        seconds = time.perf_counter() - began
+        evaluation = evaluate(self.module, self.valid, self.device, self.workers)
+        self.epoch += 1
+        alpha = self.config.alpha
+        self.history.append(
+            {
+                "epoch": self.epoch,
+                **trained,
+                "train/seconds": seconds,
+                "train/tokens_per_s": len(self.train.ids) / seconds,
+                "valid/loss": alpha * evaluation.keyword_loss + (1 - alpha) * evaluation.keyphrase_loss,
+                "valid/keyword_loss": evaluation.keyword_loss,
+                "valid/keyphrase_loss": evaluation.keyphrase_loss,
+                **{f"valid/{name}": value for name, value in summarise(evaluation.counts).items()},
+                **record.evaluation_keys(evaluation.counts),
+            }
+        )
+        return self.history[-1]
+
+    def _train_epoch(self) -> Figures:
+        lengths = self.train.lengths
+        batches = epoch_batches(lengths, self.config.batch, self.config.seed, self.epoch)
+        losses = torch.zeros(2, dtype=torch.float64, device=self.device)
+        first_bad = torch.full((), -1, device=self.device)
+        last_record, lr, tokens, reported = torch.zeros(0), 0.0, 0, time.perf_counter()
+        began = reported
+        self.module.train()
+        for step, rows in enumerate(batches):
+            lr = lr_at(self.config, self.epoch * len(batches) + step, len(batches))
+            sums, record_sums = self._step(rows, step, lr, last=step == len(batches) - 1)
+            losses += sums
+            first_bad = torch.where((first_bad < 0) & ~sums.isfinite().all(), step, first_bad)
+            tokens += int(lengths[rows].sum())
+            if step % _STEPS_BETWEEN_CHECKS == 0 or step == len(batches) - 1:
+                self._check(first_bad, len(batches))
+            if record_sums is not None:
+                last_record = record_sums
+            if self.on_progress and time.perf_counter() - reported > _SECONDS_BETWEEN_REPORTS:
+                reported = time.perf_counter()
+                share = (losses / tokens * self.workers.size).tolist()  # this worker's texts stand for all
+                self.on_progress(Progress(self.epoch + 1, step + 1, len(batches), tokens / (reported - began), *share))
+        keyword, keyphrase = (self.workers.sum(losses) / len(self.train.ids)).tolist()
+        total = self.config.alpha * keyword + (1 - self.config.alpha) * keyphrase
+        figures = {
+            "train/loss": total,
+            "train/keyword_loss": keyword,
+            "train/keyphrase_loss": keyphrase,
+            "train/lr": lr,
+        }
+        return figures | record.training_keys(self.workers.sum(last_record), len(batches[-1]), self.config.alpha, lr)
+
+    def _step(self, rows: Rows, step: int, lr: float, last: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """One update. Returns the two loss sums over this worker's share, and on the last step the record's sums."""
+        share = rows[self.workers.rank :: self.workers.size]
+        batch = collate(self.train, share).to(self.device)
+        torch.manual_seed(self._draw_of(step))
+        logits = self.module(batch.ids, batch.lengths)
+        sums = dual_loss(logits, batch)
+        # The workers' gradients are averaged, and the objective is a mean over the tokens of the global batch.
+        tokens = int(self.train.lengths[rows].sum())
+        (sums.total(self.config.alpha) * (self.workers.size / tokens)).backward()
+        self.workers.average_rows(self.tagger.embedding.weight)
+        if self.config.clip:
+            clip_gradients(self.tagger, self.config.clip)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
+            optimizer.zero_grad()
+        losses = torch.stack(sums).detach().double()
+        return losses, record.sums(logits, batch, losses) if last else None
+
+    def _draw_of(self, step: int) -> int:
+        """The seed of a step's dropout: a run that goes on from a checkpoint draws what it would have drawn."""
+        parts = [self.config.seed, self.epoch, step, self.workers.rank]
+        return int(np.random.SeedSequence(parts).generate_state(1)[0])
+
+    def _check(self, first_bad: torch.Tensor, steps: int) -> None:
+        step = int(first_bad)
+        if step >= 0:
+            lr = lr_at(self.config, self.epoch * steps + step, steps)
+            raise DivergedError(
+                f"the loss is no longer a number since epoch {self.epoch + 1}, step {step + 1} of {steps} (lr {lr:g}); "
+                f"train again with a lower training.lr or a smaller training.clip (now {self.config.clip:g})"
+            )

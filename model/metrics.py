@@ -1,0 +1,89 @@
+"""How good the tags are: counts per text, and the figures that follow from them.
+
+Keyphrase figures are micro-averaged over exact spans of the whole split, keyword figures over tokens. Exact match is the
+share of texts on which a head is wholly right. Intervals are 95 % bootstrap intervals over texts.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from model.batch import Batch
+from model.tagger import Logits
+from model.tags import IGNORED, O, decode, spans_of_tags
+
+RESAMPLES = 1000
+# Columns of the counts, for each head: rightly predicted, predicted, gold, wholly right (0 or 1).
+HEADS = ("keyphrase", "keyword")
+Counts = npt.NDArray[np.int64]
+
+
+def count(logits: Logits, batch: Batch) -> torch.Tensor:
+    """(B, 8) counts of each text: four columns of the keyphrase head, then four of the keyword head."""
+    predicted = decode(logits.keyphrase, batch.lengths)
+    return torch.cat([_count_spans(predicted, batch.keyphrase), _count_keywords(logits.keyword, batch.keyword)], dim=1)
+
+
+def _count_spans(predicted: torch.Tensor, gold: torch.Tensor) -> torch.Tensor:
+    rows, time = gold.shape
+    found, wanted = spans_of_tags(predicted), spans_of_tags(gold.clamp(min=O))
+    key = torch.tensor([(time + 1) ** 2, time + 1, 1], device=gold.device)
+    right = found[torch.isin((found * key).sum(1), (wanted * key).sum(1))]
+    columns = [torch.bincount(spans[:, 0], minlength=rows) for spans in (right, found, wanted)]
+    exact = (columns[0] == columns[1]) & (columns[0] == columns[2])
+    return torch.stack([*columns, exact.long()], dim=1)
+
+
+def _count_keywords(logits: torch.Tensor, gold: torch.Tensor) -> torch.Tensor:
+    real, predicted = gold != IGNORED, logits.argmax(-1) == 1
+    columns = [(mask & real).sum(1) for mask in (predicted & (gold == 1), predicted, gold == 1)]
+    exact = ((predicted == (gold == 1)) | ~real).all(1)
+    return torch.stack([*columns, exact.long()], dim=1)
+
+
+class Score(NamedTuple):
+    """Precision, recall and their harmonic mean. A figure with nothing to count is 0, never NaN."""
+
+    precision: npt.NDArray[np.float64]
+    recall: npt.NDArray[np.float64]
+    f1: npt.NDArray[np.float64]
+
+
+def score(right: npt.ArrayLike, predicted: npt.ArrayLike, gold: npt.ArrayLike) -> Score:
+    """The score that sums of counts give; elementwise on arrays."""
+    right, predicted, gold = (np.asarray(each, np.float64) for each in (right, predicted, gold))
+    return Score(
+        right / np.maximum(predicted, 1), right / np.maximum(gold, 1), 2 * right / np.maximum(predicted + gold, 1)
+    )
+
+
+def summarise(counts: Counts, seed: int = 0) -> dict[str, float]:
+    """The figures of a split.
+
+    Args:
+        counts: (texts, 8) as `count` gives them, in any order.
+        seed: of the bootstrap.
+
+    Returns:
+        For each head `<head>_f1`, `_precision`, `_recall`, `_f1_low`, `_f1_high` and `_exact_match`, all in 0 to 1.
+    """
+    # Texts with equal counts are alike to the bootstrap: drawing how often each kind of text comes is the same as
+    # drawing the texts, and costs no more for a million of them.
+    kinds, occurrences = np.unique(counts, axis=0, return_counts=True)
+    draws = np.random.default_rng(seed).multinomial(len(counts), occurrences / len(counts), size=RESAMPLES) @ kinds
+    sums = counts.sum(0)
+    figures: dict[str, float] = {}
+    for head, first in zip(HEADS, (0, 4), strict=True):
+        whole = score(*sums[first : first + 3])
+        low, high = np.percentile(score(*draws.T[first : first + 3]).f1, [2.5, 97.5])
+        figures |= {
+            f"{head}_f1": float(whole.f1),
+            f"{head}_precision": float(whole.precision),
+            f"{head}_recall": float(whole.recall),
+            f"{head}_f1_low": float(low),
+            f"{head}_f1_high": float(high),
+            f"{head}_exact_match": float(sums[first + 3] / len(counts)),
+        }
+    return figures

@@ -1,0 +1,161 @@
+"""Files by path or URI: the one place that knows about file systems.
+
+A location is a local path or a URI of any scheme that pyarrow (`s3://`, `gs://`, `hdfs://`, `file://`) or an installed
+fsspec package (`memory://`, `az://`, ...) knows. What is written appears whole or not at all.
+"""
+
+import fnmatch
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import fs
+
+from model.errors import UserError
+
+
+def is_remote(location: str) -> bool:
+    """Whether the location is a URI of something other than the local file system."""
+    return "://" in location and not location.startswith("file://")
+
+
+def absolute(location: str) -> str:
+    """The location in a form that means the same in every working directory of this machine."""
+    return location if "://" in location else str(Path(location).expanduser().resolve())
+
+
+def resolve(location: str) -> tuple[fs.FileSystem, str]:
+    """The file system of a location and the path inside it.
+
+    Raises:
+        UserError: the scheme is unknown, or its package is not installed.
+    """
+    if "://" not in location:
+        return fs.LocalFileSystem(), absolute(location)
+    try:
+        return fs.FileSystem.from_uri(location)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        pass  # not one of pyarrow's own schemes
+    import fsspec
+
+    try:
+        found, path = fsspec.core.url_to_fs(location)
+    except (ValueError, ImportError) as error:
+        raise UserError(f"{location}: cannot open this kind of storage: {error}") from error
+    return fs.PyFileSystem(fs.FSSpecHandler(found)), path
+
+
+def join(location: str, *parts: str) -> str:
+    """The location of something below another location."""
+    return "/".join([location.rstrip("/"), *parts])
+
+
+def kind(location: str) -> fs.FileType:
+    """File, Directory or NotFound."""
+    filesystem, path = resolve(location)
+    return filesystem.get_file_info(path).type
+
+
+def exists(location: str) -> bool:
+    """Whether there is a file or directory."""
+    return kind(location) != fs.FileType.NotFound
+
+
+def expand(pattern: str) -> list[str]:
+    """The files that a path, URI or glob (`*`, `?`, `[..]`; `*` also crosses folders) names, sorted.
+
+    Raises:
+        UserError: there are none, or the path is a directory.
+    """
+    found = kind(pattern)
+    if found == fs.FileType.File:
+        return [pattern]
+    if found == fs.FileType.Directory:
+        raise UserError(f"{pattern}: is a directory; name its files, for example {join(pattern, '*.jsonl')}")
+    if not any(mark in pattern for mark in "*?["):
+        raise UserError(f"{pattern}: no such file")
+    filesystem, path = resolve(pattern)
+    base = path[: min(path.find(mark) for mark in "*?[" if mark in path)].rpartition("/")[0]
+    selector = fs.FileSelector(base or "/", recursive=True, allow_not_found=True)
+    infos = filesystem.get_file_info(selector)
+    matches = sorted(i.path for i in infos if i.is_file and fnmatch.fnmatch(i.path, path))
+    if not matches:
+        raise UserError(f"{pattern}: no file matches")
+    scheme = pattern.partition("://")[0] + "://" if "://" in pattern else ""
+    return [scheme + match for match in matches]
+
+
+def read(location: str) -> bytes:
+    """All bytes of a file. Raises FileNotFoundError or another OSError."""
+    filesystem, path = resolve(location)
+    with filesystem.open_input_stream(path, compression=None) as stream:
+        return stream.read()
+
+
+def write(location: str, content: bytes) -> None:
+    """Replaces a file in one step: a reader sees the old content or the new, never a part.
+
+    Raises OSError, in which case the old content stands.
+    """
+    filesystem, path = resolve(location)
+    parent = path.rpartition("/")[0]
+    if parent:
+        filesystem.create_dir(parent, recursive=True)
+    if is_remote(location):  # object stores make an object visible when its upload is complete
+        with filesystem.open_output_stream(path, compression=None) as stream:
+            stream.write(content)
+        return
+    temporary = Path(f"{path}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_directory(location: str, marker: str) -> Iterator[Path]:
+    """A local folder to fill, which becomes the directory `location` when the block ends without an error.
+
+    A local directory is moved into place in one step. On other storage the files are copied and `marker`, the file
+    without which nobody takes the directory for whole, comes last. What stood at `location` is replaced.
+
+    Raises:
+        OSError: the storage is full or cannot be written; nothing is left behind.
+    """
+    if is_remote(location):
+        with tempfile.TemporaryDirectory(prefix="tandem-") as name:
+            yield Path(name)
+            _upload(Path(name), location, marker)
+        return
+    target = Path(resolve(location)[1])
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.part"
+    replaced = staging.with_suffix(".old")
+    staging.mkdir()
+    try:
+        yield staging
+        if target.exists():
+            target.rename(replaced)
+        staging.rename(target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _upload(folder: Path, location: str, marker: str) -> None:
+    filesystem, path = resolve(location)
+    filesystem.create_dir(path, recursive=True)
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    for file in sorted(files, key=lambda file: (file.name == marker, file)):
+        name = file.relative_to(folder).as_posix()
+        filesystem.create_dir(f"{path}/{name}".rpartition("/")[0], recursive=True)
+        fs.copy_files(str(file), f"{path}/{name}", destination_filesystem=filesystem)

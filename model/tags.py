@@ -1,0 +1,92 @@
+"""BIOES tags: the alphabet of the keyphrase head, its legal sequences, and the way to and from spans.
+
+A span is (start, end), token indices, half-open, 0-based. A token inside a span is a keyword.
+"""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+TAGS = ("O", "B", "I", "E", "S")
+O, B, I, E, S = range(5)  # noqa: E741 - the tags' own names
+
+# LEGAL[i, j]: tag j may follow tag i. A sequence may start with O, B or S and must end with O, E or S.
+LEGAL = torch.zeros(5, 5, dtype=torch.bool)
+for _previous in (O, E, S):
+    LEGAL[_previous, [O, B, S]] = True
+for _previous in (B, I):
+    LEGAL[_previous, [I, E]] = True
+MAY_START = LEGAL[O]
+MAY_END = LEGAL[:, O]
+
+IGNORED = -100  # the label of padding, left out of every loss and count
+
+
+def tags_of_spans(spans: npt.NDArray[np.int64], tokens: int) -> npt.NDArray[np.int8]:
+    """The BIOES tags of a run of tokens.
+
+    Args:
+        spans: (spans, 2) starts and ends, disjoint and not empty.
+        tokens: how many tokens there are.
+
+    Returns:
+        (tokens,) tags.
+    """
+    tags = np.zeros(tokens, np.int8)
+    starts, ends = spans[:, 0], spans[:, 1]
+    lengths = ends - starts
+    inside = np.repeat(starts, lengths) + np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    tags[inside] = I
+    tags[starts] = B
+    tags[ends - 1] = E
+    tags[starts[lengths == 1]] = S
+    return tags
+
+
+def spans_of_tags(tags: torch.Tensor) -> torch.Tensor:
+    """The spans of legal tag sequences.
+
+    Args:
+        tags: (batch, time) tags, O in the padding; every row a legal sequence.
+
+    Returns:
+        (spans, 3) of row, start, end, in order of row and start.
+    """
+    starts = torch.nonzero((tags == B) | (tags == S))
+    ends = torch.nonzero((tags == E) | (tags == S))
+    # In a legal row starts and ends alternate, so the k-th start belongs to the k-th end.
+    return torch.cat([starts, ends[:, 1:] + 1], dim=1)
+
+
+def decode(logits: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """The likeliest legal BIOES sequence of each row (Viterbi over log-probabilities, illegal steps shut).
+
+    Args:
+        logits: (batch, time, 5) of the keyphrase head.
+        lengths: (batch,) tokens of each row, at least 1.
+
+    Returns:
+        (batch, time) tags, O in the padding.
+    """
+    scores = torch.log_softmax(logits.float(), dim=-1)
+    batch, time, _ = scores.shape
+    device = scores.device
+    shut = torch.tensor(float("-inf"), device=device)
+    padding = torch.arange(time, device=device) >= lengths.to(device)[:, None]
+    only_o = torch.full((5,), float("-inf"), device=device)
+    only_o[O] = 0.0  # padding is O, so that a row's last real tag must be one that may end
+    scores = torch.where(padding[..., None], only_o, scores)
+    steps = torch.where(LEGAL.to(device), 0.0, shut)  # (from, to)
+
+    best = scores[:, 0] + torch.where(MAY_START.to(device), 0.0, shut)
+    came_from = torch.zeros(batch, time, 5, dtype=torch.long, device=device)
+    for t in range(1, time):
+        best, came_from[:, t] = (best[:, :, None] + steps).max(dim=1)
+        best = best + scores[:, t]
+    tag = (best + torch.where(MAY_END.to(device), 0.0, shut)).argmax(dim=1)
+
+    tags = torch.zeros(batch, time, dtype=torch.long, device=device)
+    for t in range(time - 1, -1, -1):
+        tags[:, t] = tag
+        tag = came_from[:, t].gather(1, tag[:, None])[:, 0]
+    return tags
