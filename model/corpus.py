@@ -18,8 +18,6 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-import pyarrow as pa
-
 from model import hashtags, storage
 from model.errors import LineError, UserError
 
@@ -171,6 +169,12 @@ def open_lines(path: str) -> io.BufferedReader:
     return io.BufferedReader(filesystem.open_input_stream(inside), 1 << 20)
 
 
+def text_of_line(raw: bytes, place: str, jsonl: bool) -> str:
+    """The unlabelled text of a line, plain or `{"text"}`. Raises LineError."""
+    line = _decode(raw, place)
+    return _text(_json_object(line, place).get("text"), place) if jsonl and line.strip() else line
+
+
 def _looks_conll(line: str) -> bool:
     columns = line.split()
     return len(columns) >= 2 and bool(_TAG.match(columns[-1])) and ("\t" in line or len(columns) == 2)
@@ -293,8 +297,3 @@ _PARSERS: dict[str, Callable[[Lines, Tally], Labelled | None]] = {
     "conll": _parse_conll,
     "raw": _parse_raw,
 }
-
-
-def reading_error(error: OSError | pa.ArrowException, path: str) -> UserError:
-    """A file that cannot be read, as the user's to mend."""
-    return UserError(f"{path}: cannot be read: {error}")

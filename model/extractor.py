@@ -58,11 +58,11 @@ class Extractor:
         """The keyphrases of one text, in order."""
         return next(self.many([text]))
 
-    def many(self, texts: Iterable[str]) -> Iterator[list[Keyphrase]]:
-        """The keyphrases of each text, in order of the texts; few texts are held at a time."""
+    def many(self, texts: Iterable[str], held: int = TEXTS_HELD) -> Iterator[list[Keyphrase]]:
+        """The keyphrases of each text, in order of the texts; `held` texts are read and answered at a time."""
         texts = iter(texts)
-        while held := list(islice(texts, TEXTS_HELD)):
-            yield from self._extract(held)
+        while chunk := list(islice(texts, held)):
+            yield from self._extract(chunk)
 
     @torch.no_grad()
     def _extract(self, texts: list[str]) -> list[list[Keyphrase]]:

@@ -185,7 +185,7 @@ class Training:
             first_bad = torch.where((first_bad < 0) & ~sums.isfinite().all(), step, first_bad)
             tokens += int(lengths[rows].sum())
             if step % _STEPS_BETWEEN_CHECKS == 0 or step == len(batches) - 1:
-                self._check(first_bad, len(batches))
+                self._check(first_bad, step, len(batches))
             if record_sums is not None:
                 last_record = record_sums
             if self.on_progress and time.perf_counter() - reported > _SECONDS_BETWEEN_REPORTS:
@@ -228,11 +228,13 @@ class Training:
         parts = [self.config.seed, self.epoch, step, self.workers.rank]
         return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
-    def _check(self, first_bad: torch.Tensor, steps: int) -> None:
-        step = int(first_bad)
-        if step >= 0:
-            lr = lr_at(self.config, self.epoch * steps + step, steps)
-            raise DivergedError(
-                f"the loss is no longer a number since epoch {self.epoch + 1}, step {step + 1} of {steps} (lr {lr:g}); "
-                f"train again with a lower training.lr or a smaller training.clip (now {self.config.clip:g})"
-            )
+    def _check(self, first_bad: torch.Tensor, now: int, steps: int) -> None:
+        """Stops all workers together when the loss of one is no longer a finite number."""
+        if not int(self.workers.sum((first_bad >= 0).long())):
+            return
+        step = int(first_bad) if first_bad >= 0 else now
+        lr = lr_at(self.config, self.epoch * steps + step, steps)
+        raise DivergedError(
+            f"the loss is no longer a number since epoch {self.epoch + 1}, step {step + 1} of {steps} (lr {lr:g}); "
+            f"train again with a lower training.lr or a smaller training.clip (now {self.config.clip:g})"
+        )

@@ -51,8 +51,9 @@ def resolve(location: str) -> tuple[fs.FileSystem, str]:
 
 
 def join(location: str, *parts: str) -> str:
-    """The location of something below another location."""
-    return "/".join([location.rstrip("/"), *parts])
+    """The location of something below another location; a URI keeps its `?options`."""
+    base, mark, options = location.partition("?") if "://" in location else (location, "", "")
+    return "/".join([base.rstrip("/"), *parts]) + mark + options
 
 
 def kind(location: str) -> fs.FileType:
@@ -77,17 +78,19 @@ def expand(pattern: str) -> list[str]:
         return [pattern]
     if found == fs.FileType.Directory:
         raise UserError(f"{pattern}: is a directory; name its files, for example {join(pattern, '*.jsonl')}")
-    if not any(mark in pattern for mark in "*?["):
-        raise UserError(f"{pattern}: no such file")
     filesystem, path = resolve(pattern)
+    if not any(mark in path for mark in "*?["):
+        raise UserError(f"{pattern}: no such file")
     base = path[: min(path.find(mark) for mark in "*?[" if mark in path)].rpartition("/")[0]
     selector = fs.FileSelector(base or "/", recursive=True, allow_not_found=True)
     infos = filesystem.get_file_info(selector)
     matches = sorted(i.path for i in infos if i.is_file and fnmatch.fnmatch(i.path, path))
     if not matches:
         raise UserError(f"{pattern}: no file matches")
-    scheme = pattern.partition("://")[0] + "://" if "://" in pattern else ""
-    return [scheme + match for match in matches]
+    if "://" not in pattern:
+        return matches
+    scheme, mark, options = pattern.partition("://")[0], *pattern.partition("?")[1:]
+    return [f"{scheme}://{match}{mark}{options}" for match in matches]
 
 
 def read(location: str) -> bytes:
@@ -119,6 +122,12 @@ def write(location: str, content: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove(location: str) -> None:
+    """Deletes a file. Raises OSError where there is none."""
+    filesystem, path = resolve(location)
+    filesystem.delete_file(path)
 
 
 @contextmanager

@@ -1,0 +1,124 @@
+"""The cluster: joining or starting it, what it has, and whether a request can ever be granted."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model import storage
+from model.config import RunConfig
+from model.errors import UserError
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a cluster has in all, and the number of its nodes."""
+
+    cpus: int
+    gpus: int
+    nodes: int
+
+
+@dataclass(frozen=True)
+class Share:
+    """What each of `workers` workers asks for."""
+
+    workers: int
+    cpus: int
+    gpu: bool
+
+    def __str__(self) -> str:
+        return f"{self.workers} x ({self.cpus} CPU{', 1 GPU' if self.gpu else ''})"
+
+
+def cluster_address() -> str | None:
+    """The cluster that RAY_ADDRESS names (a submitted job finds it set); None for one of our own on this machine."""
+    return os.environ.get("RAY_ADDRESS") or None
+
+
+def this_machine() -> Resources:
+    """What a cluster of our own would have."""
+    import torch
+
+    return Resources(len(os.sched_getaffinity(0)), torch.cuda.device_count(), 1)
+
+
+def look() -> Resources:
+    """What the cluster has, without starting one."""
+    return connect() if cluster_address() else this_machine()
+
+
+def connect() -> Resources:
+    """Joins the cluster of RAY_ADDRESS, or starts one on this machine that ends with this process."""
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # a report waits for this poll: 2 s by default
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "120")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    if not ray.is_initialized():
+        address = cluster_address()
+        if address:
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        else:
+            here = this_machine()
+            ray.init(
+                address="local",
+                num_cpus=here.cpus,
+                num_gpus=here.gpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+            )
+    total = ray.cluster_resources()
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    return Resources(int(total.get("CPU", 0)), int(total.get("GPU", 0)), nodes)
+
+
+def share_out(run: RunConfig, cluster: Resources) -> Share:
+    """What each worker gets.
+
+    Raises:
+        UserError: the cluster does not have it; the arithmetic is shown.
+    """
+    gpu = run.device == "cuda" or (run.device == "auto" and cluster.gpus >= run.workers)
+    cpus = run.cpus_per_worker or (max(1, cluster.cpus // run.workers) if cluster.nodes == 1 else 1)
+    share = Share(run.workers, cpus, gpu)
+    if run.workers * cpus > cluster.cpus:
+        raise UserError(
+            f"{share} asks for {run.workers * cpus} CPUs, and the cluster has {cluster.cpus}; "
+            f"lower --workers or run.cpus_per_worker, or join a larger cluster with RAY_ADDRESS"
+        )
+    if gpu and run.workers > cluster.gpus:
+        raise UserError(
+            f"{share} asks for {run.workers} GPUs, and the cluster has {cluster.gpus}; lower --workers or use --device cpu"
+        )
+    return share
+
+
+def check_storage(location: str, cluster: Resources) -> None:
+    """Raises UserError where runs cannot be written, or where the other nodes would not see them."""
+    if cluster.nodes > 1 and not storage.is_remote(location) and not _is_mounted(Path(storage.absolute(location))):
+        raise UserError(
+            f"storage {location}: is a local path, and the cluster has {cluster.nodes} nodes; give --storage a path on a "
+            f"file system that every node mounts, or a URI such as s3://bucket/runs"
+        )
+    probe = storage.join(location, ".writable")
+    try:
+        storage.write(probe, b"probe")
+        storage.remove(probe)
+    except OSError as error:
+        raise UserError(f"storage {location}: cannot be written: {error}; choose another with --storage") from None
+
+
+def _is_mounted(path: Path) -> bool:
+    """Whether a path lies on a file system of its own, as network file systems do."""
+    return any(parent != Path("/") and parent.is_mount() for parent in (path, *path.parents))
+
+
+def describe(share: Share, cluster: Resources) -> dict[str, Any]:
+    """The request and the cluster, for `--dry-run`."""
+    return {
+        "asks": {"workers": share.workers, "cpus_per_worker": share.cpus, "gpus_per_worker": int(share.gpu)},
+        "cluster": {"cpus": cluster.cpus, "gpus": cluster.gpus, "nodes": cluster.nodes},
+    }

@@ -1,0 +1,263 @@
+"""The main job: one training on Ray Train, from a configuration to a bundle.
+
+A run's folder, `<storage>/<name>/`:
+
+    config.json            the whole configuration
+    metrics.jsonl          the figures of each epoch
+    checkpoint_epoch_*/    the best and the last epoch, to resume from
+    bundle/                the finished tagger, with the weights of the best epoch
+    result.json            what `train --json` prints; there when the run is finished
+    wandb/                 what W&B keeps (local storage only)
+"""
+
+import json
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from distributed.checkpoint import load_checkpoint
+from distributed.scale import Resources, Share, check_storage, connect, describe, look, share_out
+from distributed.tracking import Tracker
+from model import storage
+from model.batch import smallest_batch
+from model.bundle import save_bundle
+from model.config import Config, make_config
+from model.dataset import Dataset
+from model.errors import DivergedError, UserError
+from model.loop import RANKED_BY
+
+OnEvent = Callable[[str, Any], None]
+_POLL_SECONDS = 0.2
+
+
+class RunFailedError(Exception):
+    """The run failed for a reason that is not the user's mistake (exit code 1)."""
+
+
+def new_run(config: Config) -> Config:
+    """The configuration of a run that begins: with a name, and with locations that hold on every worker.
+
+    Raises:
+        UserError: a run of this name exists.
+    """
+    name = config.run.name or time.strftime("run-%Y%m%d-%H%M%S")
+    settled = {"name": name, "storage": storage.absolute(config.run.storage)}
+    config = config.model_copy(
+        update={"data": storage.absolute(config.data), "run": config.run.model_copy(update=settled)}
+    )
+    if storage.exists(storage.join(run_folder(config), "config.json")):
+        raise UserError(
+            f"{run_folder(config)}: a run of this name exists; go on with --resume {name}, or choose another --name"
+        )
+    return config
+
+
+def resumed_run(name: str, location: str, changes: dict[str, Any]) -> Config:
+    """The configuration of a run that goes on.
+
+    Args:
+        name: of the run.
+        location: the storage that its folder lies in.
+        changes: fields of `run` to change; nothing else may, for the numbers would.
+
+    Raises:
+        UserError: there is no such run, or a change would alter the numbers.
+    """
+    place = storage.join(storage.absolute(location), name, "config.json")
+    try:
+        tree = json.loads(storage.read(place))
+    except FileNotFoundError:
+        raise UserError(f"{place}: no run of this name; see --storage, or start it with --name {name}") from None
+    except ValueError as error:
+        raise UserError(f"{place}: is damaged: {error}") from None
+    for part in ("tagger", "training"):
+        other = {key: value for key, value in changes.get(part, {}).items() if tree[part].get(key) != value}
+        if other:
+            raise UserError(
+                f"--resume {name}: {', '.join(f'{part}.{key}' for key in other)} would change the numbers of a run that has "
+                f"begun; start a new run with another --name"
+            )
+    data = changes.get("data")
+    if data is not None and storage.absolute(data) != tree["data"]:
+        raise UserError(f"--resume {name}: the run was begun on {tree['data']}; leave --data out, or start a new run")
+    tree["run"] |= changes.get("run", {}) | {"name": name, "storage": storage.absolute(location)}
+    return make_config(tree, place)
+
+
+def run_folder(config: Config) -> str:
+    """Where a run's files lie."""
+    assert config.run.name is not None
+    return storage.join(config.run.storage, config.run.name)
+
+
+def check(config: Config, cluster: Resources) -> Share:
+    """All that can be known before any work is done: the dataset, the batch, the resources.
+
+    Raises:
+        UserError: the run could not be carried out.
+    """
+    dataset = Dataset(config.data)
+    dataset.require("train")
+    dataset.require("valid")
+    smallest = smallest_batch(dataset.rows("train"), config.training.batch)
+    if config.run.workers > smallest:
+        raise UserError(
+            f"{config.run.workers} workers, but the smallest batch has {smallest} texts ({dataset.rows('train')} texts in "
+            f"batches of {config.training.batch}); lower --workers or raise --batch"
+        )
+    size = (dataset.info.get("vectors") or {}).get("size", config.tagger.embedding)
+    if config.tagger.vectors and size != config.tagger.embedding:
+        raise UserError(
+            f"{config.data}: its word vectors have {size} values, and tagger.embedding is {config.tagger.embedding}; "
+            f"use --set tagger.embedding={size}, or --set tagger.vectors=false to do without them"
+        )
+    return share_out(config.run, cluster)
+
+
+def dry_run(config: Config) -> dict[str, Any]:
+    """The resolved configuration and what would be asked of the cluster; runs nothing."""
+    cluster = look()
+    share = check(config, cluster)
+    return {"name": config.run.name, "config": config.model_dump(), **describe(share, cluster)}
+
+
+def train(config: Config, on_event: OnEvent) -> dict[str, Any]:
+    """Trains, or goes on with a run that was cut off, and writes its bundle.
+
+    Args:
+        config: from `new_run` or `resumed_run`.
+        on_event: told of progress (`progress`, dict), of finished epochs (`epoch`, figures) and of what goes on
+            (`note`, str); called in this thread.
+
+    Returns:
+        What `train --json` prints.
+
+    Raises:
+        UserError: it could not be carried out, or diverged.
+        RunFailedError: it failed.
+    """
+    folder = run_folder(config)
+    finished = storage.join(folder, "result.json")
+    if storage.exists(finished):
+        on_event("note", f"{folder} is finished already; nothing to do")
+        return json.loads(storage.read(finished))
+    check(config, look())  # a mistake is answered at once, not after Ray's start
+    cluster = connect()
+    share = share_out(config.run, cluster)
+    check_storage(config.run.storage, cluster)
+    storage.write(storage.join(folder, "config.json"), json.dumps(config.model_dump(), indent=2).encode())
+    began = time.perf_counter()
+    with Tracker(config, folder) as tracker:
+        on_event("note", f"run {config.run.name}: {share} on {cluster.nodes} node(s), {tracker.where}")
+
+        def relay(kind: str, value: Any) -> None:
+            if kind == "epoch":
+                tracker.epoch(value)
+            on_event(kind, value)
+
+        best = _fit(config, share, folder, relay)
+        result = _finish(config, folder, best, time.perf_counter() - began)
+        tracker.finish(result)
+    storage.write(finished, json.dumps(result, indent=2).encode())
+    return result
+
+
+def _fit(config: Config, share: Share, folder: str, on_event: OnEvent) -> Any:
+    """Runs the trainer beside this thread, which passes events on and stays free for Ctrl-C. Returns the checkpoint."""
+    from ray.util.queue import Queue
+
+    events = Queue(actor_options={"num_cpus": 0})
+    trainer = _trainer(config, share, folder, events)
+    outcome: list[Any] = []
+
+    def fit() -> None:
+        try:
+            outcome.append(trainer.fit())
+        except Exception as error:  # carried over to the thread that waits
+            outcome.append(error)
+
+    thread = threading.Thread(target=fit, name="trainer", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(_POLL_SECONDS)
+        _drain(events, on_event)
+    events.shutdown()
+    if isinstance(outcome[0], Exception):
+        raise _explained(outcome[0], folder) from outcome[0]
+    if outcome[0].return_value is not None:
+        raise DivergedError(outcome[0].return_value)
+    return max(outcome[0].best_checkpoints, key=lambda pair: pair[1][RANKED_BY])[0]
+
+
+def _trainer(config: Config, share: Share, folder: str, events: Any) -> Any:
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from distributed.worker import train_worker
+
+    filesystem, path = storage.resolve(config.run.storage)
+    settings = {"config": config.model_dump(), "run": folder, "threads": share.cpus, "events": events}
+    return TorchTrainer(
+        train_worker,
+        train_loop_config=settings,
+        torch_config=TorchConfig(backend="nccl" if share.gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=share.workers,
+            use_gpu=share.gpu,
+            resources_per_worker={"CPU": share.cpus, "GPU": int(share.gpu)},
+        ),
+        run_config=ray.train.RunConfig(
+            name=config.run.name,
+            storage_path=path,
+            storage_filesystem=filesystem if storage.is_remote(config.run.storage) else None,
+            failure_config=ray.train.FailureConfig(max_failures=config.run.retries, controller_failure_limit=2),
+            checkpoint_config=ray.train.CheckpointConfig(
+                num_to_keep=1, checkpoint_score_attribute=RANKED_BY, checkpoint_score_order="max"
+            ),
+            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+        ),
+    )
+
+
+def _drain(events: Any, on_event: OnEvent) -> None:
+    waiting = events.qsize()
+    for kind, value in events.get_nowait_batch(waiting) if waiting else []:
+        on_event(kind, value)
+
+
+def _explained(error: Exception, folder: str) -> Exception:
+    """A failed fit as an error that says what to do."""
+    failures = getattr(error, "worker_failures", None) or {}
+    for rank, cause in failures.items():
+        if isinstance(cause, UserError):
+            return cause
+        if isinstance(cause, OSError) and cause.errno is not None:
+            return UserError(f"{folder}: worker {rank} could not read or write: {cause}; make room, then use --resume")
+    return RunFailedError(f"{folder}: the training failed: {error}; go on from its last checkpoint with --resume")
+
+
+def _finish(config: Config, folder: str, checkpoint: Any, seconds: float) -> dict[str, Any]:
+    """Writes the bundle from the best checkpoint and gives the run's result."""
+    with checkpoint.as_directory() as local:
+        state = load_checkpoint(local)
+    lines = storage.read(storage.join(folder, "metrics.jsonl")).decode().splitlines()
+    history = [json.loads(line) for line in lines]
+    figures = {
+        name.removeprefix("valid/"): value
+        for name, value in history[state["epoch"] - 1].items()
+        if name.startswith(("valid/keyphrase_", "valid/keyword_")) and not name.endswith("_loss")
+    }
+    bundle = storage.join(folder, "bundle")
+    save_bundle(bundle, config, Dataset(config.data).tokenizer_bytes(), state["tagger"], {"split": "valid", **figures})
+    return {
+        "name": config.run.name,
+        "bundle": bundle,
+        "epochs": len(history),
+        "best_epoch": state["epoch"],
+        "seconds": round(seconds, 3),
+        "tokens_per_s": round(statistics.median(epoch["train/tokens_per_s"] for epoch in history), 1),
+        "valid": figures,
+        **figures,
+    }

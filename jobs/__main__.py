@@ -1,0 +1,21 @@
+"""`python -m jobs COMMAND`."""
+
+import typer
+
+from jobs.evaluate import evaluate
+from jobs.extract import extract
+from jobs.prepare import prepare
+from jobs.train import train
+
+app = typer.Typer(
+    help="Tandem: train, tune and use a keyphrase tagger for short texts, on Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for job in (prepare, train, evaluate, extract):
+    app.command()(job)
+
+if __name__ == "__main__":
+    app(prog_name="python -m jobs")

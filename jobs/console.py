@@ -1,0 +1,193 @@
+"""What every command shares: errors and exit codes, the result line, and progress.
+
+stdout carries results, stderr everything else. Exit codes: 0 done, 1 failed run, 2 the user's mistake, 130 Ctrl-C,
+143 SIGTERM.
+"""
+
+import errno
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+import typer
+
+from model.errors import UserError
+
+FAILED, MISTAKE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
+# What the machine or its owner has to mend, not the program.
+_USERS_ERRNO = {
+    errno.ENOSPC,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EDQUOT,
+}
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived."""
+
+
+def say(text: str) -> None:
+    """A line for the person who watches."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def print_json(result: dict[str, Any]) -> None:
+    """The result as one line, the last of stdout."""
+    print(json.dumps(result, ensure_ascii=False), flush=True)
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Turns what a command raises into one clear message and the right exit code."""
+
+    @wraps(function)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        signal.signal(signal.SIGTERM, _terminate)
+        try:
+            function(*args, **kwargs)
+            sys.stdout.flush()
+        except UserError as error:
+            _stop(f"error: {error}", MISTAKE)
+        except BrokenPipeError:  # the reader of our output, such as head, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
+        except OSError as error:
+            if error.errno not in _USERS_ERRNO:
+                raise
+            _stop(f"error: {error}; make room or choose another place", MISTAKE)
+        except KeyboardInterrupt:
+            _stop("interrupted", INTERRUPTED)
+        except Terminated:
+            _stop("terminated", TERMINATED)
+
+    return guarded
+
+
+def _terminate(*_: Any) -> None:
+    raise Terminated
+
+
+def _stop(message: str, code: int) -> None:
+    say(message)
+    raise typer.Exit(code) from None
+
+
+def clock(seconds: float) -> str:
+    """`1:05` or `2:03:00`."""
+    minutes, rest = divmod(round(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class TrainingView:
+    """Shows a training: one line that is rewritten on a terminal, else a plain line now and then."""
+
+    PLAIN_SECONDS = 10.0
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+        self.f1: float | None = None
+        self.began = time.monotonic()
+        self.first: float | None = None  # share of the work that was done when the first progress came
+        self.printed = 0.0
+        self.live: Any = None
+
+    def __enter__(self) -> "TrainingView":
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.live import Live
+
+            self.live = Live(
+                "starting the workers ...", console=Console(stderr=True), refresh_per_second=4, transient=True
+            )
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self.live:
+            self.live.stop()
+
+    def event(self, kind: str, value: Any) -> None:
+        """Takes an event of `distributed.train.train`."""
+        if kind == "progress":
+            self._progress(value)
+        elif kind == "epoch":
+            self._epoch(value)
+        else:
+            self._line(value)
+
+    def _progress(self, at: dict[str, Any]) -> None:
+        text = (
+            f"epoch {at['epoch']}/{self.epochs}  step {at['step']}/{at['steps']}  {at['tokens_per_s']:,.0f} tokens/s  "
+            f"keyword loss {at['keyword_loss']:.4f}  keyphrase loss {at['keyphrase_loss']:.4f}  "
+            f"valid F1 {'-' if self.f1 is None else format(self.f1, '.4f')}  left {self._left(at)}"
+        )
+        if self.live:
+            self.live.update(text)
+        elif time.monotonic() - self.printed > self.PLAIN_SECONDS:
+            self.printed = time.monotonic()
+            say(text)
+
+    def _left(self, at: dict[str, Any]) -> str:
+        done = (at["epoch"] - 1 + at["step"] / at["steps"]) / self.epochs
+        if self.first is None:
+            self.first, self.began = done, time.monotonic()
+        gone = done - self.first
+        return clock((time.monotonic() - self.began) / gone * (1 - done)) if gone > 0 else "-"
+
+    def _epoch(self, figures: dict[str, float]) -> None:
+        self.f1 = figures["valid/keyphrase_f1"]
+        self._line(
+            f"epoch {figures['epoch']:.0f}/{self.epochs}  loss {figures['train/loss']:.4f}  valid: "
+            f"keyphrase F1 {self.f1:.4f} ({figures['valid/keyphrase_f1_low']:.4f} to "
+            f"{figures['valid/keyphrase_f1_high']:.4f})  keyword F1 {figures['valid/keyword_f1']:.4f}  "
+            f"{figures['train/tokens_per_s']:,.0f} tokens/s"
+        )
+
+    def _line(self, text: str) -> None:
+        if self.live:
+            self.live.console.print(text, highlight=False, markup=False)
+        else:
+            say(text)
+
+
+def table(figures: dict[str, float]) -> str:
+    """The figures of both heads as lines."""
+    lines = ["            F1      95 % interval     precision  recall  exact match"]
+    for head in ("keyphrase", "keyword"):
+        get = {
+            name: figures[f"{head}_{name}"]
+            for name in ("f1", "f1_low", "f1_high", "precision", "recall", "exact_match")
+        }
+        lines.append(
+            f"{head:<10}  {get['f1']:.4f}  {get['f1_low']:.4f} to {get['f1_high']:.4f}  {get['precision']:.4f}     "
+            f"{get['recall']:.4f}  {get['exact_match']:.4f}"
+        )
+    return "\n".join(lines)
+
+
+@contextmanager
+def counting(what: str) -> Iterator[Callable[[int], None]]:
+    """Gives a function to tell how many are done; shows it on a terminal."""
+    began, shown = time.monotonic(), 0.0
+
+    def tell(done: int) -> None:
+        nonlocal shown
+        now = time.monotonic()
+        if sys.stderr.isatty() and now - shown > 0.5:
+            shown = now
+            print(f"\r{done:,} {what}  {done / max(now - began, 1e-9):,.0f}/s", end="", file=sys.stderr, flush=True)
+
+    yield tell
+    if shown:
+        print(file=sys.stderr)

@@ -1,0 +1,73 @@
+"""`python -m jobs prepare`: labelled files -> dataset directory."""
+
+from typing import Annotated
+
+import typer
+
+from jobs.console import command, print_json, say
+
+
+@command
+def prepare(
+    train: Annotated[
+        list[str], typer.Argument(help="Training files: paths, URIs or globs; TSV, JSONL, CoNLL or raw tweets.")
+    ],
+    out: Annotated[str, typer.Option(help="Dataset directory to make.")],
+    valid: Annotated[
+        list[str] | None, typer.Option(help="Validation files; a tenth of the training texts otherwise.")
+    ] = None,
+    test: Annotated[
+        list[str] | None, typer.Option(help="Test files; a tenth where --valid is not given either.")
+    ] = None,
+    format: Annotated[str, typer.Option(help="tsv, jsonl, conll or raw; told by the content otherwise.")] = "auto",
+    min_frequency: Annotated[int, typer.Option(min=1, help="Words seen less often become <unk>.")] = 1,
+    max_words: Annotated[int, typer.Option(min=3, help="Size of the vocabulary at most.")] = 1_000_000,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longer texts are left out.")] = 1_000,
+    vectors: Annotated[
+        str | None, typer.Option(help="Word vectors to begin from: word2vec, GloVe or fastText.")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse the input instead of leaving anything out.")] = False,
+    skip_bad_lines: Annotated[
+        bool, typer.Option("--skip-bad-lines", help="Leave out lines that cannot be used instead of stopping there.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a dataset that stands at --out.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+) -> None:
+    """Make a dataset directory from labelled files, and say what was left out and why."""
+    from model.prepare import Recipe
+    from model.prepare import prepare as make
+
+    recipe = Recipe(
+        train=train,
+        out=out,
+        valid=valid or [],
+        test=test or [],
+        format=format,
+        min_frequency=min_frequency,
+        max_words=max_words,
+        max_tokens=max_tokens,
+        vectors=vectors,
+        strict=strict,
+        skip_bad_lines=skip_bad_lines,
+        overwrite=overwrite,
+    )
+    info = make(recipe)
+    for split, facts in info["splits"].items():
+        say(f"{split}: {facts['rows']:,} texts, {facts['tokens']:,} tokens, {facts['keyphrases']:,} keyphrases")
+        tell_skipped(facts["skipped"], facts["skipped_places"])
+    if info["vectors"]:
+        found = info["vectors"]
+        share = found["words_covered"] / found["words"]
+        say(
+            f"vectors: {found['words_covered']:,} of {found['words']:,} words ({share:.1%}) have one, of {found['size']} values"
+        )
+    say(f"{info['words']:,} words; {out} is ready: python -m jobs train --data {out}")
+    if json:
+        print_json({"out": out, **info})
+
+
+def tell_skipped(counts: dict[str, int], places: dict[str, list[str]]) -> None:
+    """What was left out or changed, the most frequent first, with places."""
+    for reason, number in sorted(counts.items(), key=lambda item: -item[1]):
+        more = ", ..." if number > len(places[reason]) else ""
+        say(f"  {number:,} x {reason}: {', '.join(places[reason])}{more}")

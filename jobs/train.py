@@ -1,0 +1,106 @@
+"""`python -m jobs train`: dataset directory -> run folder with a bundle, on Ray Train."""
+
+from typing import Annotated, Any
+
+import typer
+
+from jobs.console import TrainingView, command, print_json, say, table
+
+
+@command
+def train(
+    data: Annotated[str | None, typer.Option(help="Dataset directory made by prepare.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run; made from the time otherwise.")] = None,
+    resume: Annotated[str | None, typer.Option(help="Name of a run to go on with from its last checkpoint.")] = None,
+    config: Annotated[str | None, typer.Option(help="Configuration file, YAML or JSON.")] = None,
+    set: Annotated[list[str] | None, typer.Option(help="A field by its dotted name, as in training.lr=0.002.")] = None,
+    lr: Annotated[float | None, typer.Option(help="training.lr: learning rate.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="training.alpha: weight of the keyword loss.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="training.epochs: passes over the data at most.")] = None,
+    batch: Annotated[int | None, typer.Option(help="training.batch: texts of a global batch.")] = None,
+    seed: Annotated[int | None, typer.Option(help="training.seed.")] = None,
+    cell: Annotated[str | None, typer.Option(help="tagger.cell: rnn, gru or lstm.")] = None,
+    workers: Annotated[int | None, typer.Option(help="run.workers: processes that share each batch.")] = None,
+    device: Annotated[str | None, typer.Option(help="run.device: auto, cpu or cuda.")] = None,
+    storage: Annotated[str | None, typer.Option(help="run.storage: where run folders lie, a path or URI.")] = None,
+    project: Annotated[str | None, typer.Option(help="run.project: W&B project.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the configuration and the resources; run nothing.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+) -> None:
+    """Train a tagger on a dataset directory; the cluster is the one of RAY_ADDRESS, else this machine.
+
+    A value given by a flag wins over --set, which wins over the configuration file.
+    """
+    flags = {
+        "data": data,
+        "training.lr": lr,
+        "training.alpha": alpha,
+        "training.epochs": epochs,
+        "training.batch": batch,
+        "training.seed": seed,
+        "tagger.cell": cell,
+        "run.name": name,
+        "run.workers": workers,
+        "run.device": device,
+        "run.storage": storage,
+        "run.project": project,
+    }
+    tree = gather(config, set or [], flags)
+    resolved = resolve(tree, resume)
+    if dry_run:
+        from distributed.train import dry_run as plan
+
+        print_json(plan(resolved))
+        return
+    result = run(resolved)
+    say(table(result["valid"]))
+    say(f"bundle: {result['bundle']} (epoch {result['best_epoch']} of {result['epochs']})")
+    if json:
+        print_json(result)
+
+
+def gather(path: str | None, assignments: list[str], flags: dict[str, Any]) -> dict[str, Any]:
+    """The tree of values that were given: by file, then by --set, then by flag."""
+    from model.config import assign, read_config
+
+    tree = read_config(path) if path else {}
+    for assignment in assignments:
+        assign(tree, assignment)
+    for dotted, value in flags.items():
+        if value is not None:
+            *parents, leaf = dotted.split(".")
+            branch = tree
+            for parent in parents:
+                branch = branch.setdefault(parent, {})
+            branch[leaf] = value
+    return tree
+
+
+def resolve(tree: dict[str, Any], resume: str | None) -> Any:
+    """The configuration of the run that begins or goes on."""
+    from distributed.train import new_run, resumed_run
+    from model.config import RunConfig, make_config
+
+    if resume is None:
+        return new_run(make_config(tree))
+    location = tree.get("run", {}).get("storage", RunConfig().storage)
+    return resumed_run(resume, location, tree)
+
+
+def run(config: Any) -> dict[str, Any]:
+    """Trains, shows how it goes, and says how to go on if it is stopped."""
+    from distributed.train import train as fit
+    from jobs.console import Terminated
+
+    try:
+        with TrainingView(config.training.epochs) as view:
+            return fit(config, view.event)
+    except (KeyboardInterrupt, Terminated):
+        say(f"stopped; go on with: python -m jobs train --resume {config.run.name} --storage {config.run.storage}")
+        raise
+    finally:
+        import ray
+
+        ray.shutdown()
