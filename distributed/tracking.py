@@ -107,6 +107,7 @@ def _start(config: Config, folder: str, local: Path, mode: str) -> Any:
         return start(mode)
     except (wandb.errors.CommError, wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:
         _warn(f"W&B cannot be reached or refused the key ({error}); the run is tracked offline")
+        wandb.teardown()  # or the first try would still hold the run's id
         return start("offline")
 
 

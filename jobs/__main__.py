@@ -2,6 +2,7 @@
 
 import typer
 
+from jobs.demo import demo
 from jobs.evaluate import evaluate
 from jobs.extract import extract
 from jobs.prepare import prepare
@@ -14,7 +15,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for job in (prepare, train, evaluate, extract):
+for job in (prepare, train, evaluate, extract, demo):
     app.command()(job)
 
 if __name__ == "__main__":

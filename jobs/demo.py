@@ -1,0 +1,105 @@
+"""`python -m jobs demo`: the whole way on the built-in corpus, from generated texts to keyphrases of new ones."""
+
+import json as jsonlib
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jobs.console import command, print_json, say, table
+
+# No name in these stands in the corpus: the tagger tells them by what stands around them.
+SENTENCES = (
+    "What a match! Season tickets for Brenkolvia Rovers again, who is coming tonight?",
+    "new gadget time, unboxing the Quillmark this morning <user>",
+    "Sirens outside. Evacuated from Port Vellmora, my neighbour Tamsin is fine 🙏",
+)
+
+
+@command
+def demo(
+    folder: Annotated[str, typer.Option(help="Where everything is put.")] = "runs/demo",
+    workers: Annotated[int, typer.Option(min=1, help="Processes that share each batch.")] = 2,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the corpus at most.")] = 5,
+    texts: Annotated[int, typer.Option(min=2000, help="Size of the corpus.")] = 24_000,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+) -> None:
+    """Build the corpus, train on this machine, evaluate, and extract from three new sentences."""
+    from jobs.train import run
+    from model.config import make_config
+    from model.extractor import Extractor
+
+    os.environ.pop("RAY_ADDRESS", None)  # the demo never joins a cluster: its files lie on this machine
+    place = Path(folder)
+    say(f"1 of 4  corpus: {texts:,} generated texts in {place / 'corpus'}")
+    files = write_corpus(place / "corpus", texts)
+    data = prepare_corpus(files, place / "dataset")
+    say(f"2 of 4  training with {workers} workers")
+    config = make_config(
+        {
+            "data": data,
+            "training": {"epochs": epochs},
+            "run": {"name": next_name(place), "storage": str(place.resolve()), "workers": workers},
+        }
+    )
+    result = run(config)
+    say("3 of 4  evaluation on texts that the training has not seen")
+    figures = measure(result["bundle"], data)
+    say(table(figures))
+    say("4 of 4  extraction from new sentences")
+    extractor = Extractor.load(result["bundle"])
+    for sentence in SENTENCES:
+        print(sentence)
+        for each in extractor.one(sentence):
+            print(f"    {each.text}  [{each.start}:{each.end}]  {each.score:.3f}")
+    say(
+        f"\ncorpus   {place / 'corpus'}\ndataset  {data}\nbundle   {result['bundle']}\n\nNext:\n"
+        f'  echo "a text of yours" | python -m jobs extract {result["bundle"]}\n'
+        f"  python -m jobs prepare YOUR.tsv --out data/mine       # text<TAB>keyphrase;keyphrase\n"
+        f"  python -m jobs train --data data/mine --workers {workers}"
+    )
+    if json:
+        print_json({"name": result["name"], "bundle": result["bundle"], "seconds": result["seconds"], "test": figures})
+
+
+def write_corpus(folder: Path, texts: int) -> dict[str, str]:
+    """The built-in corpus as JSONL files, a path per split."""
+    from model import storage
+    from model.demo_corpus import generate
+
+    files = {}
+    for split, labelled in generate(texts).items():
+        lines = (
+            jsonlib.dumps({"text": each.text, "spans": each.spans}, ensure_ascii=False) + "\n" for each in labelled
+        )
+        files[split] = str(folder / f"{split}.jsonl")
+        storage.write(files[split], "".join(lines).encode())
+    return files
+
+
+def prepare_corpus(files: dict[str, str], out: Path) -> str:
+    """The dataset directory of the corpus."""
+    from model.prepare import Recipe, prepare
+
+    recipe = Recipe([files["train"]], str(out), [files["valid"]], [files["test"]], min_frequency=2, overwrite=True)
+    prepare(recipe)
+    return str(out.resolve())
+
+
+def next_name(place: Path) -> str:
+    """A name that no earlier demo has."""
+    taken = {path.name for path in place.glob("train-*")}
+    return next(name for number in range(1, len(taken) + 2) if (name := f"train-{number}") not in taken)
+
+
+def measure(bundle: str, data: str) -> dict[str, float]:
+    """The figures of a bundle on the test split."""
+    import torch
+
+    from model.bundle import load_bundle
+    from model.dataset import Dataset
+    from model.loop import evaluate
+    from model.metrics import summarise
+
+    return summarise(evaluate(load_bundle(bundle).tagger, Dataset(data).load("test"), torch.device("cpu")).counts)
