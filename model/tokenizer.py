@@ -42,9 +42,10 @@ class Tokens(NamedTuple):
     offsets: list[tuple[int, int]]
 
 
-def new_tokenizer() -> Tokenizer:
-    """A tokenizer that knows the special words alone; enough to find the words of a text."""
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(SPECIAL)}, unk_token="<unk>"))
+def new_tokenizer(vocabulary: dict[str, int] | None = None) -> Tokenizer:
+    """A tokenizer with a vocabulary; without one it is enough to find the words of a text."""
+    known = vocabulary or {word: i for i, word in enumerate(SPECIAL)}
+    tokenizer = Tokenizer(models.WordLevel(known, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence(
         [
             normalizers.NFC(),
@@ -70,7 +71,8 @@ def train_tokenizer(texts: Iterable[str], min_frequency: int, max_words: int) ->
         vocab_size=max_words, min_frequency=min_frequency, special_tokens=SPECIAL, show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
+    # A new one: in the trained one the special words would be found in a text that happens to hold them.
+    return new_tokenizer(tokenizer.get_vocab())
 
 
 def parse_tokenizer(content: bytes, location: str) -> Tokenizer:

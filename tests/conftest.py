@@ -1,0 +1,101 @@
+"""Fixtures: a small dataset directory, the command line, and the one Ray cluster that tests share."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared" / "data"
+os.environ["WANDB_MODE"] = "offline"
+os.environ.pop("RAY_ADDRESS", None)
+
+SMALL = {"embedding": 24, "hidden1": 24, "hidden2": 24}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fast tests first: those that start Ray or a process come last."""
+    items.sort(key=lambda item: 2 * ("ray" in item.keywords) + ("command" in item.fixturenames))
+
+
+@pytest.fixture(scope="session")
+def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A dataset directory of 700 training, 100 validation and 200 test texts of the built-in corpus."""
+    from model.demo_corpus import generate
+    from model.prepare import Recipe, prepare
+
+    folder = tmp_path_factory.mktemp("small")
+    files = {}
+    for split, texts in generate(1000).items():
+        files[split] = folder / f"{split}.jsonl"
+        files[split].write_text("".join(json.dumps({"text": t.text, "spans": t.spans}) + "\n" for t in texts))
+    recipe = Recipe([str(files["train"])], str(folder / "data"), [str(files["valid"])], [str(files["test"])])
+    prepare(recipe)
+    return str(folder / "data")
+
+
+@pytest.fixture(scope="session")
+def small_bundle(small_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A bundle of a tagger trained for a few epochs on the small dataset, without Ray."""
+    from model.bundle import save_bundle
+    from model.config import make_config
+    from model.dataset import Dataset
+    from model.loop import Training, new_tagger
+
+    dataset = Dataset(small_dataset)
+    tree = {"data": small_dataset, "tagger": SMALL | {"dropout": 0.1}, "training": {"epochs": 6, "lr": 0.01}}
+    config = make_config(tree)
+    tagger = new_tagger(config.tagger, dataset.info["words"], 0)
+    training = Training(config.training, tagger, dataset.load("train"), dataset.load("valid"))
+    *_, figures = training.epochs()
+    metrics = {name.removeprefix("valid/"): value for name, value in figures.items()}
+    location = str(tmp_path_factory.mktemp("bundle") / "bundle")
+    save_bundle(location, config, dataset.tokenizer_bytes(), tagger.state_dict(), metrics)
+    return location
+
+
+@pytest.fixture
+def command() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs `python -m jobs ...` as a user would."""
+
+    def run(*arguments: str, stdin: str | bytes = "", **environment: str) -> subprocess.CompletedProcess[str]:
+        content = stdin.encode() if isinstance(stdin, str) else stdin
+        done = subprocess.run(
+            [sys.executable, "-m", "jobs", *arguments],
+            cwd=ROOT,
+            input=content,
+            capture_output=True,
+            env=os.environ | environment,
+            timeout=240,
+        )
+        return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Any]:
+    """A local Ray with four CPUs by name, so that two workers fit on any machine; ends with the tests."""
+    import ray
+
+    from distributed.scale import connect
+
+    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.1"
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield connect()
+    ray.shutdown()
+
+
+def refused(run: Callable[[], Any], *parts: str) -> None:
+    """Checks that a call is answered with a UserError whose message holds all the parts."""
+    from model.errors import UserError
+
+    with pytest.raises(UserError) as caught:
+        run()
+    for part in parts:
+        assert part in str(caught.value), f"{part!r} is not in {caught.value}"
