@@ -1,0 +1,1 @@
+"""What is learned: the tagger, its data, its loss and its metrics; torch and files, no Ray."""

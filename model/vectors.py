@@ -61,6 +61,8 @@ def _load(path: str):  # type: ignore[no-untyped-def]  # gensim's KeyedVectors
     from gensim.models.fasttext import load_facebook_vectors
 
     head = _head(path)
+    if not head.strip():
+        raise UserError(f"{path}: is empty; give a file of word vectors")
     try:
         if head.startswith(_FASTTEXT_MAGIC):
             return load_facebook_vectors(path)

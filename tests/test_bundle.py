@@ -1,0 +1,114 @@
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, refused
+
+from model.bundle import load_bundle
+from model.dataset import Dataset
+from model.extractor import LONGEST, Extractor
+
+
+@pytest.fixture(scope="module")
+def extractor(small_bundle: str) -> Extractor:
+    return Extractor.load(small_bundle)
+
+
+TEXTS = [
+    "Sirens outside. Evacuated from Zorvalia, then a late goal by Brenwick Herons 😀 @ann https://t.co/x",
+    "",
+    "   ",
+    "שלום עולם scored twice",
+    "a" * 5000,
+    "cheering for Xy\u0301z\x00 tonight \ufeff",
+]
+
+
+def test_keyphrases_are_substrings_of_the_text(extractor: Extractor):
+    found = list(extractor.many(TEXTS))
+    assert len(found) == len(TEXTS) and found[0]
+    for text, keyphrases in zip(TEXTS, found, strict=True):
+        for each in keyphrases:
+            assert text[each.start : each.end] == each.text and each.text.strip() == each.text
+            assert 0 < each.score <= 1
+        assert keyphrases == sorted(keyphrases, key=lambda each: each.start)
+
+
+def test_a_text_gets_the_same_keyphrases_in_any_company(extractor: Extractor, small_dataset: str):
+    texts = [labelled.text for labelled in Dataset(small_dataset).texts("test")]
+    together = [[each[:3] for each in found] for found in extractor.many(texts)]
+    assert together == [[each[:3] for each in extractor.one(text)] for text in texts]
+    assert together == [[each[:3] for each in found] for found in extractor.many(texts, held=7)]
+    assert sum(map(len, together)) > 20
+
+
+def test_a_very_long_text_is_read_in_pieces(extractor: Extractor):
+    sentence = "cheering for Giants tonight . "
+    text = sentence * (100_000 // 5)
+    found = extractor.one(text)
+    assert all(text[each.start : each.end] == each.text for each in found)
+    assert len(found) > 100_000 // LONGEST and found[-1].end > len(text) * 0.99
+
+
+def test_extraction_reads_as_it_goes(extractor: Extractor):
+    read = 0
+
+    def endless():
+        nonlocal read
+        while True:
+            read += 1
+            yield "cheering for Brenwick Herons"
+
+    answers = extractor.many(endless(), held=10)
+    for _ in range(25):
+        next(answers)
+    assert read == 30
+
+
+def test_a_bundle_is_whole_and_tells_what_it_is(small_bundle: str):
+    assert sorted(path.name for path in Path(small_bundle).iterdir()) == [
+        "README.md",
+        "config.json",
+        "metrics.json",
+        "tokenizer.json",
+        "weights.safetensors",
+    ]
+    bundle = load_bundle(small_bundle)
+    assert bundle.config.training.lr == 0.01 and not bundle.tagger.training
+    assert f"{bundle.metrics['keyphrase_f1']:.4f}" in (Path(small_bundle) / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.json", "tokenizer.json", "weights.safetensors"])
+def test_a_missing_or_truncated_file_is_named(small_bundle: str, tmp_path: Path, name: str):
+    copy = tmp_path / "bundle"
+    shutil.copytree(small_bundle, copy)
+    path, content = copy / name, (copy / name).read_bytes()
+    for size in (0, 1, len(content) // 2, len(content) - 2):
+        path.write_bytes(content[:size])
+        refused(lambda: load_bundle(str(copy)), name)
+    path.unlink()
+    refused(lambda: load_bundle(str(copy)), f"{name} is missing")
+
+
+def test_a_bundle_of_a_newer_version_and_no_bundle_are_refused(small_bundle: str, tmp_path: Path):
+    copy = tmp_path / "bundle"
+    shutil.copytree(small_bundle, copy)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"format_version": 7}))
+    refused(lambda: load_bundle(str(copy)), "format 7", "update Tandem")
+    refused(lambda: load_bundle(str(tmp_path / "none")), "no such bundle")
+
+
+def test_a_bundle_works_where_ray_and_wandb_cannot_be_imported(small_bundle: str):
+    program = f"""
+import sys
+sys.modules["ray"] = sys.modules["wandb"] = sys.modules["typer"] = None  # an import of them raises ImportError
+from model.extractor import Extractor
+text = "Sirens outside. Evacuated from Zorvalia, a late goal by Brenwick Herons"
+found = Extractor.load({small_bundle!r}).one(text)
+assert found and all(text[each.start:each.end] == each.text for each in found)
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=120)

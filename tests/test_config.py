@@ -1,0 +1,77 @@
+from pathlib import Path
+
+import pytest
+from conftest import refused
+
+from model.config import assign, fields, make_config, read_config
+
+RECORD = {"alpha": 0.3, "lr": 1e-3, "batch": 64}
+
+
+def test_defaults_are_the_records():
+    config = make_config({"data": "d"})
+    assert config.training.model_dump().items() >= RECORD.items()
+    tagger = config.tagger
+    assert (tagger.cell, tagger.embedding, tagger.hidden1, tagger.hidden2, tagger.window) == ("rnn", 300, 300, 300, 3)
+    assert tagger.dropout == 0.5 and not tagger.bidirectional
+
+
+@pytest.mark.parametrize(
+    ("assignment", "parts"),
+    [
+        ("training.alpha=1.5", ["training.alpha", "1.5"]),
+        ("training.alpha=-0.1", ["training.alpha"]),
+        ("training.lr=0", ["training.lr", "greater than 0"]),
+        ("training.lr=.nan", ["training.lr"]),
+        ("training.lr=fast", ["training.lr", "fast"]),
+        ("training.epochs=0", ["training.epochs"]),
+        ("training.batch=0", ["training.batch"]),
+        ("tagger.window=4", ["tagger", "odd"]),
+        ("tagger.cell=transformer", ["tagger.cell", "'rnn', 'gru' or 'lstm'"]),
+        ("tagger.dropout=1", ["tagger.dropout"]),
+        ("run.workers=0", ["run.workers"]),
+        ("run.name=../x", ["run.name"]),
+        ("training.learning_rate=1", ["training.learning_rate is unknown", "training.lr"]),
+        ("trainig.lr=1", ["trainig is unknown"]),
+        ("nothing", ["--set nothing", "="]),
+        ("data.x=1", ["data"]),
+    ],
+)
+def test_what_is_not_allowed_is_named(assignment: str, parts: list[str]):
+    def run() -> None:
+        tree: dict = {"data": "d"}
+        assign(tree, assignment)
+        make_config(tree)
+
+    refused(run, *parts)
+
+
+@pytest.mark.parametrize(
+    ("value", "read"),
+    [("1e-3", 1e-3), ("2", 2), ("true", True), ("gru", "gru"), ("0.5", 0.5), ("gene", "gene"), ("1E2", 100.0)],
+)
+def test_values_are_read_as_yaml_with_plain_exponents(value: str, read: object):
+    tree: dict = {}
+    assign(tree, f"a.b={value}")
+    assert tree == {"a": {"b": read}}
+
+
+def test_files(tmp_path: Path):
+    path = tmp_path / "c.yaml"
+    path.write_text("training: {lr: 0.002}\ntagger:\n  cell: gru\n")
+    assert read_config(str(path)) == {"training": {"lr": 0.002}, "tagger": {"cell": "gru"}}
+    path.write_text("just words")
+    refused(lambda: read_config(str(path)), "c.yaml", "no configuration")
+    path.write_text("a: [")
+    refused(lambda: read_config(str(path)), "c.yaml", "no YAML")
+    refused(lambda: read_config(str(tmp_path / "none.yaml")), "none.yaml")
+
+
+def test_every_field_has_a_dotted_name():
+    names = set(fields())
+    assert {"data", "training.lr", "training.alpha", "tagger.cell", "run.workers"} <= names
+
+
+def test_a_configuration_survives_being_saved():
+    config = make_config({"data": "d", "training": {"lr": 0.01}, "run": {"name": "x"}})
+    assert make_config(config.model_dump(mode="json")) == config

@@ -1,0 +1,161 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import refused
+from safetensors.numpy import load_file
+
+from model.dataset import Dataset
+from model.prepare import Recipe, prepare
+
+
+def tsv(path: Path, texts: int, word: str = "rain") -> str:
+    path.write_text("".join(f"text {i} of {word}\t{word}\n" for i in range(texts)))
+    return str(path)
+
+
+def test_a_row_keeps_its_text_ids_and_spans(tmp_path: Path):
+    source = tmp_path / "a.jsonl"
+    source.write_text(
+        '{"text": "Red  car, big dog", "spans": [[0, 8], [10, 17]]}\n{"text": "nothing", "spans": []}\n' * 2
+    )
+    prepare(Recipe([str(source)], str(tmp_path / "d"), [str(source)]))
+    dataset = Dataset(str(tmp_path / "d"))
+    assert [(text.text, text.spans) for text in dataset.texts("train")][:2] == [
+        ("Red  car, big dog", ((0, 8), (10, 17))),
+        ("nothing", ()),
+    ]
+    split = dataset.load("train")
+    words = dataset.tokenizer()
+    assert [words.id_to_token(i) for i in split.ids[:5]] == ["red", "car", ",", "big", "dog"]
+    assert split.tags[:6].tolist() == [1, 3, 0, 1, 3, 0] and split.begins.tolist() == [0, 5, 6, 11, 12]
+
+
+def test_splits_that_are_not_given_are_carved_and_stay_the_same(tmp_path: Path):
+    source = tsv(tmp_path / "a.tsv", 1000)
+    info = prepare(Recipe([source], str(tmp_path / "d1")))
+    rows = {split: facts["rows"] for split, facts in info["splits"].items()}
+    assert sum(rows.values()) == 1000 and 60 < rows["valid"] < 140 and 60 < rows["test"] < 140
+    assert prepare(Recipe([source], str(tmp_path / "d2"))) == info
+    texts = [{text.text for text in Dataset(str(tmp_path / "d1")).texts(split)} for split in rows]
+    assert not (texts[0] & texts[1] or texts[0] & texts[2] or texts[1] & texts[2])
+    given = prepare(Recipe([source], str(tmp_path / "d3"), [tsv(tmp_path / "v.tsv", 5)]))
+    assert {split: facts["rows"] for split, facts in given["splits"].items()} == {"train": 1000, "valid": 5}
+
+
+def test_the_vocabulary_comes_from_training_alone(tmp_path: Path):
+    prepare(Recipe([tsv(tmp_path / "a.tsv", 5)], str(tmp_path / "d"), [tsv(tmp_path / "v.tsv", 5, "snow")]))
+    words = Dataset(str(tmp_path / "d")).tokenizer().get_vocab()
+    assert "rain" in words and "snow" not in words
+
+
+def test_dataset_json_tells_the_sources_and_what_was_left_out(tmp_path: Path):
+    source = tmp_path / "a.tsv"
+    source.write_text("red car\tcar\nred car\tdog\n")
+    info = prepare(Recipe([str(source)], str(tmp_path / "d"), [tsv(tmp_path / "v.tsv", 2)]))
+    assert info == json.loads((tmp_path / "d" / "dataset.json").read_text())
+    assert info["splits"]["train"]["skipped_places"]["keyphrase not in its text"] == [f"{source}:2"]
+    [facts] = info["sources"]["train"]
+    assert facts["lines"] == 2 and len(facts["sha256"]) == 64
+
+
+def test_what_cannot_be_prepared_leaves_nothing_behind(tmp_path: Path):
+    good, bad = tsv(tmp_path / "a.tsv", 20), tmp_path / "bad.tsv"
+    bad.write_text("red car\tcar\nred car\tdog\nno tab\n")
+    out = str(tmp_path / "out" / "d")
+    before = sorted(tmp_path.iterdir())
+    refused(lambda: prepare(Recipe([good], out, [str(bad)])), "bad.tsv:3", "no tab")
+    bad.write_text("red car\tcar\nred car\tdog\n")
+    refused(lambda: prepare(Recipe([good], out, [str(bad)], strict=True)), "--strict", "bad.tsv:2")
+    bad.write_text("red car\tdog\n")
+    refused(lambda: prepare(Recipe([good], out, [str(bad)])), "no text is left", "keyphrase not in its text")
+    refused(lambda: prepare(Recipe([tsv(tmp_path / "one.tsv", 1)], out)), "no text is left")
+    (tmp_path / "one.tsv").unlink()
+    assert list((tmp_path / "out").iterdir()) == []
+    (tmp_path / "out").rmdir()
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_an_existing_directory_is_replaced_only_when_asked(tmp_path: Path):
+    source, out = tsv(tmp_path / "a.tsv", 50), str(tmp_path / "d")
+    prepare(Recipe([source], out))
+    refused(lambda: prepare(Recipe([source], out)), "exists already", "--overwrite")
+    prepare(Recipe([tsv(tmp_path / "b.tsv", 80)], out, overwrite=True))
+    assert sum(Dataset(out).rows(split) for split in ("train", "valid", "test")) == 80
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tsv", "b.tsv", "d"]
+
+
+def test_what_is_no_dataset_is_refused(tmp_path: Path, small_dataset: str):
+    refused(lambda: Dataset(str(tmp_path / "none")), "no such directory", "prepare")
+    refused(lambda: Dataset(str(tmp_path)), "no dataset.json")
+    file = tmp_path / "file"
+    file.write_text("x")
+    refused(lambda: Dataset(str(file)), "no dataset")
+    (tmp_path / "dataset.json").write_text('{"format_version": 99}')
+    refused(lambda: Dataset(str(tmp_path)), "format 99", "update Tandem")
+    (tmp_path / "dataset.json").write_text('{"format_')
+    refused(lambda: Dataset(str(tmp_path)), "damaged")
+    refused(lambda: Dataset(small_dataset).load("dev"), "no dev split")
+
+
+def test_a_damaged_dataset_is_refused(tmp_path: Path):
+    prepare(Recipe([tsv(tmp_path / "a.tsv", 100)], str(tmp_path / "d")))
+    part = tmp_path / "d" / "train" / "part-00000.parquet"
+    part.write_bytes(part.read_bytes()[:-20])
+    refused(lambda: Dataset(str(tmp_path / "d")).load("train"), "damaged", "prepare the dataset again")
+    (tmp_path / "d" / "tokenizer.json").unlink()
+    refused(lambda: Dataset(str(tmp_path / "d")).tokenizer(), "tokenizer.json: is missing")
+
+
+def test_a_dataset_on_other_storage(tmp_path: Path):
+    out = "memory://bucket/d"
+    info = prepare(Recipe([tsv(tmp_path / "a.tsv", 100)], out))
+    dataset = Dataset(out)
+    assert len(dataset.load("train")) == info["splits"]["train"]["rows"] == len(list(dataset.texts("train")))
+
+
+WORDS = {"rain": [1.0, 2.0, 3.0], "Text": [4.0, 5.0, 6.0], "OF": [7.0, 8.0, 9.0], "unused": [0.5, 0.5, 0.5]}
+
+
+def vectors_file(path: Path, kind: str) -> Path:
+    from gensim.models import FastText, KeyedVectors
+
+    known = KeyedVectors(3)
+    known.add_vectors(list(WORDS), list(map(np.float32, WORDS.values())))
+    if kind == "fasttext":
+        model = FastText([["rain", "Text", "OF"]] * 5, vector_size=3, min_count=1, bucket=50, epochs=1)
+        from gensim.models.fasttext import save_facebook_model
+
+        save_facebook_model(model, str(path))
+    else:
+        known.save_word2vec_format(str(path), binary=kind == "word2vec-binary", write_header=kind != "glove")
+    return path
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["word2vec", "word2vec-binary", "glove", "fasttext"])
+def test_pretrained_vectors_of_every_kind(tmp_path: Path, kind: str):
+    path = vectors_file(tmp_path / "vectors", kind)
+    info = prepare(Recipe([tsv(tmp_path / "a.tsv", 30)], str(tmp_path / "d"), vectors=str(path)))
+    table = load_file(tmp_path / "d" / "vectors.safetensors")["vectors"]
+    words = Dataset(str(tmp_path / "d")).tokenizer().get_vocab()
+    assert table.shape == (len(words), 3) and not table[0].any()
+    assert np.array_equal(Dataset(str(tmp_path / "d")).vectors(), table)
+    if kind == "fasttext":
+        assert info["vectors"]["words_covered"] >= 3
+    else:
+        assert info["vectors"]["words_covered"] == 3  # rain; text and of by their other spellings
+        assert table[words["rain"]].tolist() == WORDS["rain"] and table[words["of"]].tolist() == WORDS["OF"]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("content", ["rain 1 2 3\ntext 1 2\n", "2 3\nrain 1 2 3\n", "no numbers here\n", ""])
+def test_bad_vectors_are_refused(tmp_path: Path, content: str):
+    path = tmp_path / "vectors.txt"
+    path.write_text(content)
+    refused(
+        lambda: prepare(Recipe([tsv(tmp_path / "a.tsv", 30)], str(tmp_path / "d"), vectors=str(path))), "vectors.txt"
+    )
+    assert not (tmp_path / "d").exists()
+    refused(lambda: prepare(Recipe([str(tmp_path / "a.tsv")], str(tmp_path / "d"), vectors="none.vec")), "none.vec")

@@ -1,0 +1,195 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL
+
+from model.batch import collate, epoch_batches
+from model.config import TaggerConfig, TrainingConfig
+from model.dataset import Dataset, Split
+from model.errors import DivergedError
+from model.loop import Progress, Training, evaluate, new_tagger
+from model.loss import dual_loss
+from model.optimizer import clip_gradients, lr_at, make_optimizers
+from model.tags import IGNORED
+
+
+@pytest.fixture(scope="module")
+def splits(small_dataset: str) -> tuple[Split, Split, int]:
+    dataset = Dataset(small_dataset)
+    return dataset.load("train"), dataset.load("valid"), dataset.info["words"]
+
+
+def train(splits: tuple[Split, Split, int], tagger: dict | None = None, **fields) -> Training:
+    train, valid, words = splits
+    config = TrainingConfig(**({"epochs": 2, "lr": 0.01} | fields))
+    return Training(config, new_tagger(TaggerConfig(**SMALL, **(tagger or {})), words, config.seed), train, valid)
+
+
+def weights(training: Training) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in training.tagger.parameters()])
+
+
+def test_the_same_seed_gives_the_same_bits(splits: tuple[Split, Split, int]):
+    runs = [train(splits, seed=seed) for seed in (3, 3, 4)]
+    histories = [
+        [{k: v for k, v in f.items() if "seconds" not in k and "_per_s" not in k} for f in run.epochs()] for run in runs
+    ]
+    assert torch.equal(weights(runs[0]), weights(runs[1])) and histories[0] == histories[1]
+    assert not torch.equal(weights(runs[0]), weights(runs[2]))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_going_on_from_a_state_ends_as_if_never_stopped(splits: tuple[Split, Split, int], optimizer: str):
+    whole = train(splits, epochs=3, optimizer=optimizer, schedule="cosine")
+    list(whole.epochs())
+    first = train(splits, epochs=3, optimizer=optimizer, schedule="cosine")
+    first.run_epoch()
+    second = train(splits, epochs=3, optimizer=optimizer, schedule="cosine")
+    second.restore(first.state())
+    list(second.epochs())
+    assert torch.equal(weights(whole), weights(second)) and len(second.history) == 3
+
+
+def test_training_learns(splits: tuple[Split, Split, int]):
+    training = train(splits, {"dropout": 0.1}, epochs=6)
+    *_, last = training.epochs()
+    assert last["valid/keyphrase_f1"] > 0.4 and last["valid/keyword_f1"] > 0.4
+    assert last["train/loss"] < training.history[0]["train/loss"] / 2
+    wanted = 0.3 * last["train/keyword_loss"] + 0.7 * last["train/keyphrase_loss"]
+    assert last["train/loss"] == pytest.approx(wanted)
+
+
+def test_alpha_one_teaches_the_keyword_head_alone(splits: tuple[Split, Split, int]):
+    training = train(splits, alpha=1.0, epochs=1)
+    before = training.tagger.keyphrase_head.weight.clone()
+    keyword = training.tagger.keyword_head.weight.clone()
+    list(training.epochs())
+    assert torch.equal(training.tagger.keyphrase_head.weight, before)
+    assert not torch.equal(training.tagger.keyword_head.weight, keyword)
+
+
+class Half:
+    """One of two workers whose exchange is left out: shows what each would compute from its own share."""
+
+    size = 2
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+    def wrap(self, tagger):
+        return tagger
+
+    def average_rows(self, weight: torch.Tensor) -> None:
+        weight.grad = weight.grad.coalesce()
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+
+def test_the_mean_of_two_workers_gradients_is_that_of_one(splits: tuple[Split, Split, int]):
+    train_split, valid, words = splits
+    config = TrainingConfig(batch=33, clip=0)  # an odd batch: the shares differ in texts and in tokens
+    rows = epoch_batches(train_split.lengths, 33, 0, 0)[0]
+    gradients = []
+    for workers in (None, Half(0), Half(1)):
+        tagger = new_tagger(TaggerConfig(**SMALL, dropout=0), words, 0)
+        training = Training(config, tagger, train_split, valid, workers)
+        for optimizer in training.optimizers:
+            optimizer.step = optimizer.zero_grad = lambda: None
+        training._step(rows, 0, 1e-3, last=False)
+        gradients.append(torch.cat([p.grad.to_dense().flatten() for p in tagger.parameters()]))
+    assert torch.allclose(gradients[0], (gradients[1] + gradients[2]) / 2, atol=1e-7)
+    assert not torch.allclose(gradients[1], gradients[2], atol=1e-4)
+
+
+def test_evaluation_counts_every_text_once_and_in_order(splits: tuple[Split, Split, int]):
+    _, valid, words = splits
+    tagger, device = new_tagger(TaggerConfig(**SMALL), words, 0), torch.device("cpu")
+    whole = evaluate(tagger, valid, device)
+    shares = [evaluate(tagger, valid, device, Half(rank)) for rank in range(2)]
+    assert np.array_equal(whole.counts, shares[0].counts + shares[1].counts)
+    assert whole.keyword_loss == pytest.approx(shares[0].keyword_loss + shares[1].keyword_loss)
+    assert whole.counts[:, 2].sum() == (np.isin(valid.tags, (1, 4))).sum()  # gold spans begin with B or S
+    row = 7
+    batch = collate(valid, np.array([row]))
+    alone = dual_loss(tagger(batch.ids, batch.lengths), batch)
+    assert evaluate(tagger, _one(valid, row), device).keyphrase_loss == pytest.approx(
+        alone.keyphrase.item() / len(batch.ids[0])
+    )
+    assert (batch.keyword != IGNORED).all()
+
+
+def _one(split: Split, row: int) -> Split:
+    part = slice(split.begins[row], split.begins[row + 1])
+    return Split(split.ids[part], split.tags[part], np.array([0, part.stop - part.start]))
+
+
+def test_patience_ends_a_training_that_gets_no_better(splits: tuple[Split, Split, int]):
+    training = train(splits, epochs=20, lr=1e-9, patience=2)
+    assert len(list(training.epochs())) == 3 and training.best == 0
+    assert len(list(train(splits, epochs=4, lr=1e-9, patience=0).epochs())) == 4
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_is_named(splits: tuple[Split, Split, int]):
+    training = train(splits, epochs=1, lr=1e38, optimizer="sgd", clip=0)
+    with pytest.raises(DivergedError, match=r"epoch 1, step \d+ of 11 \(lr 1e\+38\)"):
+        list(training.epochs())
+
+
+def test_progress_tells_where_an_epoch_stands(splits: tuple[Split, Split, int], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("model.loop._SECONDS_BETWEEN_REPORTS", 0.0)
+    seen: list[Progress] = []
+    training = train(splits, epochs=1)
+    training.on_progress = seen.append
+    [figures] = training.epochs()
+    assert [at.step for at in seen] == list(range(1, 12)) and {at.steps for at in seen} == {11}
+    assert seen[-1].keyphrase_loss == pytest.approx(figures["train/keyphrase_loss"])
+
+
+def test_schedules():
+    step = TrainingConfig(lr=1.0, epochs=6, schedule="step", step_epochs=2, step_factor=0.5)
+    assert [lr_at(step, epoch * 10, 10) for epoch in range(6)] == [1, 1, 0.5, 0.5, 0.25, 0.25]
+    cosine = TrainingConfig(lr=1.0, epochs=10, schedule="cosine", warmup=0.1)
+    rates = [lr_at(cosine, i, 10) for i in range(100)]
+    assert rates[:3] == pytest.approx([0.1, 0.2, 0.3]) and max(rates) == 1.0 and rates.index(1.0) in (9, 10)
+    assert rates[55] == pytest.approx(0.5, abs=0.01) and rates[-1] < 0.001
+    assert sorted(rates[10:], reverse=True) == rates[10:]
+    assert lr_at(TrainingConfig(lr=0.5), 999, 10) == 0.5
+    assert all(math.isfinite(lr_at(TrainingConfig(schedule="cosine", warmup=w, epochs=1), 0, 1)) for w in (0, 1))
+
+
+def test_clipping_bounds_the_common_norm(splits: tuple[Split, Split, int]):
+    training = train(splits)
+    batch = collate(splits[0], np.arange(8))
+    (100 * dual_loss(training.tagger(batch.ids, batch.lengths), batch).total(0.3)).backward()
+    training.workers.average_rows(training.tagger.embedding.weight)
+    before = [p.grad.to_dense().clone() for p in training.tagger.parameters()]
+    clip_gradients(training.tagger, 2.0)
+    after = [p.grad.to_dense() for p in training.tagger.parameters()]
+    norm = torch.cat([g.flatten() for g in before]).norm()
+    assert norm > 2 and torch.cat([g.flatten() for g in after]).norm() == pytest.approx(2.0, rel=1e-4)
+    assert all(torch.allclose(b * 2 / norm, a, atol=1e-6) for b, a in zip(before, after, strict=True))
+
+
+def test_only_the_rows_that_a_step_touched_are_updated(splits: tuple[Split, Split, int]):
+    training = train(splits)
+    before = training.tagger.embedding.weight.detach().clone()
+    rows = np.arange(8)
+    training._step(rows, 0, 1e-2, last=False)
+    moved = (training.tagger.embedding.weight.detach() != before).any(1).nonzero()[:, 0]
+    assert set(moved.tolist()) == set(collate(splits[0], rows).ids.unique().tolist()) - {0}
+
+
+def test_lazy_adam_is_adam_on_rows_touched_at_every_step():
+    tagger = new_tagger(TaggerConfig(embedding=4, hidden1=3, hidden2=3), 6, 0)
+    dense = torch.nn.Parameter(tagger.embedding.weight.detach().clone())
+    [_, lazy], adam = make_optimizers(tagger, TrainingConfig(lr=0.1)), torch.optim.Adam([dense], 0.1)
+    for step in range(5):
+        gradient = torch.randn(2, 4, generator=torch.Generator().manual_seed(step))
+        rows = torch.sparse_coo_tensor(torch.tensor([[2, 4]]), gradient, (6, 4), check_invariants=True)
+        tagger.embedding.weight.grad = rows.coalesce()
+        dense.grad = tagger.embedding.weight.grad.to_dense()
+        lazy.step(), adam.step()
+    assert torch.allclose(tagger.embedding.weight, dense, atol=1e-6)
