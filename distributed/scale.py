@@ -1,6 +1,8 @@
 """The cluster: joining or starting it, what it has, and whether a request can ever be granted."""
 
 import os
+import signal
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,7 @@ def connect() -> Resources:
     import ray
 
     if not ray.is_initialized():
+        on_sigterm = signal.getsignal(signal.SIGTERM)  # Ray puts a handler of its own in its place
         address = cluster_address()
         if address:
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
@@ -70,6 +73,8 @@ def connect() -> Resources:
                 log_to_driver=False,
                 logging_level="ERROR",
             )
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)
     total = ray.cluster_resources()
     nodes = sum(node["Alive"] for node in ray.nodes())
     return Resources(int(total.get("CPU", 0)), int(total.get("GPU", 0)), nodes)

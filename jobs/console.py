@@ -29,6 +29,7 @@ _USERS_ERRNO = {
     errno.ENOENT,
     errno.ENOTDIR,
     errno.EISDIR,
+    errno.EEXIST,
     errno.EDQUOT,
 }
 

@@ -50,7 +50,7 @@ def test_a_very_long_text_is_read_in_pieces(extractor: Extractor):
     text = sentence * (100_000 // 5)
     found = extractor.one(text)
     assert all(text[each.start : each.end] == each.text for each in found)
-    assert len(found) > 100_000 // LONGEST and found[-1].end > len(text) * 0.99
+    assert found[0].end > LONGEST and found[-1].end > len(text) * 0.9
 
 
 def test_extraction_reads_as_it_goes(extractor: Extractor):

@@ -1,0 +1,201 @@
+"""The commands as a user types them."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, SMALL
+from typer.testing import CliRunner
+
+from jobs.__main__ import app
+
+TINY = [f"--set=tagger.{name}={size}" for name, size in SMALL.items()]
+
+
+def call(*arguments: str, stdin: str | None = None):
+    """A command in this process: fast, for what does not start Ray."""
+    return CliRunner().invoke(app, list(arguments), input=stdin)
+
+
+def refused(*arguments: str, parts: tuple[str, ...]) -> None:
+    """Exit code 2, one message with all the parts, no traceback, nothing on stdout."""
+    result = call(*arguments)
+    assert result.exit_code == 2, result.output
+    assert isinstance(result.exception, SystemExit) and "Traceback" not in result.output
+    assert not result.stdout
+    for part in parts:
+        assert part in result.stderr, f"{part!r} is not in {result.stderr}"
+
+
+def last_json(stdout: str) -> dict:
+    return json.loads(stdout.strip().splitlines()[-1])
+
+
+def test_prepare_prints_what_was_left_out_and_why(tmp_path: Path):
+    source = tmp_path / "a.tsv"
+    source.write_text("".join(f"text {i} of rain\train\n" for i in range(50)) + "red car\tdog\n")
+    result = call("prepare", str(source), "--valid", str(source), "--out", str(tmp_path / "d"), "--json")
+    assert result.exit_code == 0
+    assert "1 x keyphrase not in its text" in result.stderr and f"{source}:51" in result.stderr
+    assert last_json(result.stdout)["splits"]["train"]["rows"] == 50
+
+
+def test_evaluate_reads_datasets_and_labelled_files_alike(small_bundle: str, small_dataset: str):
+    of_dataset = call("evaluate", small_bundle, "--data", small_dataset, "--split", "test", "--json")
+    of_file = call("evaluate", small_bundle, "--data", str(Path(small_dataset).parent / "test.jsonl"), "--json")
+    assert of_dataset.exit_code == of_file.exit_code == 0
+    figures = last_json(of_dataset.stdout)
+    assert figures == last_json(of_file.stdout) and figures["rows"] == 200
+    assert {
+        f"{h}_{n}" for h in ("keyphrase", "keyword") for n in ("f1", "f1_low", "f1_high", "precision", "recall")
+    } <= set(figures)
+    assert figures["keyphrase_f1_low"] < figures["keyphrase_f1"] < figures["keyphrase_f1_high"]
+
+
+def test_extract_prints_places_and_scores_from_stdin_and_files(small_bundle: str, tmp_path: Path):
+    texts = ["Cheering for Giants tonight", "", "nothing שלום 😀"]
+    lines = call("extract", small_bundle, "--json", stdin="\n".join(texts) + "\n").stdout.splitlines()
+    answers = [json.loads(line) for line in lines]
+    assert [answer["text"] for answer in answers] == texts
+    for answer in answers:
+        for found in answer["keyphrases"]:
+            assert answer["text"][found["start"] : found["end"]] == found["text"] and 0 < found["score"] <= 1
+    assert answers[0]["keyphrases"]
+    jsonl = tmp_path / "texts.jsonl"
+    jsonl.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts if text))
+    plain = call("extract", small_bundle, str(jsonl)).stdout.splitlines()
+    assert plain[0].startswith("1\t") and "[" in plain[0] and plain[1].startswith("2")
+
+
+def test_what_cannot_be_used_is_refused_with_exit_code_2(small_bundle: str, small_dataset: str, tmp_path: Path):
+    bad, out = tmp_path / "bad.tsv", str(tmp_path / "out")
+    bad.write_text("good text\tgood\nno tab here\nmore text\tmore\n")
+    refused("prepare", str(bad), "--out", out, parts=(f"{bad}:2", "no tab"))
+    refused("prepare", str(tmp_path / "none"), "--out", out, parts=("no such file",))
+    refused("prepare", str(bad), "--out", small_dataset, parts=("exists already", "--overwrite"))
+    refused("prepare", str(bad), "--out", f"{bad}/inside", "--skip-bad-lines", parts=("bad.tsv",))
+    refused("evaluate", str(tmp_path / "none"), "--data", small_dataset, parts=("no such bundle",))
+    refused("evaluate", small_bundle, "--data", str(tmp_path), parts=("no dataset.json",))
+    refused("evaluate", small_bundle, "--data", small_dataset, "--split", "dev", parts=("dev", "train, valid, test"))
+    refused("extract", small_bundle, str(tmp_path / "none"), parts=("no such file",))
+    bad.write_bytes(b"fine\n\xff\xff\n")
+    assert call("extract", small_bundle, str(bad)).exit_code == 2
+    assert not Path(out).exists()
+
+
+def test_a_training_that_cannot_be_is_refused_before_ray_starts(small_dataset: str, tmp_path: Path):
+    train = ("train", "--data", small_dataset, "--storage", str(tmp_path / "runs"))
+    refused("train", parts=("data is missing", "--data"))
+    refused("train", "--data", str(tmp_path), parts=("no dataset.json", "prepare"))
+    refused(*train, "--alpha", "1.5", parts=("training.alpha", "1.5"))
+    refused(*train, "--lr", "0", parts=("training.lr",))
+    refused(*train, "--set", "training.rate=1", parts=("training.rate is unknown", "training.lr"))
+    refused(*train, "--workers", "65", parts=("65 workers", "smallest batch has 63"))
+    refused(*train, "--workers", "60", parts=("60 CPUs", "the cluster has"))
+    refused(*train, "--device", "cuda", parts=("1 GPUs", "cluster has 0"))
+    refused(*train, "--config", str(tmp_path / "none.yaml"), parts=("none.yaml",))
+    refused("train", "--resume", "ghost", "--storage", str(tmp_path), parts=("ghost", "no run of this name"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_vectors_of_another_size_are_refused(small_dataset: str, tmp_path: Path):
+    vectors, source = tmp_path / "v.txt", str(Path(small_dataset).parent / "train.jsonl")
+    vectors.write_text("rain 1 2 3\nsnow 1 2 3\n")
+    assert call("prepare", source, "--out", str(tmp_path / "d"), "--vectors", str(vectors)).exit_code == 0
+    refused("train", "--data", str(tmp_path / "d"), parts=("3 values", "tagger.embedding is 300", "tagger.embedding=3"))
+
+
+def test_dry_run_prints_the_plan_and_does_nothing(small_dataset: str, tmp_path: Path):
+    result = call("train", "--data", small_dataset, "--storage", str(tmp_path / "runs"), "--lr", "0.5", "--dry-run")
+    plan = last_json(result.stdout)
+    assert plan["config"]["training"]["lr"] == 0.5 and plan["asks"]["workers"] == 1 and plan["cluster"]["cpus"] >= 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_flags_win_over_set_which_wins_over_the_file(small_dataset: str, tmp_path: Path):
+    path = tmp_path / "c.yaml"
+    path.write_text("training: {lr: 0.1, alpha: 0.1, epochs: 1}\n")
+    given = ["--config", str(path), "--set", "training.alpha=0.2", "--set", "training.epochs=2", "--epochs", "3"]
+    training = last_json(call("train", "--data", small_dataset, *given, "--dry-run").stdout)["config"]["training"]
+    assert (training["lr"], training["alpha"], training["epochs"]) == (0.1, 0.2, 3)
+
+
+def test_an_unknown_command_and_a_missing_argument_are_the_users_mistakes():
+    assert call("fly").exit_code == 2 and call("prepare").exit_code == 2
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(command, tmp_path: Path, small_dataset: str):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        source = str(Path(small_dataset).parent / "train.jsonl")
+        done = command("prepare", source, "--out", str(disk / "d"))
+        assert done.returncode == 2 and "No space left" in done.stderr and "Traceback" not in done.stderr
+        assert list(disk.iterdir()) == []
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_extract_into_a_pipe_that_closes_early_ends_quietly(small_bundle: str):
+    script = f"yes 'cheering for Giants' | {sys.executable} -m jobs extract {small_bundle} | head -2; echo ${{PIPESTATUS[1]}}"
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines()[-1] == "0" and not done.stderr
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(("sign", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_training_says_how_to_go_on(
+    command, small_dataset: str, tmp_path: Path, sign: signal.Signals, code: int
+):
+    """Stopped in the middle and gone on with, the run ends with the weights of one that was never stopped."""
+    settings = ["--storage", str(tmp_path), "--epochs", "60", "--set", "training.patience=0", *TINY]
+    arguments = ["train", "--data", small_dataset, "--name", "stopped", *settings]
+    process = subprocess.Popen([sys.executable, "-m", "jobs", *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert process.stderr
+    for line in process.stderr:
+        if line.startswith("epoch 2/60"):
+            process.send_signal(sign)
+            break
+    rest = process.stderr.read()
+    assert process.wait(60) == code, rest
+    assert "--resume stopped" in rest and "Traceback" not in rest
+    done = command("train", "--resume", "stopped", "--storage", str(tmp_path), "--json")
+    assert done.returncode == 0, done.stderr
+    result = last_json(done.stdout)
+    assert result["epochs"] == 60 and result["name"] == "stopped"
+    epochs = [json.loads(line)["epoch"] for line in (tmp_path / "stopped" / "metrics.jsonl").read_text().splitlines()]
+    assert epochs == list(range(1, 61))
+    again = command("train", "--resume", "stopped", "--storage", str(tmp_path), "--json")
+    assert "finished already" in again.stderr and last_json(again.stdout) == result
+    if sign == signal.SIGINT:
+        whole = command("train", "--data", small_dataset, "--name", "whole", "--json", *settings)
+        weights = [(tmp_path / name / "bundle" / "weights.safetensors").read_bytes() for name in ("stopped", "whole")]
+        assert whole.returncode == 0 and weights[0] == weights[1]
+
+
+@pytest.mark.ray
+def test_a_training_that_diverges_is_told_with_step_lr_and_checkpoint(command, small_dataset: str, tmp_path: Path):
+    settings = ["--set", "training.optimizer=sgd", "--set", "training.clip=0", *TINY]
+    done = command(
+        "train", "--data", small_dataset, "--storage", str(tmp_path), "--lr", "1e38", "--workers", "1", *settings
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert "no longer a number" in done.stderr and "step" in done.stderr and "1e+38" in done.stderr
+    assert "no checkpoint yet" in done.stderr
+
+
+@pytest.mark.ray
+def test_the_demo_goes_the_whole_way(command, tmp_path: Path):
+    began = time.monotonic()
+    folder = str(tmp_path / "demo")
+    done = command("demo", "--folder", folder, "--texts", "2000", "--epochs", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    result = last_json(done.stdout)
+    assert Path(result["bundle"], "config.json").exists() and 0 <= result["test"]["keyphrase_f1"] <= 1
+    assert "python -m jobs extract" in done.stderr and time.monotonic() - began < 240
