@@ -12,6 +12,8 @@ from conftest import ROOT, SMALL
 from typer.testing import CliRunner
 
 from jobs.__main__ import app
+from model.dataset import Dataset
+from model.extractor import Extractor
 
 TINY = [f"--set=tagger.{name}={size}" for name, size in SMALL.items()]
 
@@ -56,8 +58,10 @@ def test_evaluate_reads_datasets_and_labelled_files_alike(small_bundle: str, sma
     assert figures["keyphrase_f1_low"] < figures["keyphrase_f1"] < figures["keyphrase_f1_high"]
 
 
-def test_extract_prints_places_and_scores_from_stdin_and_files(small_bundle: str, tmp_path: Path):
-    texts = ["Cheering for Giants tonight", "", "nothing שלום 😀"]
+def test_extract_prints_places_and_scores_from_stdin_and_files(small_bundle: str, small_dataset: str, tmp_path: Path):
+    known = (labelled.text for labelled in Dataset(small_dataset).texts("train"))
+    extractor = Extractor.load(small_bundle)
+    texts = [next(text for text in known if extractor.one(text)), "", "nothing שלום 😀"]
     lines = call("extract", small_bundle, "--json", stdin="\n".join(texts) + "\n").stdout.splitlines()
     answers = [json.loads(line) for line in lines]
     assert [answer["text"] for answer in answers] == texts

@@ -1,0 +1,210 @@
+"""Ray Train and W&B: workers that agree, runs that go on, figures that are kept."""
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from conftest import SMALL, refused
+from safetensors.torch import load_file
+
+from distributed.checkpoint import load_checkpoint, save_checkpoint
+from distributed.scale import Resources, check_storage, share_out
+from distributed.tracking import Tracker
+from distributed.train import new_run, resumed_run, train
+from model.bundle import load_bundle
+from model.config import Config, RunConfig, make_config
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def config_of(
+    data: str, storage: Path, name: str, tagger: dict | None = None, run: dict | None = None, **training
+) -> Config:
+    tree = {
+        "data": data,
+        "tagger": SMALL | (tagger or {}),
+        "training": {"epochs": 3, "lr": 0.01, "patience": 0} | training,
+        "run": {"name": name, "storage": str(storage), "cpus_per_worker": 1} | (run or {}),
+    }
+    return new_run(make_config(tree))
+
+
+def quiet(kind: str, value: Any) -> None:
+    """Takes events and shows nothing."""
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("batch", [64, 33])
+def test_two_workers_end_with_the_weights_of_one(cluster, small_dataset: str, tmp_path: Path, batch: int):
+    weights, results = [], []
+    for workers in (1, 2):
+        config = config_of(small_dataset, tmp_path, f"w{workers}", {"dropout": 0.0}, {"workers": workers}, batch=batch)
+        results.append(train(config, quiet))
+        weights.append(load_file(Path(results[-1]["bundle"]) / "weights.safetensors"))
+    for name, one in weights[0].items():
+        assert torch.allclose(one, weights[1][name], atol=1e-5), name
+    assert results[0]["keyphrase_f1"] == pytest.approx(results[1]["keyphrase_f1"], abs=0.02)
+
+
+@pytest.mark.ray
+def test_two_workers_with_dropout_repeat_themselves_and_reach_the_same_f1(cluster, small_dataset: str, tmp_path: Path):
+    settings: dict[str, Any] = {"tagger": {"dropout": 0.1}, "epochs": 8}
+    one = train(config_of(small_dataset, tmp_path, "one", **settings), quiet)
+    two, same = (
+        train(config_of(small_dataset, tmp_path, name, run={"workers": 2}, **settings), quiet)
+        for name in ("two", "same")
+    )
+    files = [(Path(result["bundle"]) / "weights.safetensors").read_bytes() for result in (two, same)]
+    assert files[0] == files[1]
+    assert one["keyphrase_f1_low"] <= two["keyphrase_f1"] <= one["keyphrase_f1_high"]
+    assert one["keyphrase_f1"] > 0.3
+
+
+@pytest.mark.ray
+def test_a_run_keeps_its_figures_best_epoch_and_configuration(cluster, small_dataset: str, tmp_path: Path):
+    events: list[tuple[str, Any]] = []
+    config = config_of(small_dataset, tmp_path, "kept", epochs=4)
+    result = train(config, lambda kind, value: events.append((kind, value)))
+    folder = tmp_path / "kept"
+    history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [value for kind, value in events if kind == "epoch"] == history and len(history) == 4
+    best = max(history, key=lambda figures: figures["valid/keyphrase_f1"])
+    assert result["best_epoch"] == best["epoch"] and result["keyphrase_f1"] == best["valid/keyphrase_f1"]
+    assert result["valid"]["keyword_f1"] == result["keyword_f1"] and result["epochs"] == 4
+    assert load_bundle(result["bundle"]).config == config
+    assert json.loads((folder / "config.json").read_text()) == config.model_dump()
+    assert json.loads((folder / "result.json").read_text()) == result
+    kept = {path.name for path in folder.glob("checkpoint_epoch_*")}
+    assert kept == {f"checkpoint_epoch_{best['epoch']:04d}", "checkpoint_epoch_0004"}
+    refused(lambda: config_of(small_dataset, tmp_path, "kept"), "exists", "--resume kept")
+    refused(lambda: resumed_run("kept", str(tmp_path), {"training": {"lr": 0.5}}), "training.lr", "change the numbers")
+    refused(lambda: resumed_run("kept", str(tmp_path), {"data": "other"}), small_dataset)
+    assert resumed_run("kept", str(tmp_path), {"run": {"workers": 2}}).run.workers == 2
+
+
+@pytest.mark.ray
+def test_a_killed_worker_costs_no_epoch_and_changes_no_bit(cluster, small_dataset: str, tmp_path: Path):
+    settings: dict[str, Any] = {"run": {"workers": 2}, "epochs": 12}
+    killed: list[int] = []
+
+    def kill_once(kind: str, value: Any) -> None:
+        if kind == "epoch" and value["epoch"] == 3 and not killed:
+            workers = [
+                p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())
+            ]
+            killed.append(workers[0].pid)
+            os.kill(workers[0].pid, signal.SIGKILL)
+
+    disturbed = train(config_of(small_dataset, tmp_path, "disturbed", **settings), kill_once)
+    whole = train(config_of(small_dataset, tmp_path, "whole", **settings), quiet)
+    assert killed and disturbed["epochs"] == 12
+    files = [(Path(result["bundle"]) / "weights.safetensors").read_bytes() for result in (disturbed, whole)]
+    assert files[0] == files[1]
+    epochs = [json.loads(line)["epoch"] for line in (tmp_path / "disturbed" / "metrics.jsonl").read_text().splitlines()]
+    assert epochs == list(range(1, 13))
+
+
+def test_a_checkpoint_cut_off_anywhere_is_never_taken_for_whole(tmp_path: Path):
+    save_checkpoint(tmp_path, {"epoch": 3, "tagger": {"w": torch.arange(5.0)}})
+    assert torch.equal(load_checkpoint(str(tmp_path))["tagger"]["w"], torch.arange(5.0))
+    for name in ("state.pt", "seal.json"):
+        content = (tmp_path / name).read_bytes()
+        for size in range(0, len(content), max(1, len(content) // 40)):
+            (tmp_path / name).write_bytes(content[:size])
+            refused(lambda: load_checkpoint(str(tmp_path)), "no whole checkpoint")
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "state.pt").unlink()
+    refused(lambda: load_checkpoint(str(tmp_path)), "no whole checkpoint")
+
+
+def test_resources_are_shared_out_with_the_arithmetic_shown():
+    here = Resources(cpus=8, gpus=2, nodes=1)
+    assert str(share_out(RunConfig(workers=2), here)) == "2 x (4 CPU, 1 GPU)"
+    assert str(share_out(RunConfig(workers=4), here)) == "4 x (2 CPU)"  # not every worker would have a GPU
+    assert str(share_out(RunConfig(workers=4, cpus_per_worker=1), here)) == "4 x (1 CPU)"
+    refused(lambda: share_out(RunConfig(workers=9), here), "9 CPUs", "cluster has 8")
+    refused(lambda: share_out(RunConfig(workers=4, cpus_per_worker=3), here), "12 CPUs", "cluster has 8")
+    refused(lambda: share_out(RunConfig(workers=3, device="cuda"), here), "3 GPUs", "cluster has 2")
+
+
+def test_storage_is_checked_before_anything_is_held(tmp_path: Path):
+    check_storage(str(tmp_path / "runs"), Resources(2, 0, 1))
+    assert list((tmp_path / "runs").iterdir()) == []
+    (tmp_path / "file").write_text("x")
+    refused(
+        lambda: check_storage(str(tmp_path / "file" / "runs"), Resources(2, 0, 1)), "cannot be written", "--storage"
+    )
+    refused(lambda: check_storage("/nowhere/runs", Resources(2, 0, 3)), "local path", "3 nodes", "s3://")
+
+
+RESULT = {"name": "t", "keyphrase_f1": 0.5}
+
+
+def logged(folder: Path) -> str:
+    """All that W&B wrote of the run, as text."""
+    [file] = folder.glob("wandb/offline-run-*/*.wandb")
+    return file.read_bytes().decode("latin-1")
+
+
+def track(tmp_path: Path, bundle: str) -> Tracker:
+    config = make_config({"data": "d", "run": {"name": "t", "storage": str(tmp_path), "project": "mine"}})
+    with Tracker(config, str(tmp_path / "t")) as tracker:
+        tracker.epoch({"epoch": 1, "valid/keyphrase_f1": 0.25, "train_sentence_precision": 0.5})
+        tracker.finish(RESULT | {"bundle": bundle})
+    return tracker
+
+
+def test_without_a_key_the_run_is_kept_offline(small_bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert track(tmp_path, small_bundle).mode == "offline"
+    text = logged(tmp_path / "t")
+    for part in ("mine", "valid/keyphrase_f1", "train_sentence_precision", "keyphrase_f1", "t-bundle", "training"):
+        assert part in text
+
+
+def test_wandb_mode_disabled_is_honoured(small_bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert track(tmp_path, small_bundle).mode == "disabled"
+    assert not (tmp_path / "t" / "wandb").exists()
+
+
+def test_an_unreachable_server_neither_blocks_nor_ends_a_run(
+    small_bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr("distributed.tracking._SECONDS_TO_CONNECT", 3)
+    began = time.monotonic()
+    assert track(tmp_path, small_bundle).mode == "offline"
+    assert time.monotonic() - began < 60 and "cannot be reached" in capfd.readouterr().err
+    assert "valid/keyphrase_f1" in logged(tmp_path / "t")
+
+
+def test_a_server_that_goes_away_does_not_hold_the_end_of_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    monkeypatch.setattr("distributed.tracking._SECONDS_TO_FINISH", 0.1)
+    released = threading.Event()
+
+    class Hanging:
+        class settings:  # noqa: N801
+            sync_dir = "wandb/run-x"
+
+        def finish(self, **_: Any) -> None:
+            released.wait(30)
+
+    tracker = object.__new__(Tracker)
+    tracker.run = Hanging()
+    tracker._end(exit_code=0)
+    released.set()
+    assert "wandb sync wandb/run-x" in capsys.readouterr().err
