@@ -7,9 +7,12 @@ nor ends a run: tracking then goes on offline.
 import hashlib
 import os
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
+
+from pyarrow.fs import copy_files
 
 from model import storage
 from model.config import Config
@@ -62,11 +65,11 @@ class Tracker:
         import wandb
 
         artifact = wandb.Artifact(f"{name}-bundle", type="model")
-        if storage.is_remote(bundle):
-            artifact.add_reference(bundle, checksum=False)
-        else:
-            artifact.add_dir(bundle)
-        self.run.log_artifact(artifact)
+        with tempfile.TemporaryDirectory(prefix="tandem-") as folder:
+            filesystem, path = storage.resolve(bundle)
+            copy_files(path, folder, source_filesystem=filesystem)
+            artifact.add_dir(folder)
+            self.run.log_artifact(artifact)
 
     def _end(self, exit_code: int) -> None:
         """Ends the run, and does not wait for ever on a server that went away."""

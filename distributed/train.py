@@ -25,15 +25,11 @@ from model.batch import smallest_batch
 from model.bundle import save_bundle
 from model.config import Config, make_config
 from model.dataset import Dataset
-from model.errors import DivergedError, UserError
+from model.errors import DivergedError, RunFailedError, UserError
 from model.loop import RANKED_BY
 
 OnEvent = Callable[[str, Any], None]
 _POLL_SECONDS = 0.2
-
-
-class RunFailedError(Exception):
-    """The run failed for a reason that is not the user's mistake (exit code 1)."""
 
 
 def new_run(config: Config) -> Config:
@@ -159,8 +155,8 @@ def train(config: Config, on_event: OnEvent) -> dict[str, Any]:
 
         best = _fit(config, share, folder, relay)
         result = _finish(config, folder, best, time.perf_counter() - began)
+        storage.write(finished, json.dumps(result, indent=2).encode())
         tracker.finish(result)
-    storage.write(finished, json.dumps(result, indent=2).encode())
     return result
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import typer
 
-from model.errors import UserError
+from model.errors import RunFailedError, UserError
 
 FAILED, MISTAKE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 # What the machine or its owner has to mend, not the program.
@@ -59,6 +59,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             sys.stdout.flush()
         except UserError as error:
             _stop(f"error: {error}", MISTAKE)
+        except RunFailedError as error:
+            _stop(f"error: {error}", FAILED)
         except BrokenPipeError:  # the reader of our output, such as head, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None

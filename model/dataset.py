@@ -20,6 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from safetensors import SafetensorError
+from safetensors.numpy import load
 from tokenizers import Tokenizer
 
 from model import storage
@@ -105,14 +107,12 @@ class Dataset:
 
     def vectors(self) -> npt.NDArray[np.float32] | None:
         """(words, size) pretrained vectors, or None where the dataset has none."""
-        from safetensors.numpy import load
-
         if not self.info.get("vectors"):
             return None
         content, location = self._file("vectors.safetensors")
         try:
             return load(content)["vectors"]
-        except Exception as error:  # safetensors has one error class of its own for every kind of damage
+        except SafetensorError as error:
             raise UserError(f"{location}: is damaged: {error}; prepare the dataset again") from error
 
     def rows(self, split: str) -> int:

@@ -5,6 +5,10 @@ class UserError(Exception):
     """Something that the user can mend: the message says what is wrong, where, and how to mend it (exit code 2)."""
 
 
+class RunFailedError(Exception):
+    """A run failed for a reason that is not the user's mistake (exit code 1); the message says how to go on."""
+
+
 class LineError(UserError):
     """A line of an input file that cannot be used.
 

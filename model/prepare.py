@@ -76,7 +76,8 @@ def prepare(recipe: Recipe) -> dict[str, Any]:
             if split not in opened and split not in shares.values():
                 continue
             tally = Tally()
-            texts = _texts(opened[origin], tally)
+            # What a reader leaves out belongs to the file, and is told once: with the split that has the file.
+            texts = _texts(opened[origin], tally if origin == split else Tally())
             if origin == "train":
                 texts = (each for each in texts if _share(each.text, shares) == split)
             splits[split] = _write(

@@ -26,7 +26,9 @@ def is_remote(location: str) -> bool:
 
 def absolute(location: str) -> str:
     """The location in a form that means the same in every working directory of this machine."""
-    return location if "://" in location else str(Path(location).expanduser().resolve())
+    if is_remote(location):
+        return location
+    return str(Path(location.removeprefix("file://")).expanduser().resolve())
 
 
 def resolve(location: str) -> tuple[fs.FileSystem, str]:
@@ -35,7 +37,7 @@ def resolve(location: str) -> tuple[fs.FileSystem, str]:
     Raises:
         UserError: the scheme is unknown, or its package is not installed.
     """
-    if "://" not in location:
+    if not is_remote(location):
         return fs.LocalFileSystem(), absolute(location)
     try:
         return fs.FileSystem.from_uri(location)

@@ -44,6 +44,14 @@ def test_splits_that_are_not_given_are_carved_and_stay_the_same(tmp_path: Path):
     assert {split: facts["rows"] for split, facts in given["splits"].items()} == {"train": 1000, "valid": 5}
 
 
+def test_what_a_reader_leaves_out_of_a_file_is_told_once(tmp_path: Path):
+    source = tmp_path / "raw.txt"
+    source.write_text("".join(f"text {i} of #rain today\n" for i in range(100)) + "RT @ann: so #good it is\n" * 3)
+    info = prepare(Recipe([str(source)], str(tmp_path / "d")))
+    assert info["splits"]["train"]["skipped"] == {"a retweet": 3}
+    assert info["splits"]["valid"]["skipped"] == info["splits"]["test"]["skipped"] == {}
+
+
 def test_the_vocabulary_comes_from_training_alone(tmp_path: Path):
     prepare(Recipe([tsv(tmp_path / "a.tsv", 5)], str(tmp_path / "d"), [tsv(tmp_path / "v.tsv", 5, "snow")]))
     words = Dataset(str(tmp_path / "d")).tokenizer().get_vocab()

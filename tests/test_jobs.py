@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -132,18 +134,34 @@ def test_an_unknown_command_and_a_missing_argument_are_the_users_mistakes():
     assert call("fly").exit_code == 2 and call("prepare").exit_code == 2
 
 
-def test_a_full_disk_is_told_and_leaves_nothing(command, tmp_path: Path, small_dataset: str):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True).returncode:
+@contextmanager
+def disk_of(size: str, place: Path) -> Iterator[Path]:
+    """A disk that is soon full."""
+    place.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)], capture_output=True
+    ).returncode:
         pytest.skip("mounting a small disk needs root")
     try:
-        source = str(Path(small_dataset).parent / "train.jsonl")
-        done = command("prepare", source, "--out", str(disk / "d"))
+        yield place
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(command, tmp_path: Path, small_dataset: str):
+    with disk_of("64k", tmp_path / "disk") as disk:
+        done = command("prepare", str(Path(small_dataset).parent / "train.jsonl"), "--out", str(disk / "d"))
         assert done.returncode == 2 and "No space left" in done.stderr and "Traceback" not in done.stderr
         assert list(disk.iterdir()) == []
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.ray
+def test_a_disk_that_fills_during_training_is_told(command, tmp_path: Path, small_dataset: str):
+    with disk_of("1m", tmp_path / "disk") as disk:
+        size = ["--set", "tagger.embedding=48", "--set", "tagger.hidden1=8", "--set", "tagger.hidden2=8"]
+        done = command("train", "--data", small_dataset, "--storage", str(disk), "--epochs", "3", *size)
+        assert done.returncode == 2 and "No space left" in done.stderr and "--resume" in done.stderr, done.stderr
+        assert "Traceback" not in done.stderr and not list(disk.glob("*/bundle"))
 
 
 def test_extract_into_a_pipe_that_closes_early_ends_quietly(small_bundle: str):

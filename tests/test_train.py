@@ -20,6 +20,7 @@ from distributed.tracking import Tracker
 from distributed.train import new_run, resumed_run, train
 from model.bundle import load_bundle
 from model.config import Config, RunConfig, make_config
+from model.errors import RunFailedError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -109,6 +110,19 @@ def test_a_killed_worker_costs_no_epoch_and_changes_no_bit(cluster, small_datase
     assert files[0] == files[1]
     epochs = [json.loads(line)["epoch"] for line in (tmp_path / "disturbed" / "metrics.jsonl").read_text().splitlines()]
     assert epochs == list(range(1, 13))
+
+
+@pytest.mark.ray
+def test_a_run_that_may_not_be_retried_fails_with_the_way_to_go_on(cluster, small_dataset: str, tmp_path: Path):
+    def kill(kind: str, value: Any) -> None:
+        for process in psutil.Process().children(recursive=True) if kind == "epoch" else []:
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                process.kill()
+
+    config = config_of(small_dataset, tmp_path, "lost", run={"retries": 0}, epochs=2000)
+    with pytest.raises(RunFailedError, match=r"lost: the training failed.*--resume"):
+        train(config, kill)
+    assert not (tmp_path / "lost" / "bundle").exists() and not (tmp_path / "lost" / "result.json").exists()
 
 
 def test_a_checkpoint_cut_off_anywhere_is_never_taken_for_whole(tmp_path: Path):
