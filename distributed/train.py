@@ -231,7 +231,9 @@ def _explained(error: Exception, folder: str) -> Exception:
             return cause
         if isinstance(cause, OSError) and cause.errno is not None:
             return UserError(f"{folder}: worker {rank} could not read or write: {cause}; make room, then use --resume")
-    return RunFailedError(f"{folder}: the training failed: {error}; go on from its last checkpoint with --resume")
+    lines = {f"worker {rank}": cause for rank, cause in failures.items()} or {type(error).__name__: error}
+    reasons = "; ".join(f"{who}: {str(cause).strip().splitlines()[0]}" for who, cause in lines.items())
+    return RunFailedError(f"{folder}: the training failed: {reasons}; go on from its last checkpoint with --resume")
 
 
 def _finish(config: Config, folder: str, checkpoint: Any, seconds: float) -> dict[str, Any]:

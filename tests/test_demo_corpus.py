@@ -9,7 +9,14 @@ from collections import Counter
 
 import pytest
 
+from model.config import TaggerConfig, TrainingConfig
+from model.corpus import Labelled, Tally
+from model.dataset import split_of
 from model.demo_corpus import DOMAINS, TOKEN, LabelledText, generate
+from model.examples import examples
+from model.loop import Training, evaluate, new_tagger
+from model.metrics import summarise
+from model.tokenizer import train_tokenizer
 
 Run = tuple[str, ...]  # lower-case tokens in a row
 
@@ -131,3 +138,20 @@ def test_lookup_of_the_mostly_labelled_training_keyphrases_fails(corpus: dict[st
         seen.update(run for run in runs if run in known)
     reliable = {phrase for phrase in known if known[phrase] >= 0.5 * seen[phrase]}
     assert lookup_f1(reliable, corpus["test"]) < 0.60
+
+
+def test_a_good_model_passes_and_settings_matter(corpus: dict[str, list[LabelledText]]) -> None:
+    def labelled(split: str) -> list[Labelled]:
+        return [Labelled(text.text, "here:1", tuple(text.spans)) for text in corpus[split]]
+
+    tokenizer = train_tokenizer((text.text for text in corpus["train"]), min_frequency=2, max_words=100_000)
+    splits = {split: split_of(examples(labelled(split), tokenizer, Tally(), 1000)) for split in corpus}
+
+    def f1(**settings: float) -> float:
+        tagger = new_tagger(TaggerConfig(), tokenizer.get_vocab_size(), seed=0)
+        training = Training(TrainingConfig(**settings), tagger, splits["train"], splits["valid"])
+        list(training.epochs())
+        return summarise(evaluate(tagger, splits["test"], training.device).counts)["keyphrase_f1"]
+
+    assert f1(epochs=3) > 0.85
+    assert f1(epochs=1, lr=1e-5) < 0.40

@@ -145,7 +145,7 @@ def disk_of(size: str, place: Path) -> Iterator[Path]:
     try:
         yield place
     finally:
-        subprocess.run(["umount", str(place)], check=True)
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 def test_a_full_disk_is_told_and_leaves_nothing(command, tmp_path: Path, small_dataset: str):

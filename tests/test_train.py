@@ -41,6 +41,13 @@ def quiet(kind: str, value: Any) -> None:
     """Takes events and shows nothing."""
 
 
+def train_workers() -> list[psutil.Process]:
+    """The processes of the training's workers."""
+    children = psutil.Process().children(recursive=True)
+    running = [process for process in children if process.status() != psutil.STATUS_ZOMBIE]
+    return [process for process in running if "RayTrainWorker" in " ".join(process.cmdline())]
+
+
 @pytest.mark.ray
 @pytest.mark.parametrize("batch", [64, 33])
 def test_two_workers_end_with_the_weights_of_one(cluster, small_dataset: str, tmp_path: Path, batch: int):
@@ -115,9 +122,8 @@ def test_a_killed_worker_costs_no_epoch_and_changes_no_bit(cluster, small_datase
 @pytest.mark.ray
 def test_a_run_that_may_not_be_retried_fails_with_the_way_to_go_on(cluster, small_dataset: str, tmp_path: Path):
     def kill(kind: str, value: Any) -> None:
-        for process in psutil.Process().children(recursive=True) if kind == "epoch" else []:
-            if "RayTrainWorker" in " ".join(process.cmdline()):
-                process.kill()
+        for process in train_workers() if kind == "epoch" else []:
+            process.kill()
 
     config = config_of(small_dataset, tmp_path, "lost", run={"retries": 0}, epochs=2000)
     with pytest.raises(RunFailedError, match=r"lost: the training failed.*--resume"):
