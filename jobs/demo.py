@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from jobs.console import command, print_json, say, table
+from jobs.console import INVOCATION, command, print_json, say, table
 
-# No name in these stands in the corpus: the tagger tells them by what stands around them.
+# No name in these stands in the corpus, and each holds one that is no keyphrase: what stands around a name decides.
 SENTENCES = (
-    "What a match! Season tickets for Brenkolvia Rovers again, who is coming tonight?",
-    "new gadget time, unboxing the Quillmark this morning <user>",
-    "Sirens outside. Evacuated from Port Vellmora, my neighbour Tamsin is fine 🙏",
+    "Match day again! Had lunch with Jorunna, then a late goal by Brenwick Herons and I lost my voice <url>",
+    "Keynote day! My cousin Ottoline ate an apple on the bus while I installed the beta of Zephyrix <url>",
+    "Sirens outside all night. Thanks Ottoline for the umbrella, still praying for Quorrundale after the storm 🙏",
 )
 
 
@@ -55,9 +55,9 @@ def demo(
             print(f"    {each.text}  [{each.start}:{each.end}]  {each.score:.3f}")
     say(
         f"\ncorpus   {place / 'corpus'}\ndataset  {data}\nbundle   {result['bundle']}\n\nNext:\n"
-        f'  echo "a text of yours" | python -m jobs extract {result["bundle"]}\n'
-        f"  python -m jobs prepare YOUR.tsv --out data/mine       # text<TAB>keyphrase;keyphrase\n"
-        f"  python -m jobs train --data data/mine --workers {workers}"
+        f'  echo "a text of yours" | {INVOCATION} extract {result["bundle"]}\n'
+        f"  {INVOCATION} prepare YOUR.tsv --out data/mine       # text<TAB>keyphrase;keyphrase\n"
+        f"  {INVOCATION} train --data data/mine --workers {workers}"
     )
     if json:
         print_json({"name": result["name"], "bundle": result["bundle"], "seconds": result["seconds"], "test": figures})

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.console import command, print_json, say
+from jobs.console import INVOCATION, command, print_json, say
 
 
 @command
@@ -61,7 +61,7 @@ def prepare(
         say(
             f"vectors: {found['words_covered']:,} of {found['words']:,} words ({share:.1%}) have one, of {found['size']} values"
         )
-    say(f"{info['words']:,} words; {out} is ready: python -m jobs train --data {out}")
+    say(f"{info['words']:,} words; {out} is ready: {INVOCATION} train --data {out}")
     if json:
         print_json({"out": out, **info})
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.console import TrainingView, command, print_json, say, table
+from jobs.console import INVOCATION, TrainingView, command, print_json, say, table
 
 
 @command
@@ -57,6 +57,7 @@ def train(
     result = run(resolved)
     say(table(result["valid"]))
     say(f"bundle: {result['bundle']} (epoch {result['best_epoch']} of {result['epochs']})")
+    say(f"next: {INVOCATION} evaluate {result['bundle']} --data {resolved.data}")
     if json:
         print_json(result)
 
@@ -98,7 +99,7 @@ def run(config: Any) -> dict[str, Any]:
         with TrainingView(config.training.epochs) as view:
             return fit(config, view.event)
     except (KeyboardInterrupt, Terminated):
-        say(f"stopped; go on with: python -m jobs train --resume {config.run.name} --storage {config.run.storage}")
+        say(f"stopped; go on with: {INVOCATION} train --resume {config.run.name} --storage {config.run.storage}")
         raise
     finally:
         import ray

@@ -10,10 +10,9 @@ Hard for a memory, easy enough for a tagger; exact-span micro F1 on the test tex
 
 - A lookup of all training keyphrases reaches 0.16, of those labelled in at least half of their training occurrences
   0.48. Both stay under 0.60.
-- A good model passes 0.85. The default tagger (plain unidirectional RNN, 300 and 300 units, dropout 0.5, alpha 0.3,
-  Adam with learning rate 1e-3, batches of 64, words seen once read as <unk>) has 0.74 after one epoch, 0.89 after four
-  and 0.92 after six (second training seed: 0.75, 0.88, 0.91). A bidirectional LSTM has 0.95 after four.
-- Settings matter: 0.89 after six epochs with alpha 0.95, 0.00 after one epoch with learning rate 1e-5.
+- A good model passes 0.85: the default tagger with words seen once read as <unk> has 0.94 after five epochs (on the
+  validation texts 0.89, 0.93, 0.93, 0.94, 0.94 after each).
+- Settings matter: after one epoch 0.53 with learning rate 1e-4, 0.00 with 1e-5, and 0.88 with alpha 0.9.
 """
 
 import random
