@@ -132,12 +132,14 @@ class TrainingView:
 
     def _progress(self, at: dict[str, Any]) -> None:
         text = (
-            f"epoch {at['epoch']}/{self.epochs}  step {at['step']}/{at['steps']}  {at['tokens_per_s']:,.0f} tokens/s  "
-            f"keyword loss {at['keyword_loss']:.4f}  keyphrase loss {at['keyphrase_loss']:.4f}  "
-            f"valid F1 {'-' if self.f1 is None else format(self.f1, '.4f')}  left {self._left(at)}"
+            f"epoch {at['epoch']}/{self.epochs}  step {at['step']}/{at['steps']}  left {self._left(at)}  "
+            f"valid F1 {'-' if self.f1 is None else format(self.f1, '.4f')}  {at['tokens_per_s']:,.0f} tokens/s  "
+            f"loss: keyword {at['keyword_loss']:.4f}, keyphrase {at['keyphrase_loss']:.4f}"
         )
         if self.live:
-            self.live.update(text)
+            from rich.text import Text
+
+            self.live.update(Text(text, no_wrap=True, overflow="ellipsis"))  # one line, whatever the width
         elif time.monotonic() - self.printed > self.PLAIN_SECONDS:
             self.printed = time.monotonic()
             say(text)

@@ -19,8 +19,6 @@ def evaluate(
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Measure a tagger: precision, recall and F1 of both heads with 95 % bootstrap intervals."""
-    import torch
-
     from model.bundle import load_bundle
     from model.corpus import Tally
     from model.dataset import split_of
@@ -28,6 +26,7 @@ def evaluate(
     from model.examples import examples
     from model.loop import evaluate as measure
     from model.metrics import summarise
+    from model.tagger import device_of
 
     loaded = load_bundle(bundle)
     tally = Tally()
@@ -36,7 +35,8 @@ def evaluate(
     tell_skipped(tally.counts, tally.places)
     if not len(rows):
         raise UserError(f"{data}: no text is left to measure on; see the reasons above")
-    figures = summarise(measure(loaded.tagger.to(device), rows, torch.device(device)).counts)
+    place = device_of(device)
+    figures = summarise(measure(loaded.tagger.to(place), rows, place).counts)
     say(f"{len(rows):,} texts of {data}")
     say(table(figures))
     if json:

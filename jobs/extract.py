@@ -54,15 +54,12 @@ def read_texts(source: str) -> Iterator[str]:
         LineError: a line is not UTF-8, or no JSON object with a text in a file that begins with one.
     """
     from model import storage
-    from model.corpus import open_lines, text_of_line
+    from model.corpus import lines_of, text_of_line
 
-    if source == "-":
-        stream, path = sys.stdin.buffer, "stdin"
-    else:
-        [path] = storage.expand(source)[:1]
-        stream = open_lines(path)
+    path = "stdin" if source == "-" else storage.expand(source)[0]
+    lines = sys.stdin.buffer if source == "-" else lines_of(path)
     jsonl: bool | None = None
-    for number, raw in enumerate(stream, 1):
+    for number, raw in enumerate(lines, 1):
         line = raw.rstrip(b"\r\n")
         if jsonl is None:
             jsonl = line.lstrip().startswith(b"{")

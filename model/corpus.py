@@ -84,7 +84,6 @@ class Source:
 
         Raises:
             LineError: a line cannot be used.
-            OSError: the file cannot be read.
         """
         parse = _PARSERS[self.format]
         for lines in self._blocks():
@@ -102,16 +101,15 @@ class Source:
         """Runs of lines that make one text: up to a blank line in conll, else each line that is not blank."""
         digest, size, number = hashlib.sha256(), 0, 0
         block: list[tuple[str, bytes]] = []
-        with open_lines(self.path) as stream:
-            for number, raw in enumerate(stream, 1):
-                digest.update(raw)
-                size += len(raw)
-                line = raw.rstrip(b"\r\n")
-                if line.strip():
-                    block.append((f"{self.path}:{number}", line))
-                if block and (self.format != "conll" or not line.strip()):
-                    yield block
-                    block = []
+        for number, raw in enumerate(lines_of(self.path), 1):
+            digest.update(raw)
+            size += len(raw)
+            line = raw.rstrip(b"\r\n")
+            if line.strip():
+                block.append((f"{self.path}:{number}", line))
+            if block and (self.format != "conll" or not line.strip()):
+                yield block
+                block = []
         if block:
             yield block
         self.lines, self.size, self.sha256 = number, size, digest.hexdigest()
@@ -144,8 +142,7 @@ def detect(path: str) -> str:
     Raises:
         UserError: the file is empty, or looks like none of the formats.
     """
-    with open_lines(path) as stream:
-        lines = [line.decode("utf-8", "replace").strip("\r\n\ufeff") for line in islice(stream, _SAMPLE_LINES)]
+    lines = [line.decode("utf-8", "replace").strip("\r\n\ufeff") for line in islice(lines_of(path), _SAMPLE_LINES)]
     full = [line for line in lines if line.strip()]
     if not full:
         raise UserError(f"{path}: is empty; give a file with at least one text")
@@ -163,10 +160,14 @@ def detect(path: str) -> str:
     )
 
 
-def open_lines(path: str) -> io.BufferedReader:
-    """A file as a stream of lines in bytes, unpacked. Raises OSError."""
+def lines_of(path: str) -> Iterator[bytes]:
+    """The lines of a file, unpacked. Raises UserError where it cannot be read."""
     filesystem, inside = storage.resolve(path)
-    return io.BufferedReader(filesystem.open_input_stream(inside), 1 << 20)
+    try:
+        with io.BufferedReader(filesystem.open_input_stream(inside), 1 << 20) as stream:
+            yield from stream
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error}; is it damaged or not yet whole?") from error
 
 
 def text_of_line(raw: bytes, place: str, jsonl: bool) -> str:

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from model.batch import ordered_batches
 from model.bundle import load_bundle
-from model.tagger import Tagger
+from model.tagger import Tagger, device_of
 from model.tags import decode, spans_of_tags
 from model.tokenizer import PAD, Tokens, encode
 
@@ -44,13 +44,13 @@ class Extractor:
     """A tagger with its tokenizer, in use."""
 
     def __init__(self, tagger: Tagger, tokenizer: Tokenizer, device: str = "cpu") -> None:
-        self.device = torch.device(device)
+        self.device = device_of(device)
         self.tagger = tagger.to(self.device).eval()
         self.tokenizer = tokenizer
 
     @classmethod
     def load(cls, bundle: str, device: str = "cpu") -> "Extractor":
-        """From a bundle, by path or URI. Raises UserError where it is not whole."""
+        """From a bundle, by path or URI. Raises UserError where it is not whole, or where there is no such device."""
         loaded = load_bundle(bundle)
         return cls(loaded.tagger, loaded.tokenizer, device)
 

@@ -58,8 +58,7 @@ def prepare(recipe: Recipe) -> dict[str, Any]:
         UserError: the input or the output cannot be used; nothing is left at `out`.
         OSError: the storage is full or cannot be written; likewise.
     """
-    if storage.exists(recipe.out) and not recipe.overwrite:
-        raise UserError(f"{recipe.out}: exists already; choose another --out, or replace it with --overwrite")
+    _check_out(recipe)
     given = {"train": recipe.train, "valid": recipe.valid, "test": recipe.test}
     opened = {
         split: sources(patterns, recipe.format, recipe.skip_bad_lines) for split, patterns in given.items() if patterns
@@ -97,6 +96,15 @@ def prepare(recipe: Recipe) -> dict[str, Any]:
         }
         (folder / "dataset.json").write_text(json.dumps(info, indent=2, ensure_ascii=False), "utf-8")
     return info
+
+
+def _check_out(recipe: Recipe) -> None:
+    if not storage.exists(recipe.out):
+        return
+    if not recipe.overwrite:
+        raise UserError(f"{recipe.out}: exists already; choose another --out, or replace it with --overwrite")
+    if not storage.exists(storage.join(recipe.out, "dataset.json")):
+        raise UserError(f"{recipe.out}: is no dataset, and --overwrite replaces nothing else; choose another --out")
 
 
 def _texts(opened: list[Source], tally: Tally) -> Iterator[Labelled]:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from model.config import TaggerConfig
+from model.errors import UserError
 from model.tokenizer import PAD, UNKNOWN
 
 _CELLS = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
@@ -92,6 +93,19 @@ class Tagger(nn.Module):
         h1 = self.layer1(x, lengths)
         h2 = self.layer2(h1, lengths)
         return Logits(self.keyword_head(h1), self.keyphrase_head(h2))
+
+
+def device_of(name: str) -> torch.device:
+    """The device `cpu`, `cuda` or `cuda:N`. Raises UserError where this machine or this build of torch has none."""
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"device {name}: cannot be used here ({reason}); choose cpu, or cuda where there is one"
+        ) from None
+    return device
 
 
 def windows(vectors: torch.Tensor, size: int) -> torch.Tensor:

@@ -169,6 +169,9 @@ def test_missing_empty_mixed_and_strange_files_are_refused(tmp_path: Path):
     refused(lambda: read(file(tmp_path, "prose", "just words\nand more\n")), "prose:1", "--format")
     refused(lambda: sources([str(tsv), str(jsonl)]), "a.tsv is tsv", "b.jsonl is jsonl")
     refused(lambda: sources([str(tsv)], "xml"), "xml", "tsv")
+    refused(lambda: read(file(tmp_path, "bad.tsv.gz", b"no gzip at all")), "bad.tsv.gz", "cannot be read")
+    whole = gzip.compress(b"red car\tcar\n" * 5000)
+    refused(lambda: read(file(tmp_path, "cut.tsv.gz", whole[: len(whole) // 2]), "tsv"), "cut.tsv.gz", "cannot be read")
     refused(lambda: read("nothing://x/y"), "nothing://")  # type: ignore[arg-type]
 
 

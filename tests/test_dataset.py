@@ -89,6 +89,8 @@ def test_an_existing_directory_is_replaced_only_when_asked(tmp_path: Path):
     source, out = tsv(tmp_path / "a.tsv", 50), str(tmp_path / "d")
     prepare(Recipe([source], out))
     refused(lambda: prepare(Recipe([source], out)), "exists already", "--overwrite")
+    refused(lambda: prepare(Recipe([source], str(tmp_path), overwrite=True)), "no dataset", "another --out")
+    refused(lambda: prepare(Recipe([source], source, overwrite=True)), "no dataset", "another --out")
     prepare(Recipe([tsv(tmp_path / "b.tsv", 80)], out, overwrite=True))
     assert sum(Dataset(out).rows(split) for split in ("train", "valid", "test")) == 80
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tsv", "b.tsv", "d"]

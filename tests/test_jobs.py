@@ -88,6 +88,8 @@ def test_what_cannot_be_used_is_refused_with_exit_code_2(small_bundle: str, smal
     refused("evaluate", small_bundle, "--data", str(tmp_path), parts=("no dataset.json",))
     refused("evaluate", small_bundle, "--data", small_dataset, "--split", "dev", parts=("dev", "train, valid, test"))
     refused("extract", small_bundle, str(tmp_path / "none"), parts=("no such file",))
+    refused("extract", small_bundle, str(bad), "--device", "abacus", parts=("device abacus", "choose cpu"))
+    refused("evaluate", small_bundle, "--data", small_dataset, "--device", "abacus", parts=("device abacus",))
     bad.write_bytes(b"fine\n\xff\xff\n")
     assert call("extract", small_bundle, str(bad)).exit_code == 2
     assert not Path(out).exists()
