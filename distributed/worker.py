@@ -20,7 +20,7 @@ from model.errors import DivergedError
 from model.loop import Progress, Training, new_tagger
 from model.workers import Alone, Workers
 
-Event = tuple[str, Any]  # ("progress", Progress) or ("epoch", figures)
+Event = tuple[str, Any]  # ("progress", Progress), ("epoch", figures) or ("note", text)
 
 
 def train_worker(settings: dict[str, Any]) -> str | None:
@@ -57,6 +57,8 @@ def train_worker(settings: dict[str, Any]) -> str | None:
     if checkpoint:
         with checkpoint.as_directory() as folder:
             training.restore(load_checkpoint(folder))
+        if speak:
+            speak(("note", f"going on from the checkpoint of epoch {training.epoch}"))
     try:
         for figures in training.epochs():
             _report(training, figures, settings["run"], workers.rank)

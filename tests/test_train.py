@@ -102,7 +102,11 @@ def test_a_killed_worker_costs_no_epoch_and_changes_no_bit(cluster, small_datase
     settings: dict[str, Any] = {"run": {"workers": 2}, "epochs": 12}
     killed: list[int] = []
 
+    notes: list[str] = []
+
     def kill_once(kind: str, value: Any) -> None:
+        if kind == "note":
+            notes.append(value)
         if kind == "epoch" and value["epoch"] == 3 and not killed:
             workers = [
                 p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())
@@ -113,6 +117,7 @@ def test_a_killed_worker_costs_no_epoch_and_changes_no_bit(cluster, small_datase
     disturbed = train(config_of(small_dataset, tmp_path, "disturbed", **settings), kill_once)
     whole = train(config_of(small_dataset, tmp_path, "whole", **settings), quiet)
     assert killed and disturbed["epochs"] == 12
+    assert notes[-1].startswith("going on from the checkpoint of epoch ")
     files = [(Path(result["bundle"]) / "weights.safetensors").read_bytes() for result in (disturbed, whole)]
     assert files[0] == files[1]
     epochs = [json.loads(line)["epoch"] for line in (tmp_path / "disturbed" / "metrics.jsonl").read_text().splitlines()]
