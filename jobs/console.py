@@ -19,7 +19,8 @@ import typer
 
 from model.errors import RunFailedError, UserError
 
-INVOCATION = f"{os.path.relpath(sys.executable)} -m jobs"  # how to call a command from here
+_PYTHON = os.path.relpath(sys.executable)
+INVOCATION = f"{'python' if _PYTHON.startswith('..') else _PYTHON} -m jobs"  # how to call a command from here
 FAILED, MISTAKE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 # What the machine or its owner has to mend, not the program.
 _USERS_ERRNO = {
