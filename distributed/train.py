@@ -68,6 +68,7 @@ def resumed_run(name: str, location: str, changes: dict[str, Any]) -> Config:
         raise UserError(f"{place}: no run of this name; see --storage, or start it with --name {name}") from None
     except ValueError as error:
         raise UserError(f"{place}: is damaged: {error}") from None
+    make_config({"data": tree["data"]} | changes)  # names what is unknown or not allowed
     for part in ("tagger", "training"):
         other = {key: value for key, value in changes.get(part, {}).items() if tree[part].get(key) != value}
         if other:

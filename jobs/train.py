@@ -64,18 +64,14 @@ def train(
 
 def gather(path: str | None, assignments: list[str], flags: dict[str, Any]) -> dict[str, Any]:
     """The tree of values that were given: by file, then by --set, then by flag."""
-    from model.config import assign, read_config
+    from model.config import assign, put, read_config
 
     tree = read_config(path) if path else {}
     for assignment in assignments:
         assign(tree, assignment)
     for dotted, value in flags.items():
         if value is not None:
-            *parents, leaf = dotted.split(".")
-            branch = tree
-            for parent in parents:
-                branch = branch.setdefault(parent, {})
-            branch[leaf] = value
+            put(tree, dotted, value)
     return tree
 
 

@@ -125,12 +125,17 @@ def assign(tree: dict[str, Any], assignment: str) -> None:
     path, sign, value = assignment.partition("=")
     if not sign or not path:
         raise UserError(f"--set {assignment}: write it as --set training.lr=0.001")
-    *parents, leaf = path.split(".")
+    put(tree, path, _plain(value))
+
+
+def put(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    """Puts a value at its dotted name in a tree. Raises UserError where the name leads through a value."""
+    *parents, leaf = dotted.split(".")
     for parent in parents:
         tree = tree.setdefault(parent, {})
         if not isinstance(tree, dict):
-            raise UserError(f"--set {assignment}: {parent} has no fields below it")
-    tree[leaf] = _plain(value)
+            raise UserError(f"{dotted}: {parent} is {json.dumps(tree)} and has no fields below it")
+    tree[leaf] = value
 
 
 def _plain(value: str) -> Any:

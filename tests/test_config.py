@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from conftest import refused
 
-from model.config import assign, fields, make_config, read_config
+from model.config import assign, fields, make_config, put, read_config
 
 RECORD = {"alpha": 0.3, "lr": 1e-3, "batch": 64}
 
@@ -34,6 +34,7 @@ def test_defaults_are_the_records():
         ("training.learning_rate=1", ["training.learning_rate is unknown", "training.lr"]),
         ("trainig.lr=1", ["trainig is unknown"]),
         ("nothing", ["--set nothing", "="]),
+        ("training=5", ["training is 5"]),
         ("data.x=1", ["data"]),
     ],
 )
@@ -65,6 +66,11 @@ def test_files(tmp_path: Path):
     path.write_text("a: [")
     refused(lambda: read_config(str(path)), "c.yaml", "no YAML")
     refused(lambda: read_config(str(tmp_path / "none.yaml")), "none.yaml")
+
+
+def test_a_value_where_fields_should_be_is_named():
+    refused(lambda: put({"training": 5}, "training.lr", 0.1), "training is 5", "no fields below it")
+    refused(lambda: make_config({"data": "d", "training": 5}), "training is 5")
 
 
 def test_every_field_has_a_dotted_name():

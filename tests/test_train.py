@@ -94,6 +94,7 @@ def test_a_run_keeps_its_figures_best_epoch_and_configuration(cluster, small_dat
     refused(lambda: config_of(small_dataset, tmp_path, "kept"), "exists", "--resume kept")
     refused(lambda: resumed_run("kept", str(tmp_path), {"training": {"lr": 0.5}}), "training.lr", "change the numbers")
     refused(lambda: resumed_run("kept", str(tmp_path), {"data": "other"}), small_dataset)
+    refused(lambda: resumed_run("kept", str(tmp_path), {"trainig": {"lr": 0.5}}), "trainig is unknown")
     assert resumed_run("kept", str(tmp_path), {"run": {"workers": 2}}).run.workers == 2
 
 
