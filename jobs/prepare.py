@@ -67,11 +67,8 @@ def prepare(
 
 
 def tell_skipped(counts: dict[str, int], places: dict[str, list[str]]) -> None:
-    """What was left out or changed, the most frequent first, with the first lines of each."""
-    for reason, number in sorted(counts.items(), key=lambda item: -item[1]):
-        lines: dict[str, list[str]] = {}
-        for place in places[reason]:
-            file, _, line = place.rpartition(":")
-            lines.setdefault(file, []).append(line)
-        shown = "; ".join(f"{file}:{','.join(dict.fromkeys(each))}" for file, each in lines.items())
-        say(f"  {number:,} x {reason}: {shown}{', ...' if number > len(places[reason]) else ''}")
+    """Says what was left out or changed, and where."""
+    from model.corpus import told
+
+    for line in told(counts, places):
+        say(f"  {line}")

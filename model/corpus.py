@@ -61,6 +61,19 @@ class Tally:
             shown.append(place)
 
 
+def told(counts: dict[str, int], places: dict[str, list[str]]) -> list[str]:
+    """What a tally counted, in words: the most frequent reason first, each with its first lines as `file:1,5,9`."""
+    lines = []
+    for reason, number in sorted(counts.items(), key=lambda item: -item[1]):
+        by_file: dict[str, list[str]] = {}
+        for place in places[reason]:
+            file, _, line = place.rpartition(":")
+            by_file.setdefault(file, []).append(line)
+        shown = "; ".join(f"{file}:{','.join(dict.fromkeys(each))}" for file, each in by_file.items())
+        lines.append(f"{number:,} x {reason}: {shown}{', ...' if number > len(places[reason]) else ''}")
+    return lines
+
+
 @dataclass
 class Source:
     """One input file.

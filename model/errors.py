@@ -25,12 +25,3 @@ class LineError(UserError):
 
 class DivergedError(UserError):
     """The training loss stopped being a finite number: a setting, most often the learning rate, has to change."""
-
-
-def listed(names: object, limit: int = 12) -> str:
-    """`a, b, c and 5 more` for an iterable of names; `nothing` when there are none."""
-    items = [str(name) for name in names]  # type: ignore[attr-defined]
-    if not items:
-        return "nothing"
-    tail = f" and {len(items) - limit} more" if len(items) > limit else ""
-    return ", ".join(items[:limit]) + tail

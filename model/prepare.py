@@ -10,7 +10,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from model import storage
-from model.corpus import Labelled, Source, Tally, sources
+from model.corpus import Labelled, Source, Tally, sources, told
 from model.dataset import FORMAT_VERSION, SPLITS, write_split
 from model.errors import UserError
 from model.examples import Example, examples
@@ -129,20 +129,11 @@ def _share(text: str, shares: dict[int, str]) -> str:
 def _write(folder: Path, split: str, made: Iterable[Example], tally: Tally, recipe: Recipe) -> dict[str, Any]:
     counts = write_split(folder, made)
     if tally.counts and recipe.strict:
-        raise UserError(f"{split}: --strict, and this would be left out: {explain(tally.counts, tally.places)}")
+        raise UserError(f"{split}: --strict, and this would be left out: {'; '.join(told(tally.counts, tally.places))}")
     if not counts["rows"]:
-        why = explain(tally.counts, tally.places) or "there were too few texts to set some aside"
+        why = "; ".join(told(tally.counts, tally.places)) or "there were too few texts to set some aside"
         raise UserError(f"{split}: no text is left: {why}; mend the files, or give more texts")
     return counts | {"skipped": tally.counts, "skipped_places": tally.places}
-
-
-def explain(counts: dict[str, int], places: dict[str, list[str]]) -> str:
-    """`3 reason (a.tsv:1, a.tsv:5, ...)` for each reason of a tally."""
-    shown = []
-    for reason, number in sorted(counts.items(), key=lambda item: -item[1]):
-        more = ", ..." if number > len(places[reason]) else ""
-        shown.append(f"{number} {reason} ({', '.join(places[reason])}{more})")
-    return "; ".join(shown)
 
 
 def _facts(source: Source) -> dict[str, Any]:

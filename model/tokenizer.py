@@ -6,7 +6,7 @@ original text.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from tokenizers import Encoding, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
@@ -86,17 +86,6 @@ def parse_tokenizer(content: bytes, location: str) -> Tokenizer:
             f"{location}: its vocabulary does not begin with {', '.join(SPECIAL)}; it was not made by prepare"
         )
     return tokenizer
-
-
-def encode_all(tokenizer: Tokenizer, texts: Iterable[str], chunk: int = 2048) -> Iterator[Tokens]:
-    """The tokens of each text, in order; `chunk` texts are held at a time."""
-    held: list[str] = []
-    for text in texts:
-        held.append(text)
-        if len(held) == chunk:
-            yield from encode(tokenizer, held)
-            held = []
-    yield from encode(tokenizer, held)
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Tokens]:
