@@ -30,8 +30,7 @@ class Tracker:
 
     def __init__(self, config: Config, folder: str) -> None:
         """Starts the run; never raises for want of a server or a key."""
-        self.folder = folder
-        local = Path("wandb").parent if storage.is_remote(folder) else Path(storage.absolute(folder))
+        local = Path() if storage.is_remote(folder) else Path(storage.absolute(folder))
         local.mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("WANDB_SILENT", "true")
         mode = os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")

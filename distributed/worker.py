@@ -28,7 +28,10 @@ def train_worker(settings: dict[str, Any]) -> str | None:
 
     Args:
         settings: `config` (the whole configuration as plain values), `run` (location of the run's folder), `threads`
-            (of torch) and `events` (the queue to the driver, or None).
+            (of torch) and `events` (the queue to the driver).
+
+    Returns:
+        None; or, where the training diverged, what to tell the user. To Ray that is no error, or it would try again.
     """
     torch.set_num_threads(settings["threads"])
     config = make_config(settings["config"])
@@ -96,8 +99,6 @@ def _speaker(events: Any) -> Callable[[Event], None]:
     """Sends events to the driver; silent once the driver is gone, for the training does not depend on being watched."""
 
     def speak(event: Event) -> None:
-        if events is None:
-            return
         kind, value = event
         try:
             events.put_nowait((kind, value._asdict() if isinstance(value, Progress) else value))
