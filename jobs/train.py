@@ -1,5 +1,6 @@
 """`python -m jobs train`: dataset directory -> run folder with a bundle, on Ray Train."""
 
+import os
 from typing import Annotated, Any
 
 import typer
@@ -89,14 +90,16 @@ def resolve(tree: dict[str, Any], resume: str | None) -> Any:
 def run(config: Any) -> dict[str, Any]:
     """Trains, shows how it goes, and says how to go on if it is stopped."""
     from distributed.train import train as fit
-    from jobs.console import Terminated
+    from jobs.console import INTERRUPTED, TERMINATED, Terminated
 
     try:
         with TrainingView(config.training.epochs) as view:
             return fit(config, view.event)
-    except (KeyboardInterrupt, Terminated):
+    except (KeyboardInterrupt, Terminated) as stop:
         say(f"stopped; go on with: {INVOCATION} train --resume {config.run.name} --storage {config.run.storage}")
-        raise
+        # The trainer's thread still speaks to Ray, and Ray ends a process with code 1 that does so after a shutdown. So
+        # the process ends at once; Ray's own processes end with it.
+        os._exit(INTERRUPTED if isinstance(stop, KeyboardInterrupt) else TERMINATED)
     finally:
         import ray
 
