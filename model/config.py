@@ -6,6 +6,7 @@ configuration files and of everything that is saved. Defaults live here and nowh
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -68,18 +69,31 @@ class RunConfig(_Tree):
     name: str | None = Field(
         None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="default: made from the time"
     )
-    storage: str = Field("runs", description="path or URI under which the run's folder lies")
-    workers: Count = 1
+    storage: str = Field(
+        default_factory=lambda: os.environ.get("TANDEM_STORAGE", "runs"),
+        description="path or URI under which the run's folder lies; default: TANDEM_STORAGE, else runs",
+    )
+    workers: Count = Field(1, description="processes that share each batch")
+    min_workers: Count | None = Field(None, description="go on with as few where nodes are lost; default: all of them")
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: cuda where the cluster has a GPU per worker"
     )
     cpus_per_worker: Count | None = Field(
         None, description="default: the cluster's CPUs shared out on one machine, else 1"
     )
+    checkpoint_minutes: Annotated[float, Field(ge=0)] = Field(
+        10.0, description="a checkpoint after each epoch, and inside one after so many minutes; 0: never inside"
+    )
     retries: Annotated[int, Field(ge=0)] = Field(
-        1, description="restarts from the last checkpoint after a worker is lost"
+        3, description="restarts from the last checkpoint after a worker is lost"
     )
     project: str = Field("tandem", description="W&B project")
+
+    @model_validator(mode="after")
+    def _fewest_and_most(self) -> "RunConfig":
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers is {self.min_workers}, more than workers, which is {self.workers}")
+        return self
 
 
 class Config(_Tree):
@@ -125,7 +139,7 @@ def assign(tree: dict[str, Any], assignment: str) -> None:
     path, sign, value = assignment.partition("=")
     if not sign or not path:
         raise UserError(f"--set {assignment}: write it as --set training.lr=0.001")
-    put(tree, path, _plain(value))
+    put(tree, path, plain(value))
 
 
 def put(tree: dict[str, Any], dotted: str, value: Any) -> None:
@@ -138,7 +152,8 @@ def put(tree: dict[str, Any], dotted: str, value: Any) -> None:
     tree[leaf] = value
 
 
-def _plain(value: str) -> Any:
+def plain(value: str) -> Any:
+    """A value as it is typed: YAML, with `1e-3` for a number."""
     try:
         return float(value) if "e" in value.lower() else yaml.safe_load(value)  # YAML 1.1 takes 1e-3 for a string
     except ValueError:

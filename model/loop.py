@@ -7,7 +7,7 @@ for figures in training.epochs():
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from model.workers import Alone, Workers
 RANKED_BY = "valid/keyphrase_f1"
 EVALUATION_BATCH = 256
 _SECONDS_BETWEEN_REPORTS = 0.5
-_STEPS_BETWEEN_CHECKS = 50  # each asks the device for a number, so not every step
+_STEPS_BETWEEN_CHECKS = 20  # each asks the device and the other workers for a number, so not every step
 
 Figures = dict[str, float]
 
@@ -41,6 +41,18 @@ class Progress(NamedTuple):
     tokens_per_s: float
     keyword_loss: float
     keyphrase_loss: float
+
+
+class Keeper(Protocol):
+    """Keeps a training where a restart finds it."""
+
+    def due(self) -> bool:
+        """Whether this worker wants a checkpoint inside the running epoch; asked every few steps."""
+        ...
+
+    def keep(self, training: "Training") -> None:
+        """Keeps it as it is; called on all workers at the same step where one of them wants it."""
+        ...
 
 
 class Evaluation(NamedTuple):
@@ -79,7 +91,9 @@ class Training:
 
     Attributes:
         epoch: epochs that are finished.
+        step: steps of the next epoch that are done.
         history: the figures of each of them.
+        counts: (texts, 8) of the last epoch on the validation split; None before there is one.
     """
 
     def __init__(
@@ -91,6 +105,7 @@ class Training:
         workers: Workers | None = None,
         device: torch.device | None = None,
         on_progress: Callable[[Progress], None] | None = None,
+        keeper: Keeper | None = None,
     ) -> None:
         """
         Args:
@@ -100,16 +115,22 @@ class Training:
             workers: the other processes, each of which runs this same loop.
             device: where to compute, the CPU by default.
             on_progress: called about twice a second.
+            keeper: keeps checkpoints inside epochs; those between epochs are up to the caller.
         """
         self.config, self.train, self.valid = config, train, valid
         self.workers: Workers = workers or Alone()
         self.device = device or torch.device("cpu")
-        self.on_progress = on_progress
+        self.on_progress, self.keeper = on_progress, keeper
         self.tagger = tagger.to(self.device)
         self.module = self.workers.wrap(self.tagger)
         self.optimizers = make_optimizers(self.tagger, config)
-        self.epoch = 0
+        self.epoch = self.step = 0
+        self._losses = torch.zeros(
+            2, dtype=torch.float64, device=self.device
+        )  # sums over this worker's part of the epoch
+        self._seconds = 0.0  # of the epoch, up to the last checkpoint inside it
         self.history: list[Figures] = []
+        self.counts: Counts | None = None
 
     def epochs(self) -> Iterator[Figures]:
         """Trains on, and gives the figures of each epoch when it ends, until the budget or the patience is spent.
@@ -132,11 +153,18 @@ class Training:
         return int(np.argmax([figures[RANKED_BY] for figures in self.history]))
 
     def state(self) -> dict[str, Any]:
-        """All that is needed to go on after this epoch; can be read with `torch.load(weights_only=True)`."""
+        """All that is needed to go on from here; can be read with `torch.load(weights_only=True)`.
+
+        Inside an epoch, all workers have to call it at the same step.
+        """
+        losses = self.workers.sum(self._losses) if self.step else self._losses
         return {
             "tagger": self.tagger.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "epoch": self.epoch,
+            "step": self.step,
+            "losses": losses.tolist(),
+            "seconds": self._seconds,
             "history": self.history,
         }
 
@@ -145,15 +173,17 @@ class Training:
         self.tagger.load_state_dict(state["tagger"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        self.epoch, self.history = state["epoch"], list(state["history"])
+        self.epoch, self.step, self.history = state["epoch"], state["step"], list(state["history"])
+        self._losses = torch.tensor(state["losses"], dtype=torch.float64, device=self.device) / self.workers.size
+        self._seconds = state["seconds"]
 
     def run_epoch(self) -> Figures:
-        """Trains one epoch, evaluates, and gives the figures."""
-        began = time.perf_counter()
+        """Trains one epoch, or what a checkpoint left of it, evaluates, and gives the figures."""
         trained = self._train_epoch()
-        seconds = time.perf_counter() - began
+        seconds = self._seconds
+        self.step, self._seconds, self._losses = 0, 0.0, torch.zeros_like(self._losses)
         evaluation = evaluate(self.module, self.valid, self.device, self.workers)
-        self.epoch += 1
+        self.epoch, self.counts = self.epoch + 1, evaluation.counts
         alpha = self.config.alpha
         self.history.append(
             {
@@ -173,26 +203,33 @@ class Training:
     def _train_epoch(self) -> Figures:
         lengths = self.train.lengths
         batches = epoch_batches(lengths, self.config.batch, self.config.seed, self.epoch)
-        losses = torch.zeros(2, dtype=torch.float64, device=self.device)
+        done = sum(int(lengths[rows].sum()) for rows in batches[: self.step])
         first_bad = torch.full((), -1, device=self.device)
-        last_record, lr, tokens, reported = torch.zeros(0), 0.0, 0, time.perf_counter()
-        began = reported
+        last_record, lr, tokens = torch.zeros(0), 0.0, done
+        resumed = reported = began = time.perf_counter()
         self.module.train()
-        for step, rows in enumerate(batches):
+        for step in range(self.step, len(batches)):
+            rows, last = batches[step], step == len(batches) - 1
             lr = lr_at(self.config, self.epoch * len(batches) + step, len(batches))
-            sums, record_sums = self._step(rows, step, lr, last=step == len(batches) - 1)
-            losses += sums
+            sums, record_sums = self._step(rows, step, lr, last)
+            self._losses += sums
             first_bad = torch.where((first_bad < 0) & ~sums.isfinite().all(), step, first_bad)
             tokens += int(lengths[rows].sum())
-            if step % _STEPS_BETWEEN_CHECKS == 0 or step == len(batches) - 1:
-                self._check(first_bad, step, len(batches))
+            self.step = step + 1
+            if step % _STEPS_BETWEEN_CHECKS == 0 or last:
+                due = self._check(first_bad, step, len(batches))
+                if due and not last and self.keeper:
+                    self._seconds, began = self._seconds + time.perf_counter() - began, time.perf_counter()
+                    self.keeper.keep(self)
             if record_sums is not None:
                 last_record = record_sums
-            if self.on_progress and time.perf_counter() - reported > _SECONDS_BETWEEN_REPORTS:
-                reported = time.perf_counter()
-                share = (losses / tokens * self.workers.size).tolist()  # this worker's texts stand for all
-                self.on_progress(Progress(self.epoch + 1, step + 1, len(batches), tokens / (reported - began), *share))
-        keyword, keyphrase = (self.workers.sum(losses) / len(self.train.ids)).tolist()
+            now = time.perf_counter()
+            if self.on_progress and now - reported > _SECONDS_BETWEEN_REPORTS:
+                reported, speed = now, (tokens - done) / (now - resumed)
+                share = (self._losses / tokens * self.workers.size).tolist()  # this worker's texts stand for all
+                self.on_progress(Progress(self.epoch + 1, step + 1, len(batches), speed, *share))
+        self._seconds += time.perf_counter() - began
+        keyword, keyphrase = (self.workers.sum(self._losses) / len(self.train.ids)).tolist()
         total = self.config.alpha * keyword + (1 - self.config.alpha) * keyphrase
         figures = {
             "train/loss": total,
@@ -228,10 +265,13 @@ class Training:
         parts = [self.config.seed, self.epoch, step, self.workers.rank]
         return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
-    def _check(self, first_bad: torch.Tensor, now: int, steps: int) -> None:
-        """Stops all workers together when the loss of one is no longer a finite number."""
-        if not int(self.workers.sum((first_bad >= 0).long())):
-            return
+    def _check(self, first_bad: torch.Tensor, now: int, steps: int) -> bool:
+        """Whether a checkpoint is due; stops all workers together when the loss of one is no longer a finite number."""
+        due = self.keeper is not None and self.keeper.due()
+        flags = torch.stack([(first_bad >= 0).long(), torch.tensor(int(due), device=self.device)])
+        bad, wanted = self.workers.sum(flags).tolist()
+        if not bad:
+            return bool(wanted)
         step = int(first_bad) if first_bad >= 0 else now
         lr = lr_at(self.config, self.epoch * steps + step, steps)
         raise DivergedError(

@@ -6,6 +6,7 @@ fsspec package (`memory://`, `az://`, ...) knows. What is written appears whole 
 
 import fnmatch
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -17,6 +18,9 @@ import pyarrow as pa
 from pyarrow import fs
 
 from model.errors import UserError
+
+# A user with a password before an @, or an option such as secret_key=...
+_CREDENTIAL = re.compile(r"://[^/?]*:[^/?@]+@|[?&][^=&]*(key|secret|token|password)[^=&]*=", re.IGNORECASE)
 
 
 def is_remote(location: str) -> bool:
@@ -35,10 +39,15 @@ def resolve(location: str) -> tuple[fs.FileSystem, str]:
     """The file system of a location and the path inside it.
 
     Raises:
-        UserError: the scheme is unknown, or its package is not installed.
+        UserError: the scheme is unknown, its package is not installed, or the location holds a credential.
     """
     if not is_remote(location):
         return fs.LocalFileSystem(), absolute(location)
+    if _CREDENTIAL.search(location):
+        raise UserError(
+            f"{location.partition('://')[0]}://...: holds a credential, and locations are saved and shown; leave it out, and "
+            f"give it in the environment or in the storage's own configuration files on every node"
+        )
     try:
         return fs.FileSystem.from_uri(location)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
@@ -130,6 +139,19 @@ def remove(location: str) -> None:
     """Deletes a file. Raises OSError where there is none."""
     filesystem, path = resolve(location)
     filesystem.delete_file(path)
+
+
+def names(location: str) -> list[str]:
+    """What a directory holds, sorted; nothing where there is none."""
+    filesystem, path = resolve(location)
+    return sorted(info.base_name for info in filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True)))
+
+
+def remove_directory(location: str) -> None:
+    """Deletes a directory with all that is in it, if there is one."""
+    filesystem, path = resolve(location)
+    if filesystem.get_file_info(path).type == fs.FileType.Directory:
+        filesystem.delete_dir(path)
 
 
 @contextmanager

@@ -6,7 +6,9 @@ import pytest
 from conftest import refused
 from safetensors.numpy import load_file
 
+from model import storage
 from model.dataset import Dataset
+from model.errors import UserError
 from model.prepare import Recipe, prepare
 
 
@@ -169,3 +171,22 @@ def test_bad_vectors_are_refused(tmp_path: Path, content: str):
     )
     assert not (tmp_path / "d").exists()
     refused(lambda: prepare(Recipe([str(tmp_path / "a.tsv")], str(tmp_path / "d"), vectors="none.vec")), "none.vec")
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "s3://AKIA123:sEcReT@bucket/runs",
+        "s3://bucket/runs?access_key=AKIA123&secret_key=sEcReT",
+        "s3://bucket/runs?region=x&session_token=sEcReT",
+    ],
+)
+def test_a_location_with_a_credential_is_refused_without_showing_it(location: str):
+    with pytest.raises(UserError, match="holds a credential") as caught:
+        storage.resolve(location)
+    assert "sEcReT" not in str(caught.value) and "AKIA" not in str(caught.value)
+
+
+def test_a_location_with_other_options_is_no_credential():
+    location = "s3://bucket/runs?endpoint_override=127.0.0.1:5055&scheme=http&region=x"
+    assert storage.resolve(location)[1] == "bucket/runs"
