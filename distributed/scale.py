@@ -2,23 +2,32 @@
 
 import os
 import signal
+import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from model import storage
-from model.config import RunConfig
+from model.batch import smallest_batch
+from model.config import Config, RunConfig
+from model.dataset import Dataset
 from model.errors import UserError
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What a cluster has in all, and the number of its nodes."""
+    """What a cluster has in all, the number of its nodes, and the CPUs and GPUs of each where they are known."""
 
     cpus: int
     gpus: int
     nodes: int
+    each: tuple[tuple[float, float], ...] = ()
+
+    def places(self, cpus: int, gpus: float) -> int:
+        """How many workers fit that ask for so much each; one does not reach across nodes."""
+        nodes = self.each or ((self.cpus, self.gpus),)
+        return sum(min(int(c / cpus), int(g / gpus + 1e-9) if gpus else int(c / cpus)) for c, g in nodes)
 
 
 @dataclass(frozen=True)
@@ -47,15 +56,22 @@ def this_machine() -> Resources:
 
 def look() -> Resources:
     """What the cluster has, without starting one."""
-    return connect() if cluster_address() else this_machine()
+    ray = sys.modules.get("ray")
+    joined = ray is not None and ray.is_initialized()
+    return connect() if cluster_address() or joined else this_machine()
 
 
-def connect() -> Resources:
-    """Joins the cluster of RAY_ADDRESS, or starts one on this machine that ends with this process."""
+def set_defaults_of_ray() -> None:
+    """Settings of Ray that are read from the environment of the process that starts a trainer."""
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # a report waits for this poll: 2 s by default
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "120")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+def connect() -> Resources:
+    """Joins the cluster of RAY_ADDRESS, or starts one on this machine that ends with this process."""
+    set_defaults_of_ray()
     import ray
 
     if not ray.is_initialized():
@@ -76,29 +92,50 @@ def connect() -> Resources:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)
     total = ray.cluster_resources()
-    nodes = sum(node["Alive"] for node in ray.nodes())
-    return Resources(int(total.get("CPU", 0)), int(total.get("GPU", 0)), nodes)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    each = tuple((node.get("CPU", 0), node.get("GPU", 0)) for node in nodes)
+    return Resources(int(total.get("CPU", 0)), int(total.get("GPU", 0)), len(nodes), each)
 
 
 def share_out(run: RunConfig, cluster: Resources) -> Share:
     """What each worker gets.
 
     Raises:
-        UserError: the cluster does not have it; the arithmetic is shown.
+        UserError: the cluster does not have it, not even for `min_workers`; the arithmetic is shown.
     """
-    gpu = run.device == "cuda" or (run.device == "auto" and cluster.gpus >= run.workers)
+    needed = run.min_workers or run.workers
+    gpu = run.device == "cuda" or (run.device == "auto" and cluster.gpus >= needed)
     cpus = run.cpus_per_worker or (max(1, cluster.cpus // run.workers) if cluster.nodes == 1 else 1)
     share = Share(run.workers, cpus, gpu)
-    if run.workers * cpus > cluster.cpus:
+    if needed * cpus > cluster.cpus:
         raise UserError(
-            f"{share} asks for {run.workers * cpus} CPUs, and the cluster has {cluster.cpus}; "
+            f"{needed} x ({cpus} CPU) asks for {needed * cpus} CPUs, and the cluster has {cluster.cpus}; "
             f"lower --workers or run.cpus_per_worker, or join a larger cluster with RAY_ADDRESS"
         )
-    if gpu and run.workers > cluster.gpus:
+    if gpu and needed > cluster.gpus:
         raise UserError(
-            f"{share} asks for {run.workers} GPUs, and the cluster has {cluster.gpus}; lower --workers or use --device cpu"
+            f"{needed} x ({cpus} CPU, 1 GPU) asks for {needed} GPUs, and the cluster has {cluster.gpus}; lower --workers or "
+            f"use --device cpu"
         )
     return share
+
+
+def check_data(config: Config, dataset: Dataset) -> None:
+    """Raises UserError where the dataset lacks a split, or does not go with the configuration."""
+    dataset.require("train")
+    dataset.require("valid")
+    smallest = smallest_batch(dataset.rows("train"), config.training.batch)
+    if config.run.workers > smallest:
+        raise UserError(
+            f"{config.run.workers} workers, but the smallest batch has {smallest} texts ({dataset.rows('train')} texts in "
+            f"batches of {config.training.batch}); lower --workers or raise --batch"
+        )
+    size = (dataset.info.get("vectors") or {}).get("size", config.tagger.embedding)
+    if config.tagger.vectors and size != config.tagger.embedding:
+        raise UserError(
+            f"{config.data}: its word vectors have {size} values, and tagger.embedding is {config.tagger.embedding}; "
+            f"use --set tagger.embedding={size}, or --set tagger.vectors=false to do without them"
+        )
 
 
 def check_storage(location: str, cluster: Resources) -> None:

@@ -4,7 +4,8 @@ A run's folder, `<storage>/<name>/`:
 
     config.json            the whole configuration
     metrics.jsonl          the figures of each epoch
-    checkpoint_epoch_*/    the best and the last epoch, to resume from
+    checkpoint_epoch_*/    the two newest checkpoints, to resume from
+    best.safetensors       the weights of the best epoch so far
     bundle/                the finished tagger, with the weights of the best epoch
     result.json            what `train --json` prints; there when the run is finished
     wandb/                 what W&B keeps (local storage only)
@@ -12,16 +13,16 @@ A run's folder, `<storage>/<name>/`:
 
 import json
 import statistics
+import tempfile
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
-from distributed.checkpoint import load_checkpoint
-from distributed.scale import Resources, Share, check_storage, connect, describe, look, share_out
+from distributed.checkpoint import load_best
+from distributed.scale import Resources, Share, check_data, check_storage, connect, describe, look, share_out
 from distributed.tracking import Tracker
 from model import storage
-from model.batch import smallest_batch
 from model.bundle import save_bundle
 from model.config import Config, make_config
 from model.dataset import Dataset
@@ -30,6 +31,9 @@ from model.loop import RANKED_BY
 
 OnEvent = Callable[[str, Any], None]
 _POLL_SECONDS = 0.2
+_SECONDS_OF_SILENCE = 600  # a collective that waits so long for another worker ends in an error
+_SECONDS_TO_STOP = 15.0
+_SECONDS_TO_TERMINATE = 2.0  # who sends SIGTERM often kills soon after: `ray job stop` after 3 s
 
 
 def new_run(config: Config) -> Config:
@@ -43,9 +47,9 @@ def new_run(config: Config) -> Config:
     config = config.model_copy(
         update={"data": storage.absolute(config.data), "run": config.run.model_copy(update=settled)}
     )
-    if storage.exists(storage.join(run_folder(config), "config.json")):
+    if any(storage.exists(storage.join(run_folder(config), mark)) for mark in ("config.json", "sweep.json")):
         raise UserError(
-            f"{run_folder(config)}: a run of this name exists; go on with --resume {name}, or choose another --name"
+            f"{run_folder(config)}: a run or sweep of this name exists; go on with --resume {name}, or choose another --name"
         )
     return config
 
@@ -95,21 +99,7 @@ def check(config: Config, cluster: Resources) -> Share:
     Raises:
         UserError: the run could not be carried out.
     """
-    dataset = Dataset(config.data)
-    dataset.require("train")
-    dataset.require("valid")
-    smallest = smallest_batch(dataset.rows("train"), config.training.batch)
-    if config.run.workers > smallest:
-        raise UserError(
-            f"{config.run.workers} workers, but the smallest batch has {smallest} texts ({dataset.rows('train')} texts in "
-            f"batches of {config.training.batch}); lower --workers or raise --batch"
-        )
-    size = (dataset.info.get("vectors") or {}).get("size", config.tagger.embedding)
-    if config.tagger.vectors and size != config.tagger.embedding:
-        raise UserError(
-            f"{config.data}: its word vectors have {size} values, and tagger.embedding is {config.tagger.embedding}; "
-            f"use --set tagger.embedding={size}, or --set tagger.vectors=false to do without them"
-        )
+    check_data(config, Dataset(config.data))
     return share_out(config.run, cluster)
 
 
@@ -154,65 +144,67 @@ def train(config: Config, on_event: OnEvent) -> dict[str, Any]:
                 tracker.epoch(value)
             on_event(kind, value)
 
-        best = _fit(config, share, folder, relay)
-        result = _finish(config, folder, best, time.perf_counter() - began)
+        _fit(config, share, folder, relay)
+        result = _finish(config, folder, time.perf_counter() - began)
         storage.write(finished, json.dumps(result, indent=2).encode())
         tracker.finish(result)
     return result
 
 
-def _fit(config: Config, share: Share, folder: str, on_event: OnEvent) -> Any:
-    """Runs the trainer beside this thread, which passes events on and stays free for Ctrl-C. Returns the checkpoint."""
+def _fit(config: Config, share: Share, folder: str, on_event: OnEvent) -> None:
+    """Runs the trainer beside this thread, which passes events on and stays free for Ctrl-C."""
     from ray.util.queue import Queue
 
-    events = Queue(actor_options={"num_cpus": 0})
-    trainer = _trainer(config, share, folder, events)
+    events, orders = Queue(actor_options={"num_cpus": 0}), Queue(actor_options={"num_cpus": 0})
     outcome: list[Any] = []
 
     def fit() -> None:
         try:
-            outcome.append(trainer.fit())
+            with tempfile.TemporaryDirectory(prefix="tandem-train-") as scratch:
+                outcome.append(_trainer(config, share, folder, (events, orders), scratch).fit())
         except Exception as error:  # carried over to the thread that waits
             outcome.append(error)
 
     thread = threading.Thread(target=fit, name="trainer", daemon=True)
     thread.start()
-    while thread.is_alive():
-        thread.join(_POLL_SECONDS)
-        _drain(events, on_event)
+    try:
+        while thread.is_alive():
+            thread.join(_POLL_SECONDS)
+            _drain(events, on_event)
+    except BaseException as stop:
+        orders.put_nowait("stop")  # the workers keep what they have
+        thread.join(_SECONDS_TO_STOP if isinstance(stop, KeyboardInterrupt) else _SECONDS_TO_TERMINATE)
+        raise
     events.shutdown()
+    orders.shutdown()
     if isinstance(outcome[0], Exception):
         raise _explained(outcome[0], folder) from outcome[0]
     if outcome[0].return_value is not None:
         raise DivergedError(outcome[0].return_value)
-    return max(outcome[0].best_checkpoints, key=lambda pair: pair[1][RANKED_BY])[0]
 
 
-def _trainer(config: Config, share: Share, folder: str, events: Any) -> Any:
+def _trainer(config: Config, share: Share, folder: str, queues: tuple[Any, Any], scratch: str) -> Any:
+    """Ray's trainer. What Ray keeps of it goes to a scratch folder: checkpoints are kept by the workers themselves."""
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from distributed.worker import train_worker
 
-    filesystem, path = storage.resolve(config.run.storage)
-    settings = {"config": config.model_dump(), "run": folder, "threads": share.cpus, "events": events}
+    settings = {"config": config.model_dump(), "run": folder, "threads": share.cpus}
+    settings |= {"events": queues[0], "orders": queues[1]}
     return TorchTrainer(
         train_worker,
         train_loop_config=settings,
-        torch_config=TorchConfig(backend="nccl" if share.gpu else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if share.gpu else "gloo", timeout_s=_SECONDS_OF_SILENCE),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=share.workers,
+            num_workers=(config.run.min_workers, share.workers) if config.run.min_workers else share.workers,
             use_gpu=share.gpu,
             resources_per_worker={"CPU": share.cpus, "GPU": int(share.gpu)},
         ),
         run_config=ray.train.RunConfig(
             name=config.run.name,
-            storage_path=path,
-            storage_filesystem=filesystem if storage.is_remote(config.run.storage) else None,
+            storage_path=scratch,
             failure_config=ray.train.FailureConfig(max_failures=config.run.retries, controller_failure_limit=2),
-            checkpoint_config=ray.train.CheckpointConfig(
-                num_to_keep=1, checkpoint_score_attribute=RANKED_BY, checkpoint_score_order="max"
-            ),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     )
@@ -237,24 +229,24 @@ def _explained(error: Exception, folder: str) -> Exception:
     return RunFailedError(f"{folder}: the training failed: {reasons}; go on from its last checkpoint with --resume")
 
 
-def _finish(config: Config, folder: str, checkpoint: Any, seconds: float) -> dict[str, Any]:
-    """Writes the bundle from the best checkpoint and gives the run's result."""
-    with checkpoint.as_directory() as local:
-        state = load_checkpoint(local)
+def _finish(config: Config, folder: str, seconds: float) -> dict[str, Any]:
+    """Writes the bundle from the best epoch and gives the run's result."""
+    weights, _ = load_best(folder)
     lines = storage.read(storage.join(folder, "metrics.jsonl")).decode().splitlines()
     history = [json.loads(line) for line in lines]
+    best = max(history, key=lambda figures: figures[RANKED_BY])
     figures = {
         name.removeprefix("valid/"): value
-        for name, value in history[state["epoch"] - 1].items()
+        for name, value in best.items()
         if name.startswith(("valid/keyphrase_", "valid/keyword_")) and not name.endswith("_loss")
     }
     bundle = storage.join(folder, "bundle")
-    save_bundle(bundle, config, Dataset(config.data).tokenizer_bytes(), state["tagger"], {"split": "valid", **figures})
+    save_bundle(bundle, config, Dataset(config.data).tokenizer_bytes(), weights, {"split": "valid", **figures})
     return {
         "name": config.run.name,
         "bundle": bundle,
         "epochs": len(history),
-        "best_epoch": state["epoch"],
+        "best_epoch": best["epoch"],
         "seconds": round(seconds, 3),
         "tokens_per_s": round(statistics.median(epoch["train/tokens_per_s"] for epoch in history), 1),
         "valid": figures,

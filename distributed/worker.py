@@ -1,9 +1,7 @@
 """What each Ray Train worker runs."""
 
 import json
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import ray.train
@@ -11,13 +9,13 @@ import ray.train.torch
 import torch
 from ray.exceptions import RayError
 
-from distributed.checkpoint import load_checkpoint, save_checkpoint
+from distributed.checkpoint import Keeper, StoppedError, checkpoints
 from distributed.world import Group
 from model import storage
 from model.config import make_config
 from model.dataset import Dataset
-from model.errors import DivergedError
-from model.loop import Progress, Training, new_tagger
+from model.errors import DivergedError, UserError
+from model.loop import RANKED_BY, Progress, Training, new_tagger
 from model.workers import Alone, Workers
 
 Event = tuple[str, Any]  # ("progress", Progress), ("epoch", figures) or ("note", text)
@@ -28,7 +26,7 @@ def train_worker(settings: dict[str, Any]) -> str | None:
 
     Args:
         settings: `config` (the whole configuration as plain values), `run` (location of the run's folder), `threads`
-            (of torch) and `events` (the queue to the driver).
+            (of torch), `events` (the queue to the driver) and `orders` (the queue from it).
 
     Returns:
         None; or, where the training diverged, what to tell the user. To Ray that is no error, or it would try again.
@@ -47,6 +45,10 @@ def train_worker(settings: dict[str, Any]) -> str | None:
         None if vectors is None else torch.from_numpy(vectors),
     )
     device = ray.train.torch.get_device() if torch.cuda.is_available() else torch.device("cpu")
+    run = settings["run"]
+    _check_that_all_see(run)
+    note = (lambda text: speak(("note", text))) if speak else None
+    keeper = Keeper(run, RANKED_BY, workers, config.run.checkpoint_minutes, note, _asker(settings["orders"]))
     training = Training(
         config.training,
         tagger,
@@ -55,44 +57,50 @@ def train_worker(settings: dict[str, Any]) -> str | None:
         workers,
         device,
         (lambda progress: speak(("progress", progress))) if speak else None,
+        keeper,
     )
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint:
-        with checkpoint.as_directory() as folder:
-            training.restore(load_checkpoint(folder))
-        if speak:
-            speak(("note", f"going on from the checkpoint of epoch {training.epoch}"))
+    keeper.restore(training)
     try:
         for figures in training.epochs():
-            _report(training, figures, settings["run"], workers.rank)
+            keeper.keep(training)
             if speak:
+                _write_metrics(run, training)
                 speak(("epoch", figures))
+    except StoppedError:
+        return None
     except DivergedError as error:
-        return f"{error}; {_last_good(training, settings['run'])}"
+        last = next(iter(checkpoints(run)), None)
+        good = f"the last good checkpoint is {storage.join(run, last)}" if last else "there is no checkpoint yet"
+        return f"{error}; {good}"
+    if speak:
+        _write_metrics(run, training)  # a kill may have come between the last checkpoint and its line
     return None
 
 
-def _report(training: Training, figures: dict[str, float], run: str, rank: int) -> None:
-    """Keeps the checkpoint of a finished epoch; every rank waits here for the others."""
-    if rank != 0:
-        ray.train.report(figures, checkpoint_dir_name=_name(training.epoch))
-        return
+def _write_metrics(run: str, training: Training) -> None:
     lines = "".join(json.dumps(each) + "\n" for each in training.history)
     storage.write(storage.join(run, "metrics.jsonl"), lines.encode())
-    with tempfile.TemporaryDirectory(prefix="tandem-") as folder:
-        save_checkpoint(Path(folder), training.state())
-        checkpoint = ray.train.Checkpoint.from_directory(folder)
-        ray.train.report(figures, checkpoint, checkpoint_dir_name=_name(training.epoch))
 
 
-def _name(epoch: int) -> str:
-    return f"checkpoint_epoch_{epoch:04d}"
+def _check_that_all_see(run: str) -> None:
+    """Raises UserError where this worker's node does not see the run's folder: it lies on another node's disk."""
+    if not storage.exists(storage.join(run, "config.json")):
+        raise UserError(
+            f"{run}: is not seen by a worker on another node; give --storage a path on a file system that every node "
+            f"mounts, or a URI such as s3://bucket/runs"
+        )
 
 
-def _last_good(training: Training, run: str) -> str:
-    if not training.epoch:
-        return "there is no checkpoint yet"
-    return f"the last good checkpoint is epoch {training.epoch}, {storage.join(run, _name(training.epoch))}"
+def _asker(orders: Any) -> Callable[[], bool]:
+    """Asks whether the driver wants the training kept and stopped; once the driver is gone, it does not."""
+
+    def asked() -> bool:
+        try:
+            return orders.qsize() > 0
+        except RayError:
+            return False
+
+    return asked
 
 
 def _speaker(events: Any) -> Callable[[Event], None]:

@@ -23,7 +23,10 @@ class Group:
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
             tagger, [f"{name}.weight" for name in tables]
         )
-        return DistributedDataParallel(tagger)
+        # DDP lays its buckets out anew after the first step unless it looks for unused parameters. With three workers or more
+        # the layout decides in which order gradients are added, and a run that goes on from a checkpoint would end with
+        # other bits than one that was not disturbed.
+        return DistributedDataParallel(tagger, find_unused_parameters=True)
 
     def average_rows(self, weight: torch.Tensor) -> None:
         """Exchanges the touched rows: ids and row gradients of each rank, padded to the largest share."""
