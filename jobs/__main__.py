@@ -6,7 +6,9 @@ from jobs.demo import demo
 from jobs.evaluate import evaluate
 from jobs.extract import extract
 from jobs.prepare import prepare
+from jobs.report import report
 from jobs.train import train
+from jobs.tune import tune
 
 app = typer.Typer(
     help="Tandem: train, tune and use a keyphrase tagger for short texts, on Ray.",
@@ -15,7 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for job in (prepare, train, evaluate, extract, demo):
+for job in (prepare, train, tune, evaluate, extract, report, demo):
     app.command()(job)
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.console import INVOCATION, TrainingView, command, print_json, say, table
+from jobs.console import INVOCATION, command, print_json, say, table
+from jobs.views import TrainingView
 
 
 @command
@@ -21,7 +22,10 @@ def train(
     batch: Annotated[int | None, typer.Option(help="training.batch: texts of a global batch.")] = None,
     seed: Annotated[int | None, typer.Option(help="training.seed.")] = None,
     cell: Annotated[str | None, typer.Option(help="tagger.cell: rnn, gru or lstm.")] = None,
-    workers: Annotated[int | None, typer.Option(help="run.workers: processes that share each batch.")] = None,
+    workers: Annotated[
+        str | None,
+        typer.Option(help="run.workers: processes that share each batch; 2:8 goes on with 2 where nodes are lost."),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="run.device: auto, cpu or cuda.")] = None,
     storage: Annotated[str | None, typer.Option(help="run.storage: where run folders lie, a path or URI.")] = None,
     project: Annotated[str | None, typer.Option(help="run.project: W&B project.")] = None,
@@ -43,7 +47,7 @@ def train(
         "training.seed": seed,
         "tagger.cell": cell,
         "run.name": name,
-        "run.workers": workers,
+        **_workers(workers),
         "run.device": device,
         "run.storage": storage,
         "run.project": project,
@@ -61,6 +65,19 @@ def train(
     say(f"next: {INVOCATION} evaluate {result['bundle']} --data {resolved.data}")
     if json:
         print_json(result)
+
+
+def _workers(text: str | None) -> dict[str, int]:
+    """`4`, or `2:8` for the fewest and the most. Raises UserError."""
+    from model.errors import UserError
+
+    if text is None:
+        return {}
+    fewest, sign, most = text.rpartition(":")
+    try:
+        return ({"run.min_workers": int(fewest)} if sign else {}) | {"run.workers": int(most)}
+    except ValueError:
+        raise UserError(f"--workers {text}: write it as 4, or as 2:8 for the fewest and the most") from None
 
 
 def gather(path: str | None, assignments: list[str], flags: dict[str, Any]) -> dict[str, Any]:

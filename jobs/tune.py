@@ -1,0 +1,181 @@
+"""`python -m jobs tune`: dataset directory -> a sweep's folder with evidence and a bundle, on Ray Tune."""
+
+import os
+from typing import Annotated, Any
+
+import typer
+
+from jobs.console import INVOCATION, command, print_json, say
+from jobs.train import gather
+from jobs.views import SweepView
+
+# Flags whose default lies in the plan, by name.
+_PLAN = (
+    "trials max_epochs grace eta metric max_concurrent gpus_per_trial workers_per_trial finalists seeds sampler".split()
+)
+
+
+@command
+def tune(
+    data: Annotated[str | None, typer.Option(help="Dataset directory made by prepare.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the sweep; made from the time otherwise.")] = None,
+    resume: Annotated[str | None, typer.Option(help="Name of a sweep to go on with.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Configurations to try (16); a grid tries all of its own.")] = None,
+    max_epochs: Annotated[int | None, typer.Option(help="Epochs of a trial that is never stopped (9).")] = None,
+    space: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Range of a field: training.lr=log:1e-4:1e-2, training.alpha=0.1:0.9, tagger.cell=rnn,gru; `record`."
+        ),
+    ] = None,
+    sampler: Annotated[str | None, typer.Option(help="random, grid, tpe (Optuna) or record.")] = None,
+    grace: Annotated[int | None, typer.Option(help="Epochs before the first trials are stopped (1).")] = None,
+    eta: Annotated[float | None, typer.Option(help="At each rung about 1 in eta trials goes on (3).")] = None,
+    stopping: Annotated[bool | None, typer.Option(help="ASHA, or every trial in full.")] = None,
+    metric: Annotated[str | None, typer.Option(help="What trials are ranked by (valid/keyphrase_f1).")] = None,
+    finalists: Annotated[int | None, typer.Option(help="Best configurations to train again and compare (0).")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Fresh seeds for each finalist (3).")] = None,
+    max_concurrent: Annotated[int | None, typer.Option(help="Trials at once; as many as fit otherwise.")] = None,
+    time_budget: Annotated[str | None, typer.Option(help="No epoch begins after this: 90s, 30m, 2h.")] = None,
+    gpus_per_trial: Annotated[float | None, typer.Option(help="0.2 packs five trials onto a GPU.")] = None,
+    workers_per_trial: Annotated[
+        int | None, typer.Option(help="Processes that share each batch of a trial (1).")
+    ] = None,
+    config: Annotated[str | None, typer.Option(help="Configuration file of all trials, YAML or JSON.")] = None,
+    set: Annotated[list[str] | None, typer.Option(help="A field of all trials, as in training.batch=32.")] = None,
+    lr: Annotated[float | None, typer.Option(help="training.lr, instead of searching it.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="training.alpha, instead of searching it.")] = None,
+    seed: Annotated[int | None, typer.Option(help="training.seed: of the sampler and of every trial.")] = None,
+    device: Annotated[str | None, typer.Option(help="run.device: auto, cpu or cuda.")] = None,
+    storage: Annotated[str | None, typer.Option(help="run.storage: where sweeps lie, a path or URI.")] = None,
+    project: Annotated[str | None, typer.Option(help="run.project: W&B project.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and the resources; run nothing.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+) -> None:
+    """Search for the best configuration: many trials, of which ASHA soon stops the worse.
+
+    The cluster is the one of RAY_ADDRESS, else this machine. Trials are ranked by their best epoch on the validation
+    split; the test split is read once, for the winner of the finalists.
+    """
+    given = locals()
+    asked = {key: given[key] for key in _PLAN if given[key] is not None}
+    if stopping is not None:
+        asked["stopping"] = stopping
+    if time_budget is not None:
+        asked["time_budget"] = _seconds(time_budget)
+    if space:
+        asked |= {"sampler": "record"} if "record" in space else {}
+        asked["space"] = [text for text in space if text != "record"]
+    flags = {
+        "data": data,
+        "training.lr": lr,
+        "training.alpha": alpha,
+        "training.seed": seed,
+        "run.name": name,
+        "run.device": device,
+        "run.storage": storage,
+        "run.project": project,
+    }
+    plan = _plan(gather(config, set or [], flags), asked, resume)
+    if dry_run:
+        from distributed.plan import dry_run as look_ahead
+
+        print_json(look_ahead(plan))
+        return
+    result = run(plan)
+    _tell(result)
+    if json:
+        print_json(result)
+
+
+def _plan(tree: dict[str, Any], asked: dict[str, Any], resume: str | None) -> Any:
+    from distributed.plan import make_plan, new_sweep
+    from distributed.sweep import resumed_sweep
+    from model.config import RunConfig, make_config
+    from model.errors import UserError
+
+    if resume is not None:
+        location = tree.get("run", {}).pop("storage", RunConfig().storage)
+        if any(tree.values()):
+            raise UserError(
+                f"--resume {resume}: the sweep keeps its own configuration; leave --data, --set and the like out"
+            )
+        return resumed_sweep(resume, location, asked)
+    training = tree.setdefault("training", {})
+    if "epochs" in training:
+        raise UserError("training.epochs: a trial's epochs are given with --max-epochs")
+    fixed = [f"{part}.{name}" for part in ("tagger", "training") for name in tree.get(part, {})]
+    training.setdefault("patience", 0)  # ASHA does the stopping
+    return new_sweep(make_plan({"config": make_config(tree), "fixed": fixed, **asked}))
+
+
+def _seconds(text: str) -> float:
+    """`90s`, `30m`, `2h` or a number of seconds. Raises UserError."""
+    from model.errors import UserError
+
+    units = {"s": 1, "m": 60, "h": 3600}
+    unit = units.get(text[-1:])
+    try:
+        return float(text[:-1]) * unit if unit else float(text)
+    except ValueError:
+        raise UserError(f"--time-budget {text}: write it as 90s, 30m or 2h") from None
+
+
+def run(plan: Any) -> dict[str, Any]:
+    """Carries the sweep out, shows how it goes, and leaves a bundle and the way to go on if it is stopped."""
+    from distributed.tune import best_so_far
+    from distributed.tune import tune as carry_out
+    from jobs.console import INTERRUPTED, TERMINATED, Terminated
+
+    try:
+        with SweepView() as view:
+            return carry_out(plan, view.event)
+    except (KeyboardInterrupt, Terminated) as stop:
+        say("stopped; writing the bundle of the best trial so far ...")
+        bundle = best_so_far(plan.folder)
+        say(f"bundle: {bundle}" if bundle else "no trial has finished an epoch yet: there is no bundle")
+        say(f"go on with: {INVOCATION} tune --resume {plan.config.run.name} --storage {plan.config.run.storage}")
+        # Tune's thread still speaks to Ray; see jobs/train.py.
+        os._exit(INTERRUPTED if isinstance(stop, KeyboardInterrupt) else TERMINATED)
+    finally:
+        import ray
+
+        ray.shutdown()
+
+
+def _tell(result: dict[str, Any]) -> None:
+    best = result["best"]
+    values = ", ".join(f"{name} {value}" for name, value in best["config"].items())
+    say(
+        f"{result['trials']} trials: {result['stopped']} stopped early, {result['failed']} failed; "
+        f"{result['epochs_spent']} epochs of {result['epochs_full']} in full"
+    )
+    say(
+        f"best: {best['trial']}, valid keyphrase F1 {best['keyphrase_f1']:.4f} ({best['low']:.4f} to {best['high']:.4f}) "
+        f"at epoch {best['epoch']:.0f}; {values}"
+    )
+    say(result["verdict"])
+    if "test" in result:
+        test = result["test"]
+        say(
+            f"test: keyphrase F1 {test['keyphrase_f1']:.4f} ({test['keyphrase_f1_low']:.4f} to "
+            f"{test['keyphrase_f1_high']:.4f}), keyword F1 {test['keyword_f1']:.4f}"
+        )
+    for row in result.get("record", []):
+        say(_record_line(row))
+    for sentence in result.get("conclusions", []):
+        say(sentence)
+    say(f"bundle: {result['bundle']}\nreport: {result['report']}")
+
+
+def _record_line(row: dict[str, Any]) -> str:
+    """A run of the record beside what repeats it, by the record's definition and by ours."""
+
+    def shown(value: float | None) -> str:
+        return "     -" if value is None else f"{value:.4f}"
+
+    theirs, here = (row[who].get("eval_sequence_precision") for who in ("record", "repeated"))
+    return (
+        f"{row['series']:<6} lr {row['lr']:<6g} alpha {row['alpha']:g} epochs {row['epochs']:<2}  evaluation exact match of 64: "
+        f"record {shown(theirs)}, here {shown(here)}  keyphrase F1 {shown(row['keyphrase_f1'])}"
+    )
