@@ -13,7 +13,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 os.environ["WANDB_MODE"] = "offline"
-os.environ.pop("RAY_ADDRESS", None)
+for name in ("RAY_ADDRESS", "TANDEM_STORAGE"):
+    os.environ.pop(name, None)
 
 SMALL = {"embedding": 24, "hidden1": 24, "hidden2": 24}
 

@@ -95,6 +95,35 @@ def test_what_cannot_be_used_is_refused_with_exit_code_2(small_bundle: str, smal
     assert not Path(out).exists()
 
 
+def test_a_sweep_that_cannot_be_is_refused_before_ray_starts(small_dataset: str, tmp_path: Path):
+    tune = ("tune", "--data", small_dataset, "--storage", str(tmp_path / "runs"))
+    refused("tune", parts=("data is missing", "--data"))
+    refused(*tune, "--gpus-per-trial", "1", parts=("1 x (1 CPU, 1 GPU)", "0 GPUs", "room for 0"))
+    refused(*tune, "--workers-per-trial", "60", parts=("60 x (1 CPU", "room for"))
+    refused(*tune, "--grace", "10", parts=("--grace 10", "--max-epochs 9"))
+    refused(*tune, "--eta", "1.5", parts=("--eta 1.5", "2"))
+    refused(*tune, "--space", "training.rate=1:2", parts=("training.rate: is unknown", "training.lr"))
+    refused(*tune, "--metric", "valid/bleu", parts=("--metric valid/bleu", "valid/keyphrase_f1"))
+    refused(*tune, "--sampler", "sobol", parts=("--sampler sobol", "tpe"))
+    refused(*tune, "--time-budget", "soon", parts=("--time-budget soon", "2h"))
+    refused(*tune, "--set", "training.epochs=3", parts=("--max-epochs",))
+    refused(*tune, "--lr", "0.001", "--space", "training.lr=1e-3,1e-4", parts=("leave one of the two out",))
+    refused("tune", "--resume", "ghost", "--storage", str(tmp_path), parts=("ghost", "no such sweep"))
+    refused("tune", "--resume", "ghost", "--lr", "1", parts=("keeps its own configuration",))
+    refused("report", str(tmp_path), parts=("neither a sweep nor a run",))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_sweep_can_be_looked_at_before_it_runs(small_dataset: str, tmp_path: Path):
+    result = call(
+        "tune", "--data", small_dataset, "--storage", str(tmp_path / "runs"), "--dry-run", "--max-epochs", "30"
+    )
+    assert result.exit_code == 0 and not (tmp_path / "runs").exists()
+    plan = last_json(result.stdout)
+    assert plan["rungs"] == [1, 3, 9, 27] and plan["space"]["training.lr"] == "log:0.0001:0.01"
+    assert len(plan["first"]) == 5 and plan["plan"]["config"]["training"]["patience"] == 0
+
+
 def test_a_training_that_cannot_be_is_refused_before_ray_starts(small_dataset: str, tmp_path: Path):
     train = ("train", "--data", small_dataset, "--storage", str(tmp_path / "runs"))
     refused("train", parts=("data is missing", "--data"))
@@ -161,6 +190,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(command, tmp_path: Path, small_d
 def test_a_disk_that_fills_during_training_is_told(command, tmp_path: Path, small_dataset: str):
     with disk_of("1m", tmp_path / "disk") as disk:
         size = ["--set", "tagger.embedding=48", "--set", "tagger.hidden1=8", "--set", "tagger.hidden2=8"]
+        size += ["--set", "run.retries=0"]  # trying again would not make room
         done = command("train", "--data", small_dataset, "--storage", str(disk), "--epochs", "3", *size)
         assert done.returncode == 2 and "No space left" in done.stderr and "--resume" in done.stderr, done.stderr
         assert "Traceback" not in done.stderr and not list(disk.glob("*/bundle"))
@@ -178,23 +208,24 @@ def test_a_stopped_training_says_how_to_go_on(
     command, small_dataset: str, tmp_path: Path, sign: signal.Signals, code: int
 ):
     """Stopped in the middle and gone on with, the run ends with the weights of one that was never stopped."""
-    settings = ["--storage", str(tmp_path), "--epochs", "60", "--set", "training.patience=0", *TINY]
+    settings = ["--storage", str(tmp_path), "--epochs", "20", "--set", "training.patience=0", *TINY]
     arguments = ["train", "--data", small_dataset, "--name", "stopped", *settings]
     process = subprocess.Popen([sys.executable, "-m", "jobs", *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     assert process.stderr
     for line in process.stderr:
-        if line.startswith("epoch 2/60"):
+        if line.startswith("epoch 2/20"):
             process.send_signal(sign)
             break
     rest = process.stderr.read()
     assert process.wait(60) == code, rest
     assert "--resume stopped" in rest and "Traceback" not in rest
+    assert list((tmp_path / "stopped").glob("checkpoint_epoch_*"))
     done = command("train", "--resume", "stopped", "--storage", str(tmp_path), "--json")
     assert done.returncode == 0, done.stderr
     result = last_json(done.stdout)
-    assert result["epochs"] == 60 and result["name"] == "stopped"
+    assert result["epochs"] == 20 and result["name"] == "stopped"
     epochs = [json.loads(line)["epoch"] for line in (tmp_path / "stopped" / "metrics.jsonl").read_text().splitlines()]
-    assert epochs == list(range(1, 61))
+    assert epochs == list(range(1, 21))
     again = command("train", "--resume", "stopped", "--storage", str(tmp_path), "--json")
     assert "finished already" in again.stderr and last_json(again.stdout) == result
     if sign == signal.SIGINT:

@@ -1,0 +1,135 @@
+"""What a training keeps: nothing half-written is read back as whole, and no more is lost than the cadence."""
+
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SMALL, refused
+
+from distributed.checkpoint import Keeper, checkpoints, load_best, load_checkpoint, save_checkpoint
+from model.config import make_config
+from model.dataset import Dataset
+from model.loop import RANKED_BY, Training, new_tagger
+from model.workers import Alone
+
+
+class CutOffError(Exception):
+    """Stands for a kill: nothing of the training runs after it."""
+
+
+class Cut(Keeper):
+    """Keeps at every opportunity, and is cut off after some."""
+
+    def __init__(self, folder: str, after: int, notes: list[str]) -> None:
+        super().__init__(folder, RANKED_BY, Alone(), note=notes.append)
+        self.after = after
+
+    def due(self) -> bool:
+        return True
+
+    def keep(self, training: Training) -> None:
+        super().keep(training)
+        self.after -= 1
+        if not self.after:
+            raise CutOffError
+
+
+def train(data: str, folder: Path, after: int = 0, notes: list[str] | None = None) -> Training:
+    """Trains two epochs, in batches of 4 so that an epoch has several opportunities, or until it is cut off."""
+    dataset = Dataset(data)
+    config = make_config({"data": data, "tagger": SMALL, "training": {"epochs": 2, "lr": 0.01, "batch": 4}})
+    tagger = new_tagger(config.tagger, dataset.info["words"], 0)
+    keeper = Cut(str(folder), after, [] if notes is None else notes)
+    training = Training(config.training, tagger, dataset.load("train"), dataset.load("valid"), keeper=keeper)
+    keeper.restore(training)
+    for _ in training.epochs():
+        keeper.keep(training)
+    return training
+
+
+@pytest.fixture(scope="module")
+def whole(small_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Training:
+    """A training that nothing disturbs."""
+    return train(small_dataset, tmp_path_factory.mktemp("whole"))
+
+
+def same(one: Training, other: Training) -> bool:
+    """Equal to the last bit: weights, optimisers and figures, but for the clock."""
+    weights = zip(one.tagger.state_dict().values(), other.tagger.state_dict().values(), strict=True)
+    figures = [
+        [
+            {name: value for name, value in each.items() if name not in ("train/seconds", "train/tokens_per_s")}
+            for each in history
+        ]
+        for history in (one.history, other.history)
+    ]
+    return all(torch.equal(a, b) for a, b in weights) and figures[0] == figures[1]
+
+
+@pytest.mark.parametrize("after", [1, 3, 10, 11, 14])
+def test_a_training_cut_off_inside_an_epoch_ends_as_if_it_had_not_been(
+    small_dataset: str, tmp_path: Path, whole: Training, after: int
+):
+    notes: list[str] = []
+    with pytest.raises(CutOffError):
+        train(small_dataset, tmp_path, after)
+    newest = checkpoints(str(tmp_path))[0]
+    assert ("_step_" in newest) == (after != 10)  # nine inside an epoch, then its end
+    assert same(train(small_dataset, tmp_path, notes=notes), whole)
+    assert notes == [f"going on from {newest}"]
+
+
+def test_two_checkpoints_and_the_best_weights_stay(small_dataset: str, tmp_path: Path):
+    training = train(small_dataset, tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert len(checkpoints(str(tmp_path))) == 2 and names == {*checkpoints(str(tmp_path)), "best.safetensors"}
+    assert checkpoints(str(tmp_path))[0] == "checkpoint_epoch_0002"
+    weights, counts = load_best(str(tmp_path))
+    assert counts.shape == (100, 8)
+    if training.best == 1:
+        assert all(torch.equal(weights[name], value) for name, value in training.tagger.state_dict().items())
+
+
+def test_a_newest_checkpoint_cut_off_anywhere_gives_way_to_the_one_before(
+    small_dataset: str, tmp_path: Path, whole: Training
+):
+    with pytest.raises(CutOffError):
+        train(small_dataset, tmp_path / "run", 12)
+    newest, before = checkpoints(str(tmp_path / "run"))
+    draw = random.Random(0)
+    for name in ("state.pt", "seal.json"):
+        size = (tmp_path / "run" / newest / name).stat().st_size
+        for length in [0, 1, size - 1, *(draw.randrange(size) for _ in range(4))]:
+            folder = tmp_path / f"{name}-{length}"
+            shutil.copytree(tmp_path / "run", folder, dirs_exist_ok=True)
+            content = (folder / newest / name).read_bytes()
+            (folder / newest / name).write_bytes(content[:length])
+            notes: list[str] = []
+            assert same(train(small_dataset, folder, notes=notes), whole)
+            assert "is no whole checkpoint" in notes[0] and "the one before it is used" in notes[0]
+            assert notes[1] == f"going on from {before}"
+
+
+def test_a_checkpoint_cut_off_anywhere_is_never_taken_for_whole(tmp_path: Path):
+    save_checkpoint(tmp_path, {"epoch": 3, "tagger": {"w": torch.arange(5.0)}})
+    assert torch.equal(load_checkpoint(str(tmp_path))["tagger"]["w"], torch.arange(5.0))
+    for name in ("state.pt", "seal.json"):
+        content = (tmp_path / name).read_bytes()
+        for size in range(len(content)):
+            (tmp_path / name).write_bytes(content[:size])
+            refused(lambda: load_checkpoint(str(tmp_path)), "no whole checkpoint")
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "state.pt").unlink()
+    refused(lambda: load_checkpoint(str(tmp_path)), "no whole checkpoint")
+
+
+def test_a_checkpoint_inside_an_epoch_comes_with_the_minutes(tmp_path: Path):
+    keeper = Keeper(str(tmp_path), RANKED_BY, Alone(), minutes=1.0)
+    assert not keeper.due()
+    keeper.kept -= 61
+    assert keeper.due()
+    never = Keeper(str(tmp_path), RANKED_BY, Alone(), minutes=0.0)
+    never.kept -= 1e6
+    assert not never.due()

@@ -1,0 +1,144 @@
+"""The report: what it shows, and that it opens offline in a real browser."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import SMALL, refused
+
+from distributed.plan import make_plan
+from distributed.report import _marked, write_report
+from distributed.sweep import Journal
+from distributed.verdict import Judgement
+from model import storage
+from model.bundle import load_bundle
+from model.config import make_config
+from model.dataset import Dataset
+from model.loop import Training, new_tagger
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+needs_a_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+EVIL = "<script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def history(small_dataset: str) -> list[dict[str, float]]:
+    """The figures of a training of three epochs."""
+    dataset = Dataset(small_dataset)
+    config = make_config({"data": small_dataset, "tagger": SMALL, "training": {"epochs": 3, "lr": 0.01}})
+    tagger = new_tagger(config.tagger, dataset.info["words"], 0)
+    return list(Training(config.training, tagger, dataset.load("train"), dataset.load("valid")).epochs())
+
+
+@pytest.fixture
+def sweep_folder(tmp_path: Path, small_dataset: str, small_bundle: str, history: list[dict[str, float]]) -> str:
+    """A sweep's folder as `tune` leaves it, with a trial of every kind and finalists."""
+    run = {"name": "shown", "storage": str(tmp_path)}
+    plan = make_plan({"config": {"data": small_dataset, "run": run}, "trials": 4, "max_epochs": 3, "finalists": 2})
+    storage.write(storage.join(plan.folder, "sweep.json"), plan.model_dump_json().encode())
+    journal = Journal(plan.folder)
+    for number, (epochs, state) in enumerate([(3, "finished"), (1, "stopped"), (0, "failed"), (2, "running")]):
+        name, values = f"t{number + 1:03d}", {"training.lr": 1e-3 * (number + 1), "training.alpha": 0.3}
+        about: dict[str, Any] = {"values": values, "epochs": 3, "series": None, "finalist_of": None}
+        journal.write({"event": "trial", "time": number, "name": name, **about})
+        for epoch in range(epochs):
+            ends = {"state": state} if epoch == epochs - 1 and state != "running" else {}
+            journal.write({"event": "epoch", "time": number + epoch, "trial": name, "figures": history[epoch], **ends})
+        if state == "failed":
+            journal.write({"event": "broken", "time": number, "trial": name, "state": state, "error": EVIL})
+    journal.close()
+    shutil.copytree(small_bundle, Path(plan.folder) / "bundle")
+    finalists: list[dict[str, Any]] = [
+        {"trial": name, "figures": [mean, mean], "mean": mean, "low": mean - 0.1, "high": mean + 0.1}
+        for name, mean in (("t001", 0.5), ("t004", 0.4))
+    ]
+    judged = Judgement(finalists, "no difference is shown between t001 and t004", "t001")
+    result = {"finalists": judged.finalists, "verdict": judged.verdict, "test": load_bundle(small_bundle).metrics}
+    storage.write(storage.join(plan.folder, "result.json"), json.dumps(result).encode())
+    return plan.folder
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path, small_dataset: str, small_bundle: str, history: list[dict[str, float]]) -> str:
+    """A run's folder as `train` leaves it."""
+    folder = tmp_path / "run"
+    shutil.copytree(small_bundle, folder / "bundle")
+    config = make_config({"data": small_dataset, "tagger": SMALL, "run": {"name": "run", "storage": str(tmp_path)}})
+    (folder / "config.json").write_text(config.model_dump_json())
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(figures) + "\n" for figures in history))
+    return str(folder)
+
+
+def browse(page: str, folder: Path) -> tuple[str, list[str]]:
+    """Opens a page in headless Chromium without a network. Returns the page as it then is, and what the console says."""
+    assert BROWSER is not None
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND"]
+    options += ["--enable-logging=stderr", "--virtual-time-budget=5000", f"--user-data-dir={folder / 'profile'}"]
+    done = subprocess.run(
+        [BROWSER, *options, "--dump-dom", f"file://{page}"], capture_output=True, text=True, timeout=120
+    )
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+@needs_a_browser
+def test_a_sweeps_report_opens_offline_with_all_its_parts(sweep_folder: str, tmp_path: Path):
+    page, console = browse(write_report(sweep_folder), tmp_path)
+    assert not console  # its own policy forbids every request, and one that is tried would be told here
+    assert page.count('class="main-svg"') >= 4
+    for part in (
+        "Learning curves",
+        "What was searched",
+        "Rungs",
+        "Finalists",
+        "Trials",
+        "The record beside it",
+        "20 texts",
+    ):
+        assert part in page, part
+    assert "no difference is shown between t001 and t004" in page and 'class="gold' in page
+    assert EVIL not in page and "&lt;script&gt;alert(1)" in page
+
+
+@needs_a_browser
+def test_a_runs_report_opens_offline(run_folder: str, tmp_path: Path):
+    page, console = browse(write_report(run_folder, str(tmp_path / "out.html")), tmp_path)
+    assert not console and page.count('class="main-svg"') >= 2
+    for part in ("F1 on the validation split", "Losses", "Epochs", "The record beside it", "20 texts"):
+        assert part in page, part
+
+
+@needs_a_browser
+def test_the_trials_table_sorts_by_number(sweep_folder: str, tmp_path: Path):
+    location = Path(write_report(sweep_folder))
+    click = "document.querySelectorAll('.sortable th')[2].click();"
+    location.write_text(location.read_text().replace("</body>", f"<script>{click}{click}</script></body>"))
+    page, console = browse(str(location), tmp_path)
+    body = page.split('class="sortable"')[1]
+    places = [body.index(f">{name}<") for name in ("t004", "t003", "t002", "t001")]
+    assert places == sorted(places) and not console
+
+
+@needs_a_browser
+@pytest.mark.parametrize("bad", ['<img src="http://example.invalid/x.png">', "<script>nothing()</script>"])
+def test_the_browser_would_tell_of_requests_and_errors(sweep_folder: str, tmp_path: Path, bad: str):
+    location = Path(write_report(sweep_folder))
+    location.write_text(location.read_text().replace("</body>", f"{bad}</body>"))
+    assert browse(str(location), tmp_path)[1]
+
+
+def test_a_report_needs_something_to_report(tmp_path: Path, run_folder: str):
+    refused(lambda: write_report(str(tmp_path)), str(tmp_path), "neither a sweep nor a run")
+    (Path(run_folder) / "metrics.jsonl").unlink()
+    refused(lambda: write_report(run_folder), "has not finished an epoch")
+
+
+def test_gold_and_predicted_characters_are_marked_apart():
+    text = "see <b> roger federer"
+    assert _marked(text, [(8, 21)], [(14, 21)]) == (
+        '<li class="differs">see &lt;b&gt; <span class="gold">roger </span><span class="gold predicted">federer</span></li>'
+    )
+    assert _marked("a b", [(0, 1)], [(0, 1)]) == '<li class="right"><span class="gold predicted">a</span> b</li>'
+    assert _marked("", [], []) == '<li class="right"></li>'

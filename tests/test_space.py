@@ -1,0 +1,112 @@
+"""Ranges, samplers, and what of them is refused."""
+
+import math
+
+import pytest
+from conftest import refused
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distributed.space import (
+    Choice,
+    Range,
+    check_space,
+    configure,
+    draw_random,
+    grid,
+    optuna_space,
+    read_space,
+    record_settings,
+)
+from model.config import make_config
+
+BASE = make_config({"data": "d"})
+
+
+def space(*texts: str, sampler: str = "random", fixed: tuple[str, ...] = ()):
+    found = read_space(list(texts), sampler, set(fixed))
+    check_space(found, BASE)
+    return found
+
+
+def test_lr_and_alpha_are_searched_unless_something_else_is_said():
+    assert space() == {
+        "training.lr": Range(1e-4, 1e-2, log=True, whole=False),
+        "training.alpha": Range(0.1, 0.9, log=False, whole=False),
+    }
+    assert set(space(fixed=("training.alpha",))) == {"training.lr"}
+    assert space("training.lr=0.001:0.002")["training.lr"] == Range(0.001, 0.002, log=False, whole=False)
+    assert space("tagger.cell=rnn,gru")["tagger.cell"] == Choice(("rnn", "gru"))
+    assert space("tagger.bidirectional=true,false")["tagger.bidirectional"] == Choice((True, False))
+
+
+@given(st.integers(0, 10_000), st.integers(0, 500))
+def test_draws_are_in_their_ranges_and_depend_on_seed_and_number_alone(seed: int, number: int):
+    ranges = space("tagger.hidden1=100:400", "tagger.hidden2=log:8:64", "training.batch=16,32")
+    values = draw_random(ranges, seed, number)
+    assert values == draw_random(ranges, seed, number)
+    assert 1e-4 <= values["training.lr"] <= 1e-2 and 0.1 <= values["training.alpha"] <= 0.9
+    assert isinstance(values["tagger.hidden1"], int) and 100 <= values["tagger.hidden1"] <= 400
+    assert isinstance(values["tagger.hidden2"], int) and 8 <= values["tagger.hidden2"] <= 64
+    assert values["training.batch"] in (16, 32)
+    configure(BASE, values)
+
+
+def test_log_draws_are_uniform_in_the_logarithm():
+    lrs = [draw_random(space(), 0, number)["training.lr"] for number in range(2000)]
+    below = sum(lr < 1e-3 for lr in lrs)  # the geometric middle of the range
+    assert abs(below - 1000) < 4 * math.sqrt(2000) / 2
+
+
+def test_a_grid_is_every_combination():
+    assert len(grid(space(sampler="grid"))) == 25
+    combinations = grid(
+        space("training.lr=log:1e-4:1e-2:3", "training.alpha=0.3", "tagger.cell=rnn,gru", sampler="grid")
+    )
+    assert [values["training.lr"] for values in combinations] == [1e-4, 1e-4, 1e-3, 1e-3, 1e-2, 1e-2]
+    refused(lambda: grid(space("training.lr=log:1e-4:1e-2", sampler="grid")), "number of points", "log:a:b:5")
+
+
+def test_the_record_is_repeated_in_28_epochs():
+    settings = record_settings()
+    assert sum(epochs for _, _, epochs in settings) == 5 * 1 + 5 * 2 + 13
+    assert [values["training.lr"] for series, values, _ in settings if series == "lr"] == [1e-3, 2e-3, 1e-4, 2e-4, 1e-5]
+    assert [values["training.alpha"] for series, values, _ in settings if series == "alpha"] == [
+        0.3,
+        0.4,
+        0.5,
+        0.6,
+        0.7,
+    ]
+
+
+def test_optuna_sees_the_same_ranges():
+    found = optuna_space(space("tagger.hidden1=100:400", "tagger.cell=rnn,gru"))
+    assert (found["training.lr"].low, found["training.lr"].high, found["training.lr"].log) == (1e-4, 1e-2, True)
+    assert (found["tagger.hidden1"].low, found["tagger.hidden1"].high) == (100, 400)
+    assert found["tagger.cell"].choices == ("rnn", "gru")
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("training.lr", "write it as --space"),
+        ("training.lr=", "write it as --space"),
+        ("training.lr=1:x", "cannot be read as a range"),
+        ("training.lr=log:0:1", "0 < low"),
+        ("training.lr=2:1", "low < high"),
+        ("training.lr=1:2:1", "at least 2 points"),
+        ("training.rate=1:2", "training.rate: is unknown"),
+        ("run.workers=1,2", "does not change the result"),
+        ("training.epochs=1,2", "--max-epochs"),
+        ("training.alpha=0.5:1.5", "training.alpha is 1.5"),
+        ("tagger.cell=rnn,cnn", "tagger.cell"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused(text: str, part: str):
+    refused(lambda: space(text), part)
+
+
+def test_a_field_is_fixed_or_searched_not_both():
+    refused(lambda: space("training.lr=1e-3,1e-4", fixed=("training.lr",)), "leave one of the two out")
+    refused(lambda: space(fixed=("training.lr", "training.alpha")), "nothing is left to search")

@@ -1,0 +1,170 @@
+"""The plan and the journal of a sweep: what is refused, and what a kill leaves."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import refused
+
+from distributed.plan import Plan, check, make_plan, new_sweep
+from distributed.scale import Resources
+from distributed.space import draw_random
+from distributed.sweep import Journal, Sweep, read_events, read_sweep, resumed_sweep
+from model import storage
+from model.errors import UserError
+
+
+def plan_of(data: str, where: Path | str = "runs", **asked: Any) -> Plan:
+    run = {"name": "s", "storage": str(where)} | asked.pop("run", {})
+    return make_plan({"config": {"data": data, "run": run}} | asked)
+
+
+def epoch(number: int, f1: float) -> dict[str, float]:
+    return {"epoch": number, "valid/keyphrase_f1": f1, "valid/keyphrase_loss": 1.0}
+
+
+def proposal(time: float, name: str, lr: float) -> dict[str, Any]:
+    trial = {"name": name, "values": {"training.lr": lr}, "epochs": 3, "series": None, "finalist_of": None}
+    return {"event": "trial", "time": time, **trial}
+
+
+EVENTS: list[dict[str, Any]] = [
+    {"event": "session", "time": 0.0},
+    proposal(1.0, "t001", 1e-3),
+    {"event": "begun", "time": 1.5, "trial": "t001"},
+    {"event": "epoch", "time": 2.0, "trial": "t001", "figures": epoch(1, 0.3)},
+    proposal(2.0, "t002", 1e-4),
+    {"event": "epoch", "time": 3.0, "trial": "t001", "figures": epoch(2, 0.5)},
+    {"event": "epoch", "time": 3.0, "trial": "t002", "figures": epoch(1, 0.1), "state": "stopped"},
+    {"event": "retry", "time": 3.5, "trial": "t001", "error": "killed"},
+    {"event": "epoch", "time": 4.0, "trial": "t001", "figures": epoch(1, 0.3)},
+    {"event": "session", "time": 100.0},
+    {"event": "epoch", "time": 101.0, "trial": "t001", "figures": epoch(3, 0.4), "state": "finished"},
+]
+
+
+def test_a_sweep_is_the_sum_of_its_events(small_dataset: str):
+    sweep = Sweep(plan_of(small_dataset, trials=2, max_epochs=3))
+    for event in EVENTS:
+        sweep.apply(event)
+    first, second = sweep.searched
+    assert [figures["epoch"] for figures in first.figures] == [1, 2, 3]  # what was told twice counts once
+    assert (first.state, second.state, first.retries) == ("finished", "stopped", 1)
+    assert sweep.best is first and first.rank("valid/keyphrase_f1") == 0.5
+    assert (sweep.epochs_spent, sweep.epochs_full, sweep.plan.rungs) == (4, 6, [1])
+    assert sweep.seconds == 4.0 + 1.0  # not the time between the sessions
+
+
+def test_what_broke_is_ranked_last(small_dataset: str):
+    sweep = Sweep(plan_of(small_dataset, trials=2, max_epochs=3))
+    for event in EVENTS:
+        sweep.apply(event)
+    sweep.apply({"event": "broken", "time": 5.0, "trial": "t001", "state": "diverged", "error": "nan"})
+    assert [trial.name for trial in sweep.ranked] == ["t002", "t001"]
+    sweep.apply({"event": "broken", "time": 5.0, "trial": "t002", "state": "failed", "error": "oops"})
+    assert sweep.best is None
+
+
+@pytest.mark.parametrize("place", ["local", "memory://sweeps"])
+def test_a_journal_gives_back_its_events(place: str, tmp_path: Path, small_dataset: str):
+    where = str(tmp_path) if place == "local" else f"{place}/{tmp_path.name}"
+    plan = plan_of(small_dataset, where, max_epochs=3)
+    storage.write(storage.join(plan.folder, "sweep.json"), plan.model_dump_json().encode())
+    for part in (EVENTS[:4], EVENTS[4:]):
+        journal = Journal(plan.folder)
+        for event in part:
+            journal.write(event)
+        journal.close()
+    assert list(read_events(plan.folder)) == EVENTS
+    assert read_sweep(plan.folder).epochs_spent == 4
+
+
+def test_a_journal_cut_off_anywhere_loses_its_last_event_alone(tmp_path: Path, small_dataset: str):
+    folder = tmp_path / "s"
+    journal = Journal(str(folder))
+    for event in EVENTS:
+        journal.write(event)
+    journal.close()
+    path = folder / "journal.jsonl"
+    content = path.read_bytes()
+    before = len(content[:-1].rpartition(b"\n")[0]) + 1
+    for size in range(before, len(content)):
+        path.write_bytes(content[:size])
+        assert list(read_events(str(folder))) == EVENTS[:-1]
+        journal = Journal(str(folder))
+        journal.write({"event": "session", "time": 1.0})
+        journal.close()
+        assert list(read_events(str(folder))) == [*EVENTS[:-1], {"event": "session", "time": 1.0}]
+    path.write_bytes(content[:30] + b"#" + content[31:])
+    refused(lambda: list(read_events(str(folder))), f"{path}:1", "damaged")
+
+
+def test_two_processes_cannot_work_on_one_sweep(tmp_path: Path):
+    journal = Journal(str(tmp_path))
+    refused(lambda: Journal(str(tmp_path)), "another process is at work")
+    journal.close()
+    Journal(str(tmp_path)).close()
+
+
+HERE = Resources(4, 1, 1)
+
+
+def test_impossible_requests_are_refused_at_the_start(small_dataset: str):
+    refused(lambda: plan_of(small_dataset, grace=5, max_epochs=4), "--grace 5", "--max-epochs 4")
+    refused(lambda: plan_of(small_dataset, eta=1.5), "--eta 1.5", "greater than or equal to 2")
+    refused(lambda: plan_of(small_dataset, metric="valid/bleu"), "--metric valid/bleu", "valid/keyphrase_f1")
+    refused(lambda: plan_of(small_dataset, metric="valid/loss"), "--metric valid/loss", "does not exist")
+    refused(lambda: plan_of(small_dataset, trials=0), "--trials 0")
+
+    def checked(**asked: Any) -> Any:
+        return check(plan_of(small_dataset, **asked), HERE)
+
+    refused(lambda: checked(workers_per_trial=5, run={"device": "cpu"}), "5 x (1 CPU, 0 GPU)", "room for 4")
+    refused(lambda: checked(workers_per_trial=2), "2 x (1 CPU, 1 GPU)", "room for 1")
+    refused(lambda: checked(gpus_per_trial=0.5, workers_per_trial=2), "a GPU of its own")
+    refused(lambda: checked(gpus_per_trial=2), "--workers-per-trial")
+    refused(lambda: checked(gpus_per_trial=0.2, run={"device": "cpu"}), "--device cpu")
+    refused(lambda: checked(run={"cpus_per_worker": 9}), "1 x (9 CPU, 1 GPU)", "room for 0")
+    refused(lambda: checked(finalists=17), "there are only 16 trials")
+    refused(lambda: checked(space=["training.rate=1:2"]), "training.rate: is unknown")
+    refused(lambda: checked(sampler="record", space=["training.lr=1e-3,1e-4"]), "leave out other --space")
+    refused(lambda: checked(space=["training.batch=1,2"], workers_per_trial=2, run={"device": "cpu"}), "2 workers")
+    refused(lambda: plan_of("/nowhere") and check(plan_of("/nowhere"), HERE), "/nowhere", "prepare")
+
+
+def test_trials_are_packed_onto_gpus_and_nodes(small_dataset: str):
+    def at_once(cluster: Resources = HERE, **asked: Any) -> int:
+        return check(plan_of(small_dataset, trials=100, **asked), cluster)[2].at_once
+
+    assert at_once() == 1  # one GPU
+    assert at_once(gpus_per_trial=0.2) == 4  # five would fit the GPU, four the CPUs
+    assert at_once(run={"device": "cpu"}) == 4
+    assert at_once(run={"device": "cpu"}, max_concurrent=3) == 3
+    assert at_once(run={"device": "cpu"}, workers_per_trial=2) == 2
+    nodes = Resources(8, 0, 3, ((3, 0), (3, 0), (2, 0)))
+    assert at_once(nodes, run={"device": "cpu", "cpus_per_worker": 2}) == 3  # not 4: no worker reaches across nodes
+
+
+def test_the_same_seed_proposes_the_same_configurations(small_dataset: str):
+    def proposed(seed: int) -> list[dict[str, Any]]:
+        plan, space, _ = check(make_plan({"config": {"data": small_dataset, "training": {"seed": seed}}}), HERE)
+        return [draw_random(space, plan.config.training.seed, number) for number in range(16)]
+
+    assert proposed(0) == proposed(0) != proposed(1)
+
+
+def test_a_sweep_goes_on_only_as_itself(small_dataset: str, tmp_path: Path):
+    plan = new_sweep(plan_of(small_dataset, tmp_path))
+    storage.write(storage.join(plan.folder, "sweep.json"), plan.model_dump_json().encode())
+    journal = Journal(plan.folder)
+    for event in EVENTS:
+        journal.write(event)
+    journal.close()
+    refused(lambda: new_sweep(plan_of(small_dataset, tmp_path)), "exists", "--resume s")
+    refused(lambda: resumed_sweep("ghost", str(tmp_path), {}), "ghost", "no such sweep")
+    refused(lambda: resumed_sweep("s", str(tmp_path), {"max_epochs": 4}), "--max-epochs", "has begun")
+    refused(lambda: resumed_sweep("s", str(tmp_path), {"trials": 1}), "--trials 1", "2 trials have begun")
+    assert resumed_sweep("s", str(tmp_path), {"finalists": 2, "trials": 20}).finalists == 2
+    (tmp_path / "s" / "sweep.json").write_text("{")
+    with pytest.raises(UserError, match="is damaged"):
+        resumed_sweep("s", str(tmp_path), {})
