@@ -35,10 +35,8 @@ def left_behind() -> dict[str, Any]:
     groups = [group for group in ray.util.placement_group_table().values() if group["state"] != "REMOVED"]
     alive = Counter(actor["ActorClassName"] for actor in actors().values() if actor["State"] != "DEAD")
     del alive[OF_THE_CLUSTER]
-    named = [
-        " ".join(process.cmdline()) for process in psutil.Process().children(recursive=True) if is_running(process)
-    ]
-    processes = Counter(kind for kind in OURS for line in named if kind in line)
+    titles = [title_of(process) for process in psutil.Process().children(recursive=True)]
+    processes = Counter(kind for kind in OURS for title in titles if kind in title)
     return {"placement groups": len(groups), "actors": dict(alive), "processes": dict(processes)}
 
 
@@ -50,12 +48,12 @@ def wait_until_nothing_is_left() -> tuple[dict[str, Any], float]:
     return left, round(time.monotonic() - began, 1)
 
 
-def is_running(process: psutil.Process) -> bool:
-    """Whether a process is neither gone nor a zombie."""
+def title_of(process: psutil.Process) -> str:
+    """What a process calls itself; empty where it is gone or a zombie."""
     try:
-        return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+        return "" if process.status() == psutil.STATUS_ZOMBIE else " ".join(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return ""
 
 
 def sweep(data: str, storage: str, workers: int, trials: int) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def carry_out(plan: Any, events: Events | None = None) -> dict[str, Any]:
 def processes(kind: str) -> list[psutil.Process]:
     """The running processes of Ray actors of a kind that this process began."""
     children = psutil.Process().children(recursive=True)
-    return [each for each in children if leaks.is_running(each) and f"ray::{kind}" in " ".join(each.cmdline())]
+    return [each for each in children if f"ray::{kind}" in leaks.title_of(each)]
 
 
 def curves(folder: Path) -> dict[str, tuple[dict[str, Any], list[float], str]]:
@@ -205,7 +205,6 @@ def test_optuna_proposes_the_same_for_the_same_seed_and_learns(cluster, small_da
 
 @pytest.mark.ray
 def test_two_worker_trials_share_a_group_and_survive_its_loss(cluster, small_dataset: str, tmp_path: Path):
-    settings: dict[str, Any] = {"trials": 3, "max_epochs": 12, "stopping": False, "workers_per_trial": 2}
     groups: set[int] = set()
     killed: list[str] = []
 
@@ -214,21 +213,22 @@ def test_two_worker_trials_share_a_group_and_survive_its_loss(cluster, small_dat
         workers = processes("RayTrainWorker")
         groups.update(process.pid for process in workers)
         for trial, victims in (("t001", workers), ("t002", processes(leaks.TRIAL))):
-            if (
-                kind == "sweep"
-                and trial not in killed
-                and trial in value.trials
-                and len(value.trials[trial].figures) >= 3
-            ):
+            running = kind == "sweep" and trial in value.trials and len(value.trials[trial].figures) >= 3
+            # A process whose title Ray is changing has none for a moment; the next event finds it.
+            if running and trial not in killed and victims:
                 killed.append(trial)
                 victims[0].kill()
 
-    plan = plan_of(small_dataset, tmp_path, "two", max_concurrent=1, **settings)
+    same = ["training.lr=0.01", "training.alpha=0.5"]
+    plan = plan_of(
+        small_dataset, tmp_path, "two", space=same, trials=3, max_epochs=12, stopping=False,
+        workers_per_trial=2, max_concurrent=1,
+    )  # fmt: skip
     result = tune(plan, kill_twice)
     assert killed == ["t001", "t002"] and result["failed"] == 0 and result["epochs_spent"] == 36
     assert len(groups) == 6  # groups of two: the one that lost a worker, the one whose orders ended, and the last
-    carry_out(plan_of(small_dataset, tmp_path, "whole", max_concurrent=1, **settings))
-    assert curves(tmp_path / "two") == curves(tmp_path / "whole")
+    one, two, undisturbed = curves(tmp_path / "two").values()
+    assert one == two == undisturbed
     assert not any(leaks.wait_until_nothing_is_left()[0].values())
 
 
