@@ -28,6 +28,7 @@ from model.workers import Workers
 
 STATE, SEAL = "state.pt", "seal.json"
 KEPT = 2
+KEEP, STOP = "keep", "stop"  # what a training may be asked for from outside
 _SECONDS_BETWEEN_LOOKS = 0.5
 _PREFIX = "checkpoint_epoch_"
 _BEST, _COUNTS = "best.safetensors", "counts"
@@ -47,7 +48,7 @@ class Keeper:
         workers: Workers,
         minutes: float = 0.0,
         note: Callable[[str], None] | None = None,
-        asked: Callable[[], bool] | None = None,
+        asked: Callable[[], str | None] | None = None,
     ) -> None:
         """
         Args:
@@ -56,7 +57,8 @@ class Keeper:
             workers: that train together.
             minutes: of an epoch after which it is kept even inside; 0 for never.
             note: told, on rank 0, what a training goes on from.
-            asked: whether the training shall be kept and stopped; asked on rank 0, about twice a second.
+            asked: whether the training shall be kept now (KEEP), or kept and stopped (STOP); asked on rank 0, about twice a
+                second.
         """
         self.folder, self.metric, self.workers = folder, metric, workers
         self.seconds = 60 * minutes if minutes else float("inf")
@@ -78,18 +80,21 @@ class Keeper:
                 self.note(f"{error}; the one before it is used")
                 continue
             training.restore(state)
-            self.note(f"going on from {name}")
+            self.note(f"going on from {name} with {self.workers.size} worker(s)")
             break
         place = torch.tensor([training.epoch, training.step], device=training.device)
         if not torch.equal(self.workers.sum(place), place * self.workers.size):
             raise RuntimeError(f"{self.folder}: the workers do not see the same checkpoints")
 
     def due(self) -> bool:
-        """Whether the last checkpoint is long enough ago, or the training shall stop."""
-        now = time.monotonic()
-        if self.workers.rank == 0 and self.asked and now - self.looked > _SECONDS_BETWEEN_LOOKS:
-            self.looked, self.stopping = now, self.asked()
-        return self.stopping or (self.workers.rank == 0 and now - self.kept > self.seconds)
+        """Whether the last checkpoint is long enough ago, or one is asked for. Rank 0 speaks for all."""
+        if self.workers.rank:
+            return False
+        now, asked = time.monotonic(), None
+        if self.asked and now - self.looked > _SECONDS_BETWEEN_LOOKS:
+            self.looked, asked = now, self.asked()
+            self.stopping = self.stopping or asked == STOP
+        return self.stopping or asked == KEEP or now - self.kept > self.seconds
 
     def keep(self, training: Training) -> None:
         """Keeps the training as it is: the best weights first, then the checkpoint that counts on them.

@@ -32,6 +32,7 @@ from model.loop import RANKED_BY
 OnEvent = Callable[[str, Any], None]
 _POLL_SECONDS = 0.2
 _SECONDS_OF_SILENCE = 600  # a collective that waits so long for another worker ends in an error
+_SECONDS_BETWEEN_RESIZES = 30.0  # of an elastic group that could grow; each costs the work since the last checkpoint
 _SECONDS_TO_STOP = 15.0
 _SECONDS_TO_TERMINATE = 2.0  # who sends SIGTERM often kills soon after: `ray job stop` after 3 s
 
@@ -167,13 +168,14 @@ def _fit(config: Config, share: Share, folder: str, on_event: OnEvent) -> None:
 
     thread = threading.Thread(target=fit, name="trainer", daemon=True)
     thread.start()
+    patience = _Patience(config.run.retries, on_event)
     try:
         while thread.is_alive():
             thread.join(_POLL_SECONDS)
-            _drain(events, on_event)
+            _drain(events, patience.event)
     except BaseException as stop:
         orders.put_nowait("stop")  # the workers keep what they have
-        thread.join(_SECONDS_TO_STOP if isinstance(stop, KeyboardInterrupt) else _SECONDS_TO_TERMINATE)
+        thread.join(_SECONDS_TO_STOP if isinstance(stop, (KeyboardInterrupt, Exception)) else _SECONDS_TO_TERMINATE)
         raise
     events.shutdown()
     orders.shutdown()
@@ -183,12 +185,38 @@ def _fit(config: Config, share: Share, folder: str, on_event: OnEvent) -> None:
         raise DivergedError(outcome[0].return_value)
 
 
+class _Patience:
+    """Passes events on, and ends a training that is begun again and again without getting further.
+
+    Ray counts all losses of a training alike; one that runs for days on machines that may be taken away has many, and is
+    well.
+    """
+
+    def __init__(self, retries: int, on_event: OnEvent) -> None:
+        self.retries, self.on_event = retries, on_event
+        self.losses, self.place = 0, (0, 0)
+
+    def event(self, kind: str, value: Any) -> None:
+        """Raises UserError or RunFailedError where trying again is of no use."""
+        if kind == "begun":
+            self.losses = self.losses if tuple(value) <= self.place else 0
+            self.place = tuple(value)
+        elif kind == "lost":
+            reasons, error = value
+            self.losses += 1
+            if isinstance(error, UserError) or self.losses > self.retries:
+                raise error
+            self.on_event("note", f"lost {reasons}")
+        else:
+            self.on_event(kind, value)
+
+
 def _trainer(config: Config, share: Share, folder: str, queues: tuple[Any, Any], scratch: str) -> Any:
     """Ray's trainer. What Ray keeps of it goes to a scratch folder: checkpoints are kept by the workers themselves."""
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from distributed.worker import train_worker
+    from distributed.worker import Witness, train_worker
 
     settings = {"config": config.model_dump(), "run": folder, "threads": share.cpus}
     settings |= {"events": queues[0], "orders": queues[1]}
@@ -200,11 +228,16 @@ def _trainer(config: Config, share: Share, folder: str, queues: tuple[Any, Any],
             num_workers=(config.run.min_workers, share.workers) if config.run.min_workers else share.workers,
             use_gpu=share.gpu,
             resources_per_worker={"CPU": share.cpus, "GPU": int(share.gpu)},
+            elastic_resize_monitor_interval_s=_SECONDS_BETWEEN_RESIZES,
         ),
         run_config=ray.train.RunConfig(
             name=config.run.name,
             storage_path=scratch,
-            failure_config=ray.train.FailureConfig(max_failures=config.run.retries, controller_failure_limit=2),
+            failure_config=ray.train.FailureConfig(
+                max_failures=-1 if config.run.retries else 0,  # _Patience knows better
+                controller_failure_limit=2,
+            ),
+            callbacks=[Witness(folder, queues[0])],
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     )
@@ -218,15 +251,12 @@ def _drain(events: Any, on_event: OnEvent) -> None:
 
 def _explained(error: Exception, folder: str) -> Exception:
     """A failed fit as an error that says what to do."""
-    failures = getattr(error, "worker_failures", None) or {}
-    for rank, cause in failures.items():
-        if isinstance(cause, UserError):
-            return cause
-        if isinstance(cause, OSError) and cause.errno is not None:
-            return UserError(f"{folder}: worker {rank} could not read or write: {cause}; make room, then use --resume")
-    lines = {f"worker {rank}": cause for rank, cause in failures.items()} or {type(error).__name__: error}
-    reasons = "; ".join(f"{who}: {str(cause).strip().splitlines()[0]}" for who, cause in lines.items())
-    return RunFailedError(f"{folder}: the training failed: {reasons}; go on from its last checkpoint with --resume")
+    from distributed.worker import failure
+
+    failures = getattr(error, "worker_failures", None)
+    if failures:
+        return failure(folder, failures)
+    return RunFailedError(f"{folder}: the training failed: {error}; go on from its last checkpoint with --resume")
 
 
 def _finish(config: Config, folder: str, seconds: float) -> dict[str, Any]:

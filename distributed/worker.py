@@ -1,6 +1,7 @@
 """What each Ray Train worker runs."""
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -8,17 +9,21 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.exceptions import RayError
+from ray.train.v2._internal.execution.context import get_train_context
 
-from distributed.checkpoint import Keeper, StoppedError, checkpoints
+from distributed.checkpoint import KEEP, STOP, Keeper, StoppedError, checkpoints
 from distributed.world import Group
 from model import storage
 from model.config import make_config
 from model.dataset import Dataset
-from model.errors import DivergedError, UserError
+from model.errors import DivergedError, RunFailedError, UserError
 from model.loop import RANKED_BY, Progress, Training, new_tagger
 from model.workers import Alone, Workers
 
-Event = tuple[str, Any]  # ("progress", Progress), ("epoch", figures) or ("note", text)
+_SECONDS_BEFORE_THE_DEADLINE = 10.0  # room for a look, twenty steps and a checkpoint
+
+# ("progress", Progress), ("epoch", figures), ("note", text), ("begun", (epoch, step)), ("lost", (reasons, error))
+Event = tuple[str, Any]
 
 
 def train_worker(settings: dict[str, Any]) -> str | None:
@@ -47,8 +52,9 @@ def train_worker(settings: dict[str, Any]) -> str | None:
     device = ray.train.torch.get_device() if torch.cuda.is_available() else torch.device("cpu")
     run = settings["run"]
     _check_that_all_see(run)
-    note = (lambda text: speak(("note", text))) if speak else None
-    keeper = Keeper(run, RANKED_BY, workers, config.run.checkpoint_minutes, note, _asker(settings["orders"]))
+    note = (lambda text: speak(("note", text))) if speak else (lambda text: None)
+    asked = _asker(settings["orders"], note)
+    keeper = Keeper(run, RANKED_BY, workers, config.run.checkpoint_minutes, note, asked)
     training = Training(
         config.training,
         tagger,
@@ -60,6 +66,8 @@ def train_worker(settings: dict[str, Any]) -> str | None:
         keeper,
     )
     keeper.restore(training)
+    if speak:
+        speak(("begun", (training.epoch, training.step)))
     try:
         for figures in training.epochs():
             keeper.keep(training)
@@ -77,6 +85,32 @@ def train_worker(settings: dict[str, Any]) -> str | None:
     return None
 
 
+class Witness(ray.train.UserCallback):
+    """Tells the driver of workers that were lost. Runs in Ray's controller."""
+
+    def __init__(self, run: str, events: Any) -> None:
+        self.run, self.speak = run, _speaker(events)
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Called by Ray before it begins the workers again."""
+        self.speak(("lost", (reasons(worker_exceptions), failure(self.run, worker_exceptions))))
+
+
+def reasons(lost: dict[int, Exception]) -> str:
+    """What made workers (rank: error) fail, in a line."""
+    return "; ".join(f"worker {rank}: {str(error).strip().splitlines()[0]}" for rank, error in lost.items())
+
+
+def failure(run: str, lost: dict[int, Exception]) -> UserError | RunFailedError:
+    """The end of a training whose workers fail: a UserError where trying again would not help."""
+    for rank, error in lost.items():
+        if isinstance(error, UserError):
+            return error
+        if isinstance(error, OSError) and error.errno is not None:
+            return UserError(f"{run}: worker {rank} could not read or write: {error}; make room, then use --resume")
+    return RunFailedError(f"{run}: the training failed: {reasons(lost)}; go on from its last checkpoint with --resume")
+
+
 def _write_metrics(run: str, training: Training) -> None:
     lines = "".join(json.dumps(each) + "\n" for each in training.history)
     storage.write(storage.join(run, "metrics.jsonl"), lines.encode())
@@ -91,16 +125,44 @@ def _check_that_all_see(run: str) -> None:
         )
 
 
-def _asker(orders: Any) -> Callable[[], bool]:
-    """Asks whether the driver wants the training kept and stopped; once the driver is gone, it does not."""
+def _asker(orders: Any, note: Callable[[str], None]) -> Callable[[], str | None]:
+    """Asks whether the driver wants the training stopped, or a node's notice calls for a checkpoint."""
+    warned = _warned(note)
 
-    def asked() -> bool:
+    def asked() -> str | None:
         try:
-            return orders.qsize() > 0
-        except RayError:
-            return False
+            if orders.qsize() > 0:
+                return STOP
+        except RayError:  # the driver is gone, and so is its queue
+            pass
+        return KEEP if warned() else None
 
     return asked
+
+
+def _warned(note: Callable[[str], None]) -> Callable[[], bool]:
+    """Asks whether it is time for a checkpoint because a node of this training is about to be taken away.
+
+    It is when the notice comes, and again shortly before the deadline, so that little is lost of what was done between.
+    """
+    told: set[tuple[int, bool]] = set()
+
+    def warned() -> bool:
+        # Ray's public question is a barrier over all workers; what it would answer lies in each of them.
+        info = get_train_context().preemption_context.preemption_info
+        if info is None:
+            return False
+        deadline = info.deadline_ms or 0
+        left = deadline / 1000 - time.time()
+        moment = (deadline, bool(deadline) and left < _SECONDS_BEFORE_THE_DEADLINE)
+        if moment in told:
+            return False
+        told.add(moment)
+        when = f"in {max(left, 0):.0f} s" if deadline else "soon"
+        note(f"a node of this training will be taken away {when}: keeping a checkpoint")
+        return True
+
+    return warned
 
 
 def _speaker(events: Any) -> Callable[[Event], None]:

@@ -85,7 +85,7 @@ class RunConfig(_Tree):
         10.0, description="a checkpoint after each epoch, and inside one after so many minutes; 0: never inside"
     )
     retries: Annotated[int, Field(ge=0)] = Field(
-        3, description="restarts from the last checkpoint after a worker is lost"
+        3, description="restarts after lost workers without getting further; 0: none at all"
     )
     project: str = Field("tandem", description="W&B project")
 

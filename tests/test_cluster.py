@@ -1,26 +1,19 @@
-"""A real cluster on one machine: a head without CPUs and three nodes, token authentication, the real job server.
-
-Processes are begun and ended here by their pids; no other Ray on the machine is touched.
-"""
+"""Jobs on a real cluster: a head and three nodes on this machine, see nodes.py."""
 
 import json
 import os
 import re
-import secrets
 import shutil
-import socket
 import subprocess
 import sys
-import tempfile
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from conftest import ROOT, SMALL
+from nodes import Nodes
 
 pytestmark = [
     pytest.mark.ray,
@@ -28,114 +21,9 @@ pytestmark = [
         not os.environ.get("TANDEM_CLUSTER"), reason="starts a cluster of its own; make test-cluster runs it"
     ),
 ]
-BIN = Path(sys.executable).parent
 TINY = [f"--set=tagger.{name}={size}" for name, size in SMALL.items()]
-START = (str(BIN / "ray"), "start", "--disable-usage-stats", "--block", "--object-store-memory=100000000")
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-class Nodes:
-    """A cluster of processes.
-
-    Attributes:
-        shared: a folder on a file system that all nodes mount.
-        environment: of the nodes, and what a client needs to speak to them.
-        secrets: that the nodes hold in their environment.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.shared = Path(tempfile.mkdtemp(prefix="tandem-shared-", dir="/dev/shm"))
-        self.base = tempfile.mkdtemp(prefix="rc-", dir="/tmp")
-        self.scratch = f"{self.base}/ray"  # what every node takes for its own; see _start
-        Path(self.scratch).mkdir()
-        self.port, self.dashboard = free_port(), free_port()
-        self.logs = folder
-        self.secrets = [secrets.token_hex(20) for _ in range(2)]
-        self.environment = os.environ | {
-            "PATH": f"{BIN}:{os.environ['PATH']}",
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": secrets.token_hex(32),
-            "RAY_ADDRESS": f"http://127.0.0.1:{self.dashboard}",
-            "WANDB_MODE": "offline",
-            "WANDB_API_KEY": self.secrets[0],
-            "AWS_SECRET_ACCESS_KEY": self.secrets[1],
-        }
-        self.processes: list[subprocess.Popen[bytes]] = []
-
-    def begin(self, count: int) -> None:
-        """Starts the head and some nodes."""
-        ports = (f"--port={self.port}", f"--dashboard-port={self.dashboard}", f"--temp-dir={self.scratch}")
-        self._start("--head", "--num-cpus=0", "--include-dashboard=true", *ports)
-        self.wait(lambda: self.run("job", "list").returncode == 0)
-        for _ in range(count):
-            self.add()
-        self.wait(lambda: self.cpus() == count)
-
-    def add(self) -> None:
-        """A node with one CPU more."""
-        self._start(f"--address=127.0.0.1:{self.port}", "--num-cpus=1")
-
-    def _start(self, *arguments: str) -> None:
-        path = self.logs / f"node-{time.monotonic_ns()}.log"
-        environment = {name: value for name, value in self.environment.items() if name != "RAY_ADDRESS"}
-        # Nodes on one machine would unpack a job's files into one folder, each over the others'. So each has its own, put in
-        # the place of the common one for its processes alone.
-        own = tempfile.mkdtemp(prefix="node-", dir=self.base)
-        ray = [*START, f"--dashboard-agent-listen-port={free_port()}", *arguments]
-        command = ["unshare", "--mount", "sh", "-c", f'mount --bind {own} {self.scratch} && exec "$@"', "sh", *ray]
-        with path.open("wb") as log:
-            process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-        self.processes.append(process)
-        self.wait(lambda: "will now block forever" in path.read_text())  # one after the other, or they take one port
-
-    def kill(self, node: subprocess.Popen[bytes]) -> None:
-        """Ends a node as a power cut would."""
-        for process in [*psutil.Process(node.pid).children(recursive=True), psutil.Process(node.pid)]:
-            process.kill()
-        node.wait()
-        self.processes.remove(node)
-
-    def cpus(self) -> int:
-        """The CPUs of all nodes that are alive."""
-        found = json.loads(self.ask("/api/v0/nodes?detail=1"))["data"]["result"]["result"]
-        return sum(int(node["resources_total"].get("CPU", 0)) for node in found if node["state"] == "ALIVE")
-
-    def ask(self, path: str) -> str:
-        """What the dashboard's server says to those who hold the token."""
-        request = urllib.request.Request(f"{self.environment['RAY_ADDRESS']}{path}")
-        request.add_header("Authorization", f"Bearer {self.environment['RAY_AUTH_TOKEN']}")
-        with urllib.request.urlopen(request) as answer:
-            return answer.read().decode()
-
-    def run(self, *arguments: str, timeout: float = 200) -> subprocess.CompletedProcess[str]:
-        """`ray ...` as a client."""
-        command = [str(BIN / "ray"), *arguments]
-        return subprocess.run(command, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
-
-    def submit(self, *arguments: str, job: str, wait: bool = True) -> subprocess.CompletedProcess[str]:
-        """`ray job submit` of a command of ours."""
-        options = ["--submission-id", job, "--working-dir", ".", *([] if wait else ["--no-wait"])]
-        return self.run("job", "submit", *options, "--", "python", "-m", "jobs", *arguments)
-
-    def wait(self, done: Callable[[], bool], seconds: float = 90) -> None:
-        """Until something is so; fails with what the nodes say."""
-        deadline = time.monotonic() + seconds
-        while not done():
-            assert time.monotonic() < deadline, "\n".join(path.read_text() for path in self.logs.glob("node-*.log"))
-            time.sleep(1)
-
-    def end(self) -> None:
-        """Ends all processes and removes all files."""
-        for node in list(self.processes)[::-1]:
-            self.kill(node)
-        shutil.rmtree(self.shared, ignore_errors=True)
-        shutil.rmtree(self.base, ignore_errors=True)
+EPOCHS = 20
+LONG = [f"--epochs={EPOCHS}", "--batch=16"]  # some 20 s of training, so that there is a midst to disturb
 
 
 @pytest.fixture(scope="module")
@@ -201,3 +89,64 @@ def test_storage_on_one_node_alone_is_refused_before_anything_is_held(nodes: Nod
     done = nodes.submit(*local, "--name", "local", job="local")
     logs = nodes.run("job", "logs", "local").stdout
     assert done.returncode != 0 and "is a local path, and the cluster has 4 nodes" in logs and "Traceback" not in logs
+
+
+@pytest.fixture(scope="module")
+def undisturbed(nodes: Nodes, training: list[str]) -> tuple[bytes, dict[str, Any]]:
+    """The weights and the result of LONG on three workers, which nothing disturbs."""
+    done = nodes.submit(*training, "--name", "undisturbed", *LONG, "--json", job="undisturbed")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return weights(nodes, "undisturbed"), result_of(nodes.job_logs("undisturbed"))
+
+
+def weights(nodes: Nodes, run: str) -> bytes:
+    """The weights of a finished run."""
+    return (nodes.shared / "runs" / run / "bundle" / "weights.safetensors").read_bytes()
+
+
+def test_a_stopped_job_leaves_nothing_behind_and_goes_on_to_the_same_bits(
+    nodes: Nodes, training: list[str], undisturbed: tuple[bytes, dict[str, Any]]
+):
+    nodes.submit(*training, "--name", "stopped", *LONG, "--json", job="stopped", wait=False)
+    nodes.wait(lambda: f"epoch 3/{EPOCHS}" in nodes.job_logs("stopped"))
+    assert nodes.run("job", "stop", "stopped").returncode == 0
+    stopped = time.monotonic()
+    nodes.wait(lambda: not any(nodes.left().values()), 30)
+    print(f"nothing was left {time.monotonic() - stopped:.1f} s after the stop")
+    assert nodes.status("stopped") == "STOPPED" and "go on with" in nodes.job_logs("stopped")
+    again = ["train", "--resume", "stopped", "--storage", str(nodes.shared / "runs"), "--json"]
+    done = nodes.submit(*again, job="again")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "going on from checkpoint_epoch_" in nodes.job_logs("again")
+    assert weights(nodes, "stopped") == undisturbed[0]
+
+
+def test_an_elastic_training_goes_on_with_the_nodes_that_are_left_and_grows_again(
+    nodes: Nodes, training: list[str], undisturbed: tuple[bytes, dict[str, Any]]
+):
+    elastic = [each if each != "3" else "2:3" for each in training]
+    nodes.submit(
+        *elastic, "--name", "elastic", *LONG, "--set", "training.epochs=400", "--json", job="elastic", wait=False
+    )
+    nodes.wait(lambda: "epoch 3/400" in nodes.job_logs("elastic"))
+    nodes.kill(nodes.processes[-1])
+    nodes.wait(lambda: "with 2 worker(s)" in nodes.job_logs("elastic"), 120)
+    nodes.add()
+    nodes.wait(lambda: "with 3 worker(s)" in nodes.job_logs("elastic"), 120)
+    print(nodes.job_logs("elastic"))
+    assert nodes.run("job", "stop", "elastic").returncode == 0
+
+
+def test_a_notice_from_the_cloud_is_answered_by_a_checkpoint(
+    nodes: Nodes, training: list[str], undisturbed: tuple[bytes, dict[str, Any]]
+):
+    nodes.submit(*training, "--name", "spot", *LONG, "--json", job="spot", wait=False)
+    nodes.wait(lambda: f"epoch 2/{EPOCHS}" in nodes.job_logs("spot"))
+    busy = {actor["node_id"] for actor in nodes.listed("actors") if actor["class_name"].startswith("RayTrainWorker")}
+    nodes.drain(min(busy), seconds=15)
+    nodes.add()
+    nodes.wait(lambda: nodes.status("spot") not in ("PENDING", "RUNNING"), 180)
+    logs = nodes.job_logs("spot")
+    print(logs)
+    assert "will be taken away in" in logs and "going on from checkpoint_epoch_" in logs
+    assert nodes.status("spot") == "SUCCEEDED" and weights(nodes, "spot") == undisturbed[0]
