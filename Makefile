@@ -5,12 +5,13 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo test test-cluster leaks up down lint format clean
+.PHONY: help demo test test-cluster chaos leaks up down lint format clean
 
 help:
 	@echo "make demo   the main job on the built-in corpus: prepare, train with 2 workers, evaluate, extract"
 	@echo "make test   all tests"
-	@echo "make test-cluster  jobs on a cluster of a head and three nodes on this machine (2 minutes)"
+	@echo "make test-cluster  jobs on a cluster of a head and three nodes on this machine (10 minutes)"
+	@echo "make chaos  trainings on such a cluster whose workers, nodes and drivers are killed; N=20 of them"
 	@echo "make leaks  whether sweeps of hundreds of trials leave anything behind in Ray (6 minutes)"
 	@echo "make up     the cluster of cluster.yaml, once its values are set; make down ends it"
 	@echo "make lint   ruff and mypy"
@@ -33,6 +34,9 @@ test: $(READY)
 
 test-cluster: $(READY)
 	TANDEM_CLUSTER=1 $(BIN)/python -m pytest tests/test_cluster.py
+
+chaos: $(READY)
+	$(BIN)/python tests/chaos.py --runs $(or $(N),20)
 
 leaks: $(READY)
 	$(BIN)/python tests/leaks.py --one 250 --two 32

@@ -18,9 +18,8 @@ import torch.distributed as dist
 from ray import tune
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.util.queue import Queue
 
-from distributed.scale import set_defaults_of_ray
+from distributed.scale import new_queue, set_defaults_of_ray
 from distributed.trial import Answer, Order, Settings, TrialRun, score_of, tell
 from distributed.world import Group
 from model.workers import Alone
@@ -67,7 +66,7 @@ class Crew:
     def __init__(self, settings: Settings) -> None:
         set_defaults_of_ray()  # this process may run on another node than the driver
         self.settings = settings
-        self.orders, self.answers = Queue(actor_options={"num_cpus": 0}), Queue(actor_options={"num_cpus": 0})
+        self.orders, self.answers = new_queue(), new_queue()
         self.failure: Exception | None = None
         self.scratch = tempfile.TemporaryDirectory(prefix="tandem-crew-")
         self.thread = threading.Thread(target=self._fit, name="trainer", daemon=True)

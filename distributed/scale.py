@@ -98,6 +98,16 @@ def connect() -> Resources:
     return Resources(int(total.get("CPU", 0)), int(total.get("GPU", 0)), len(nodes), each)
 
 
+def new_queue() -> Any:
+    """A queue to Ray's workers that lives on this process's node: no other node's loss takes it away."""
+    import ray
+    from ray.util.queue import Queue
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+
+
 def share_out(run: RunConfig, cluster: Resources) -> Share:
     """What each worker gets.
 

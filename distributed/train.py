@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 from distributed.checkpoint import load_best
-from distributed.scale import Resources, Share, check_data, check_storage, connect, describe, look, share_out
+from distributed.scale import Resources, Share, check_data, check_storage, connect, describe, look, new_queue, share_out
 from distributed.tracking import Tracker
 from model import storage
 from model.bundle import save_bundle
@@ -154,9 +154,7 @@ def train(config: Config, on_event: OnEvent) -> dict[str, Any]:
 
 def _fit(config: Config, share: Share, folder: str, on_event: OnEvent) -> None:
     """Runs the trainer beside this thread, which passes events on and stays free for Ctrl-C."""
-    from ray.util.queue import Queue
-
-    events, orders = Queue(actor_options={"num_cpus": 0}), Queue(actor_options={"num_cpus": 0})
+    events, orders = new_queue(), new_queue()
     outcome: list[Any] = []
 
     def fit() -> None:

@@ -5,13 +5,12 @@ import statistics
 from typing import Any
 
 import ray
-from ray.util.queue import Queue
 
 from distributed import verdict
 from distributed.checkpoint import load_best
 from distributed.plan import Plan, Seats, check
 from distributed.report import write_report
-from distributed.scale import check_storage, connect, look
+from distributed.scale import check_storage, connect, look, new_queue
 from distributed.schedule import Proposals, Recorder, Rungs, Whole
 from distributed.space import Space
 from distributed.stage import Stage
@@ -80,7 +79,7 @@ def _in_words(plan: Plan, seats: Seats) -> str:
 def _carry_out(plan: Plan, space: Space, seats: Seats, recorder: Recorder, on_event: OnEvent) -> dict[str, Any]:
     sweep = recorder.sweep
     data = ray.put(Data.load(plan.config.data))
-    events = Queue(actor_options={"num_cpus": 0})
+    events = new_queue()
     settings = Settings(data, events, plan.workers_per_trial, seats.cpus, seats.gpus, plan.metric)
     stage = Stage(plan, settings, seats, recorder, on_event)
     try:

@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import json
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -207,6 +208,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--texts", type=int, default=6_000)
     asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the cluster's processes are ended all the same
     summary = campaign(asked.runs, asked.seed, asked.texts)
     print(json.dumps(summary))
     whole = summary["finished"] == summary["equal"] == summary["runs"]

@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 os.environ["WANDB_MODE"] = "offline"
 for name in ("RAY_ADDRESS", "TANDEM_STORAGE"):
     os.environ.pop(name, None)
+
+# The small taggers of the tests gain nothing by more, and a worker with one CPU has one: the same bits come out.
+torch.set_num_threads(1)
 
 SMALL = {"embedding": 24, "hidden1": 24, "hidden2": 24}
 
@@ -46,18 +50,27 @@ def small_bundle(small_dataset: str, tmp_path_factory: pytest.TempPathFactory) -
     from model.bundle import save_bundle
     from model.config import make_config
     from model.dataset import Dataset
-    from model.loop import Training, new_tagger
 
-    dataset = Dataset(small_dataset)
     tree = {"data": small_dataset, "tagger": SMALL | {"dropout": 0.1}, "training": {"epochs": 6, "lr": 0.01}}
     config = make_config(tree)
-    tagger = new_tagger(config.tagger, dataset.info["words"], 0)
-    training = Training(config.training, tagger, dataset.load("train"), dataset.load("valid"))
-    *_, figures = training.epochs()
-    metrics = {name.removeprefix("valid/"): value for name, value in figures.items()}
+    training = alone(config)
+    metrics = {name.removeprefix("valid/"): value for name, value in training.history[-1].items()}
     location = str(tmp_path_factory.mktemp("bundle") / "bundle")
-    save_bundle(location, config, dataset.tokenizer_bytes(), tagger.state_dict(), metrics)
+    save_bundle(location, config, Dataset(small_dataset).tokenizer_bytes(), training.tagger.state_dict(), metrics)
     return location
+
+
+def alone(config: Any) -> Any:
+    """The training of a configuration in this process, without Ray."""
+    from model.dataset import Dataset
+    from model.loop import Training, new_tagger
+
+    dataset = Dataset(config.data)
+    tagger = new_tagger(config.tagger, dataset.info["words"], config.training.seed)
+    training = Training(config.training, tagger, dataset.load("train"), dataset.load("valid"))
+    for _ in training.epochs():
+        pass
+    return training
 
 
 @pytest.fixture

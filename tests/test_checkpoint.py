@@ -78,7 +78,7 @@ def test_a_training_cut_off_inside_an_epoch_ends_as_if_it_had_not_been(
     newest = checkpoints(str(tmp_path))[0]
     assert ("_step_" in newest) == (after != 10)  # nine inside an epoch, then its end
     assert same(train(small_dataset, tmp_path, notes=notes), whole)
-    assert notes == [f"going on from {newest}"]
+    assert notes == [f"going on from {newest} with 1 worker(s)"]
 
 
 def test_two_checkpoints_and_the_best_weights_stay(small_dataset: str, tmp_path: Path):
@@ -109,7 +109,7 @@ def test_a_newest_checkpoint_cut_off_anywhere_gives_way_to_the_one_before(
             notes: list[str] = []
             assert same(train(small_dataset, folder, notes=notes), whole)
             assert "is no whole checkpoint" in notes[0] and "the one before it is used" in notes[0]
-            assert notes[1] == f"going on from {before}"
+            assert notes[1] == f"going on from {before} with 1 worker(s)"
 
 
 def test_a_checkpoint_cut_off_anywhere_is_never_taken_for_whole(tmp_path: Path):

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from conftest import SMALL, refused
+from conftest import SMALL, alone, refused
 from leaks import title_of
 from safetensors.torch import load_file
 
@@ -21,9 +21,7 @@ from distributed.tracking import Tracker
 from distributed.train import _Patience, new_run, resumed_run, train
 from model.bundle import load_bundle
 from model.config import Config, RunConfig, make_config
-from model.dataset import Dataset
 from model.errors import RunFailedError, UserError
-from model.loop import Training, new_tagger
 from model.metrics import summarise
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -49,16 +47,6 @@ def train_workers() -> list[psutil.Process]:
     """The processes of the training's workers."""
     children = psutil.Process().children(recursive=True)
     return [process for process in children if "ray::RayTrainWorker" in title_of(process)]
-
-
-def alone(config: Config) -> Training:
-    """The same training in this process, without Ray."""
-    dataset = Dataset(config.data)
-    tagger = new_tagger(config.tagger, dataset.info["words"], config.training.seed)
-    training = Training(config.training, tagger, dataset.load("train"), dataset.load("valid"))
-    for _ in training.epochs():
-        pass
-    return training
 
 
 @pytest.mark.ray
