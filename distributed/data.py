@@ -50,7 +50,7 @@ def _results(
     _quieten(DataContext.get_current())
     rows = [{"piece": pickle.dumps(item)} for item in items]
     most = min(workers or len(items), len(items))
-    compute = ActorPoolStrategy(min_size=1, max_size=most) if actors else TaskPoolStrategy(size=workers)
+    compute = ActorPoolStrategy(min_size=1, max_size=most) if actors else TaskPoolStrategy(size=most)
     results = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         _Work if actors else _Work(function),
         fn_constructor_args=[function] if actors else None,

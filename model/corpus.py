@@ -196,7 +196,7 @@ def _looks_conll(line: str) -> bool:
 
 def _decode(raw: bytes, place: str) -> str:
     try:
-        text = raw.decode("utf-8-sig")
+        text = raw.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise LineError(
             place, f"is not UTF-8 (byte {error.start}: {error.reason}); convert the file to UTF-8"
