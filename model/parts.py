@@ -12,16 +12,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from model import storage
 from model.examples import Span
-from model.tokenizer import Cut
+from model.tokenizer import SPECIAL, UNKNOWN, Cut
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "valid", "test")
 VOCABULARY = "vocabulary"  # what the words of all pieces together are filed under
-_ROWS_PER_GROUP = 20_000
+_ROWS_PER_GROUP = 10_000
+_WORDS_AT_ONCE = 50_000
 
 _INTS = pa.list_(pa.int32())
 SCHEMA = pa.schema(
@@ -83,12 +85,24 @@ def drafts(folder: str, number: int, splits: list[str]) -> Iterator[dict[str, An
 def write_words(folder: str, origin: str, number: int, words: Any, counts: Any) -> None:
     """Writes the words of a piece in the order of their ids, with how often they occur in training."""
     with storage.output(_draft(folder, f"{origin}-words", number)) as file, pa.ipc.new_file(file, _WORDS) as writer:
-        writer.write_table(pa.table([words, counts], schema=_WORDS))
+        writer.write_table(pa.table([words, counts], schema=_WORDS), max_chunksize=_WORDS_AT_ONCE)
 
 
 def read_words(folder: str, origin: str, number: int) -> pa.Table:
     """What `write_words` has written."""
     return pa.Table.from_batches(list(_read(_draft(folder, f"{origin}-words", number))), _WORDS)
+
+
+def ids_of(folder: str, origin: str, number: int) -> npt.NDArray[np.int32]:
+    """The vocabulary id of each word of a piece."""
+    words = read_words(folder, origin, number)["word"]
+    ids, first = np.full(len(words), UNKNOWN, np.int32), len(SPECIAL)
+    for some in _read(_draft(folder, f"{VOCABULARY}-words", 0)):  # a table to look up all of them would be large
+        found = pc.index_in(words, value_set=some["word"]).to_numpy()
+        known = ~np.isnan(found)
+        ids[known] = found[known] + first
+        first += some.num_rows
+    return ids
 
 
 def write_part(draft_folder: str, split: str, number: int, folder: str, ids: npt.NDArray[np.int32]) -> None:

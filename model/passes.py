@@ -8,14 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from model.corpus import Labelled, Reader, Tally
 from model.errors import UserError
 from model.examples import Span, spans_of
-from model.parts import VOCABULARY, drafts, read_words, rows_of, write_part, write_words
+from model.parts import drafts, ids_of, rows_of, write_part, write_words
 from model.pieces import Range, checksum
-from model.tokenizer import SPECIAL, UNKNOWN, Cut, Cutter
+from model.tokenizer import Cut, Cutter
 
 _TEXTS = 4096  # held and cut at a time
 
@@ -84,10 +83,7 @@ def first_pass(rules: Rules, piece: Piece) -> Facts:
 def second_pass(rules: Rules, folder: str, piece: Piece) -> OSError | None:
     """Writes a piece's parts into the dataset directory, with the ids of the vocabulary. Returns what stopped it."""
     try:
-        vocabulary = read_words(rules.drafts, VOCABULARY, 0)["word"]
-        words = read_words(rules.drafts, piece.origin, piece.number)["word"]
-        found = pc.index_in(words.combine_chunks(), value_set=vocabulary.combine_chunks())
-        ids = pc.fill_null(pc.add(found, len(SPECIAL)), UNKNOWN).to_numpy(zero_copy_only=False).astype(np.int32)
+        ids = ids_of(rules.drafts, piece.origin, piece.number)
         for split in rules.splits(piece.origin):
             write_part(rules.drafts, split, piece.number, folder, ids)
     except OSError as error:

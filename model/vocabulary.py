@@ -12,7 +12,7 @@ from model.tokenizer import SPECIAL, new_tokenizer
 # Distinct words that are counted exactly. Beyond it the rarest are forgotten, so that memory has a bound: a word that
 # comes again after that counts from 0, and is behind those that were kept by what it had before.
 COUNTED = 8_000_000
-_TOGETHER = 500_000  # words that wait at least before they are counted together with the rest
+_TOGETHER = 100_000  # words that wait at least before they are counted together with the rest
 _LINES = 10_000
 
 
@@ -28,7 +28,7 @@ class WordCounts:
     def add(self, words: pa.Table) -> None:
         """Adds a table of `word` and `count`; a word stands in it once."""
         self._waiting.append(words.filter(pc.field("count") > 0))
-        if sum(len(each) for each in self._waiting) >= max(_TOGETHER, len(self._counted)):
+        if sum(len(each) for each in self._waiting) >= max(_TOGETHER, len(self._counted) // 4):
             self._count()
 
     def vocabulary(self, min_frequency: int, max_words: int) -> pa.Table:
@@ -40,7 +40,7 @@ class WordCounts:
         """
         self._count()
         kept = _ordered(self._counted.filter(pc.field("count") >= min_frequency))
-        return kept.slice(0, max(max_words - len(SPECIAL), 0)).combine_chunks()
+        return kept.slice(0, max(max_words - len(SPECIAL), 0))
 
     def _count(self) -> None:
         together = pa.concat_tables([self._counted, *self._waiting])
@@ -49,6 +49,7 @@ class WordCounts:
         if len(counted) > self._most:
             counted = _ordered(counted).slice(0, self._most // 2)
         self._counted, self._waiting = counted, []
+        pa.default_memory_pool().release_unused()  # it holds several times as much as the counts need
 
 
 def _ordered(words: pa.Table) -> pa.Table:
