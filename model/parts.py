@@ -4,7 +4,7 @@ A part is written twice. The draft, an Arrow file, has ids that count the words 
 known only when all pieces are read. The part itself is Parquet, with the ids of the vocabulary.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import chain
 from typing import Any
@@ -18,12 +18,13 @@ import pyarrow.parquet as pq
 from model import storage
 from model.examples import Span
 from model.tokenizer import SPECIAL, UNKNOWN, Cut
+from model.vocabulary import bucket_of
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "valid", "test")
-VOCABULARY = "vocabulary"  # what the words of all pieces together are filed under
 _ROWS_PER_GROUP = 10_000
 _WORDS_AT_ONCE = 50_000
+_VOCABULARY = "vocabulary"
 
 _INTS = pa.list_(pa.int32())
 SCHEMA = pa.schema(
@@ -36,7 +37,7 @@ SCHEMA = pa.schema(
         ("span_ends", _INTS),  # one after its last
     ]
 )
-_WORDS = pa.schema([("word", pa.string()), ("count", pa.int64())])
+_WORDS = pa.schema([("word", pa.string()), ("count", pa.int64()), ("bucket", pa.int8())])
 
 
 def part_name(number: int) -> str:
@@ -82,10 +83,11 @@ def drafts(folder: str, number: int, splits: list[str]) -> Iterator[dict[str, An
         yield writers
 
 
-def write_words(folder: str, origin: str, number: int, words: Any, counts: Any) -> None:
+def write_words(folder: str, origin: str, number: int, words: Iterable[str], counts: Any) -> None:
     """Writes the words of a piece in the order of their ids, with how often they occur in training."""
+    table = pa.table([pa.array(words, pa.string()), counts, [bucket_of(word) for word in words]], schema=_WORDS)
     with storage.output(_draft(folder, f"{origin}-words", number)) as file, pa.ipc.new_file(file, _WORDS) as writer:
-        writer.write_table(pa.table([words, counts], schema=_WORDS), max_chunksize=_WORDS_AT_ONCE)
+        writer.write_table(table, max_chunksize=_WORDS_AT_ONCE)
 
 
 def read_words(folder: str, origin: str, number: int) -> pa.Table:
@@ -93,11 +95,18 @@ def read_words(folder: str, origin: str, number: int) -> pa.Table:
     return pa.Table.from_batches(list(_read(_draft(folder, f"{origin}-words", number))), _WORDS)
 
 
+def write_vocabulary(folder: str, words: pa.ChunkedArray) -> None:
+    """Writes the words that have an id, in the order of their ids."""
+    schema = pa.schema([_WORDS.field("word")])
+    with storage.output(_draft(folder, _VOCABULARY, 0)) as file, pa.ipc.new_file(file, schema) as writer:
+        writer.write_table(pa.table([words], schema=schema), max_chunksize=_WORDS_AT_ONCE)
+
+
 def ids_of(folder: str, origin: str, number: int) -> npt.NDArray[np.int32]:
     """The vocabulary id of each word of a piece."""
     words = read_words(folder, origin, number)["word"]
     ids, first = np.full(len(words), UNKNOWN, np.int32), len(SPECIAL)
-    for some in _read(_draft(folder, f"{VOCABULARY}-words", 0)):  # a table to look up all of them would be large
+    for some in _read(_draft(folder, _VOCABULARY, 0)):  # a table to look up all of them would be large
         found = pc.index_in(words, value_set=some["word"]).to_numpy()
         known = ~np.isnan(found)
         ids[known] = found[known] + first

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from model.corpus import Labelled, Reader, Tally
 from model.errors import UserError
@@ -118,8 +117,8 @@ class _Draft:
             self._rules.drafts,
             self._piece.origin,
             self._piece.number,
-            pa.array(self._ids, pa.string()),
-            pa.array(self._trained),
+            list(self._ids),
+            self._trained,
         )
 
     def _add(self, chunk: list[Labelled], tallies: dict[str, Tally]) -> None:

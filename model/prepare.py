@@ -19,7 +19,7 @@ from safetensors.numpy import save
 from model import storage
 from model.corpus import Tally, later, sources, told
 from model.errors import LineError, UserError
-from model.parts import FORMAT_VERSION, SPLITS, VOCABULARY, read_words, write_words
+from model.parts import FORMAT_VERSION, SPLITS, read_words, write_vocabulary
 from model.passes import Facts, Piece, Rules, first_pass, second_pass
 from model.pieces import Over, cut, here
 from model.tokenizer import SPECIAL
@@ -84,14 +84,17 @@ def prepare(recipe: Recipe, over: Over = here, tell: Callable[[int], None] = lam
                 found.add(piece, facts)
                 tell(found.texts)
         splits = found.splits(pieces, recipe.strict)
-        words = found.words.vocabulary(recipe.min_frequency, recipe.max_words)
-        write_words(drafts, VOCABULARY, 0, words["word"], words["count"])
+        vocabulary = found.words.vocabulary(recipe.min_frequency, recipe.max_words)["word"]
+        write_vocabulary(drafts, vocabulary)
         with storage.common_directory(recipe.out, marker="dataset.json") as folder:
-            vectors = _add_words(folder, recipe.vectors, words["word"])
+            vectors = _add_words(folder, recipe.vectors, vocabulary)
+            words = len(SPECIAL) + len(vocabulary)
+            del vocabulary  # the second pass finds it where the drafts are
+            pa.default_memory_pool().release_unused()
             _write_parts(rules, pieces, folder, list(splits), over)
             info = {
                 "format_version": FORMAT_VERSION,
-                "words": len(SPECIAL) + len(words),
+                "words": words,
                 "splits": splits,
                 "vectors": vectors,
                 "sources": found.sources,

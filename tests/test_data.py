@@ -22,7 +22,7 @@ from model.corpus import FORMATS
 from model.dataset import Dataset
 from model.pieces import PIECE, Range, cut, here
 from model.prepare import Recipe, prepare
-from model.vocabulary import WordCounts, save_tokenizer
+from model.vocabulary import BUCKETS, WordCounts, save_tokenizer
 
 WORDS = (
     "Storm storm rain RAIN red car, big dog! Ünïcode ΟΔΟΣ don't 3.5m <url> https://t.co/x @ann e\u0301cole 😀".split()
@@ -163,22 +163,23 @@ def test_a_tokenizer_is_saved_as_the_library_saves_it(tmp_path: Path):
 
 
 def test_beyond_the_words_that_are_counted_the_rarest_are_forgotten(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("model.vocabulary._TOGETHER", 1)
+    monkeypatch.setattr("model.vocabulary._TOGETHER", BUCKETS)
     tables = [
         pa.table({"word": ["a", "b", "c", "d"], "count": [9, 5, 1, 1]}),
         pa.table({"word": ["e", "b", "f"], "count": [4, 1, 0]}),
         pa.table({"word": ["c", "a"], "count": [2, 1]}),
         pa.table({"word": ["g", "c"], "count": [1, 2]}),
     ]
-    exact, bounded = WordCounts(), WordCounts(most=4)
-    for table in tables:
+    exact, bounded = WordCounts(), WordCounts(most=4 * BUCKETS)
+    for words in tables:
+        table = words.append_column("bucket", [[0] * len(words)])
         exact.add(table)
         bounded.add(table)
     assert exact.vocabulary(1, 100).to_pydict() == {
         "word": ["a", "b", "c", "e", "d", "g"],
         "count": [10, 6, 5, 4, 1, 1],
     }
-    assert bounded.vocabulary(1, 100).to_pydict() == {"word": ["a", "b", "c", "g"], "count": [10, 6, 2, 1]}
+    assert bounded.vocabulary(1, 100).to_pydict() == {"word": ["a", "b", "c", "g"], "count": [10, 6, 4, 1]}
 
 
 def test_a_file_that_another_machine_does_not_see_is_named(tmp_path: Path):
