@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo test test-cluster chaos leaks up down lint format clean
+.PHONY: help demo test test-cluster chaos leaks scale up down lint format clean
 
 help:
 	@echo "make demo   the main job on the built-in corpus: prepare, train with 2 workers, evaluate, extract"
@@ -13,6 +13,7 @@ help:
 	@echo "make test-cluster  jobs on a cluster of a head and three nodes on this machine (10 minutes)"
 	@echo "make chaos  trainings on such a cluster whose workers, nodes and drivers are killed; N=20 of them"
 	@echo "make leaks  whether sweeps of hundreds of trials leave anything behind in Ray (6 minutes)"
+	@echo "make scale  prepare on 250,000 and 1,000,000 texts: memory, speed, 1 node and 3 (5 minutes)"
 	@echo "make up     the cluster of cluster.yaml, once its values are set; make down ends it"
 	@echo "make lint   ruff and mypy"
 	@echo "make format ruff, in place"
@@ -40,6 +41,9 @@ chaos: $(READY)
 
 leaks: $(READY)
 	$(BIN)/python tests/leaks.py --one 250 --two 32
+
+scale: $(READY)
+	$(BIN)/python tests/scale.py --texts 250000 1000000
 
 up: $(READY)
 	@! grep -nE '^[^#]*[-/]SET' cluster.yaml || { echo "cluster.yaml: put values of yours in these lines first" >&2; exit 2; }

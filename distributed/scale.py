@@ -70,8 +70,8 @@ def set_defaults_of_ray() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
-def connect() -> Resources:
-    """Joins the cluster of RAY_ADDRESS, or starts one on this machine that ends with this process."""
+def connect(cpus: int | None = None) -> Resources:
+    """Joins the cluster of RAY_ADDRESS, or starts one on this machine, of so many CPUs, that ends with this process."""
     set_defaults_of_ray()
     import ray
 
@@ -84,7 +84,7 @@ def connect() -> Resources:
             here = this_machine()
             ray.init(
                 address="local",
-                num_cpus=here.cpus,
+                num_cpus=cpus or here.cpus,
                 num_gpus=here.gpus,
                 include_dashboard=False,
                 log_to_driver=False,
@@ -149,11 +149,11 @@ def check_data(config: Config, dataset: Dataset) -> None:
         )
 
 
-def check_storage(location: str, cluster: Resources) -> None:
-    """Raises UserError where runs cannot be written, or where the other nodes would not see them."""
+def check_storage(location: str, cluster: Resources, option: str = "--storage") -> None:
+    """Raises UserError where files cannot be written, or where the other nodes would not see them."""
     if cluster.nodes > 1 and not storage.is_remote(location) and not _is_mounted(Path(storage.absolute(location))):
         raise UserError(
-            f"storage {location}: is a local path, and the cluster has {cluster.nodes} nodes; give --storage a path on a "
+            f"storage {location}: is a local path, and the cluster has {cluster.nodes} nodes; give {option} a path on a "
             f"file system that every node mounts, or a URI such as s3://bucket/runs"
         )
     probe = storage.join(location, ".writable")
@@ -161,7 +161,7 @@ def check_storage(location: str, cluster: Resources) -> None:
         storage.write(probe, b"probe")
         storage.remove(probe)
     except OSError as error:
-        raise UserError(f"storage {location}: cannot be written: {error}; choose another with --storage") from None
+        raise UserError(f"storage {location}: cannot be written: {error}; choose another with {option}") from None
 
 
 def _is_mounted(path: Path) -> bool:

@@ -21,6 +21,7 @@ from model.errors import RunFailedError, UserError
 
 _PYTHON = os.path.relpath(sys.executable)
 INVOCATION = f"{'python' if _PYTHON.startswith('..') else _PYTHON} -m jobs"  # how to call a command from here
+SECONDS_PER_LINE = 20  # between lines of progress where there is no terminal
 FAILED, MISTAKE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 # What the machine or its owner has to mend, not the program.
 _USERS_ERRNO = {
@@ -111,16 +112,18 @@ def table(figures: dict[str, float]) -> str:
 
 @contextmanager
 def counting(what: str) -> Iterator[Callable[[int], None]]:
-    """Gives a function to tell how many are done; shows it on a terminal."""
-    began, shown = time.monotonic(), 0.0
+    """Gives a function to tell how many are done; shows it live on a terminal, elsewhere as a line now and then."""
+    began = shown = time.monotonic()
+    live = sys.stderr.isatty()
 
     def tell(done: int) -> None:
         nonlocal shown
         now = time.monotonic()
-        if sys.stderr.isatty() and now - shown > 0.5:
+        if now - shown > (0.5 if live else SECONDS_PER_LINE):
             shown = now
-            print(f"\r{done:,} {what}  {done / max(now - began, 1e-9):,.0f}/s", end="", file=sys.stderr, flush=True)
+            line = f"{done:,} {what}  {done / (now - began):,.0f}/s"
+            print(f"\r{line}" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
 
     yield tell
-    if shown:
+    if live and shown > began:
         print(file=sys.stderr)

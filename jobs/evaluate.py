@@ -46,12 +46,13 @@ def evaluate(
 def labelled_texts(data: str, split: str, format: str, tally: Any) -> Any:
     """The texts of a dataset directory's split, or of labelled files."""
     from model import storage
-    from model.corpus import sources
-    from model.dataset import SPLITS, Dataset
+    from model.corpus import Reader, sources
+    from model.dataset import Dataset
     from model.errors import UserError
+    from model.parts import SPLITS
 
     if storage.kind(data).name == "Directory":
         if split not in SPLITS:
             raise UserError(f"--split {split}: is unknown; choose one of {', '.join(SPLITS)}")
         return Dataset(data).texts(split)
-    return (text for source in sources([data], format) for text in source.read(tally))
+    return (text for source in sources([data], format) for text in Reader(source).read(tally))

@@ -1,66 +1,83 @@
 """`python -m jobs extract`: bundle + texts -> keyphrases, streaming."""
 
 import sys
-from collections.abc import Iterator
 from typing import Annotated
 
 import typer
 
-from jobs.console import command, counting, say
+from jobs.console import command, counting, print_json, say
 
 
 @command
 def extract(
     bundle: Annotated[str, typer.Argument(help="Bundle of a finished run: a path or URI.")],
-    source: Annotated[
-        str, typer.Argument(metavar="[FILE]", help='One text a line, or JSONL with "text"; `-` is stdin.')
-    ] = "-",
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(help='Paths, URIs or globs: one text a line, or JSONL with "text". Without them: stdin.'),
+    ] = None,
+    out: Annotated[str | None, typer.Option(help="Directory for parts of JSON lines, instead of stdout.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes on Ray, with --out; on a cluster all that it has otherwise.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object a text.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an extraction that stands at --out.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object a text; with --out, one for all of them.")
+    ] = False,
 ) -> None:
     """Find the keyphrases of texts, with their characters (start:end) and scores.
 
     Every text gives one line: the text's number and its keyphrases, tab-separated; with --json an object with `text` and
-    `keyphrases`, each with `text`, `start`, `end` and `score`.
+    `keyphrases`, each with `text`, `start`, `end` and `score`. With --out these objects are written to files.
     """
-    from itertools import tee
-    from json import dumps
+    from model.errors import UserError
 
+    given = files or ["-"]
+    if "-" in given and len(given) > 1:
+        raise UserError("- is stdin, and it is read alone; name files, or pipe into the command, not both")
+    if out is None:
+        if workers or overwrite:
+            raise UserError("--workers and --overwrite go with --out; name a directory with it")
+        _to_stdout(bundle, given, device, json)
+    elif given == ["-"]:
+        raise UserError("--out needs files, not stdin, for they are cut into pieces; name at least one")
+    else:
+        _to_parts(bundle, given, out, device, workers, overwrite, json)
+
+
+def _to_stdout(bundle: str, files: list[str], device: str, json: bool) -> None:
+    from model.extraction import answers_to_files, answers_to_lines, as_json
     from model.extractor import TEXTS_HELD, Extractor
 
-    typed = source == "-" and sys.stdin.isatty()
+    stdin = files == ["-"]
+    typed = stdin and sys.stdin.isatty()
     if typed:
         say("reading texts from the terminal; end with Ctrl-D")
     extractor = Extractor.load(bundle, device)
-    texts, again = tee(read_texts(source))
+    if stdin:
+        answers = answers_to_lines(extractor, sys.stdin.buffer, "stdin", 1 if typed else TEXTS_HELD)
+    else:
+        answers = answers_to_files(extractor, files)
     with counting("texts") as tell:
-        for number, (text, keyphrases) in enumerate(
-            zip(again, extractor.many(texts, held=1 if typed else TEXTS_HELD), strict=True), 1
-        ):
+        for number, (text, keyphrases) in enumerate(answers, 1):
             if json:
-                found = {"text": text, "keyphrases": [keyphrase._asdict() for keyphrase in keyphrases]}
-                print(dumps(found, ensure_ascii=False))
+                print(as_json(text, keyphrases))
             else:
                 shown = (f"{each.text} [{each.start}:{each.end}] {each.score:.3f}" for each in keyphrases)
                 print("\t".join([str(number), *shown]))
             tell(number)
 
 
-def read_texts(source: str) -> Iterator[str]:
-    """The texts of a file or of stdin, one at a time.
+def _to_parts(
+    bundle: str, files: list[str], out: str, device: str, workers: int | None, overwrite: bool, json: bool
+) -> None:
+    from distributed.data import over
+    from model.extraction import Request
+    from model.extraction import extract as make
 
-    Raises:
-        UserError: the file is missing.
-        LineError: a line is not UTF-8, or no JSON object with a text in a file that begins with one.
-    """
-    from model import storage
-    from model.corpus import lines_of, text_of_line
-
-    path = "stdin" if source == "-" else storage.expand(source)[0]
-    lines = sys.stdin.buffer if source == "-" else lines_of(path)
-    jsonl: bool | None = None
-    for number, raw in enumerate(lines, 1):
-        line = raw.rstrip(b"\r\n")
-        if jsonl is None:
-            jsonl = line.lstrip().startswith(b"{")
-        yield text_of_line(line, f"{path}:{number}", jsonl)
+    request = Request(bundle, files, out, device, overwrite)
+    with counting("texts") as tell:
+        info = make(request, over(out, workers, actors=True, gpu=device == "cuda"), tell)
+    say(f"{info['texts']:,} texts, {info['keyphrases']:,} keyphrases in {info['parts']} part(s); {out} is ready")
+    if json:
+        print_json({"out": out, **info})

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.console import INVOCATION, command, print_json, say
+from jobs.console import INVOCATION, command, counting, print_json, say
 
 
 @command
@@ -30,10 +30,14 @@ def prepare(
     skip_bad_lines: Annotated[
         bool, typer.Option("--skip-bad-lines", help="Leave out lines that cannot be used instead of stopping there.")
     ] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes on Ray; on a cluster all that it has otherwise.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a dataset that stands at --out.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Make a dataset directory from labelled files, and say what was left out and why."""
+    from distributed.data import over
     from model.prepare import Recipe
     from model.prepare import prepare as make
 
@@ -51,7 +55,8 @@ def prepare(
         skip_bad_lines=skip_bad_lines,
         overwrite=overwrite,
     )
-    info = make(recipe)
+    with counting("texts") as tell:
+        info = make(recipe, over(out, workers), tell)
     for split, facts in info["splits"].items():
         say(f"{split}: {facts['rows']:,} texts, {facts['tokens']:,} tokens, {facts['keyphrases']:,} keyphrases")
         tell_skipped(facts["skipped"], facts["skipped_places"])

@@ -9,17 +9,17 @@
 Files are UTF-8; `.gz` and the other compressions that pyarrow knows by their ending are unpacked.
 """
 
-import hashlib
-import io
 import json
 import re
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, repeat
 from typing import Any
 
 from model import hashtags, storage
 from model.errors import LineError, UserError
+from model.pieces import Range
 
 FORMATS = ("tsv", "jsonl", "conll", "raw")
 _TAG = re.compile(r"^(?:O|[BIESLU](?:-\S+)?)$")
@@ -60,11 +60,25 @@ class Tally:
         if len(shown) < self.limit:
             shown.append(place)
 
+    def join(self, other: "Tally", lines_before: int) -> None:
+        """Adds what a tally of the next lines counted, whose places begin that many lines later."""
+        for reason, number in other.counts.items():
+            self.counts[reason] = self.counts.get(reason, 0) + number
+            shown = self.places.setdefault(reason, [])
+            places = other.places[reason][: self.limit - len(shown)]
+            shown += [later(place, lines_before) for place in places]
+
+
+def later(place: str, lines_before: int) -> str:
+    """A place whose line is counted from further back."""
+    file, _, line = place.rpartition(":")
+    return f"{file}:{int(line) + lines_before}"
+
 
 def told(counts: dict[str, int], places: dict[str, list[str]]) -> list[str]:
     """What a tally counted, in words: the most frequent reason first, each with its first lines as `file:1,5,9`."""
     lines = []
-    for reason, number in sorted(counts.items(), key=lambda item: -item[1]):
+    for reason, number in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
         by_file: dict[str, list[str]] = {}
         for place in places[reason]:
             file, _, line = place.rpartition(":")
@@ -74,31 +88,26 @@ def told(counts: dict[str, int], places: dict[str, list[str]]) -> list[str]:
     return lines
 
 
-@dataclass
-class Source:
-    """One input file.
+class Reader:
+    """Reads the labelled texts of one range of a file.
 
     Attributes:
-        path: path or URI.
-        format: one of FORMATS.
-        skip_bad_lines: leave out and count a line that cannot be used, instead of raising LineError.
-        lines, size, sha256: of the unpacked content; known when `read` has come to its end.
+        lines: how many there were; known when `read` has come to its end.
     """
 
-    path: str
-    format: str
-    skip_bad_lines: bool = False
-    lines: int = 0
-    size: int = 0  # bytes
-    sha256: str = ""
+    def __init__(self, part: Range, skip_bad_lines: bool = False) -> None:
+        """With `skip_bad_lines` a line that cannot be used is left out and counted, instead of raising LineError."""
+        self.part = part
+        self.skip_bad_lines = skip_bad_lines
+        self.lines = 0
 
     def read(self, tally: Tally) -> Iterator[Labelled]:
-        """The texts in order of the file.
+        """The texts in order of the file; their line numbers begin at 1 where the range does.
 
         Raises:
             LineError: a line cannot be used.
         """
-        parse = _PARSERS[self.format]
+        parse = _PARSERS[self.part.format]
         for lines in self._blocks():
             try:
                 labelled = parse([(place, _decode(raw, place)) for place, raw in lines], tally)
@@ -112,29 +121,26 @@ class Source:
 
     def _blocks(self) -> Iterator[list[tuple[str, bytes]]]:
         """Runs of lines that make one text: up to a blank line in conll, else each line that is not blank."""
-        digest, size, number = hashlib.sha256(), 0, 0
+        path, single, number = self.part.path, self.part.format != "conll", 0
         block: list[tuple[str, bytes]] = []
-        for number, raw in enumerate(lines_of(self.path), 1):
-            digest.update(raw)
-            size += len(raw)
+        for number, raw in enumerate(self.part.lines(), 1):
             line = raw.rstrip(b"\r\n")
             if line.strip():
-                block.append((f"{self.path}:{number}", line))
-            if block and (self.format != "conll" or not line.strip()):
+                block.append((f"{path}:{number}", line))
+            if block and (single or not line.strip()):
                 yield block
                 block = []
         if block:
             yield block
-        self.lines, self.size, self.sha256 = number, size, digest.hexdigest()
+        self.lines = number
 
 
-def sources(patterns: list[str], format: str = "auto", skip_bad_lines: bool = False) -> list[Source]:
+def sources(patterns: list[str], format: str = "auto") -> list[Range]:
     """The input files that paths, URIs and globs name, with their formats.
 
     Args:
         patterns: at least one.
         format: one of FORMATS, or `auto` to tell by the content.
-        skip_bad_lines: see Source.
 
     Raises:
         UserError: a file is missing, empty or of no known format, or the files differ in format.
@@ -142,11 +148,12 @@ def sources(patterns: list[str], format: str = "auto", skip_bad_lines: bool = Fa
     if format != "auto" and format not in FORMATS:
         raise UserError(f"format {format!r} is unknown; choose one of auto, {', '.join(FORMATS)}")
     paths = [path for pattern in patterns for path in storage.expand(pattern)]
-    formats = {path: format if format != "auto" else detect(path) for path in paths}
+    with ThreadPoolExecutor(16) as threads:  # waiting, for the most part, where the files are far away
+        formats = dict(zip(paths, threads.map(detect, paths) if format == "auto" else repeat(format), strict=False))
     if len(set(formats.values())) > 1:
         seen = ", ".join(f"{path} is {kind}" for path, kind in formats.items())
         raise UserError(f"the sources differ in format: {seen}; prepare them apart, or name one with --format")
-    return [Source(path, formats[path], skip_bad_lines) for path in paths]
+    return [Range(path, formats[path]) for path in paths]
 
 
 def detect(path: str) -> str:
@@ -155,7 +162,10 @@ def detect(path: str) -> str:
     Raises:
         UserError: the file is empty, or looks like none of the formats.
     """
-    lines = [line.decode("utf-8", "replace").strip("\r\n\ufeff") for line in islice(lines_of(path), _SAMPLE_LINES)]
+    lines = [
+        line.decode("utf-8", "replace").strip("\r\n\ufeff")
+        for line in islice(Range(path, "auto").lines(), _SAMPLE_LINES)
+    ]
     full = [line for line in lines if line.strip()]
     if not full:
         raise UserError(f"{path}: is empty; give a file with at least one text")
@@ -173,16 +183,6 @@ def detect(path: str) -> str:
     )
 
 
-def lines_of(path: str) -> Iterator[bytes]:
-    """The lines of a file, unpacked. Raises UserError where it cannot be read."""
-    filesystem, inside = storage.resolve(path)
-    try:
-        with io.BufferedReader(filesystem.open_input_stream(inside), 1 << 20) as stream:
-            yield from stream
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error}; is it damaged or not yet whole?") from error
-
-
 def text_of_line(raw: bytes, place: str, jsonl: bool) -> str:
     """The unlabelled text of a line, plain or `{"text"}`. Raises LineError."""
     line = _decode(raw, place)
@@ -196,7 +196,7 @@ def _looks_conll(line: str) -> bool:
 
 def _decode(raw: bytes, place: str) -> str:
     try:
-        text = raw.decode("utf-8-sig")
+        text = raw.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise LineError(
             place, f"is not UTF-8 (byte {error.start}: {error.reason}); convert the file to UTF-8"

@@ -12,8 +12,6 @@ directory with a `dataset.json` is whole.
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,25 +26,9 @@ from model import storage
 from model.corpus import Labelled
 from model.errors import UserError
 from model.examples import Example
+from model.parts import FORMAT_VERSION, SPLITS, part_name
 from model.tags import tags_of_spans
 from model.tokenizer import parse_tokenizer
-
-FORMAT_VERSION = 1
-SPLITS = ("train", "valid", "test")
-ROWS_PER_PART = 250_000
-_ROWS_PER_WRITE = 10_000
-
-_INTS = pa.list_(pa.int32())
-SCHEMA = pa.schema(
-    [
-        ("text", pa.string()),
-        ("ids", _INTS),  # vocabulary ids
-        ("starts", _INTS),  # first character of each token
-        ("ends", _INTS),  # one after its last
-        ("span_starts", _INTS),  # first token of each keyphrase
-        ("span_ends", _INTS),  # one after its last
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -151,7 +133,7 @@ class Dataset:
                         yield Labelled(row["text"], f"{self.location}/{split}/{part}:{number}", characters)
 
     def _parts(self, split: str) -> list[str]:
-        return [f"part-{i:05d}.parquet" for i in range(self.info["splits"][split]["parts"])]
+        return [part_name(i) for i in range(self.info["splits"][split]["parts"])]
 
     def _table(self, split: str, columns: list[str]) -> pa.Table:
         filesystem, path = storage.resolve(storage.join(self.location, split))
@@ -191,38 +173,3 @@ def split_of(examples: Iterable[Example]) -> Split:
         begins.append(len(ids))
     tags = tags_of_spans(np.array(spans, np.int64).reshape(-1, 2), len(ids))
     return Split(np.array(ids, np.int32), tags, np.array(begins, np.int64))
-
-
-def write_split(folder: Path, examples: Iterable[Example]) -> dict[str, int]:
-    """Writes a split's Parquet files into a local folder, holding few rows at a time.
-
-    Returns:
-        rows, tokens, keyphrases and parts.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    examples, counts = iter(examples), {"rows": 0, "tokens": 0, "keyphrases": 0, "parts": 0}
-    chunk = list(islice(examples, _ROWS_PER_WRITE))
-    while chunk:
-        with pq.ParquetWriter(folder / f"part-{counts['parts']:05d}.parquet", SCHEMA, compression="zstd") as writer:
-            written = 0
-            while chunk and written < ROWS_PER_PART:
-                writer.write_table(_to_table(chunk))
-                written += len(chunk)
-                counts["tokens"] += sum(len(each.ids) for each in chunk)
-                counts["keyphrases"] += sum(len(each.spans) for each in chunk)
-                chunk = list(islice(examples, _ROWS_PER_WRITE))
-        counts["rows"] += written
-        counts["parts"] += 1
-    return counts
-
-
-def _to_table(chunk: list[Example]) -> pa.Table:
-    columns = [
-        [each.text for each in chunk],
-        [each.ids for each in chunk],
-        [[start for start, _ in each.offsets] for each in chunk],
-        [[end for _, end in each.offsets] for each in chunk],
-        [[start for start, _ in each.spans] for each in chunk],
-        [[end for _, end in each.spans] for each in chunk],
-    ]
-    return pa.Table.from_arrays([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)

@@ -22,6 +22,10 @@ class LineError(UserError):
         self.place = place
         self.problem = problem
 
+    def __reduce__(self) -> tuple[type["LineError"], tuple[str, str]]:
+        """Between processes it travels as what it was made from."""
+        return type(self), (self.place, self.problem)
+
 
 class DivergedError(UserError):
     """The training loss stopped being a finite number: a setting, most often the learning rate, has to change."""

@@ -1,21 +1,30 @@
-"""From labelled files to a dataset directory, on one core and in bounded memory."""
+"""From labelled files to a dataset directory, in bounded memory: piece by piece, in two passes.
 
-import hashlib
+The first pass reads a piece of the input once and writes a draft of its rows, in which words have numbers of their own.
+The counts of all pieces together make the vocabulary. The second pass writes the rows with the ids of the vocabulary. A
+piece is worked on alone, here or elsewhere, so the result is the same whoever does it.
+"""
+
 import json
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-from tokenizers import Tokenizer
+import pyarrow as pa
+from safetensors.numpy import save
 
 from model import storage
-from model.corpus import Labelled, Source, Tally, sources, told
-from model.dataset import FORMAT_VERSION, SPLITS, write_split
-from model.errors import UserError
-from model.examples import Example, examples
-from model.tokenizer import train_tokenizer
-from model.vectors import Vectors, read_vectors, save_vectors
+from model.corpus import Tally, later, sources, told
+from model.errors import LineError, UserError
+from model.parts import FORMAT_VERSION, SPLITS, read_words, write_vocabulary
+from model.passes import Facts, Piece, Rules, first_pass, second_pass
+from model.pieces import Over, cut, here
+from model.tokenizer import SPECIAL
+from model.vectors import read_vectors
+from model.vocabulary import WordCounts, save_tokenizer
 
 
 @dataclass(frozen=True)
@@ -51,65 +60,124 @@ class Recipe:
     overwrite: bool = False
 
 
-def prepare(recipe: Recipe) -> dict[str, Any]:
+def prepare(recipe: Recipe, over: Over = here, tell: Callable[[int], None] = lambda texts: None) -> dict[str, Any]:
     """Makes the dataset directory and gives the content of its dataset.json.
+
+    Args:
+        recipe: what to make it from.
+        over: where the pieces of the input are worked on.
+        tell: is told how many texts are read.
 
     Raises:
         UserError: the input or the output cannot be used; nothing is left at `out`.
         OSError: the storage is full or cannot be written; likewise.
     """
-    _check_out(recipe)
+    storage.check_new(recipe.out, "dataset.json", "dataset", recipe.overwrite)
     given = {"train": recipe.train, "valid": recipe.valid, "test": recipe.test}
-    opened = {
-        split: sources(patterns, recipe.format, recipe.skip_bad_lines) for split, patterns in given.items() if patterns
-    }
-    shares = _carved(given)
-    with storage.new_directory(recipe.out, marker="dataset.json") as folder:
-        training = (each.text for each in _texts(opened["train"], Tally()) if _share(each.text, shares) == "train")
-        tokenizer = train_tokenizer(training, recipe.min_frequency, recipe.max_words)
-        tokenizer.save(str(folder / "tokenizer.json"))
-        vectors = _add_vectors(folder, recipe.vectors, tokenizer)
-        splits = {}
-        for split in SPLITS:
-            origin = split if split in opened else "train"
-            if split not in opened and split not in shares.values():
-                continue
-            tally = Tally()
-            # What a reader leaves out belongs to the file, and is told once: with the split that has the file.
-            texts = _texts(opened[origin], tally if origin == split else Tally())
-            if origin == "train":
-                texts = (each for each in texts if _share(each.text, shares) == split)
-            splits[split] = _write(
-                folder / split, split, examples(texts, tokenizer, tally, recipe.max_tokens), tally, recipe
-            )
-        info = {
-            "format_version": FORMAT_VERSION,
-            "words": tokenizer.get_vocab_size(),
-            "splits": splits,
-            "vectors": vectors,
-            "sources": {split: [_facts(source) for source in each] for split, each in opened.items()},
-            "recipe": {
-                "min_frequency": recipe.min_frequency,
-                "max_words": recipe.max_words,
-                "max_tokens": recipe.max_tokens,
-            },
-        }
-        (folder / "dataset.json").write_text(json.dumps(info, indent=2, ensure_ascii=False), "utf-8")
+    files = {split: sources(patterns, recipe.format) for split, patterns in given.items() if patterns}
+    pieces = [Piece(origin, i, ranges) for origin, each in files.items() for i, ranges in enumerate(cut(each))]
+    with storage.scratch_directory(recipe.out) as drafts:
+        rules = Rules(_carved(given), recipe.max_tokens, recipe.skip_bad_lines, drafts)
+        found = _Found(rules)
+        with closing(over(partial(first_pass, rules), pieces)) as passes:
+            for piece, facts in zip(pieces, passes, strict=True):
+                found.add(piece, facts)
+                tell(found.texts)
+        splits = found.splits(pieces, recipe.strict)
+        vocabulary = found.words.vocabulary(recipe.min_frequency, recipe.max_words)["word"]
+        write_vocabulary(drafts, vocabulary)
+        with storage.common_directory(recipe.out, marker="dataset.json") as folder:
+            vectors = _add_words(folder, recipe.vectors, vocabulary)
+            words = len(SPECIAL) + len(vocabulary)
+            del vocabulary  # the second pass finds it where the drafts are
+            pa.default_memory_pool().release_unused()
+            _write_parts(rules, pieces, folder, list(splits), over)
+            info = {
+                "format_version": FORMAT_VERSION,
+                "words": words,
+                "splits": splits,
+                "vectors": vectors,
+                "sources": found.sources,
+                "recipe": {
+                    "min_frequency": recipe.min_frequency,
+                    "max_words": recipe.max_words,
+                    "max_tokens": recipe.max_tokens,
+                },
+            }
+            content = json.dumps(info, indent=2, ensure_ascii=False)
+            storage.write(storage.join(folder, "dataset.json"), content.encode())
     return info
 
 
-def _check_out(recipe: Recipe) -> None:
-    if not storage.exists(recipe.out):
-        return
-    if not recipe.overwrite:
-        raise UserError(f"{recipe.out}: exists already; choose another --out, or replace it with --overwrite")
-    if not storage.exists(storage.join(recipe.out, "dataset.json")):
-        raise UserError(f"{recipe.out}: is no dataset, and --overwrite replaces nothing else; choose another --out")
+class _Found:
+    """What the first passes found, added up in the order of the pieces.
+
+    Attributes:
+        words: of the training texts, counted.
+        texts: rows of all splits.
+        sources: what dataset.json says of the files of each split.
+    """
+
+    def __init__(self, rules: Rules) -> None:
+        self.words = WordCounts()
+        self.texts = 0
+        self.sources: dict[str, list[dict[str, Any]]] = {}
+        self._rules = rules
+        self._counts: dict[str, Counter[str]] = {}
+        self._tallies: dict[str, Tally] = {}
+
+    def add(self, piece: Piece, facts: Facts) -> None:
+        """Raises what stopped the pass, with the line counted from the beginning of its file."""
+        files = self.sources.setdefault(piece.origin, [])
+        for i, part in enumerate(piece.ranges):
+            before = files[-1]["lines"] if part.start else 0
+            if i == len(facts.lines) and isinstance(facts.error, LineError):
+                raise LineError(later(facts.error.place, before), facts.error.problem)
+            if i == len(facts.lines):
+                break
+            if first := facts.checksums[i]:
+                size, digest = first
+                files.append({"path": part.path, "format": part.format, "lines": 0, "bytes": size, "sha256": digest})
+            files[-1]["lines"] += facts.lines[i]
+            for split, tally in facts.tallies[i].items():
+                self._tallies.setdefault(split, Tally()).join(tally, before)
+        if facts.error is not None:
+            raise facts.error
+        for split, counts in facts.counts.items():
+            self._counts.setdefault(split, Counter()).update(counts)
+            self.texts += counts["rows"]
+        if piece.origin == "train":
+            self.words.add(read_words(self._rules.drafts, piece.origin, piece.number))
+
+    def splits(self, pieces: list[Piece], strict: bool) -> dict[str, dict[str, Any]]:
+        """What dataset.json says of each split. Raises UserError where one has no text, or had to leave some out."""
+        splits = {}
+        for split in SPLITS:
+            if split not in self._counts:
+                continue
+            tally, counts = self._tallies[split], self._counts[split]
+            if tally.counts and strict:
+                left_out = "; ".join(told(tally.counts, tally.places))
+                raise UserError(f"{split}: --strict, and this would be left out: {left_out}")
+            if not counts["rows"]:
+                why = "; ".join(told(tally.counts, tally.places)) or "there were too few texts to set some aside"
+                raise UserError(f"{split}: no text is left: {why}; mend the files, or give more texts")
+            splits[split] = {
+                **{name: counts[name] for name in ("rows", "tokens", "keyphrases")},
+                "parts": sum(split in self._rules.splits(piece.origin) for piece in pieces),
+                "skipped": tally.counts,
+                "skipped_places": tally.places,
+            }
+        return splits
 
 
-def _texts(opened: list[Source], tally: Tally) -> Iterator[Labelled]:
-    for source in opened:
-        yield from source.read(tally)
+def _write_parts(rules: Rules, pieces: list[Piece], folder: str, splits: list[str], over: Over) -> None:
+    for split in splits:
+        storage.make_directory(storage.join(folder, split))
+    with closing(over(partial(second_pass, rules, folder), pieces)) as passes:
+        for error in passes:
+            if error is not None:
+                raise error
 
 
 def _carved(given: dict[str, list[str]]) -> dict[int, str]:
@@ -122,35 +190,12 @@ def _carved(given: dict[str, list[str]]) -> dict[int, str]:
     return shares
 
 
-def _share(text: str, shares: dict[int, str]) -> str:
-    return shares[int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big") % 10]
-
-
-def _write(folder: Path, split: str, made: Iterable[Example], tally: Tally, recipe: Recipe) -> dict[str, Any]:
-    counts = write_split(folder, made)
-    if tally.counts and recipe.strict:
-        raise UserError(f"{split}: --strict, and this would be left out: {'; '.join(told(tally.counts, tally.places))}")
-    if not counts["rows"]:
-        why = "; ".join(told(tally.counts, tally.places)) or "there were too few texts to set some aside"
-        raise UserError(f"{split}: no text is left: {why}; mend the files, or give more texts")
-    return counts | {"skipped": tally.counts, "skipped_places": tally.places}
-
-
-def _facts(source: Source) -> dict[str, Any]:
-    return {
-        "path": source.path,
-        "format": source.format,
-        "lines": source.lines,
-        "bytes": source.size,
-        "sha256": source.sha256,
-    }
-
-
-def _add_vectors(folder: Path, path: str | None, tokenizer: Tokenizer) -> dict[str, Any] | None:
-    if path is None:
+def _add_words(folder: str, vectors: str | None, words: pa.ChunkedArray) -> dict[str, Any] | None:
+    """Writes the tokenizer and the vectors; gives what dataset.json says of these."""
+    save_tokenizer(words, storage.join(folder, "tokenizer.json"))
+    if vectors is None:
         return None
-    vocabulary = tokenizer.get_vocab()
-    words = sorted(vocabulary, key=vocabulary.__getitem__)
-    found: Vectors = read_vectors(path, words)
-    save_vectors(folder / "vectors.safetensors", found.table)
-    return {"path": path, "size": found.table.shape[1], "words_covered": found.covered, "words": len(words)}
+    known = [*SPECIAL, *words.to_pylist()]
+    found = read_vectors(vectors, known)
+    storage.write(storage.join(folder, "vectors.safetensors"), save({"vectors": found.table}))
+    return {"path": vectors, "size": found.table.shape[1], "words_covered": found.covered, "words": len(known)}

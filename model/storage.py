@@ -11,8 +11,9 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from pyarrow import fs
@@ -21,6 +22,8 @@ from model.errors import UserError
 
 # A user with a password before an @, or an option such as secret_key=...
 _CREDENTIAL = re.compile(r"://[^/?]*:[^/?@]+@|[?&][^=&]*(key|secret|token|password)[^=&]*=", re.IGNORECASE)
+
+_SCRATCH = ".scratch-"
 
 
 def is_remote(location: str) -> bool:
@@ -67,6 +70,13 @@ def join(location: str, *parts: str) -> str:
     return "/".join([base.rstrip("/"), *parts]) + mark + options
 
 
+def parent(location: str) -> str:
+    """The location of the directory that holds another location; of itself where there is none above it."""
+    base, mark, options = absolute(location).partition("?") if "://" in location else (absolute(location), "", "")
+    above = base.rstrip("/").rpartition("/")[0]
+    return base + mark + options if above.endswith("/") else (above or "/") + mark + options
+
+
 def kind(location: str) -> fs.FileType:
     """File, Directory or NotFound."""
     filesystem, path = resolve(location)
@@ -76,6 +86,34 @@ def kind(location: str) -> fs.FileType:
 def exists(location: str) -> bool:
     """Whether there is a file or directory."""
     return kind(location) != fs.FileType.NotFound
+
+
+def check_new(location: str, marker: str, kind: str, overwrite: bool) -> None:
+    """Raises UserError where a directory cannot be made, for something stands there.
+
+    Args:
+        location: of the directory.
+        marker: the file that makes it one of ours.
+        kind: what it is called.
+        overwrite: one of ours may be replaced.
+    """
+    if not exists(location):
+        return
+    if not overwrite:
+        raise UserError(f"{location}: exists already; choose another --out, or replace it with --overwrite")
+    if not exists(join(location, marker)):
+        raise UserError(f"{location}: is no {kind}, and --overwrite replaces nothing else; choose another --out")
+
+
+def size(location: str) -> int:
+    """The bytes of a file as it lies."""
+    filesystem, path = resolve(location)
+    return int(filesystem.get_file_info(path).size or 0)
+
+
+def is_compressed(location: str) -> bool:
+    """Whether a file is unpacked as it is read, which can only begin at its beginning."""
+    return resolve(location)[1].endswith((".bz2", ".gz", ".lz4", ".zst"))  # the endings that pyarrow goes by
 
 
 def expand(pattern: str) -> list[str]:
@@ -135,6 +173,31 @@ def write(location: str, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def output(location: str) -> Iterator[Any]:
+    """A file to fill by and by, in a directory that exists; there is none when the block ends with an error.
+
+    Raises OSError.
+    """
+    filesystem, path = resolve(location)
+    if is_remote(location):
+        try:
+            with filesystem.open_output_stream(path, compression=None) as stream:
+                yield stream
+        except BaseException:  # closing it made what was written so far visible
+            with suppress(OSError):
+                filesystem.delete_file(path)
+            raise
+        return
+    temporary = Path(f"{path}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def remove(location: str) -> None:
     """Deletes a file. Raises OSError where there is none."""
     filesystem, path = resolve(location)
@@ -154,6 +217,12 @@ def remove_directory(location: str) -> None:
         filesystem.delete_dir(path)
 
 
+def make_directory(location: str) -> None:
+    """Makes a directory with those above it, where they are not there yet."""
+    filesystem, path = resolve(location)
+    filesystem.create_dir(path, recursive=True)
+
+
 @contextmanager
 def new_directory(location: str, marker: str) -> Iterator[Path]:
     """A local folder to fill, which becomes the directory `location` when the block ends without an error.
@@ -169,19 +238,86 @@ def new_directory(location: str, marker: str) -> Iterator[Path]:
             yield Path(name)
             _upload(Path(name), location, marker)
         return
+    with common_directory(location, marker) as staging:
+        yield Path(staging)
+
+
+@contextmanager
+def common_directory(location: str, marker: str) -> Iterator[str]:
+    """A place that many machines can fill, which is the directory `location` when the block ends without an error.
+
+    On a file system that they all mount it is a hidden directory beside `location`, moved into place in one step. On
+    other storage, where nothing can be moved, it is `location` itself: what stood there is deleted first, and the block
+    has to write `marker`, the file without which nobody takes the directory for whole, last of all.
+
+    Raises:
+        OSError: the storage is full or cannot be written; nothing is left behind.
+    """
+    if is_remote(location):
+        _clear(location, marker)
+        try:
+            yield location
+        except BaseException:
+            with suppress(OSError):
+                _clear(location, marker)
+            raise
+        return
     target = Path(resolve(location)[1])
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.part"
     replaced = staging.with_suffix(".old")
     staging.mkdir()
     try:
-        yield staging
+        yield str(staging)
         if target.exists():
             target.rename(replaced)
         staging.rename(target)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
+        _delete(staging)
+        _delete(replaced)
+
+
+@contextmanager
+def scratch_directory(location: str) -> Iterator[str]:
+    """A place for drafts near the directory `location`, which all who see the one see; it is gone after the block."""
+    name = f"{_SCRATCH}{uuid.uuid4().hex[:8]}"
+    if not is_remote(location):
+        target = Path(resolve(location)[1])
+        scratch = target.parent / f"{name}.{target.name}"
+        scratch.mkdir(parents=True)
+        try:
+            yield str(scratch)
+        finally:
+            _delete(scratch)
+        return
+    place = join(location, name)
+    make_directory(place)
+    try:
+        yield place
+    finally:
+        with suppress(OSError):
+            remove_directory(place)
+            if not names(location):
+                remove_directory(location)
+
+
+def _delete(folder: Path) -> None:
+    """Deletes a local directory under which others may be writing still: what they begin from now on fails."""
+    gone = folder.with_suffix(".gone")
+    with suppress(OSError):
+        folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def _clear(location: str, marker: str) -> None:
+    """Deletes what a remote directory holds, the marker first, but for drafts."""
+    held = [name for name in names(location) if not name.startswith(_SCRATCH)]
+    for name in sorted(held, key=lambda name: name != marker):
+        place = join(location, name)
+        if kind(place) == fs.FileType.Directory:
+            remove_directory(place)
+        else:
+            remove(place)
 
 
 def _upload(folder: Path, location: str, marker: str) -> None:

@@ -6,10 +6,13 @@ original text.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from tokenizers import Encoding, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Encoding, PreTokenizedString, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from model.errors import UserError
 
@@ -58,23 +61,6 @@ def new_tokenizer(vocabulary: dict[str, int] | None = None) -> Tokenizer:
     return tokenizer
 
 
-def train_tokenizer(texts: Iterable[str], min_frequency: int, max_words: int) -> Tokenizer:
-    """A tokenizer whose vocabulary is the words of the texts.
-
-    Args:
-        texts: the training texts.
-        min_frequency: words seen less often become `<unk>`.
-        max_words: the most frequent words are kept, the special ones included.
-    """
-    tokenizer = new_tokenizer()
-    trainer = trainers.WordLevelTrainer(
-        vocab_size=max_words, min_frequency=min_frequency, special_tokens=SPECIAL, show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    # A new one: in the trained one the special words would be found in a text that happens to hold them.
-    return new_tokenizer(tokenizer.get_vocab())
-
-
 def parse_tokenizer(content: bytes, location: str) -> Tokenizer:
     """A tokenizer from the content of a `tokenizer.json`. Raises UserError where it is not one of ours."""
     try:
@@ -94,10 +80,96 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Tokens]:
     return [_tokens(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
 
 
+class Cut(NamedTuple):
+    """The tokens of many texts, one text after the other.
+
+    Attributes:
+        ids: (tokens,) what stands for each word.
+        starts, ends: (tokens,) where it begins and ends in its text (characters, half-open).
+        begins: (texts + 1,) where each text begins in them; the last entry is their end.
+    """
+
+    ids: npt.NDArray[np.int32]
+    starts: npt.NDArray[np.int32]
+    ends: npt.NDArray[np.int32]
+    begins: npt.NDArray[np.int64]
+
+
+class Cutter:
+    """Cuts texts into the words that `encode` would find, before there is a vocabulary.
+
+    No word reaches across a space, and neither does any rule of the normaliser. So what stands between two spaces is
+    cut by the library once, and remembered; all else is arithmetic on arrays.
+    """
+
+    def __init__(self, id_of: Callable[[str], int]) -> None:
+        """Takes what gives a word its id."""
+        self._id_of = id_of
+        self._forget()
+
+    def __call__(self, texts: Sequence[str]) -> Cut:
+        """The tokens of each text; there has to be one."""
+        if len(self._known) > _REMEMBERED:
+            self._forget()
+        runs = np.array([text.count(" ") + 1 for text in texts])
+        numbers = np.array(list(map(self._known.__getitem__, " ".join(texts).split(" "))))
+        size, first = np.array(self._sizes)[numbers], np.array(self._firsts)
+        count, first = np.diff(first)[numbers], first[numbers]
+        at = np.cumsum(size + 1) - size - 1
+        first_run = np.cumsum(runs) - runs
+        at -= np.repeat(at[first_run], runs)
+        tokens = np.repeat(first - np.cumsum(count) + count, count) + np.arange(count.sum())
+        shift = np.repeat(at, count)
+        begins = np.concatenate([[0], np.cumsum(np.add.reduceat(count, first_run))])
+        return Cut(
+            np.array(self._ids, np.int32)[tokens],
+            (np.array(self._starts)[tokens] + shift).astype(np.int32),
+            (np.array(self._ends)[tokens] + shift).astype(np.int32),
+            begins,
+        )
+
+    def _forget(self) -> None:
+        self._known = _Filled(self._cut)  # a run's number
+        self._sizes = array("q")  # by run: its characters
+        self._firsts = array("q", [0])  # by run: the first of its tokens; the last entry is their end
+        self._ids, self._starts, self._ends = array("q"), array("q"), array("q")  # by token
+
+    def _cut(self, run: str) -> int:
+        cut = PreTokenizedString(run)
+        cut.normalize(_RULES.normalizer.normalize)
+        _RULES.pre_tokenizer.pre_tokenize(cut)
+        splits = cut.get_splits("original", "char")
+        for start, end in _repaired(run, [offsets for _, offsets, _ in splits]):
+            self._starts.append(start)
+            self._ends.append(end)
+        self._ids.extend(self._id_of(word) for word, *_ in splits)
+        self._firsts.append(len(self._ids))
+        self._sizes.append(len(run))
+        return len(self._sizes) - 1
+
+
+class _Filled(dict[str, int]):
+    """A dictionary that asks for what it lacks."""
+
+    def __init__(self, missing: Callable[[str], int]) -> None:
+        self._missing = missing
+
+    def __missing__(self, key: str) -> int:
+        self[key] = value = self._missing(key)
+        return value
+
+
 def _tokens(text: str, encoding: Encoding) -> Tokens:
-    ids, offsets = encoding.ids, encoding.offsets
+    return Tokens(encoding.ids, _repaired(text, encoding.offsets))
+
+
+def _repaired(text: str, offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The offsets, where the library gives a rewritten link or mention those of its last character alone."""
     if "@" in text or "http" in text.lower() or "www." in text.lower():
-        # The library gives a rewritten link or mention the offsets of its last character alone.
         starts = {match.end(): match.start() for match in _REWRITTEN.finditer(text)}
-        offsets = [(min(start, starts.get(end, start)), end) for start, end in offsets]
-    return Tokens(ids, offsets)
+        return [(min(start, starts.get(end, start)), end) for start, end in offsets]
+    return offsets
+
+
+_RULES = new_tokenizer()
+_REMEMBERED = 150_000  # what stands between spaces; most of a text is among the most frequent

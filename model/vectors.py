@@ -1,6 +1,5 @@
 """Pretrained word vectors: word2vec, GloVe and fastText files, text or binary, read through gensim."""
 
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -47,13 +46,6 @@ def read_vectors(path: str, words: list[str], seed: int = 0) -> Vectors:
             covered += 1
     table[0] = 0.0  # padding
     return Vectors(table, covered)
-
-
-def save_vectors(path: Path, table: npt.NDArray[np.float32]) -> None:
-    """Writes a table as safetensors."""
-    from safetensors.numpy import save_file
-
-    save_file({"vectors": table}, path)
 
 
 def _load(path: str):  # type: ignore[no-untyped-def]  # gensim's KeyedVectors

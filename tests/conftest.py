@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,21 @@ def cluster() -> Iterator[Any]:
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield connect()
     ray.shutdown()
+
+
+def trained_tokenizer(texts: Iterable[str], min_frequency: int = 1, max_words: int = 1_000_000) -> Any:
+    """A tokenizer whose vocabulary the tokenizers library itself has made of some texts."""
+    from tokenizers import trainers
+
+    from model.tokenizer import SPECIAL, new_tokenizer
+
+    tokenizer = new_tokenizer()
+    trainer = trainers.WordLevelTrainer(
+        vocab_size=max_words, min_frequency=min_frequency, special_tokens=SPECIAL, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    # A new one: in the trained one the special words would be found in a text that happens to hold them.
+    return new_tokenizer(tokenizer.get_vocab())
 
 
 def refused(run: Callable[[], Any], *parts: str) -> None:

@@ -4,17 +4,17 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import refused
+from conftest import refused, trained_tokenizer
 
-from model.corpus import Labelled, Source, Tally, detect, sources
+from model.corpus import Labelled, Reader, Tally, detect, sources
 from model.examples import examples
 from model.hashtags import example, words
-from model.tokenizer import train_tokenizer
+from model.pieces import Range, checksum
 
 
 def read(path: Path, format: str = "auto", **options: bool) -> tuple[list[Labelled], Tally]:
     tally = Tally()
-    return [text for source in sources([str(path)], format, **options) for text in source.read(tally)], tally
+    return [text for part in sources([str(path)], format) for text in Reader(part, **options).read(tally)], tally
 
 
 def file(folder: Path, name: str, content: str | bytes) -> Path:
@@ -26,7 +26,7 @@ def file(folder: Path, name: str, content: str | bytes) -> Path:
 def marked(path: Path, **options: bool) -> tuple[list[list[str]], dict[str, int]]:
     """The keyphrases of each text as they stand in it, and what was counted."""
     texts, tally = read(path, **options)
-    tokenizer = train_tokenizer((text.text for text in texts), 1, 1000)
+    tokenizer = trained_tokenizer(text.text for text in texts)
     found = examples(texts, tokenizer, tally, 1000)
     return [[e.text[e.offsets[a][0] : e.offsets[b - 1][1]] for a, b in e.spans] for e in found], tally.counts
 
@@ -75,7 +75,7 @@ def test_what_is_left_out_is_counted_with_its_lines(tmp_path: Path):
     lines = ["one two\ttwo", "one two\tthree", "one two\ttwo;four", "x " * 1001 + "end\tend"]
     path = file(tmp_path, "a.tsv", "\n".join(lines))
     texts, tally = read(path)
-    found = list(examples(texts, train_tokenizer(["one"], 1, 10), tally, 1000))
+    found = list(examples(texts, trained_tokenizer(["one"]), tally, 1000))
     assert [e.place for e in found] == [f"{path}:1", f"{path}:3"]
     assert tally.counts == {
         "keyphrase not in its text": 2,
@@ -111,15 +111,15 @@ def test_the_format_is_told_by_the_content(tmp_path: Path, content: str, format:
 def test_gzip_globs_bom_and_windows_line_ends(tmp_path: Path):
     (tmp_path / "1.tsv.gz").write_bytes(gzip.compress("\ufeffred car\tcar\r\n".encode()))
     (tmp_path / "2.tsv.gz").write_bytes(gzip.compress(b"big dog\tdog\r\n\r\n"))
-    found = [text for source in sources([f"{tmp_path}/*.gz"]) for text in source.read(Tally())]
+    found = [text for part in sources([f"{tmp_path}/*.gz"]) for text in Reader(part).read(Tally())]
     assert [(text.text, text.keyphrases) for text in found] == [("red car", ("car",)), ("big dog", ("dog",))]
 
 
-def test_a_source_knows_its_checksum(tmp_path: Path):
-    source = Source(str(file(tmp_path, "a.tsv", "a b\tb\n\nc d\td\n")), "tsv")
-    list(source.read(Tally()))
-    assert (source.lines, source.size) == (3, 13)
-    assert source.sha256 == hashlib.sha256(b"a b\tb\n\nc d\td\n").hexdigest()
+def test_a_checksum_is_of_the_unpacked_content(tmp_path: Path):
+    content = b"a b\tb\n\nc d\td\n"
+    (tmp_path / "a.tsv.gz").write_bytes(gzip.compress(content))
+    for path in (file(tmp_path, "a.tsv", content), tmp_path / "a.tsv.gz"):
+        assert checksum(Range(str(path), "tsv")) == (13, hashlib.sha256(content).hexdigest())
 
 
 BAD_LINES = [

@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 
 import pytest
+from conftest import trained_tokenizer
 
 from model.config import TaggerConfig, TrainingConfig
 from model.corpus import Labelled, Tally
@@ -16,7 +17,6 @@ from model.demo_corpus import DOMAINS, TOKEN, LabelledText, generate
 from model.examples import examples
 from model.loop import Training, evaluate, new_tagger
 from model.metrics import summarise
-from model.tokenizer import train_tokenizer
 
 Run = tuple[str, ...]  # lower-case tokens in a row
 
@@ -144,7 +144,7 @@ def test_a_good_model_passes_and_settings_matter(corpus: dict[str, list[Labelled
     def labelled(split: str) -> list[Labelled]:
         return [Labelled(text.text, "here:1", tuple(text.spans)) for text in corpus[split][:4000]]
 
-    tokenizer = train_tokenizer((text.text for text in labelled("train")), min_frequency=2, max_words=100_000)
+    tokenizer = trained_tokenizer((text.text for text in labelled("train")), min_frequency=2)
     splits = {split: split_of(examples(labelled(split), tokenizer, Tally(), 1000)) for split in corpus}
 
     def f1(**settings: float) -> float:

@@ -1,9 +1,12 @@
+import random
+
 import pytest
+from conftest import trained_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.errors import UserError
-from model.tokenizer import PAD, UNKNOWN, encode, new_tokenizer, parse_tokenizer, train_tokenizer
+from model.tokenizer import PAD, UNKNOWN, Cutter, encode, new_tokenizer, parse_tokenizer
 
 
 def cut(text: str) -> list[str]:
@@ -51,7 +54,7 @@ def test_offsets_cover_every_sign_in_order(text: str):
 
 def test_vocabulary_is_lower_case_counts_frequency_and_rewrites_links():
     texts = ["Storm storm STORM rain", "rain https://t.co/x @ann", "once http://y @bob"]
-    tokenizer = train_tokenizer(texts, min_frequency=2, max_words=100)
+    tokenizer = trained_tokenizer(texts, min_frequency=2)
     vocabulary = tokenizer.get_vocab()
     assert set(vocabulary) == {"<pad>", "<unk>", "storm", "rain", "<url>", "<user>"}
     assert sorted(vocabulary.values()) == list(range(6))
@@ -60,21 +63,52 @@ def test_vocabulary_is_lower_case_counts_frequency_and_rewrites_links():
 
 
 def test_the_special_words_of_a_text_are_no_special_words():
-    tokenizer = train_tokenizer(["a <pad> <unk> b <url>"] * 3, 1, 100)
+    tokenizer = trained_tokenizer(["a <pad> <unk> b <url>"] * 3)
     ids = tokenizer.get_vocab()
     assert ids["<pad>"] == PAD and ids["<unk>"] == UNKNOWN and len(set(ids.values())) == len(ids)
     [tokens] = encode(tokenizer, ["<pad> <unk>"])
     assert PAD not in tokens.ids and len(tokens.ids) == 6
 
 
-def test_vocabulary_size_is_limited_to_the_most_frequent():
-    tokenizer = train_tokenizer(["a a a b b c"], 1, 4)
-    assert set(tokenizer.get_vocab()) == {"<pad>", "<unk>", "a", "b"}
+NASTY = [
+    *"aBz09_ .,!#$%&'()*-/:;<=>@[]^`{|}~\t\r\x1c\x85\xa0\u2028\u3000",
+    *"ΣσςßẞİıſKÅéﬁǅ½²٣अ\u094d한ᄒ\u1161\u11ab\u0301\u0323\u0327\u200d\ufe0f👨👩😀🇩🇪’‘שא",
+    *["http://", "HTTPS://x", "httpſ://x", "www.", "t.co/x", "@a", "@Ann_b", "<url>", "<user>", "<pad>", "<unk>", "<<"],
+    *["u.s.", "U.S.", "$a", ":)", ":d", "...", "3.5m", "10:30", "don't", "ΟΔΟΣ", " ", " ", "  "],
+]
 
 
-def test_training_is_repeatable():
-    texts = [f"word{i % 50} other{i % 7}" for i in range(500)]
-    assert train_tokenizer(texts, 1, 1000).to_str() == train_tokenizer(texts, 1, 1000).to_str()
+def same_as_the_library(texts: list[str]) -> None:
+    """The cutter finds the words and places that `encode` finds, whose every word is known."""
+    words: dict[str, int] = {"<pad>": 0, "<unk>": 1}
+    cut = Cutter(lambda word: words.setdefault(word, len(words)))(texts)
+    assert cut.begins[0] == 0 and cut.begins[-1] == len(cut.ids) == len(cut.starts) == len(cut.ends)
+    for i, tokens in enumerate(encode(new_tokenizer(words), texts)):
+        of_text = slice(cut.begins[i], cut.begins[i + 1])
+        found = list(zip(cut.starts[of_text].tolist(), cut.ends[of_text].tolist(), strict=True))
+        assert (cut.ids[of_text].tolist(), found) == (tokens.ids, tokens.offsets), texts[i]
+        assert UNKNOWN not in tokens.ids
+
+
+def test_the_cutter_finds_what_the_library_finds_in_nasty_texts():
+    rng = random.Random(0)
+    same_as_the_library(["".join(rng.choices(NASTY, k=rng.randrange(14))) for _ in range(10_000)])
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.text(), min_size=1, max_size=5))
+def test_the_cutter_finds_what_the_library_finds_in_any_texts(texts: list[str]):
+    same_as_the_library(texts)
+
+
+def test_the_cutter_forgets_and_begins_again(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("model.tokenizer._REMEMBERED", 3)
+    words: dict[str, int] = {}
+    cut = Cutter(lambda word: words.setdefault(word, len(words)))
+    first = cut(["one two", "three  four"])
+    again = cut(["four", "one two"])
+    assert words == {"one": 0, "two": 1, "three": 2, "four": 3}
+    assert first.ids.tolist() == [0, 1, 2, 3] and again.ids.tolist() == [3, 0, 1] and again.begins.tolist() == [0, 1, 3]
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff\xfe", b'{"version": "1.0"'])
