@@ -12,6 +12,7 @@ A run's folder, `<storage>/<name>/`:
 """
 
 import json
+import os
 import statistics
 import tempfile
 import threading
@@ -123,7 +124,7 @@ def train(config: Config, on_event: OnEvent) -> dict[str, Any]:
 
     Raises:
         UserError: it could not be carried out, or diverged.
-        RunFailedError: it failed.
+        RunFailedError: it failed; NotGrantedError where the cluster did not grant the workers in time.
     """
     folder = run_folder(config)
     finished = storage.join(folder, "result.json")
@@ -137,7 +138,7 @@ def train(config: Config, on_event: OnEvent) -> dict[str, Any]:
     storage.write(storage.join(folder, "config.json"), json.dumps(config.model_dump(), indent=2).encode())
     began = time.perf_counter()
     with Tracker(config, folder) as tracker:
-        on_event("note", f"run {config.run.name}: {share} on {cluster.nodes} node(s), {tracker.where}")
+        on_event("note", f"run {config.run.name}: {share} on {cluster.has('node')}, {tracker.where}")
 
         def relay(kind: str, value: Any) -> None:
             if kind == "epoch":
@@ -155,6 +156,8 @@ def _fit(config: Config, share: Share, folder: str, on_event: OnEvent) -> None:
     """Runs the trainer beside this thread, which passes events on and stays free for Ctrl-C."""
     from ray.util.queue import Queue
 
+    from distributed.wait import Wait
+
     events, orders = Queue(actor_options={"num_cpus": 0}), Queue(actor_options={"num_cpus": 0})
     outcome: list[Any] = []
 
@@ -165,12 +168,14 @@ def _fit(config: Config, share: Share, folder: str, on_event: OnEvent) -> None:
         except Exception as error:  # carried over to the thread that waits
             outcome.append(error)
 
+    wait = Wait(str(share), config.run.wait_minutes, lambda text: on_event("note", text))
     thread = threading.Thread(target=fit, name="trainer", daemon=True)
     thread.start()
     try:
         while thread.is_alive():
             thread.join(_POLL_SECONDS)
             _drain(events, on_event)
+            wait.look()
     except BaseException as stop:
         orders.put_nowait("stop")  # the workers keep what they have
         thread.join(_SECONDS_TO_STOP if isinstance(stop, KeyboardInterrupt) else _SECONDS_TO_TERMINATE)
@@ -186,16 +191,19 @@ def _fit(config: Config, share: Share, folder: str, on_event: OnEvent) -> None:
 def _trainer(config: Config, share: Share, folder: str, queues: tuple[Any, Any], scratch: str) -> Any:
     """Ray's trainer. What Ray keeps of it goes to a scratch folder: checkpoints are kept by the workers themselves."""
     import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
 
+    from distributed.network import Torch
     from distributed.worker import train_worker
 
+    if not config.run.min_workers:  # how long a group of a fixed size is waited for is decided in distributed.wait
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(60 * config.run.wait_minutes + 60)
     settings = {"config": config.model_dump(), "run": folder, "threads": share.cpus}
     settings |= {"events": queues[0], "orders": queues[1]}
     return TorchTrainer(
         train_worker,
         train_loop_config=settings,
-        torch_config=TorchConfig(backend="nccl" if share.gpu else "gloo", timeout_s=_SECONDS_OF_SILENCE),
+        torch_config=Torch(backend="nccl" if share.gpu else "gloo", timeout_s=_SECONDS_OF_SILENCE),
         scaling_config=ray.train.ScalingConfig(
             num_workers=(config.run.min_workers, share.workers) if config.run.min_workers else share.workers,
             use_gpu=share.gpu,
