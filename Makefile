@@ -10,7 +10,7 @@ READY := .venv/.ready
 help:
 	@echo "make demo   the main job on the built-in corpus: prepare, train with 2 workers, evaluate, extract"
 	@echo "make test   all tests"
-	@echo "make test-cluster  jobs on a cluster of a head and three nodes on this machine (2 minutes)"
+	@echo "make test-cluster  jobs on a cluster of a head and three nodes on this machine, and on an autoscaler (5 minutes)"
 	@echo "make leaks  whether sweeps of hundreds of trials leave anything behind in Ray (6 minutes)"
 	@echo "make up     the cluster of cluster.yaml, once its values are set; make down ends it"
 	@echo "make lint   ruff and mypy"
@@ -32,7 +32,7 @@ test: $(READY)
 	$(BIN)/python -m pytest
 
 test-cluster: $(READY)
-	TANDEM_CLUSTER=1 $(BIN)/python -m pytest tests/test_cluster.py
+	TANDEM_CLUSTER=1 $(BIN)/python -m pytest tests/test_cluster.py tests/test_autoscaler.py
 
 leaks: $(READY)
 	$(BIN)/python tests/leaks.py --one 250 --two 32
