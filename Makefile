@@ -10,7 +10,7 @@ READY := .venv/.ready
 help:
 	@echo "make demo   the main job on the built-in corpus: prepare, train with 2 workers, evaluate, extract"
 	@echo "make test   all tests"
-	@echo "make test-cluster  jobs on a cluster of a head and three nodes on this machine (10 minutes)"
+	@echo "make test-cluster  jobs on a cluster of a head and three nodes on this machine, and on an autoscaler (12 minutes)"
 	@echo "make chaos  trainings on such a cluster whose workers, nodes and drivers are killed; N=20 of them"
 	@echo "make leaks  whether sweeps of hundreds of trials leave anything behind in Ray (6 minutes)"
 	@echo "make scale  prepare on 250,000 and 1,000,000 texts: memory, speed, 1 node and 3 (5 minutes)"
@@ -34,7 +34,7 @@ test: $(READY)
 	$(BIN)/python -m pytest
 
 test-cluster: $(READY)
-	TANDEM_CLUSTER=1 $(BIN)/python -m pytest tests/test_cluster.py
+	TANDEM_CLUSTER=1 $(BIN)/python -m pytest tests/test_cluster.py tests/test_autoscaler.py
 
 chaos: $(READY)
 	$(BIN)/python tests/chaos.py --runs $(or $(N),20)

@@ -16,9 +16,10 @@ import ray.train
 import torch
 import torch.distributed as dist
 from ray import tune
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
+from distributed.network import Torch
 from distributed.scale import new_queue, set_defaults_of_ray
 from distributed.trial import Answer, Order, Settings, TrialRun, score_of, tell
 from distributed.world import Group
@@ -77,7 +78,7 @@ class Crew:
         trainer = _GroupTrainer(
             serve,
             train_loop_config={"settings": self.settings, "orders": self.orders, "answers": self.answers},
-            torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+            torch_config=Torch(backend="nccl" if gpu else "gloo"),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=self.settings.workers,
                 use_gpu=gpu,

@@ -164,7 +164,7 @@ def _seats(plan: Plan, cluster: Resources) -> Seats:
     cpus = run.cpus_per_worker or 1
     gpus = plan.gpus_per_trial
     if gpus is None:
-        gpus = 1 if run.device == "cuda" or (run.device == "auto" and cluster.gpus) else 0
+        gpus = 1 if run.device == "cuda" or (run.device == "auto" and cluster.at_most.gpus) else 0
     elif workers > 1:
         raise UserError(
             f"--gpus-per-trial {gpus:g} with --workers-per-trial {workers}: each worker of a trial gets a GPU of its own; "
@@ -174,13 +174,13 @@ def _seats(plan: Plan, cluster: Resources) -> Seats:
         raise UserError(f"--gpus-per-trial {gpus:g} with --device cpu: leave one of the two out")
     if gpus > 1:
         raise UserError(f"--gpus-per-trial {gpus:g}: a worker uses one GPU; for more, use --workers-per-trial")
-    places = cluster.places(cpus, gpus)
+    places = cluster.at_most.places(cpus, gpus)
     asks = f"{workers} x ({cpus} CPU, {gpus:g} GPU)"
     if places < workers:
         raise UserError(
-            f"a trial asks for {asks}, and the cluster ({cluster.cpus} CPUs, {cluster.gpus} GPUs on {cluster.nodes} "
-            f"node(s)) has room for {places} x ({cpus} CPU, {gpus:g} GPU); lower --workers-per-trial, --gpus-per-trial or "
-            f"run.cpus_per_worker, or join a larger cluster with RAY_ADDRESS"
+            f"a trial asks for {asks}, and the cluster ({cluster.at_most}) has room for {places} x ({cpus} CPU, {gpus:g} "
+            f"GPU); lower --workers-per-trial, --gpus-per-trial or run.cpus_per_worker, or join a larger cluster with "
+            f"RAY_ADDRESS"
         )
     return Seats(cpus, gpus, min(places // workers, plan.max_concurrent or places, max(plan.trials, plan.finalists)))
 
@@ -198,7 +198,7 @@ def dry_run(plan: Plan) -> dict[str, Any]:
         "rungs": plan.rungs,
         "asks": {"workers": plan.workers_per_trial, "cpus_per_worker": seats.cpus, "gpus_per_worker": seats.gpus},
         "at_once": seats.at_once,
-        "cluster": {"cpus": cluster.cpus, "gpus": cluster.gpus, "nodes": cluster.nodes},
+        **cluster.told(),
     }
 
 

@@ -14,16 +14,17 @@ from ray.tune.schedulers import TrialScheduler
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from distributed.actor import SECONDS_BETWEEN_BEATS, TrialActor
+from distributed.growth import HEAD
 from distributed.plan import Plan, Seats
 from distributed.schedule import Proposals, Recorder, Watch, name_of
 from distributed.train import OnEvent
 from distributed.trial import Settings
+from distributed.wait import Wait
 
 _POLL_SECONDS = 0.2
 _SECONDS_BEFORE_NOTE = 30.0
 _SECONDS_TO_START = 150.0  # a worker group that shows no sign of life for so long never will
 _SECONDS_TO_LIVE = 4 * SECONDS_BETWEEN_BEATS
-_HEAD = "node:__internal_head__"  # a resource that the head of every Ray has; it costs no CPU
 
 
 class Stage:
@@ -41,6 +42,7 @@ class Stage:
 
         Raises:
             OSError: the journal could not be written.
+            NotGrantedError: the cluster did not grant any trial its place in time.
             Exception: whatever else ended Tune.
         """
         if not proposals.left:
@@ -53,11 +55,13 @@ class Stage:
             except Exception as error:  # carried over to the thread that waits
                 failures.append(error)
 
+        wait = Wait(self._asks(), self.plan.config.run.wait_minutes, lambda text: self.on_event("note", text))
         thread = threading.Thread(target=fit, name="tuner", daemon=True)
         thread.start()
         while thread.is_alive():
             thread.join(_POLL_SECONDS)
             self._look_round()
+            wait.look()
         self._look_round()
         if self.groups:
             self.groups.remove_all()
@@ -70,7 +74,7 @@ class Stage:
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # we tell of them ourselves
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(self.seats.at_once)
         alone = self.plan.workers_per_trial == 1
-        bundle = {"CPU": self.seats.cpus, "GPU": self.seats.gpus} if alone else {_HEAD: 0.001}
+        bundle = {"CPU": self.seats.cpus, "GPU": self.seats.gpus} if alone else {HEAD: 0.001}
         with tempfile.TemporaryDirectory(prefix="tandem-tune-") as scratch:
             raytune.Tuner(
                 raytune.with_resources(
@@ -132,11 +136,13 @@ class Stage:
             for trial in running
         ]
         free = ray.available_resources()
-        asks = f"{self.plan.workers_per_trial} x ({self.seats.cpus} CPU, {self.seats.gpus:g} GPU)"
         return (
             f"nothing heard for {_SECONDS_BEFORE_NOTE:.0f} s; waiting for {'; '.join(parts) or 'Tune to end'}; a trial needs "
-            f"{asks}, free are {free.get('CPU', 0):g} CPU, {free.get('GPU', 0):g} GPU"
+            f"{self._asks()}, free are {free.get('CPU', 0):g} CPU, {free.get('GPU', 0):g} GPU"
         )
+
+    def _asks(self) -> str:
+        return f"{self.plan.workers_per_trial} x ({self.seats.cpus} CPU, {self.seats.gpus:g} GPU)"
 
 
 class Groups:
@@ -182,7 +188,7 @@ class Groups:
             for name, group in table.items()
             if group["state"] != "REMOVED"
             and name.endswith(self.job)
-            and not any(_HEAD in bundle for bundle in group["bundles"].values())
+            and not any(HEAD in bundle for bundle in group["bundles"].values())
         }
 
 

@@ -12,6 +12,7 @@ A run's folder, `<storage>/<name>/`:
 """
 
 import json
+import os
 import statistics
 import tempfile
 import threading
@@ -33,6 +34,7 @@ OnEvent = Callable[[str, Any], None]
 _POLL_SECONDS = 0.2
 _SECONDS_OF_SILENCE = 600  # a collective that waits so long for another worker ends in an error
 _SECONDS_BETWEEN_RESIZES = 30.0  # of an elastic group that could grow; each costs the work since the last checkpoint
+_FAILED_STARTS = 30  # of a worker group; an elastic one has one for each node that is lost
 _SECONDS_TO_STOP = 15.0
 _SECONDS_TO_TERMINATE = 2.0  # who sends SIGTERM often kills soon after: `ray job stop` after 3 s
 
@@ -124,7 +126,7 @@ def train(config: Config, on_event: OnEvent) -> dict[str, Any]:
 
     Raises:
         UserError: it could not be carried out, or diverged.
-        RunFailedError: it failed.
+        RunFailedError: it failed; NotGrantedError where the cluster did not grant the workers in time.
     """
     folder = run_folder(config)
     finished = storage.join(folder, "result.json")
@@ -138,7 +140,7 @@ def train(config: Config, on_event: OnEvent) -> dict[str, Any]:
     storage.write(storage.join(folder, "config.json"), json.dumps(config.model_dump(), indent=2).encode())
     began = time.perf_counter()
     with Tracker(config, folder) as tracker:
-        on_event("note", f"run {config.run.name}: {share} on {cluster.nodes} node(s), {tracker.where}")
+        on_event("note", f"run {config.run.name}: {share} on {cluster.has('node')}, {tracker.where}")
 
         def relay(kind: str, value: Any) -> None:
             if kind == "epoch":
@@ -154,6 +156,8 @@ def train(config: Config, on_event: OnEvent) -> dict[str, Any]:
 
 def _fit(config: Config, share: Share, folder: str, on_event: OnEvent) -> None:
     """Runs the trainer beside this thread, which passes events on and stays free for Ctrl-C."""
+    from distributed.wait import Wait
+
     events, orders = new_queue(), new_queue()
     outcome: list[Any] = []
 
@@ -164,6 +168,7 @@ def _fit(config: Config, share: Share, folder: str, on_event: OnEvent) -> None:
         except Exception as error:  # carried over to the thread that waits
             outcome.append(error)
 
+    wait = Wait(str(share), config.run.wait_minutes, lambda text: on_event("note", text))
     thread = threading.Thread(target=fit, name="trainer", daemon=True)
     thread.start()
     patience = _Patience(config.run.retries, on_event)
@@ -171,6 +176,7 @@ def _fit(config: Config, share: Share, folder: str, on_event: OnEvent) -> None:
         while thread.is_alive():
             thread.join(_POLL_SECONDS)
             _drain(events, patience.event)
+            wait.look()
     except BaseException as stop:
         orders.put_nowait("stop")  # the workers keep what they have
         thread.join(_SECONDS_TO_STOP if isinstance(stop, (KeyboardInterrupt, Exception)) else _SECONDS_TO_TERMINATE)
@@ -212,16 +218,19 @@ class _Patience:
 def _trainer(config: Config, share: Share, folder: str, queues: tuple[Any, Any], scratch: str) -> Any:
     """Ray's trainer. What Ray keeps of it goes to a scratch folder: checkpoints are kept by the workers themselves."""
     import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
 
+    from distributed.network import Torch
     from distributed.worker import Witness, train_worker
 
+    if not config.run.min_workers:  # how long a group of a fixed size is waited for is decided in distributed.wait
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(60 * config.run.wait_minutes + 60)
     settings = {"config": config.model_dump(), "run": folder, "threads": share.cpus}
     settings |= {"events": queues[0], "orders": queues[1]}
     return TorchTrainer(
         train_worker,
         train_loop_config=settings,
-        torch_config=TorchConfig(backend="nccl" if share.gpu else "gloo", timeout_s=_SECONDS_OF_SILENCE),
+        torch_config=Torch(backend="nccl" if share.gpu else "gloo", timeout_s=_SECONDS_OF_SILENCE),
         scaling_config=ray.train.ScalingConfig(
             num_workers=(config.run.min_workers, share.workers) if config.run.min_workers else share.workers,
             use_gpu=share.gpu,
@@ -233,7 +242,7 @@ def _trainer(config: Config, share: Share, folder: str, queues: tuple[Any, Any],
             storage_path=scratch,
             failure_config=ray.train.FailureConfig(
                 max_failures=-1 if config.run.retries else 0,  # _Patience knows better
-                controller_failure_limit=2,
+                controller_failure_limit=_FAILED_STARTS,
             ),
             callbacks=[Witness(folder, queues[0])],
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),

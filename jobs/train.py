@@ -107,7 +107,8 @@ def resolve(tree: dict[str, Any], resume: str | None) -> Any:
 def run(config: Any) -> dict[str, Any]:
     """Trains, shows how it goes, and says how to go on if it is stopped."""
     from distributed.train import train as fit
-    from jobs.console import INTERRUPTED, TERMINATED, Terminated
+    from jobs.console import FAILED, INTERRUPTED, TERMINATED, Terminated
+    from model.errors import NotGrantedError
 
     try:
         with TrainingView(config.training.epochs) as view:
@@ -117,6 +118,9 @@ def run(config: Any) -> dict[str, Any]:
         # The trainer's thread still speaks to Ray, and Ray ends a process with code 1 that does so after a shutdown. So
         # the process ends at once; Ray's own processes end with it.
         os._exit(INTERRUPTED if isinstance(stop, KeyboardInterrupt) else TERMINATED)
+    except NotGrantedError as error:  # as above: Ray Train still waits
+        say(f"error: {error}")
+        os._exit(FAILED)
     finally:
         import ray
 

@@ -125,7 +125,8 @@ def run(plan: Any) -> dict[str, Any]:
     """Carries the sweep out, shows how it goes, and leaves a bundle and the way to go on if it is stopped."""
     from distributed.tune import best_so_far
     from distributed.tune import tune as carry_out
-    from jobs.console import INTERRUPTED, TERMINATED, Terminated
+    from jobs.console import FAILED, INTERRUPTED, TERMINATED, Terminated
+    from model.errors import NotGrantedError
 
     try:
         with SweepView() as view:
@@ -137,6 +138,9 @@ def run(plan: Any) -> dict[str, Any]:
         say(f"go on with: {INVOCATION} tune --resume {plan.config.run.name} --storage {plan.config.run.storage}")
         # Tune's thread still speaks to Ray; see jobs/train.py.
         os._exit(INTERRUPTED if isinstance(stop, KeyboardInterrupt) else TERMINATED)
+    except NotGrantedError as error:  # as above: Tune still waits
+        say(f"error: {error}; go on with: {INVOCATION} tune --resume {plan.config.run.name}")
+        os._exit(FAILED)
     finally:
         import ray
 

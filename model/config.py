@@ -87,6 +87,9 @@ class RunConfig(_Tree):
     retries: Annotated[int, Field(ge=0)] = Field(
         3, description="restarts after lost workers without getting further; 0: none at all"
     )
+    wait_minutes: Annotated[float, Field(gt=0)] = Field(
+        30.0, description="longest wait for the cluster to grant the workers, at the start or after nodes are lost"
+    )
     project: str = Field("tandem", description="W&B project")
 
     @model_validator(mode="after")

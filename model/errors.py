@@ -9,6 +9,10 @@ class RunFailedError(Exception):
     """A run failed for a reason that is not the user's mistake (exit code 1); the message says how to go on."""
 
 
+class NotGrantedError(RunFailedError):
+    """The cluster did not grant in time what a run asked for."""
+
+
 class LineError(UserError):
     """A line of an input file that cannot be used.
 

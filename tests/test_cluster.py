@@ -60,7 +60,7 @@ def test_a_submitted_training_runs_on_three_nodes(nodes: Nodes, training: list[s
     logs = nodes.run("job", "logs", "three").stdout
     result = result_of(logs)
     assert result["epochs"] == 8 and (nodes.shared / "runs" / "three" / "bundle" / "config.json").exists()
-    assert "3 x (1 CPU) on 4 node(s)" in logs and "epoch 8/8" in logs
+    assert "3 x (1 CPU) on 4 nodes" in logs and "epoch 8/8" in logs
     assert not re.search(r"\x1b\[|\r", logs.split("epoch 1/8")[1].split('{"name"')[0])
     one = subprocess.run(
         [sys.executable, "-m", "jobs", *training, "--workers", "1", "--name", "one", "--epochs", "8", "--json"],

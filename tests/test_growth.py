@@ -1,0 +1,104 @@
+"""What a cluster can become: by cluster.yaml, by Kubernetes, and what a request is answered with."""
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT, refused
+
+from distributed.growth import Growth, growth_of, read_on_head
+from distributed.plan import check, make_plan
+from distributed.scale import Resources, check_storage, describe, grown, share_out
+from model.config import RunConfig
+
+CLUSTER: dict[str, Any] = yaml.safe_load((ROOT / "cluster.yaml").read_text("utf-8"))
+HEAD = (0.0, 0.0)
+FRESH = grown(Resources(0, 0, 1, (HEAD,), 1), growth_of(CLUSTER))
+
+
+def test_cluster_yaml_tells_what_can_come():
+    assert growth_of(CLUSTER) == Growth(((4.0, 1.0, 8), (48.0, 4.0, 2)), 8)
+    assert FRESH.most is not None
+    # Of eight nodes two have four GPUs and 48 CPUs, and six have one GPU and 4 CPUs; the head comes on top, with nothing.
+    assert (FRESH.most.cpus, FRESH.most.gpus, FRESH.most.nodes) == (120, 14, 9)
+    assert FRESH.most.places(1, 1) == 14 and FRESH.most.places(8, 1) == 8 and FRESH.most.places(49, 0) == 0
+    assert FRESH.places(1, 0) == 0
+
+
+def test_what_runs_already_counts_as_come():
+    running = grown(Resources(52, 5, 3, (HEAD, (4.0, 1.0), (48.0, 4.0)), 3), growth_of(CLUSTER))
+    assert running.most == FRESH.most
+    full = Resources(48, 4, 3, (HEAD, (24.0, 2.0), (24.0, 2.0)), 3)
+    assert grown(full, Growth(((24.0, 2.0, 2),), 2)).most is None  # nothing more can come
+    beside = grown(
+        Resources(16, 0, 2, (HEAD, (16.0, 0.0)), 2), growth_of(CLUSTER)
+    ).most  # somebody added a node by hand
+    assert beside is not None and (beside.cpus, beside.nodes) == (136, 10)
+
+
+def test_a_fixed_set_of_machines_has_nothing_to_come():
+    kinds = {"local.cluster.node": {"resources": {}, "min_workers": 2, "max_workers": 2}}
+    assert growth_of({"max_workers": 2, "available_node_types": kinds}) == Growth((), 0)
+    assert grown(Resources(2, 0, 1, ((2.0, 0.0),), 1), Growth((), 0)).most is None
+
+
+def test_from_no_nodes_a_request_is_judged_by_what_can_come():
+    assert str(share_out(RunConfig(workers=4), FRESH)) == "4 x (1 CPU, 1 GPU)"
+    assert str(share_out(RunConfig(workers=15), FRESH)) == "15 x (1 CPU)"  # not every worker would have a GPU
+    refused(lambda: share_out(RunConfig(workers=15, device="cuda"), FRESH), "15 GPUs", "has 0 GPUs, at most 14")
+    refused(lambda: share_out(RunConfig(workers=121), FRESH), "121 CPUs", "has 0 CPUs, at most 120")
+    refused(lambda: share_out(RunConfig(workers=9, cpus_per_worker=8), FRESH), "9 x (8 CPU, 1 GPU)", "room for 8")
+    assert str(share_out(RunConfig(workers=20, min_workers=14), FRESH)) == "20 x (1 CPU, 1 GPU)"
+    told = describe(share_out(RunConfig(workers=4), FRESH), FRESH)
+    assert told["cluster"] == {"cpus": 0, "gpus": 0, "nodes": 1}
+    assert told["can_become"] == {"cpus": 120, "gpus": 14, "nodes": 9}
+    assert Resources(2, 0, 1).told()["can_become"] is None
+
+
+def test_a_sweep_from_no_nodes_takes_the_gpus_that_can_come(small_dataset: str):
+    plan = make_plan({"config": {"data": small_dataset}, "trials": 20})
+    seats = check(plan, FRESH)[2]
+    assert (seats.gpus, seats.at_once) == (1, 14)
+
+
+def test_storage_has_to_be_seen_by_nodes_that_do_not_run_yet():
+    refused(lambda: check_storage("/nowhere/runs", FRESH), "local path", "has 1 node, at most 9", "s3://")
+
+
+def test_the_file_of_the_autoscaler_is_found_by_its_cluster():
+    options = ["--gcs-address=10.0.0.1:6379", f"--autoscaling-config={ROOT / 'cluster.yaml'}"]
+    process = subprocess.Popen([sys.executable, "-c", "print(flush=True); input()", *options], stdin=-1, stdout=-1)
+    try:
+        process.stdout.readline()  # type: ignore[union-attr]
+        assert read_on_head("10.0.0.1:6379") == CLUSTER
+        assert read_on_head("10.0.0.2:6379") is None  # another cluster's
+    finally:
+        process.communicate(b"\n")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("autoscaling", [True, False])
+def test_on_kubernetes_the_raycluster_is_read(monkeypatch: pytest.MonkeyPatch, autoscaling: bool):
+    job = yaml.safe_load((ROOT / "docs" / "rayjob.yaml").read_text("utf-8"))
+    spec = job["spec"]["rayClusterSpec"] | {"enableInTreeAutoscaling": autoscaling}
+    asked: list[str] = []
+
+    def get(self: Any, path: str) -> dict[str, Any]:
+        asked.append(path)
+        return {"metadata": {"name": "tandem", "namespace": "here"}, "spec": spec}
+
+    monkeypatch.setattr("ray.autoscaler._private.kuberay.node_provider.KubernetesHttpApiClient.get", get)
+    monkeypatch.setenv("RAY_CLUSTER_NAME", "tandem")
+    monkeypatch.setenv("RAY_CLUSTER_NAMESPACE", "here")
+    config = read_on_head("10.0.0.1:6379")
+    assert asked == ["rayclusters/tandem"] and (config is not None) == autoscaling
+    assert config is None or growth_of(config) == Growth(((4.0, 1.0, 8),), 8)
+
+
+def test_outside_of_a_cluster_nothing_is_found(monkeypatch: pytest.MonkeyPatch):
+    assert read_on_head("127.0.0.1:1") is None
+    monkeypatch.setenv("RAY_CLUSTER_NAME", "tandem")  # as KubeRay does, but without an autoscaler's rights
+    monkeypatch.setenv("RAY_CLUSTER_NAMESPACE", "default")
+    assert read_on_head("127.0.0.1:1") is None
