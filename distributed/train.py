@@ -232,7 +232,9 @@ def _explained(error: Exception, folder: str) -> Exception:
             return cause
         if isinstance(cause, OSError) and cause.errno is not None:
             return UserError(f"{folder}: worker {rank} could not read or write: {cause}; make room, then use --resume")
-    lines = {f"worker {rank}": cause for rank, cause in failures.items()} or {type(error).__name__: error}
+    cause = getattr(error, "controller_failure", error)  # Ray's own line says no more than that there is one
+    cause = getattr(cause, "cause", None) or cause
+    lines = {f"worker {rank}": cause for rank, cause in failures.items()} or {type(cause).__name__: cause}
     reasons = "; ".join(f"{who}: {str(cause).strip().splitlines()[0]}" for who, cause in lines.items())
     return RunFailedError(f"{folder}: the training failed: {reasons}; go on from its last checkpoint with --resume")
 
