@@ -263,7 +263,10 @@ def _explained(error: Exception, folder: str) -> Exception:
     failures = getattr(error, "worker_failures", None)
     if failures:
         return failure(folder, failures)
-    return RunFailedError(f"{folder}: the training failed: {error}; go on from its last checkpoint with --resume")
+    cause = getattr(error, "controller_failure", error)  # Ray's own line says no more than that there is one
+    cause = getattr(cause, "cause", None) or cause
+    reason = f"{type(cause).__name__}: {str(cause).strip().splitlines()[0]}"
+    return RunFailedError(f"{folder}: the training failed: {reason}; go on from its last checkpoint with --resume")
 
 
 def _finish(config: Config, folder: str, seconds: float) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""cluster.yaml: what Ray itself checks, and what it does not."""
+"""cluster.yaml and its like in docs/: what Ray itself checks, and what it does not."""
 
 import re
 import tomllib
@@ -15,13 +15,16 @@ CLUSTER: dict[str, Any] = yaml.safe_load(TEXT)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 NEEDS = {Requirement(line).name: Requirement(line).specifier for line in PROJECT["dependencies"]}
 TYPES: dict[str, Any] = CLUSTER["available_node_types"]
+LOCAL_TEXT = (ROOT / "docs" / "cluster-local.yaml").read_text("utf-8")
+LOCAL: dict[str, Any] = yaml.safe_load(LOCAL_TEXT)
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_ray_accepts_it():
+@pytest.mark.parametrize("text", [TEXT, LOCAL_TEXT], ids=["aws", "local"])
+def test_ray_accepts_it(text: str):
     from ray.autoscaler._private.util import prepare_config, validate_config
 
-    validate_config(prepare_config(yaml.safe_load(TEXT)))
+    validate_config(prepare_config(yaml.safe_load(text)))
 
 
 def test_ray_python_and_torch_are_the_projects_own():
@@ -49,12 +52,24 @@ def test_the_head_trains_nothing_and_costs_no_more_than_it_must():
 def test_no_port_is_open_to_the_world_and_only_holders_of_the_token_get_in():
     # Without groups of the user's own, Ray makes one that lets in ssh from everywhere.
     assert all(node["node_config"]["SecurityGroupIds"] for node in TYPES.values())
-    assert "0.0.0.0" not in TEXT
-    starts = CLUSTER["head_start_ray_commands"] + CLUSTER["worker_start_ray_commands"]
-    assert all("RAY_AUTH_MODE=token" in line for line in starts if line.startswith("RAY") or "ray start" in line)
-    assert any(path.endswith("/.ray/auth_token") for path in CLUSTER["file_mounts"])
+    for text, cluster in ((TEXT, CLUSTER), (LOCAL_TEXT, LOCAL)):
+        assert "0.0.0.0" not in text
+        starts = cluster["head_start_ray_commands"] + cluster["worker_start_ray_commands"]
+        starts = [line for line in starts if "ray start" in line]
+        assert len(starts) == 2 and all("RAY_AUTH_MODE=token" in line for line in starts)
+        assert any(path.endswith("/.ray/auth_token") for path in cluster["file_mounts"])
 
 
 def test_every_value_that_a_user_must_set_is_marked():
-    lines = [line for line in TEXT.splitlines() if re.search(r"^[^#]*[-/]SET", line)]
-    assert lines and all("# SET" in line for line in lines)
+    for text in (TEXT, LOCAL_TEXT):
+        lines = [line for line in text.splitlines() if re.search(r"^[^#]*[-/]SET", line)]
+        assert lines and all("# SET" in line for line in lines)
+
+
+def test_machines_over_ssh_get_what_the_cloud_gets():
+    torch = next(line for line in CLUSTER["setup_commands"] if "torch==" in line).split()[-1]
+    assert any(torch in line.split() for line in LOCAL["setup_commands"])
+    mounted = [[path.rpartition("/")[2] for path in cluster["file_mounts"]] for cluster in (CLUSTER, LOCAL)]
+    assert mounted[0] == mounted[1]
+    commands = [line for name, lines in LOCAL.items() if name.endswith("_commands") for line in lines]
+    assert commands and not any("#" in line for line in commands)  # would comment out what Ray puts behind a command
