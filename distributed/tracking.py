@@ -63,7 +63,13 @@ class Tracker:
 
     def _end(self, exit_code: int) -> None:
         """Ends the run, and does not wait for ever on a server that went away."""
-        ending = threading.Thread(target=self.run.finish, kwargs={"exit_code": exit_code}, daemon=True)
+        import wandb
+
+        def end() -> None:
+            self.run.finish(exit_code=exit_code)
+            wandb.teardown()  # what is still on its way to the disk arrives there before
+
+        ending = threading.Thread(target=end, daemon=True)
         ending.start()
         ending.join(_SECONDS_TO_FINISH)
         if ending.is_alive():
