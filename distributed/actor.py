@@ -16,12 +16,11 @@ import ray.train
 import torch
 import torch.distributed as dist
 from ray import tune
-from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from distributed.network import Torch
 from distributed.scale import new_queue, set_defaults_of_ray
 from distributed.trial import Answer, Order, Settings, TrialRun, score_of, tell
+from distributed.worker import Trainer
 from distributed.world import Group
 from model.workers import Alone
 
@@ -49,18 +48,6 @@ class Bench:
         """Nothing is left behind."""
 
 
-class _GroupTrainer(TorchTrainer):
-    """Ray Train without its own cleaner of placement groups.
-
-    The cleaner is a detached actor that asks the dashboard whether the trainer lives; where there is no dashboard, or
-    more than one Ray, it stays for ever after a kill. The sweep's driver does its work (`distributed.stage.Groups`).
-    """
-
-    def _create_default_callbacks(self) -> list[Any]:
-        callbacks = super()._create_default_callbacks()
-        return [each for each in callbacks if not isinstance(each, PlacementGroupCleanerCallback)]
-
-
 class Crew:
     """Has trials trained, one after the other, by a Ray Train worker group that lives as long as this actor."""
 
@@ -75,7 +62,7 @@ class Crew:
 
     def _fit(self) -> None:
         gpu = self.settings.gpus > 0
-        trainer = _GroupTrainer(
+        trainer = Trainer(
             serve,
             train_loop_config={"settings": self.settings, "orders": self.orders, "answers": self.answers},
             torch_config=Torch(backend="nccl" if gpu else "gloo"),

@@ -218,16 +218,15 @@ class _Patience:
 def _trainer(config: Config, share: Share, folder: str, queues: tuple[Any, Any], scratch: str) -> Any:
     """Ray's trainer. What Ray keeps of it goes to a scratch folder: checkpoints are kept by the workers themselves."""
     import ray.train
-    from ray.train.torch import TorchTrainer
 
     from distributed.network import Torch
-    from distributed.worker import Witness, train_worker
+    from distributed.worker import Trainer, Witness, train_worker
 
     if not config.run.min_workers:  # how long a group of a fixed size is waited for is decided in distributed.wait
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(60 * config.run.wait_minutes + 60)
     settings = {"config": config.model_dump(), "run": folder, "threads": share.cpus}
     settings |= {"events": queues[0], "orders": queues[1]}
-    return TorchTrainer(
+    return Trainer(
         train_worker,
         train_loop_config=settings,
         torch_config=Torch(backend="nccl" if share.gpu else "gloo", timeout_s=_SECONDS_OF_SILENCE),

@@ -9,6 +9,7 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.exceptions import RayError
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.context import get_train_context
 
 from distributed.checkpoint import KEEP, STOP, Keeper, StoppedError, checkpoints
@@ -83,6 +84,18 @@ def train_worker(settings: dict[str, Any]) -> str | None:
     if speak:
         _write_metrics(run, training)  # a kill may have come between the last checkpoint and its line
     return None
+
+
+class Trainer(ray.train.torch.TorchTrainer):
+    """Ray Train without its own cleaner of placement groups.
+
+    The cleaner is a detached actor that asks the dashboard whether the trainer lives; after a kill it may stay for ever. A
+    training's groups end with its job, those of a sweep's trials are removed by the driver (`distributed.stage.Groups`).
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        return [each for each in callbacks if not isinstance(each, PlacementGroupCleanerCallback)]
 
 
 class Witness(ray.train.UserCallback):
