@@ -23,7 +23,8 @@ ROOT = Path(__file__).parent.parent
 SETTINGS = ("dashboard off", "dashboard on", "second Ray")
 TRIAL = "ResourceTrainable"  # Tune's name for our TrialActor
 OURS = (TRIAL, "RayTrainWorker", "TrainController", "_QueueActor", "PlacementGroupCleaner", "SynchronizationActor")
-OF_THE_CLUSTER = "_AutoscalingCoordinatorActor"  # Ray begins one with the first trainer and keeps it for all others
+# Ray begins these with the first trainer or dataset and keeps them for all others.
+OF_THE_CLUSTER = ("_AutoscalingCoordinatorActor", "_StatsActor", "ActorLocationTracker")
 SECONDS_AFTER = 10
 
 
@@ -34,7 +35,8 @@ def left_behind() -> dict[str, Any]:
 
     groups = [group for group in ray.util.placement_group_table().values() if group["state"] != "REMOVED"]
     alive = Counter(actor["ActorClassName"] for actor in actors().values() if actor["State"] != "DEAD")
-    del alive[OF_THE_CLUSTER]
+    for name in OF_THE_CLUSTER:
+        del alive[name]
     titles = [title_of(process) for process in psutil.Process().children(recursive=True)]
     processes = Counter(kind for kind in OURS for title in titles if kind in title)
     return {"placement groups": len(groups), "actors": dict(alive), "processes": dict(processes)}

@@ -112,7 +112,7 @@ class Nodes:
         """What jobs have left behind: placement groups, actors and processes."""
         groups = [each["placement_group_id"] for each in self.listed("placement_groups") if each["state"] != "REMOVED"]
         living = [each["class_name"] for each in self.listed("actors") if each["state"] != "DEAD"]
-        actors = [name for name in living if name not in (OF_THE_CLUSTER, "JobSupervisor")]
+        actors = [name for name in living if name not in (*OF_THE_CLUSTER, "JobSupervisor")]
         processes = [title_of(each) for kind in ("ray::RayTrain", "-m jobs") for each in self.running(kind)]
         return {"placement groups": groups, "actors": actors, "processes": processes}
 
