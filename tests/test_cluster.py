@@ -17,7 +17,7 @@ from nodes import Nodes
 
 from model.config import make_config
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 at_length = pytest.mark.skipif(not os.environ.get("TANDEM_CLUSTER"), reason="takes minutes; make test-cluster runs it")
 TINY = [f"--set=tagger.{name}={size}" for name, size in SMALL.items()]
 EPOCHS = 20
@@ -147,9 +147,9 @@ def test_an_elastic_training_goes_on_with_the_nodes_that_are_left_and_grows_agai
     nodes: Nodes, training: list[str], undisturbed: tuple[bytes, dict[str, Any]]
 ):
     elastic = [each if each != "3" else "2:3" for each in training]
-    long = ["--epochs", "150", "--batch", "16"]
+    long = ["--epochs", "80", "--batch", "16"]
     nodes.submit(*elastic, "--name", "elastic", *long, "--json", job="elastic", wait=False)
-    nodes.wait(lambda: "epoch 3/150" in nodes.job_logs("elastic"), 150)
+    nodes.wait(lambda: "epoch 3/80" in nodes.job_logs("elastic"), 150)
     nodes.kill(nodes.processes[-1])
     nodes.wait(lambda: "with 2 worker(s)" in nodes.job_logs("elastic"), 120)
     nodes.add()
