@@ -4,7 +4,9 @@ The order of the data is a function of (seed, epoch) alone. A global batch decid
 every size-th text of it.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +17,9 @@ from model.tags import IGNORED, O
 from model.tokenizer import PAD
 
 Rows = npt.NDArray[np.int64]
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+_TOKENS_AT_ONCE = 2**15  # in a batch without gradients, padding counted
 _POOL = 50  # batches whose texts are sorted by length together: padding stays low, the order stays random
 
 
@@ -40,14 +45,30 @@ class Batch(NamedTuple):
 
 def collate(split: Split, rows: Rows) -> Batch:
     """The padded tensors of some rows of a split."""
-    lengths = split.begins[rows + 1] - split.begins[rows]
+    begins, lengths = split.begins[rows], split.begins[rows + 1] - split.begins[rows]
+    ids, tags = (padded(values, begins, lengths, fill) for values, fill in ((split.ids, PAD), (split.tags, IGNORED)))
+    keyword = torch.where(tags == IGNORED, IGNORED, (tags != O).long())
+    return Batch(ids, torch.from_numpy(lengths), keyword, tags)
+
+
+def padded(values: npt.NDArray[Any], begins: Rows, lengths: Rows, fill: int) -> torch.Tensor:
+    """Runs of a flat array as the rows of (runs, longest), each filled up at its end."""
     steps = np.arange(lengths.max())
     real = steps < lengths[:, None]
-    places = np.where(real, split.begins[rows][:, None] + steps, 0)
-    ids = np.where(real, split.ids[places], PAD).astype(np.int64)
-    tags = np.where(real, split.tags[places], IGNORED).astype(np.int64)
-    keyword = np.where(real, tags != O, IGNORED)
-    return Batch(torch.from_numpy(ids), torch.from_numpy(lengths), torch.from_numpy(keyword), torch.from_numpy(tags))
+    places = np.where(real, begins[:, None] + steps, 0)
+    return torch.from_numpy(np.where(real, values[places], fill).astype(np.int64))
+
+
+def ahead(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
+    """What `make` gives of each item, made in a thread while the caller works on the one before it."""
+    with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
+        coming = None
+        for item in items:
+            made, coming = coming, thread.submit(make, item)
+            if made is not None:
+                yield made.result()
+        if coming is not None:
+            yield coming.result()
 
 
 def count_batches(rows: int, batch: int) -> int:
@@ -60,7 +81,9 @@ def smallest_batch(rows: int, batch: int) -> int:
     return rows // count_batches(rows, batch)
 
 
-def epoch_batches(lengths: npt.NDArray[np.int64], batch: int, seed: int, epoch: int) -> list[Rows]:
+def epoch_batches(
+    lengths: npt.NDArray[np.int64], batch: int, seed: int, epoch: int, bucketed: bool = True
+) -> list[Rows]:
     """The global batches of an epoch, each the row numbers of texts of similar length.
 
     Every row comes once. The batches differ by at most one in size and are at most `batch` long.
@@ -69,12 +92,13 @@ def epoch_batches(lengths: npt.NDArray[np.int64], batch: int, seed: int, epoch: 
         lengths: (rows,) tokens of each text.
         batch: texts of a global batch.
         seed, epoch: what the order depends on.
+        bucketed: false for texts of any length in a batch, which makes for more padding.
     """
     draw = np.random.default_rng([seed, epoch])
     order = draw.permutation(len(lengths))
     count = count_batches(len(lengths), batch)
     bounds = np.arange(count + 1) * len(lengths) // count
-    for first in range(0, count, _POOL):
+    for first in range(0, count, _POOL) if bucketed else ():
         pool = slice(bounds[first], bounds[min(first + _POOL, count)])
         order[pool] = order[pool][np.argsort(lengths[order[pool]], kind="stable")]
     batches = np.split(order, bounds[1:-1])
@@ -82,6 +106,14 @@ def epoch_batches(lengths: npt.NDArray[np.int64], batch: int, seed: int, epoch: 
 
 
 def ordered_batches(lengths: npt.NDArray[np.int64], batch: int) -> list[Rows]:
-    """All rows in batches of similar length, for evaluation."""
+    """All rows in batches of similar length, for evaluation: at most `batch` texts, and fewer of very long ones."""
     order = np.argsort(lengths, kind="stable")
-    return [order[i : i + batch] for i in range(0, len(order), batch)]
+    batches, begin = [], 0
+    while begin < len(order):
+        some = order[begin : begin + batch]
+        fit = _TOKENS_AT_ONCE // np.maximum(lengths[some], 1) > np.arange(
+            len(some)
+        )  # true up to a place, false beyond it
+        batches.append(some[: max(1, int(fit.sum()))])
+        begin += len(batches[-1])
+    return batches

@@ -37,6 +37,8 @@ class TaggerConfig(_Tree):
         0.0, description="share of words read as <unk> in training"
     )
     vectors: bool = Field(True, description="begin from the dataset's pretrained vectors, where it has them")
+    fast_rnn: bool = Field(True, description="plain RNN on a CPU by our own recurrence; false: torch's")
+    fast_dropout: bool = Field(True, description="dropout on a CPU from random bytes; false: torch's")
 
     @model_validator(mode="after")
     def _odd_window(self) -> "TaggerConfig":
@@ -61,6 +63,11 @@ class TrainingConfig(_Tree):
     clip: Annotated[float, Field(ge=0)] = Field(5.0, description="largest norm of the gradient; 0 for no limit")
     patience: Annotated[int, Field(ge=0)] = Field(3, description="epochs without a better valid F1 to stop; 0: never")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="of products; weights stay float32")
+    bucketed: bool = Field(True, description="texts of similar length in a batch; false: batches at random")
+    row_updates: bool = Field(
+        True, description="exchange and update the embedding rows of a step alone; false: the whole table at each step"
+    )
 
 
 class RunConfig(_Tree):

@@ -2,20 +2,22 @@
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from tokenizers import Tokenizer
 
-from model.batch import ordered_batches
+from model.allocator import keep_freed_memory
+from model.batch import ordered_batches, padded
 from model.bundle import load_bundle
 from model.tagger import Tagger, device_of
 from model.tags import decode, spans_of_tags
-from model.tokenizer import PAD, Tokens, encode
+from model.tokenizer import PAD, UNKNOWN, Cut, Cutter
 
 TEXTS_HELD = 2048
-BATCH = 64
+BATCH = 256
 LONGEST = 512  # tokens; a longer text is read in pieces of this size, and no keyphrase crosses their borders
 
 
@@ -34,19 +36,15 @@ class Keyphrase(NamedTuple):
     score: float
 
 
-class _Piece(NamedTuple):
-    text: int
-    ids: list[int]
-    offsets: list[tuple[int, int]]
-
-
 class Extractor:
     """A tagger with its tokenizer, in use."""
 
     def __init__(self, tagger: Tagger, tokenizer: Tokenizer, device: str = "cpu") -> None:
+        keep_freed_memory()
         self.device = device_of(device)
         self.tagger = tagger.to(self.device).eval()
-        self.tokenizer = tokenizer
+        vocabulary = tokenizer.get_vocab()
+        self._cut = Cutter(lambda word: vocabulary.get(word, UNKNOWN), tokenizer)
 
     @classmethod
     def load(cls, bundle: str, device: str = "cpu") -> "Extractor":
@@ -67,34 +65,32 @@ class Extractor:
     @torch.no_grad()
     def _extract(self, texts: list[str]) -> list[list[Keyphrase]]:
         found: list[list[Keyphrase]] = [[] for _ in texts]
-        pieces = [piece for i, tokens in enumerate(encode(self.tokenizer, texts)) for piece in _pieces(i, tokens)]
-        lengths = np.array([len(piece.ids) for piece in pieces], np.int64)
+        cut = self._cut(texts)
+        text, begins, lengths = _pieces(cut)
         for rows in ordered_batches(lengths, BATCH):
-            chosen = [pieces[row] for row in rows]
-            for row, start, end, score in self._spans(chosen):
-                piece = chosen[row]
-                first, last = piece.offsets[start][0], piece.offsets[end - 1][1]
-                found[piece.text].append(Keyphrase(texts[piece.text][first:last], first, last, score))
+            row, start, end, score = self._spans(padded(cut.ids, begins[rows], lengths[rows], PAD), lengths[rows])
+            piece = rows[row]
+            firsts, lasts = cut.starts[begins[piece] + start].tolist(), cut.ends[begins[piece] + end - 1].tolist()
+            for number, first, last, sure in zip(text[piece].tolist(), firsts, lasts, score, strict=True):
+                found[number].append(Keyphrase(texts[number][first:last], first, last, sure))
         return [sorted(keyphrases, key=lambda each: each.start) for keyphrases in found]
 
-    def _spans(self, pieces: list[_Piece]) -> Iterator[tuple[int, int, int, float]]:
+    def _spans(self, ids: torch.Tensor, lengths: npt.NDArray[np.int64]) -> tuple[Any, Any, Any, list[float]]:
         """Row, first token, end token and score of each keyphrase."""
-        lengths = torch.tensor([len(piece.ids) for piece in pieces])
-        ids = torch.full((len(pieces), int(lengths.max())), PAD)
-        for row, piece in enumerate(pieces):
-            ids[row, : len(piece.ids)] = torch.tensor(piece.ids)
-        ids, lengths = ids.to(self.device), lengths.to(self.device)
-        logits = self.tagger(ids, lengths).keyphrase
-        tags = decode(logits, lengths)
+        place, sizes = ids.to(self.device), torch.from_numpy(lengths).to(self.device)
+        logits = self.tagger(place, sizes).keyphrase
+        tags = decode(logits, sizes)
         chosen = torch.log_softmax(logits, -1).gather(-1, tags[..., None])[..., 0]
         sums = torch.nn.functional.pad(chosen.cumsum(1), (1, 0))
-        spans = spans_of_tags(tags)
-        row, start, end = spans.T
+        row, start, end = spans_of_tags(tags).T
         scores = ((sums[row, end] - sums[row, start]) / (end - start)).exp()
-        for span, score in zip(spans.tolist(), scores.tolist(), strict=True):
-            yield span[0], span[1], span[2], score
+        return row.cpu().numpy(), start.cpu().numpy(), end.cpu().numpy(), scores.tolist()
 
 
-def _pieces(text: int, tokens: Tokens) -> list[_Piece]:
-    starts = range(0, len(tokens.ids), LONGEST)
-    return [_Piece(text, tokens.ids[i : i + LONGEST], tokens.offsets[i : i + LONGEST]) for i in starts]
+def _pieces(cut: Cut) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Of each piece its text, its first token and how many it has; a text without a token has no piece."""
+    lengths = np.diff(cut.begins)
+    count = -(-lengths // LONGEST)
+    text = np.repeat(np.arange(len(lengths)), count)
+    within = LONGEST * (np.arange(len(text)) - np.repeat(np.cumsum(count) - count, count))
+    return text, cut.begins[text] + within, np.minimum(lengths[text] - within, LONGEST)

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from model import record
-from model.batch import Rows, collate, epoch_batches, ordered_batches
+from model.allocator import keep_freed_memory
+from model.batch import Batch, Rows, ahead, collate, epoch_batches, ordered_batches
 from model.config import TaggerConfig, TrainingConfig
 from model.dataset import Split
 from model.errors import DivergedError
@@ -117,12 +118,13 @@ class Training:
             on_progress: called about twice a second.
             keeper: keeps checkpoints inside epochs; those between epochs are up to the caller.
         """
+        keep_freed_memory()
         self.config, self.train, self.valid = config, train, valid
         self.workers: Workers = workers or Alone()
         self.device = device or torch.device("cpu")
         self.on_progress, self.keeper = on_progress, keeper
         self.tagger = tagger.to(self.device)
-        self.module = self.workers.wrap(self.tagger)
+        self.tagger.embedding.sparse = config.row_updates
         self.optimizers = make_optimizers(self.tagger, config)
         self.epoch = self.step = 0
         self._losses = torch.zeros(
@@ -182,7 +184,7 @@ class Training:
         trained = self._train_epoch()
         seconds = self._seconds
         self.step, self._seconds, self._losses = 0, 0.0, torch.zeros_like(self._losses)
-        evaluation = evaluate(self.module, self.valid, self.device, self.workers)
+        evaluation = evaluate(self.tagger, self.valid, self.device, self.workers)
         self.epoch, self.counts = self.epoch + 1, evaluation.counts
         alpha = self.config.alpha
         self.history.append(
@@ -202,16 +204,18 @@ class Training:
 
     def _train_epoch(self) -> Figures:
         lengths = self.train.lengths
-        batches = epoch_batches(lengths, self.config.batch, self.config.seed, self.epoch)
+        batches = epoch_batches(lengths, self.config.batch, self.config.seed, self.epoch, self.config.bucketed)
         done = sum(int(lengths[rows].sum()) for rows in batches[: self.step])
         first_bad = torch.full((), -1, device=self.device)
         last_record, lr, tokens = torch.zeros(0), 0.0, done
         resumed = reported = began = time.perf_counter()
-        self.module.train()
-        for step in range(self.step, len(batches)):
+        self.tagger.train()
+        # Where the processor does nothing but to prepare the device's work, it has time for the next batch.
+        assembled = (ahead if self.device.type == "cuda" else map)(self._share, batches[self.step :])
+        for step, batch in enumerate(assembled, self.step):
             rows, last = batches[step], step == len(batches) - 1
             lr = lr_at(self.config, self.epoch * len(batches) + step, len(batches))
-            sums, record_sums = self._step(rows, step, lr, last)
+            sums, record_sums = self._step(batch, int(lengths[rows].sum()), step, lr, last)
             self._losses += sums
             first_bad = torch.where((first_bad < 0) & ~sums.isfinite().all(), step, first_bad)
             tokens += int(lengths[rows].sum())
@@ -239,17 +243,24 @@ class Training:
         }
         return figures | record.training_keys(self.workers.sum(last_record), len(batches[-1]), self.config.alpha, lr)
 
-    def _step(self, rows: Rows, step: int, lr: float, last: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """One update. Returns the two loss sums over this worker's share, and on the last step the record's sums."""
-        share = rows[self.workers.rank :: self.workers.size]
-        batch = collate(self.train, share).to(self.device)
-        torch.manual_seed(self._draw_of(step))
-        logits = self.module(batch.ids, batch.lengths)
+    def _share(self, rows: Rows) -> Batch:
+        """This worker's share of a global batch."""
+        return collate(self.train, rows[self.workers.rank :: self.workers.size]).to(self.device)
+
+    def _step(
+        self, batch: Batch, tokens: int, step: int, lr: float, last: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """One update, of this worker's share of a global batch that has so many tokens.
+
+        Returns the two loss sums over the share, and on the last step the record's sums.
+        """
+        self._seed(step)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+            logits = self.tagger(batch.ids, batch.lengths)
         sums = dual_loss(logits, batch)
-        # The workers' gradients are averaged, and the objective is a mean over the tokens of the global batch.
-        tokens = int(self.train.lengths[rows].sum())
-        (sums.total(self.config.alpha) * (self.workers.size / tokens)).backward()
-        self.workers.average_rows(self.tagger.embedding.weight)
+        # The workers' gradients are summed, and the objective is a mean over the tokens of the global batch.
+        (sums.total(self.config.alpha) / tokens).backward()
+        self.workers.sum_gradients(self.tagger)
         if self.config.clip:
             clip_gradients(self.tagger, self.config.clip)
         for optimizer in self.optimizers:
@@ -260,10 +271,13 @@ class Training:
         losses = torch.stack(sums).detach().double()
         return losses, record.sums(logits, batch, losses) if last else None
 
-    def _draw_of(self, step: int) -> int:
-        """The seed of a step's dropout: a run that goes on from a checkpoint draws what it would have drawn."""
+    def _seed(self, step: int) -> None:
+        """Makes a step's dropout depend on the step: a run that goes on from a checkpoint draws what it would have drawn."""
         parts = [self.config.seed, self.epoch, step, self.workers.rank]
-        return int(np.random.SeedSequence(parts).generate_state(1)[0])
+        seed = int(np.random.SeedSequence(parts).generate_state(1)[0])
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed looks for every kind of device, at each call
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def _check(self, first_bad: torch.Tensor, now: int, steps: int) -> bool:
         """Whether a checkpoint is due; stops all workers together when the loss of one is no longer a finite number."""

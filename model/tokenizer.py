@@ -96,15 +96,16 @@ class Cut(NamedTuple):
 
 
 class Cutter:
-    """Cuts texts into the words that `encode` would find, before there is a vocabulary.
+    """Cuts texts into the words that `encode` would find, with or without a vocabulary.
 
     No word reaches across a space, and neither does any rule of the normaliser. So what stands between two spaces is
     cut by the library once, and remembered; all else is arithmetic on arrays.
     """
 
-    def __init__(self, id_of: Callable[[str], int]) -> None:
-        """Takes what gives a word its id."""
+    def __init__(self, id_of: Callable[[str], int], rules: Tokenizer | None = None) -> None:
+        """Takes what gives a word its id, and a tokenizer whose rules hold, by default those of `new_tokenizer`."""
         self._id_of = id_of
+        self._rules = rules or new_tokenizer()
         self._forget()
 
     def __call__(self, texts: Sequence[str]) -> Cut:
@@ -136,8 +137,8 @@ class Cutter:
 
     def _cut(self, run: str) -> int:
         cut = PreTokenizedString(run)
-        cut.normalize(_RULES.normalizer.normalize)
-        _RULES.pre_tokenizer.pre_tokenize(cut)
+        cut.normalize(self._rules.normalizer.normalize)
+        self._rules.pre_tokenizer.pre_tokenize(cut)
         splits = cut.get_splits("original", "char")
         for start, end in _repaired(run, [offsets for _, offsets, _ in splits]):
             self._starts.append(start)
@@ -171,5 +172,4 @@ def _repaired(text: str, offsets: list[tuple[int, int]]) -> list[tuple[int, int]
     return offsets
 
 
-_RULES = new_tokenizer()
 _REMEMBERED = 150_000  # what stands between spaces; most of a text is among the most frequent

@@ -12,12 +12,8 @@ class Workers(Protocol):
     rank: int
     size: int
 
-    def wrap(self, tagger: nn.Module) -> nn.Module:
-        """The tagger as a module whose backward pass averages the gradients over the workers (the embedding's apart)."""
-        ...
-
-    def average_rows(self, weight: torch.Tensor) -> None:
-        """Averages the sparse gradient of a table over the workers and leaves it coalesced."""
+    def sum_gradients(self, module: nn.Module) -> None:
+        """Sums the gradients of a module over the workers, on each of them, and leaves sparse ones coalesced."""
         ...
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -31,14 +27,11 @@ class Alone:
     rank = 0
     size = 1
 
-    def wrap(self, tagger: nn.Module) -> nn.Module:
-        """The tagger itself."""
-        return tagger
-
-    def average_rows(self, weight: torch.Tensor) -> None:
-        """Coalesces the gradient."""
-        assert weight.grad is not None
-        weight.grad = weight.grad.coalesce()
+    def sum_gradients(self, module: nn.Module) -> None:
+        """Coalesces sparse gradients."""
+        for parameter in module.parameters():
+            if parameter.grad is not None and parameter.grad.is_sparse:
+                parameter.grad = parameter.grad.coalesce()
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor itself."""

@@ -13,6 +13,7 @@ from model.loop import Progress, Training, evaluate, new_tagger
 from model.loss import dual_loss
 from model.optimizer import clip_gradients, lr_at, make_optimizers
 from model.tags import IGNORED
+from model.workers import Alone
 
 
 @pytest.fixture(scope="module")
@@ -78,17 +79,14 @@ class Half:
     def __init__(self, rank: int) -> None:
         self.rank = rank
 
-    def wrap(self, tagger):
-        return tagger
-
-    def average_rows(self, weight: torch.Tensor) -> None:
-        weight.grad = weight.grad.coalesce()
+    def sum_gradients(self, module: torch.nn.Module) -> None:
+        Alone().sum_gradients(module)
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor
 
 
-def test_the_mean_of_two_workers_gradients_is_that_of_one(splits: tuple[Split, Split, int]):
+def test_the_sum_of_two_workers_gradients_is_that_of_one(splits: tuple[Split, Split, int]):
     train_split, valid, words = splits
     config = TrainingConfig(batch=33, clip=0)  # an odd batch: the shares differ in texts and in tokens
     rows = epoch_batches(train_split.lengths, 33, 0, 0)[0]
@@ -98,9 +96,9 @@ def test_the_mean_of_two_workers_gradients_is_that_of_one(splits: tuple[Split, S
         training = Training(config, tagger, train_split, valid, workers)
         for optimizer in training.optimizers:
             optimizer.step = optimizer.zero_grad = lambda: None
-        training._step(rows, 0, 1e-3, last=False)
+        training._step(training._share(rows), int(train_split.lengths[rows].sum()), 0, 1e-3, last=False)
         gradients.append(torch.cat([p.grad.to_dense().flatten() for p in tagger.parameters()]))
-    assert torch.allclose(gradients[0], (gradients[1] + gradients[2]) / 2, atol=1e-7)
+    assert torch.allclose(gradients[0], gradients[1] + gradients[2], atol=1e-7)
     assert not torch.allclose(gradients[1], gradients[2], atol=1e-4)
 
 
@@ -164,7 +162,7 @@ def test_clipping_bounds_the_common_norm(splits: tuple[Split, Split, int]):
     training = train(splits)
     batch = collate(splits[0], np.arange(8))
     (100 * dual_loss(training.tagger(batch.ids, batch.lengths), batch).total(0.3)).backward()
-    training.workers.average_rows(training.tagger.embedding.weight)
+    training.workers.sum_gradients(training.tagger)
     before = [p.grad.to_dense().clone() for p in training.tagger.parameters()]
     clip_gradients(training.tagger, 2.0)
     after = [p.grad.to_dense() for p in training.tagger.parameters()]
@@ -177,7 +175,7 @@ def test_only_the_rows_that_a_step_touched_are_updated(splits: tuple[Split, Spli
     training = train(splits)
     before = training.tagger.embedding.weight.detach().clone()
     rows = np.arange(8)
-    training._step(rows, 0, 1e-2, last=False)
+    training._step(training._share(rows), 100, 0, 1e-2, last=False)
     moved = (training.tagger.embedding.weight.detach() != before).any(1).nonzero()[:, 0]
     assert set(moved.tolist()) == set(collate(splits[0], rows).ids.unique().tolist()) - {0}
 
