@@ -1,5 +1,7 @@
 """The workers of a training that runs on several processes, through torch.distributed."""
 
+import math
+
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -16,40 +18,40 @@ class Group:
     def __init__(self) -> None:
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
-        self._room = 0  # rows that an exchange has room for; grows to the largest share there has been
+        self._rows_per_token = 0.0  # of a global batch, that an exchange has room for; the most that there have been
 
-    def sum_gradients(self, module: nn.Module) -> None:
+    def sum_gradients(self, module: nn.Module, tokens: int, kind: torch.dtype = torch.float32) -> None:
         """Sums all gradients; sparse ones by their rows, after which they are coalesced."""
         gradients = {each: each.grad for each in module.parameters() if each.grad is not None}
         dense = {each: gradient for each, gradient in gradients.items() if not gradient.is_sparse}
-        whole = torch.cat([gradient.flatten() for gradient in dense.values()])
+        whole = torch.cat([gradient.flatten() for gradient in dense.values()]).to(kind)
         underway = dist.all_reduce(whole, async_op=True)
         for each, gradient in gradients.items():
             if gradient.is_sparse:
-                each.grad = self._sum_rows(gradient.coalesce())
+                each.grad = self._sum_rows(gradient.coalesce(), tokens, kind)
         underway.wait()
-        for each, part in zip(dense, whole.split([each.numel() for each in dense]), strict=True):
+        parts = whole.to(torch.float32).split([each.numel() for each in dense])
+        for each, part in zip(dense, parts, strict=True):
             each.grad = part.view_as(each)
 
-    def _sum_rows(self, own: torch.Tensor) -> torch.Tensor:
-        """Exchanges the touched rows of a table: each rank's row gradients and, as one more column, their ids.
+    def _sum_rows(self, own: torch.Tensor, tokens: int, kind: torch.dtype) -> torch.Tensor:
+        """Exchanges the touched rows of a table: each rank's row gradients and, as last columns, the bits of their ids.
 
         How many rows a rank has is told in the same exchange, which is made again where they were too many for it.
         """
-        rows, values = own.indices()[0].int(), own.values()
-        sent = values.new_zeros(len(rows) + 1, values.shape[1] + 1)
-        bits = sent.view(torch.int32)  # of the same memory: nobody calculates on ids and counts
-        bits[0, -1] = len(rows)
-        bits[1:, -1], sent[1:, :-1] = rows, values
+        count = torch.tensor([own.values().shape[0]], device=own.device)
+        ids = _bits(torch.cat([count, own.indices()[0]]), kind)
+        sent = torch.cat([nn.functional.pad(own.values().to(kind), (0, 0, 1, 0)), ids], dim=1)
         while True:
-            received = self._gather(sent, self._room + 1)
-            counts = torch.stack([part[0, -1] for part in received]).view(torch.int32).tolist()
-            if max(counts) <= self._room:
+            room = math.ceil(self._rows_per_token * tokens)
+            received = self._gather(sent, room + 1)
+            counts = _number(torch.stack([part[0, -ids.shape[1] :] for part in received])).tolist()
+            if max(counts) <= room:
                 break
-            self._room = max(counts)
+            self._rows_per_token = max(counts) / tokens
         every = torch.cat([part[1 : count + 1] for part, count in zip(received, counts, strict=True)])
-        rows = every[:, -1].contiguous().view(torch.int32).long()
-        return torch.sparse_coo_tensor(rows[None], every[:, :-1], own.shape, check_invariants=False).coalesce()
+        rows, values = _number(every[:, -ids.shape[1] :]), every[:, : -ids.shape[1]].to(torch.float32)
+        return torch.sparse_coo_tensor(rows[None], values, own.shape, check_invariants=False).coalesce()
 
     def _gather(self, sent: torch.Tensor, rows: int) -> list[torch.Tensor]:
         """So many rows of each rank's tensor, zeros after its last."""
@@ -63,3 +65,13 @@ class Group:
         total = tensor.clone()
         dist.all_reduce(total)
         return total
+
+
+def _bits(numbers: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
+    """Whole numbers (N,) in the memory of another kind, (N, 1) or (N, 2), to be sent and not calculated on."""
+    return numbers.int()[:, None].view(kind)
+
+
+def _number(bits: torch.Tensor) -> torch.Tensor:
+    """What `_bits` was given."""
+    return bits.contiguous().view(torch.int32)[:, 0].long()

@@ -2,6 +2,7 @@
 
 import typer
 
+from jobs.benchmark import benchmark
 from jobs.demo import demo
 from jobs.evaluate import evaluate
 from jobs.extract import extract
@@ -17,7 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for job in (prepare, train, tune, evaluate, extract, report, demo):
+for job in (prepare, train, tune, evaluate, extract, report, benchmark, demo):
     app.command()(job)
 
 if __name__ == "__main__":

@@ -64,6 +64,7 @@ class TrainingConfig(_Tree):
     patience: Annotated[int, Field(ge=0)] = Field(3, description="epochs without a better valid F1 to stop; 0: never")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of products; weights stay float32")
+    exchange: Literal["float32", "bfloat16"] = Field("float32", description="of gradients on their way between workers")
     bucketed: bool = Field(True, description="texts of similar length in a batch; false: batches at random")
     row_updates: bool = Field(
         True, description="exchange and update the embedding rows of a step alone; false: the whole table at each step"

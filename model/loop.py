@@ -260,7 +260,7 @@ class Training:
         sums = dual_loss(logits, batch)
         # The workers' gradients are summed, and the objective is a mean over the tokens of the global batch.
         (sums.total(self.config.alpha) / tokens).backward()
-        self.workers.sum_gradients(self.tagger)
+        self.workers.sum_gradients(self.tagger, tokens, getattr(torch, self.config.exchange))
         if self.config.clip:
             clip_gradients(self.tagger, self.config.clip)
         for optimizer in self.optimizers:

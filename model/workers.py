@@ -12,8 +12,14 @@ class Workers(Protocol):
     rank: int
     size: int
 
-    def sum_gradients(self, module: nn.Module) -> None:
-        """Sums the gradients of a module over the workers, on each of them, and leaves sparse ones coalesced."""
+    def sum_gradients(self, module: nn.Module, tokens: int, kind: torch.dtype = torch.float32) -> None:
+        """Sums the gradients of a module over the workers, on each of them, and leaves sparse ones coalesced.
+
+        Args:
+            module: whose gradients.
+            tokens: of the global batch.
+            kind: of the numbers that are sent; gradients are float32 on both sides.
+        """
         ...
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -27,7 +33,7 @@ class Alone:
     rank = 0
     size = 1
 
-    def sum_gradients(self, module: nn.Module) -> None:
+    def sum_gradients(self, module: nn.Module, tokens: int, kind: torch.dtype = torch.float32) -> None:
         """Coalesces sparse gradients."""
         for parameter in module.parameters():
             if parameter.grad is not None and parameter.grad.is_sparse:

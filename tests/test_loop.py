@@ -79,8 +79,8 @@ class Half:
     def __init__(self, rank: int) -> None:
         self.rank = rank
 
-    def sum_gradients(self, module: torch.nn.Module) -> None:
-        Alone().sum_gradients(module)
+    def sum_gradients(self, module: torch.nn.Module, tokens: int, kind: torch.dtype = torch.float32) -> None:
+        Alone().sum_gradients(module, tokens)
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor
@@ -162,7 +162,7 @@ def test_clipping_bounds_the_common_norm(splits: tuple[Split, Split, int]):
     training = train(splits)
     batch = collate(splits[0], np.arange(8))
     (100 * dual_loss(training.tagger(batch.ids, batch.lengths), batch).total(0.3)).backward()
-    training.workers.sum_gradients(training.tagger)
+    training.workers.sum_gradients(training.tagger, 100)
     before = [p.grad.to_dense().clone() for p in training.tagger.parameters()]
     clip_gradients(training.tagger, 2.0)
     after = [p.grad.to_dense() for p in training.tagger.parameters()]
