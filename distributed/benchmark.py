@@ -7,12 +7,11 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from itertools import cycle
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,22 +19,14 @@ from ray.util import get_node_ip_address
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from distributed.drill import Drill, Waiting, by_ray, by_torchrun
+from distributed.lanes import CEILING, EXTRACT, HALF, OWNER, PREPARE, STEP, Lanes, in_this_process, prepare_again
 from distributed.plan import make_plan, new_sweep
 from distributed.tune import tune
-from model import yardstick
 from model.batch import epoch_batches
-from model.bundle import save_bundle
 from model.config import Config, RunConfig, TaggerConfig, TrainingConfig
 from model.dataset import Dataset, Split
-from model.extractor import TEXTS_HELD, Extractor
-from model.loop import Training, evaluate, new_tagger
-from model.metrics import summarise
-from model.prepare import Recipe, prepare
 from model.yardstick import flops_per_token
 
-CEILING, CEILING_HALF = "one matrix product, float32", "one matrix product, bfloat16"
-OWNER, STEP, HALF = "the hand-made loop", "Tandem's step", "  bfloat16"
-EXTRACT, PREPARE = "extract", "prepare, each second of a core"
 ONE, TORCHRUN, RAY = "one worker, all cores", "workers, torchrun", "workers, Ray Train"
 WHOLE, BESIDE = "workers, whole table at each step", "trainings side by side"
 ROUNDED = "workers, bfloat16 exchange"
@@ -61,41 +52,6 @@ class Request:
     texts: int = 200_000
 
 
-class Row(NamedTuple):
-    """A line of the table: the median over the rounds, the lowest and the highest."""
-
-    name: str
-    unit: str
-    median: float
-    low: float
-    high: float
-
-
-@dataclass
-class Lanes:
-    """What was measured: the rates of each lane, round by round."""
-
-    units: dict[str, str] = field(default_factory=dict)
-    rates: dict[str, list[float]] = field(default_factory=dict)
-
-    def add(self, name: str, unit: str, rate: float) -> None:
-        """Adds a round's rate."""
-        self.units[name] = unit
-        self.rates.setdefault(name, []).append(rate)
-
-    def ratio(self, above: str, below: str) -> float:
-        """The median over the rounds of one lane's rate by another's."""
-        pairs = zip(self.rates[above], self.rates[below], strict=True)
-        return statistics.median(one / other for one, other in pairs)
-
-    def rows(self) -> list[Row]:
-        """The table."""
-        return [
-            Row(name, self.units[name], statistics.median(rates), min(rates), max(rates))
-            for name, rates in self.rates.items()
-        ]
-
-
 def benchmark(request: Request, note: Callable[[str], None]) -> dict[str, Any]:
     """Measures everything and gives what `benchmark --json` prints.
 
@@ -108,22 +64,23 @@ def benchmark(request: Request, note: Callable[[str], None]) -> dict[str, Any]:
         RunFailedError: a group of processes did not start.
     """
     os.environ["WANDB_MODE"] = "disabled"  # what is trained here is nobody's run
-    lanes = Lanes()
+    lanes, store = Lanes(), TCPStore(get_node_ip_address(), 0, is_master=True, wait_for_workers=False)
     place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory(prefix="tandem-benchmark-") as folder:
         note(f"1 of 4  one process, {torch.get_num_threads()} threads, {place}")
-        _in_this_process(request, place, Path(folder), lanes)
+        with by_torchrun(_hand_made(request, store), store) as hand_made:
+            in_this_process(request.data, request.repeats, place, Path(folder), hand_made, lanes)
         note("2 of 4  prepare")
-        _prepare(request, Path(folder), lanes)
+        prepare_again(request.data, request.texts, request.repeats, Path(folder), lanes)
         note("3 of 4  a sweep of short trials")
         trial_start = _trials(request, Path(folder))
         note(f"4 of 4  groups of {request.workers} processes, by torchrun and by Ray Train")
-        started = _groups(request, place, lanes)
+        started = _groups(request, place, store, lanes)
     train = Dataset(request.data).load("train")
     ratios = {
         "owner_ratio": lanes.ratio(STEP, OWNER),
         "ceiling_share_fp32": lanes.ratio(STEP, CEILING),
-        "ceiling_share_best": max(lanes.ratio(name, CEILING) for name in (STEP, HALF)),
+        "ceiling_share_best": max(lanes.ratio(name, CEILING) for name in (STEP, HALF) if name in lanes.rates),
         "ray_vs_torchrun": lanes.ratio(RAY, TORCHRUN),
         "workers2_vs_1": lanes.ratio(RAY, ONE),
         "bytes_dense_vs_rows": lanes.ratio(_sent(WHOLE), _sent(TORCHRUN)),
@@ -145,97 +102,6 @@ def _sent(group: str) -> str:
     return f"  sent in a step, {group}"
 
 
-def _variants(device: str) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
-    """Lanes of the step: changes of the tagger's and of the training's configuration."""
-    off: tuple[dict[str, Any], dict[str, Any]] = (
-        {"fast_rnn": False, "fast_dropout": False},
-        {"row_updates": False, "bucketed": False},
-    )
-    batches = (256, 1024, 4096) if device == "cuda" else (256,)
-    return {
-        STEP: ({}, {}),
-        "  torch's recurrence": ({"fast_rnn": False}, {}),
-        "  torch's dropout": ({"fast_dropout": False}, {}),
-        "  the whole table at each step": ({}, {"row_updates": False}),
-        "  batches at random": ({}, {"bucketed": False}),
-        "  all of these": off,
-        HALF: ({}, {"precision": "bfloat16"}),
-        "  gru": ({"cell": "gru"}, {}),
-        "  lstm": ({"cell": "lstm"}, {}),
-        **{f"  batches of {size}": ({}, {"batch": size}) for size in batches},
-    }
-
-
-def _in_this_process(request: Request, place: torch.device, folder: Path, lanes: Lanes) -> None:
-    data, tagger = Dataset(request.data), TaggerConfig()
-    train, valid, words = data.load("train"), data.load("valid"), data.info["words"]
-    steps: dict[str, Iterator[float]] = {}
-    for name, (of_tagger, changed) in _variants(place.type).items():
-        fresh = new_tagger(TaggerConfig(**of_tagger), words, 0)
-        training = Training(TrainingConfig(**changed), fresh, train, valid, device=place)
-        steps[name] = yardstick.training_steps(training)
-        if name == STEP:
-            steps[OWNER] = yardstick.hand_made_steps(tagger, TrainingConfig(), train, words, place)
-            steps["batches alone"] = _batches(training)
-            texts = {"evaluate": _evaluated(training), EXTRACT: _extracted(data, training, folder)}
-    for precision, name in ((torch.float32, CEILING), (torch.bfloat16, CEILING_HALF)):
-        steps[name] = yardstick.products(tagger, precision, place)
-    for round in range(-1, request.repeats):  # the first warms up
-        for unit, lane in (("tokens/s", steps), ("texts/s", texts)):
-            for name, work in lane.items():
-                rate = yardstick.timed(work, place)
-                if round >= 0:
-                    lanes.add(name, unit, rate)
-
-
-def _batches(training: Training) -> Iterator[float]:
-    lengths = training.train.lengths
-    while True:
-        for rows in epoch_batches(lengths, training.config.batch, 0, 0):
-            yield float(training._share(rows).lengths.sum())
-
-
-def _evaluated(training: Training) -> Iterator[float]:
-    while True:
-        evaluate(training.tagger, training.valid, training.device)
-        yield len(training.valid)
-        training.tagger.train()
-
-
-def _extracted(data: Dataset, training: Training, folder: Path) -> Iterator[float]:
-    """From a bundle, as anybody has it, of a tagger that has trained for a moment."""
-    steps = yardstick.training_steps(training)
-    for _ in range(100):
-        next(steps)
-    figures = summarise(evaluate(training.tagger, training.valid, training.device).counts)
-    bundle = str(folder / "bundle")
-    weights = training.tagger.state_dict()
-    save_bundle(bundle, Config(data=data.location), data.tokenizer_bytes(), weights, {"split": "valid", **figures})
-    extractor = Extractor.load(bundle, training.device.type)
-    texts = [labelled.text for labelled in data.texts("train")]
-    while True:
-        for begin in range(0, len(texts), TEXTS_HELD):
-            some = texts[begin : begin + TEXTS_HELD]
-            list(extractor.many(some))
-            yield len(some)
-
-
-def _prepare(request: Request, folder: Path, lanes: Lanes) -> None:
-    """Labelled texts as TSV, repeated; what is told is texts for each second of one core."""
-    data = Dataset(request.data)
-    lines = []
-    for labelled in data.texts("train"):
-        phrases = (labelled.text[start:end] for start, end in labelled.spans or ())
-        lines.append(f"{labelled.text}\t{';'.join(phrases)}".replace("\n", " "))
-    source = folder / "texts.tsv"
-    source.write_text("".join(f"{line}\n" for line, _ in zip(cycle(lines), range(request.texts))), "utf-8")
-    for _ in range(request.repeats):
-        began = time.process_time()
-        info = prepare(Recipe([str(source)], str(folder / "prepared"), skip_bad_lines=True, overwrite=True))
-        rows = sum(split["rows"] for split in info["splits"].values())
-        lanes.add(PREPARE, "texts/s", rows / (time.process_time() - began))
-
-
 def _trials(request: Request, folder: Path) -> float:
     """Seconds from a one-worker trial's proposal to its beginning: the median of a sweep."""
     config = Config(
@@ -248,13 +114,16 @@ def _trials(request: Request, folder: Path) -> float:
     return float(tune(plan, lambda kind, value: None)["trial_start_s"])
 
 
-def _groups(request: Request, place: torch.device, lanes: Lanes) -> dict[str, float]:
+def _hand_made(request: Request, store: TCPStore) -> Drill:
+    config, cores = Config(data=request.data).model_dump(), len(os.sched_getaffinity(0))
+    return Drill(OWNER, 1, (store.host, store.port), config, cores, together=False, hand_made=True, steps=4)
+
+
+def _groups(request: Request, place: torch.device, store: TCPStore, lanes: Lanes) -> dict[str, float]:
     """Times groups in turns. Returns the seconds that each took to start."""
     gpu = place.type == "cuda"
     cores = len(os.sched_getaffinity(0))
     threads = max(1, cores // request.workers)
-    store = TCPStore(get_node_ip_address(), 0, is_master=True, wait_for_workers=False)
-    address = (get_node_ip_address(), store.port)
     config = Config(data=request.data).model_dump()
     whole_table = config | {"training": config["training"] | {"row_updates": False}}
     rounded = config | {"training": config["training"] | {"exchange": "bfloat16"}}
@@ -268,9 +137,9 @@ def _groups(request: Request, place: torch.device, lanes: Lanes) -> dict[str, fl
             (WHOLE, many, whole_table, threads, True),
             (BESIDE, many, config, threads, False),
         ):
-            drill = Drill(name, size, address, settings, each, together)
+            drill = Drill(name, size, (store.host, store.port), settings, each, together)
             groups[name] = stack.enter_context(by_torchrun(drill, store))
-        drill = Drill(RAY, many, address, config, threads)
+        drill = Drill(RAY, many, (store.host, store.port), config, threads)
         groups[RAY] = stack.enter_context(by_ray(drill, store, gpu))
         for round in range(-1, request.repeats):
             for name, group in groups.items():

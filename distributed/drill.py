@@ -28,9 +28,8 @@ from model.dataset import Dataset
 from model.errors import RunFailedError
 from model.loop import Training, new_tagger
 from model.workers import Alone
-from model.yardstick import training_steps
+from model.yardstick import hand_made_steps, training_steps
 
-STEPS = 30  # of a turn
 _PATIENCE = timedelta(minutes=5)
 _GO, _END = "go", "end"
 
@@ -45,6 +44,8 @@ class Drill(NamedTuple):
         config: of the training, as plain values.
         threads: of each member.
         together: they train one tagger; else each one of its own, beside the others.
+        hand_made: they train by the loop of `model.yardstick.HandMade`, each for itself.
+        steps: of a turn.
     """
 
     name: str
@@ -53,6 +54,8 @@ class Drill(NamedTuple):
     config: dict[str, Any]
     threads: int
     together: bool = True
+    hand_made: bool = False
+    steps: int = 30
 
 
 class Turn(NamedTuple):
@@ -66,28 +69,35 @@ def member(drill: Drill, device: torch.device) -> None:
     """Trains in turns. Runs in each process of a group, in which torch.distributed is ready."""
     torch.set_num_threads(drill.threads)
     store = TCPStore(*drill.store, is_master=False, timeout=_PATIENCE)
-    config, rank = make_config(drill.config), dist.get_rank()
-    data = Dataset(config.data)
-    train = data.load("train")
-    tagger = new_tagger(config.tagger, data.info["words"], config.training.seed)
-    training = Training(config.training, tagger, train, train, Group() if drill.together else Alone(), device)
-    steps = training_steps(training)
+    rank, steps = dist.get_rank(), _steps(drill, device)
     next(steps)
     store.add(f"{drill.name} ready", 1)
     for number in count():
         if store.get(f"{drill.name} turn {number}").decode() == _END:
             break
-        told = json.dumps(_turn(steps, device))
+        told = json.dumps(_turn(islice(steps, drill.steps), device))
         store.set(f"{drill.name} result {number} {rank}", told)
     peak = psutil.Process().memory_info().rss / 2**20
     store.set(f"{drill.name} memory {rank}", str(peak))
+
+
+def _steps(drill: Drill, device: torch.device) -> Iterator[int]:
+    config = make_config(drill.config)
+    data = Dataset(config.data)
+    train, words = data.load("train"), data.info["words"]
+    if drill.hand_made:
+        return hand_made_steps(config.tagger, config.training, train, words, device)
+    tagger = new_tagger(config.tagger, words, config.training.seed)
+    return training_steps(
+        Training(config.training, tagger, train, train, Group() if drill.together else Alone(), device)
+    )
 
 
 def _turn(steps: Iterator[int], device: torch.device) -> tuple[int, float, int]:
     """Tokens, seconds, and bytes that this machine sent meanwhile."""
     dist.barrier()
     sent, began = psutil.net_io_counters().bytes_sent, time.perf_counter()
-    tokens = sum(islice(steps, STEPS))
+    tokens = sum(steps)
     if device.type == "cuda":
         torch.cuda.synchronize()
     seconds = time.perf_counter() - began
@@ -115,13 +125,13 @@ class Waiting:
         self.started = time.perf_counter() - began
 
     def turn(self) -> Turn:
-        """Has the group train for STEPS steps."""
+        """Has the group train for a moment."""
         self.store.set(f"{self.drill.name} turn {self._turns}", _GO)
         told = [json.loads(self._told(f"result {self._turns} {rank}")) for rank in range(self.drill.size)]
         self._turns += 1
         shares = told[:1] if self.drill.together else told  # together, each counts the tokens of all
         rate = sum(tokens / seconds for tokens, seconds, _ in shares)
-        return Turn(rate, told[0][2] / STEPS)
+        return Turn(rate, told[0][2] / self.drill.steps)
 
     def close(self) -> None:
         """Sends the members home."""

@@ -156,15 +156,19 @@ def train(config: Config, on_event: OnEvent) -> dict[str, Any]:
 
 def _fit(config: Config, share: Share, folder: str, on_event: OnEvent) -> None:
     """Runs the trainer beside this thread, which passes events on and stays free for Ctrl-C."""
+    import ray
+
+    from distributed.trial import Data
     from distributed.wait import Wait
 
+    data = ray.put(Data.load(config.data))
     events, orders = new_queue(), new_queue()
     outcome: list[Any] = []
 
     def fit() -> None:
         try:
             with tempfile.TemporaryDirectory(prefix="tandem-train-") as scratch:
-                outcome.append(_trainer(config, share, folder, (events, orders), scratch).fit())
+                outcome.append(_trainer(config, share, folder, data, (events, orders), scratch).fit())
         except Exception as error:  # carried over to the thread that waits
             outcome.append(error)
 
@@ -215,7 +219,7 @@ class _Patience:
             self.on_event(kind, value)
 
 
-def _trainer(config: Config, share: Share, folder: str, queues: tuple[Any, Any], scratch: str) -> Any:
+def _trainer(config: Config, share: Share, folder: str, data: Any, queues: tuple[Any, Any], scratch: str) -> Any:
     """Ray's trainer. What Ray keeps of it goes to a scratch folder: checkpoints are kept by the workers themselves."""
     import ray.train
 
@@ -225,7 +229,7 @@ def _trainer(config: Config, share: Share, folder: str, queues: tuple[Any, Any],
     if not config.run.min_workers:  # how long a group of a fixed size is waited for is decided in distributed.wait
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(60 * config.run.wait_minutes + 60)
     settings = {"config": config.model_dump(), "run": folder, "threads": share.cpus}
-    settings |= {"events": queues[0], "orders": queues[1]}
+    settings |= {"data": data, "events": queues[0], "orders": queues[1]}
     return Trainer(
         train_worker,
         train_loop_config=settings,

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 
 from distributed.checkpoint import Keeper
-from model.config import make_config
+from model.config import TaggerConfig, make_config
 from model.dataset import Dataset, Split
 from model.errors import DivergedError, UserError
 from model.loop import Figures, Training, new_tagger
@@ -17,7 +17,7 @@ _TIE = 1e-6  # weight of the loss in what ASHA compares: far below any differenc
 
 
 class Data(NamedTuple):
-    """What all trials of a sweep learn from; it lies once in each node's shared memory."""
+    """What a training, or all trials of a sweep, learn from; it lies once in each node's shared memory."""
 
     train: Split
     valid: Split
@@ -29,6 +29,12 @@ class Data(NamedTuple):
         """From a dataset directory."""
         dataset = Dataset(location)
         return cls(dataset.load("train"), dataset.load("valid"), dataset.info["words"], dataset.vectors())
+
+    def vectors_for(self, config: TaggerConfig) -> torch.Tensor | None:
+        """What a tagger's embedding begins from; None for random numbers."""
+        if not config.vectors or self.vectors is None:
+            return None
+        return torch.from_numpy(self.vectors.copy())  # shared memory is read-only, which torch does not know
 
 
 class Order(NamedTuple):
@@ -85,12 +91,9 @@ class TrialRun:
         self.order = order
         config = make_config(order.config)
         self.keeper = Keeper(order.folder, settings.metric, workers, config.run.checkpoint_minutes)
-        vectors = None
-        if config.tagger.vectors and data.vectors is not None:
-            vectors = torch.from_numpy(data.vectors.copy())  # shared memory is read-only, which torch does not know
         self.training = Training(
             config.training,
-            new_tagger(config.tagger, data.words, config.training.seed, vectors),
+            new_tagger(config.tagger, data.words, config.training.seed, data.vectors_for(config.tagger)),
             data.train,
             data.valid,
             workers,

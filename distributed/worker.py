@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import ray
 import ray.train
 import ray.train.torch
 import torch
@@ -13,10 +14,10 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2._internal.execution.context import get_train_context
 
 from distributed.checkpoint import KEEP, STOP, Keeper, StoppedError, checkpoints
+from distributed.trial import Data
 from distributed.world import Group
 from model import storage
 from model.config import make_config
-from model.dataset import Dataset
 from model.errors import DivergedError, RunFailedError, UserError
 from model.loop import RANKED_BY, Progress, Training, new_tagger
 from model.workers import Alone, Workers
@@ -31,8 +32,9 @@ def train_worker(settings: dict[str, Any]) -> str | None:
     """Trains this worker's share. Runs on the workers.
 
     Args:
-        settings: `config` (the whole configuration as plain values), `run` (location of the run's folder), `threads`
-            (of torch), `events` (the queue to the driver) and `orders` (the queue from it).
+        settings: `config` (the whole configuration as plain values), `run` (location of the run's folder), `data`
+            (reference to a Data, which lies once in the memory of each node), `threads` (of torch), `events` (the queue to
+            the driver) and `orders` (the queue from it).
 
     Returns:
         None; or, where the training diverged, what to tell the user. To Ray that is no error, or it would try again.
@@ -42,14 +44,8 @@ def train_worker(settings: dict[str, Any]) -> str | None:
     context = ray.train.get_context()
     workers: Workers = Group() if context.get_world_size() > 1 else Alone()
     speak = _speaker(settings["events"]) if workers.rank == 0 else None
-    dataset = Dataset(config.data)
-    vectors = dataset.vectors() if config.tagger.vectors else None
-    tagger = new_tagger(
-        config.tagger,
-        dataset.info["words"],
-        config.training.seed,
-        None if vectors is None else torch.from_numpy(vectors),
-    )
+    data: Data = ray.get(settings["data"])
+    tagger = new_tagger(config.tagger, data.words, config.training.seed, data.vectors_for(config.tagger))
     device = ray.train.torch.get_device() if torch.cuda.is_available() else torch.device("cpu")
     run = settings["run"]
     _check_that_all_see(run)
@@ -59,8 +55,8 @@ def train_worker(settings: dict[str, Any]) -> str | None:
     training = Training(
         config.training,
         tagger,
-        dataset.load("train"),
-        dataset.load("valid"),
+        data.train,
+        data.valid,
         workers,
         device,
         (lambda progress: speak(("progress", progress))) if speak else None,

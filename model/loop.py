@@ -22,7 +22,7 @@ from model.errors import DivergedError
 from model.loss import dual_loss
 from model.metrics import Counts, count, summarise
 from model.optimizer import clip_gradients, lr_at, make_optimizers
-from model.tagger import Tagger
+from model.tagger import Tagger, check_precision
 from model.workers import Alone, Workers
 
 RANKED_BY = "valid/keyphrase_f1"
@@ -108,7 +108,8 @@ class Training:
         on_progress: Callable[[Progress], None] | None = None,
         keeper: Keeper | None = None,
     ) -> None:
-        """
+        """Raises UserError where the device does not have the precision.
+
         Args:
             config: objective, optimiser, order of the data.
             tagger: trained in place; moved to the device.
@@ -122,6 +123,7 @@ class Training:
         self.config, self.train, self.valid = config, train, valid
         self.workers: Workers = workers or Alone()
         self.device = device or torch.device("cpu")
+        check_precision(config.precision, self.device)
         self.on_progress, self.keeper = on_progress, keeper
         self.tagger = tagger.to(self.device)
         self.tagger.embedding.sparse = config.row_updates

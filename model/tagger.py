@@ -181,6 +181,15 @@ def device_of(name: str) -> torch.device:
     return device
 
 
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raises UserError where a processor would only imitate a precision: it takes a hundred times as long, or fails."""
+    imitated = device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if precision == "bfloat16" and imitated:
+        raise UserError(
+            "training.precision is bfloat16, and this processor has no instructions for it; use float32, or --device cuda"
+        )
+
+
 def windows(vectors: torch.Tensor, size: int) -> torch.Tensor:
     """Each vector between its neighbours, zeros beyond the ends: (B, T, D) -> (B, T, size * D), leftmost first."""
     time, reach = vectors.shape[1], size // 2

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.batch import collate, epoch_batches, ordered_batches, smallest_batch
+from model.batch import ahead, collate, epoch_batches, ordered_batches, smallest_batch
 from model.dataset import Split
 from model.tags import IGNORED, B, E, O, S
 
@@ -33,6 +33,33 @@ def test_padding_is_under_five_percent():
 @pytest.mark.parametrize(("rows", "batch", "sizes"), [(5, 4, [2, 3]), (3, 64, [3]), (64, 64, [64]), (1, 1, [1])])
 def test_few_rows(rows: int, batch: int, sizes: list[int]):
     assert sorted(len(each) for each in epoch_batches(np.ones(rows, np.int64), batch, 0, 0)) == sizes
+
+
+def test_batches_at_random_hold_the_same_rows():
+    batches = epoch_batches(LENGTHS, 64, seed=1, epoch=0, bucketed=False)
+    assert sorted(np.concatenate(batches)) == list(range(len(LENGTHS)))
+    spread = [np.ptp(LENGTHS[batch]) for batch in batches]
+    assert np.mean(spread) > 5 * np.mean([np.ptp(LENGTHS[batch]) for batch in epoch_batches(LENGTHS, 64, 1, 0)])
+
+
+def test_what_is_made_ahead_comes_in_order_and_so_do_errors():
+    begun: list[int] = []
+
+    def make(item: int) -> int:
+        begun.append(item)
+        return 10 // item
+
+    made = ahead(make, [5, 2, 1, 0, 3])
+    assert [next(made) for _ in range(3)] == [2, 5, 10]
+    with pytest.raises(ZeroDivisionError):
+        next(made)
+    assert begun[:3] == [5, 2, 1] and list(ahead(make, [])) == []
+
+
+def test_batches_of_very_long_texts_have_fewer():
+    batches = ordered_batches(np.array([10] * 300 + [1000] * 70 + [10**6]), 256)
+    assert [len(batch) for batch in batches] == [256, 44, 32, 32, 6, 1]
+    assert sorted(np.concatenate(batches)) == list(range(371))
 
 
 def test_ordered_batches_hold_all_rows():

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL
+from conftest import SMALL, refused
 
 from model.batch import collate, epoch_batches
 from model.config import TaggerConfig, TrainingConfig
@@ -60,6 +60,43 @@ def test_training_learns(splits: tuple[Split, Split, int]):
     assert last["train/loss"] < training.history[0]["train/loss"] / 2
     wanted = 0.3 * last["train/keyword_loss"] + 0.7 * last["train/keyphrase_loss"]
     assert last["train/loss"] == pytest.approx(wanted)
+
+
+HAS_BFLOAT16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+needs_bfloat16 = pytest.mark.skipif(not HAS_BFLOAT16, reason="this processor has no instructions for bfloat16")
+
+
+@pytest.mark.skipif(HAS_BFLOAT16, reason="this processor has instructions for bfloat16")
+def test_a_precision_that_would_be_imitated_is_refused(splits: tuple[Split, Split, int]):
+    refused(lambda: train(splits, precision="bfloat16"), "training.precision is bfloat16", "use float32")
+
+
+@pytest.mark.parametrize(
+    ("tagger", "fields"),
+    [
+        ({"fast_rnn": False}, {}),
+        ({"fast_dropout": False}, {}),
+        ({}, {"row_updates": False}),
+        ({}, {"bucketed": False}),
+        ({}, {"row_updates": False, "optimizer": "adamw"}),
+        pytest.param({}, {"precision": "bfloat16"}, marks=needs_bfloat16),
+        pytest.param({"cell": "lstm"}, {"precision": "bfloat16"}, marks=needs_bfloat16),
+    ],
+)
+def test_training_learns_with_each_shortcut_left_out(splits: tuple[Split, Split, int], tagger: dict, fields: dict):
+    training = train(splits, {"dropout": 0.1, **tagger}, epochs=6, **fields)
+    *_, last = training.epochs()
+    assert last["valid/keyphrase_f1"] > 0.2 and last["train/loss"] < training.history[0]["train/loss"]
+    assert weights(training).dtype == torch.float32
+
+
+def test_the_whole_table_is_updated_where_that_is_asked(splits: tuple[Split, Split, int]):
+    training = train(splits, row_updates=False)
+    training._step(training._share(np.arange(8)), 100, 0, 1e-2, last=False)
+    before = training.tagger.embedding.weight.detach().clone()
+    training._step(training._share(np.arange(8, 9)), 100, 1, 1e-2, last=False)
+    moved = (training.tagger.embedding.weight.detach() != before).any(1).nonzero()[:, 0]
+    assert set(moved.tolist()) > set(collate(splits[0], np.arange(8)).ids.unique().tolist()) - {0}  # by their momentum
 
 
 def test_alpha_one_teaches_the_keyword_head_alone(splits: tuple[Split, Split, int]):

@@ -1,0 +1,97 @@
+"""The benchmark's parts: yardsticks, lanes, and groups that take turns."""
+
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SMALL
+from torch.distributed import TCPStore
+
+from distributed.benchmark import Request, exchange
+from distributed.drill import Drill, by_ray, by_torchrun
+from distributed.lanes import Lanes, prepare_again
+from model import yardstick
+from model.config import Config, TaggerConfig, TrainingConfig
+from model.dataset import Dataset
+from model.errors import RunFailedError
+from model.loop import Training, new_tagger
+from model.yardstick import flops_per_token, hand_made_steps, products, timed, training_steps
+
+CPU = torch.device("cpu")
+
+
+def test_operations_of_the_records_model():
+    forward = 2 * (900 * 300 + 300 * 300 + 300 * 300 + 300 * 300 + 300 * 2 + 300 * 5)
+    assert flops_per_token(TaggerConfig()) == 3 * forward
+    [tokens] = islice(products(TaggerConfig(), torch.float32, CPU), 1)
+    assert tokens * 3 * forward == pytest.approx(2 * 2048 * 900 * 300)
+
+
+def test_the_hand_made_loop_is_a_training(small_dataset: str, monkeypatch: pytest.MonkeyPatch):
+    data, losses = Dataset(small_dataset), []
+    entropy = yardstick.F.cross_entropy
+    monkeypatch.setattr(yardstick.F, "cross_entropy", lambda *a: (losses.append(entropy(*a)), losses[-1])[1])
+    config, train = TrainingConfig(lr=0.01), data.load("train")
+    steps = hand_made_steps(TaggerConfig(**SMALL), config, train, data.info["words"], CPU)
+    tokens = list(islice(steps, 40))
+    first, last = (torch.stack(some).mean().item() for some in (losses[:8], losses[-8:]))
+    assert last < first / 2
+    per_epoch = len(train) // config.batch
+    assert tokens[0] == tokens[per_epoch]  # the same batch again
+    assert sum(tokens[:per_epoch]) == pytest.approx(len(train.ids) * per_epoch * config.batch / len(train), rel=0.05)
+
+
+def test_a_rate_counts_what_was_done_and_the_time_it_took(monkeypatch: pytest.MonkeyPatch):
+    now = iter(range(0, 1000, 2))  # each look at the clock finds it two seconds later
+    monkeypatch.setattr(yardstick.time, "perf_counter", lambda: next(now))
+    monkeypatch.setattr(yardstick, "_SECONDS", 5)
+    assert timed(iter([10.0, 20.0, 30.0]), CPU) == 30 / 8
+
+
+def test_steps_go_over_an_epoch_again_and_again(small_dataset: str):
+    data = Dataset(small_dataset)
+    train = data.load("train")
+    training = Training(TrainingConfig(), new_tagger(TaggerConfig(**SMALL), data.info["words"], 0), train, train)
+    tokens = list(islice(training_steps(training), 22))
+    assert sum(tokens[:11]) == len(train.ids) and tokens[:11] == tokens[11:]
+
+
+def test_ratios_are_medians_of_rounds():
+    lanes = Lanes()
+    for fast, slow in ((10, 1), (40, 2), (12, 1)):  # the second round was disturbed
+        lanes.add("fast", "/s", fast)
+        lanes.add("slow", "/s", slow)
+    assert lanes.ratio("fast", "slow") == 12
+    assert [row.median for row in lanes.rows()] == [12, 1] and lanes.rows()[0].high == 40
+
+
+def test_prepare_is_measured_on_all_texts(small_dataset: str, tmp_path: Path):
+    lanes = Lanes()
+    prepare_again(small_dataset, 3000, 2, tmp_path, lanes)
+    [row] = lanes.rows()
+    assert row.low > 100 and len(lanes.rates[row.name]) == 2
+
+
+def test_what_is_computed_of_the_exchange(small_dataset: str):
+    rows = exchange(Request(small_dataset))
+    two, many = rows[0], rows[-1]
+    assert (two["workers"], two["words"], many["workers"], many["words"]) == (2, 30_000, 64, 3_000_000)
+    network = sum(each.numel() for each in new_tagger(TaggerConfig(), 5, 0).parameters()) - 5 * 300
+    assert two["whole_mb"] == pytest.approx(4e-6 * (network + 30_000 * 300), abs=0.01)
+    assert two["rows_mb"] < two["whole_mb"] / 5 and many["rows_mb"] < many["whole_mb"] / 300
+
+
+@pytest.mark.ray
+def test_groups_of_torchrun_and_of_ray_train_take_turns(cluster, small_dataset: str):
+    config = Config(data=small_dataset, tagger=TaggerConfig(**SMALL)).model_dump()
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    drill = Drill("torchrun", 2, ("127.0.0.1", store.port), config, 1)
+    with by_torchrun(drill, store) as one, by_ray(drill._replace(name="ray"), store, gpu=False) as other:
+        turns = [group.turn() for _ in range(2) for group in (one, other)]
+    assert all(turn.tokens_per_s > 100 for turn in turns)
+    assert turns[0].bytes_per_step > 4 * 2 * 3000  # the network's weights alone, from both
+    assert one.started > 0 and other.started > 0 and min(*one.memory, *other.memory) > 100
+    lost = drill._replace(name="lost", config=config | {"data": "/nowhere"})
+    with pytest.raises(RunFailedError, match="lost did not start"), by_torchrun(lost, store):
+        pass

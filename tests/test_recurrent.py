@@ -1,0 +1,147 @@
+"""The recurrence in few products, beside torch's own."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from model.config import TaggerConfig
+from model.loop import new_tagger
+from model.recurrent import Step, joined_rows, layer_of_words, layer_with_head, pack
+from model.tagger import Tagger, dropout_mask
+
+LENGTHS = torch.tensor([4, 9, 1, 9, 6])
+TIME, INPUTS, HIDDEN, CLASSES = 10, 30, 20, 5
+
+
+def test_tokens_are_packed_by_step_with_the_longer_texts_first():
+    places, steps = pack(np.array([1, 3]), time=4)
+    assert steps == [Step(2, 16), Step(1, 16), Step(1, 16)]
+    filler = 8
+    assert places.tolist() == [4, 0, *[filler] * 14, 5, *[filler] * 15, 6, *[filler] * 15]
+    wide = pack(np.array([2] * 17 + [1] * 3), time=2).steps
+    assert wide == [Step(20, 32), Step(17, 32)]
+
+
+def packed(padded: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """The rows (N, ...) of a padded tensor (B, T, ...), zeros where a step is filled up."""
+    flat = padded.flatten(0, 1)
+    return torch.cat([flat, flat.new_zeros(1, *flat.shape[1:])])[places]
+
+
+@pytest.mark.parametrize("directions", [1, 2])
+def test_values_and_gradients_are_those_of_torchs_rnn(directions: int):
+    torch.manual_seed(0)
+    own = [nn.RNN(INPUTS, HIDDEN, batch_first=True) for _ in range(directions)]
+    theirs = nn.RNN(INPUTS, HIDDEN, batch_first=True, bidirectional=directions == 2)
+    for rnn, suffix in zip(own, ("", "_reverse"), strict=False):
+        for name, value in rnn.named_parameters():
+            getattr(theirs, name + suffix).data = value.detach().clone()
+    head = nn.Linear(directions * HIDDEN, CLASSES)
+    inputs = torch.randn(len(LENGTHS), TIME, INPUTS)
+    real = (torch.arange(TIME) < LENGTHS[:, None])[..., None]
+    of_states, of_logits = (torch.randn(len(LENGTHS), TIME, size) * real for size in (directions * HIDDEN, CLASSES))
+
+    ours = inputs.clone().requires_grad_()
+    places, steps = pack(LENGTHS.numpy(), TIME)
+    states, logits = layer_with_head(packed(ours, places), steps, own, head)
+    ((states * packed(of_states, places)).sum() + (logits * packed(of_logits, places)).sum()).backward()
+    gradients = [ours.grad, *(weight.grad for rnn in own for weight in rnn.parameters()), head.weight.grad]
+    head.zero_grad()
+
+    reference = inputs.clone().requires_grad_()
+    sequence = nn.utils.rnn.pack_padded_sequence(reference, LENGTHS, batch_first=True, enforce_sorted=False)
+    expected, _ = nn.utils.rnn.pad_packed_sequence(theirs(sequence)[0], batch_first=True, total_length=TIME)
+    ((expected * of_states).sum() + (head(expected) * of_logits).sum()).backward()
+    wanted = [reference.grad, *(weight.grad for weight in theirs.parameters()), head.weight.grad]
+
+    here = places < len(LENGTHS) * TIME
+    assert torch.allclose(states[here], packed(expected, places)[here], atol=1e-5)
+    assert torch.allclose(logits[here], packed(head(expected), places)[here], atol=1e-5)
+    for one, other in zip(gradients, wanted, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_rows_and_their_gradient_are_those_of_an_embedding():
+    table = torch.randn(50, 6)
+    table[0] = 0
+    ids, mask, of_rows = torch.randint(0, 50, (40, 3)), torch.rand(40, 18), torch.randn(40, 18)
+    ids[3] = 0
+    ours, theirs = (table.clone().requires_grad_() for _ in range(2))
+    rows = joined_rows(ours, ids, mask.clone())
+    expected = F.embedding(ids, theirs, padding_idx=0).flatten(1) * mask
+    for result in (rows, expected):
+        (result * of_rows).sum().backward()
+    assert torch.equal(rows, expected)
+    assert ours.grad.is_sparse and 0 not in ours.grad.coalesce().indices()
+    assert len(ours.grad.coalesce().indices()[0]) == len(ids.unique()) - 1
+    assert torch.allclose(ours.grad.to_dense(), theirs.grad, atol=1e-6)
+
+
+@pytest.mark.parametrize("directions", [1, 2])
+def test_going_over_distinct_words_gives_what_going_over_tokens_gives(directions: int):
+    table, ids = torch.randn(30, 7), torch.randint(0, 30, (len(LENGTHS), TIME, 3))
+    layers = [nn.RNN(21, HIDDEN, batch_first=True) for _ in range(directions)]
+    head = nn.Linear(directions * HIDDEN, CLASSES)
+    places, steps = pack(LENGTHS.numpy(), TIME)
+    around = packed(ids, places)
+    with torch.no_grad():
+        by_word = layer_of_words(table, around, steps, layers, head)
+        by_token = layer_with_head(joined_rows(table, around, None), steps, layers, head)
+    for one, other in zip(by_word, by_token, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize(("window", "both"), [(1, False), (3, False), (3, True), (5, True)])
+def test_a_tagger_says_the_same_and_learns_the_same_without_it(window: int, both: bool):
+    ids, lengths = torch.randint(2, 40, (len(LENGTHS), TIME)), LENGTHS
+    ids[torch.arange(TIME) >= lengths[:, None]] = 0
+    real = (torch.arange(TIME) < lengths[:, None])[..., None]
+    taggers = []
+    for fast in (True, False):
+        config = TaggerConfig(
+            embedding=8, hidden1=12, hidden2=9, window=window, bidirectional=both, dropout=0, fast_rnn=fast
+        )
+        taggers.append(new_tagger(config, 40, seed=0))
+    said = [(tagger(ids, lengths), tagger) for tagger in taggers]
+    for one, other in zip(*(logits for logits, _ in said), strict=True):
+        assert torch.allclose(one * real, other * real, atol=1e-5)
+    for logits, _ in said:
+        sum((head * real).square().sum() for head in logits).backward()
+    for one, other in zip(*(tagger.parameters() for tagger in taggers), strict=True):
+        gradients = [each.grad.to_dense() if each.grad.is_sparse else each.grad for each in (one, other)]
+        assert torch.allclose(*gradients, atol=1e-5)
+    with torch.no_grad():
+        for one, other in zip(taggers[0].eval()(ids, lengths), said[0][0], strict=True):
+            assert torch.allclose(one * real, other * real, atol=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.25, 0.3, 0.9])
+def test_a_dropout_mask_drops_its_share_and_keeps_the_mean(share: float):
+    torch.manual_seed(1)
+    mask = dropout_mask((300, 900), share)
+    assert mask.dtype == torch.float32 and len(mask.unique()) == 2
+    assert float((mask == 0).float().mean()) == pytest.approx(share, abs=0.005)
+    assert float(mask.max()) == pytest.approx(1 / (1 - share), rel=1e-4)
+    # Neighbours, rows and columns know nothing of one another.
+    centred = (mask != 0).float() - (1 - share)
+    for shift in ((1, 0), (0, 1), (0, 300), (0, 64)):
+        assert abs(float((centred * centred.roll(shift, (0, 1))).mean())) < 0.005
+
+
+def test_a_dropout_mask_depends_on_torchs_seed_alone():
+    masks = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        masks.append(dropout_mask((20, 30), 0.5))
+    assert torch.equal(masks[0], masks[1]) and not torch.equal(masks[0], masks[2])
+
+
+def test_other_cells_and_devices_go_torchs_way():
+    taggers = {cell: Tagger(TaggerConfig(cell=cell), 10) for cell in ("rnn", "gru", "lstm")}
+    ids = torch.ones(1, 1, dtype=torch.long)
+    assert [tagger._packs(ids) for tagger in taggers.values()] == [True, False, False]
+    assert not taggers["rnn"]._packs(ids.to("meta"))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not taggers["rnn"]._packs(ids)
