@@ -5,11 +5,12 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo test test-cluster chaos leaks scale up down lint format clean
+.PHONY: help demo test benchmark test-cluster chaos leaks scale up down lint format clean
 
 help:
 	@echo "make demo   the main job on the built-in corpus: prepare, train with 2 workers, evaluate, extract"
 	@echo "make test   all tests"
+	@echo "make benchmark  how fast everything is, beside the hand-made loop and the machine's limit; DATA=dataset (5 minutes)"
 	@echo "make test-cluster  jobs on a cluster of a head and three nodes on this machine, and on an autoscaler (12 minutes)"
 	@echo "make chaos  trainings on such a cluster whose workers, nodes and drivers are killed; N=20 of them"
 	@echo "make leaks  whether sweeps of hundreds of trials leave anything behind in Ray (6 minutes)"
@@ -32,6 +33,9 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+benchmark: $(READY)
+	$(BIN)/python -m jobs benchmark $(if $(DATA),--data $(DATA))
 
 test-cluster: $(READY)
 	TANDEM_CLUSTER=1 $(BIN)/python -m pytest tests/test_cluster.py tests/test_autoscaler.py
