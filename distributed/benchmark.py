@@ -64,6 +64,7 @@ def benchmark(request: Request, note: Callable[[str], None]) -> dict[str, Any]:
         RunFailedError: a group of processes did not start.
     """
     os.environ["WANDB_MODE"] = "disabled"  # what is trained here is nobody's run
+    os.environ.pop("RAY_ADDRESS", None)  # this machine is measured, not a cluster that it belongs to
     lanes, store = Lanes(), TCPStore(get_node_ip_address(), 0, is_master=True, wait_for_workers=False)
     place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory(prefix="tandem-benchmark-") as folder:

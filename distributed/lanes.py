@@ -126,8 +126,8 @@ def _batches(training: Training) -> Iterator[float]:
 def _evaluated(training: Training) -> Iterator[float]:
     while True:
         evaluate(training.tagger, training.valid, training.device)
+        training.tagger.train()  # its steps are another lane, and have their dropout
         yield len(training.valid)
-        training.tagger.train()
 
 
 def _extracted(data: Dataset, training: Training, folder: Path) -> Iterator[float]:
@@ -136,6 +136,7 @@ def _extracted(data: Dataset, training: Training, folder: Path) -> Iterator[floa
     for _ in range(100):
         next(steps)
     figures = summarise(evaluate(training.tagger, training.valid, training.device).counts)
+    training.tagger.train()
     bundle = str(folder / "bundle")
     weights = training.tagger.state_dict()
     save_bundle(bundle, Config(data=data.location), data.tokenizer_bytes(), weights, {"split": "valid", **figures})
