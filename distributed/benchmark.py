@@ -21,6 +21,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from distributed.drill import Drill, Waiting, by_ray, by_torchrun
 from distributed.lanes import CEILING, EXTRACT, HALF, OWNER, PREPARE, STEP, Lanes, in_this_process, prepare_again
 from distributed.plan import make_plan, new_sweep
+from distributed.scale import stay_on_this_machine
 from distributed.tune import tune
 from model.batch import epoch_batches
 from model.config import Config, RunConfig, TaggerConfig, TrainingConfig
@@ -64,7 +65,8 @@ def benchmark(request: Request, note: Callable[[str], None]) -> dict[str, Any]:
         RunFailedError: a group of processes did not start.
     """
     os.environ["WANDB_MODE"] = "disabled"  # what is trained here is nobody's run
-    os.environ.pop("RAY_ADDRESS", None)  # this machine is measured, not a cluster that it belongs to
+    stay_on_this_machine()  # which is measured, not a cluster that it belongs to
+    torch.set_num_threads(len(os.sched_getaffinity(0)))  # a job of Ray's has one otherwise
     lanes, store = Lanes(), TCPStore(get_node_ip_address(), 0, is_master=True, wait_for_workers=False)
     place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory(prefix="tandem-benchmark-") as folder:

@@ -91,6 +91,12 @@ def look() -> Resources:
     return connect() if cluster_address() or joined else this_machine()
 
 
+def stay_on_this_machine() -> None:
+    """Has `connect` start a Ray of its own, even in a job of a cluster, whose files another Ray could not find."""
+    for name in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR"):
+        os.environ.pop(name, None)
+
+
 def set_defaults_of_ray() -> None:
     """Settings of Ray that are read from the environment of the process that starts a trainer."""
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # a report waits for this poll: 2 s by default

@@ -1,7 +1,6 @@
 """`python -m jobs demo`: the whole way on the built-in corpus, from generated texts to keyphrases of new ones."""
 
 import json as jsonlib
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -26,11 +25,12 @@ def demo(
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Build the corpus, train on this machine, evaluate, and extract from three new sentences."""
+    from distributed.scale import stay_on_this_machine
     from jobs.train import run
     from model.config import make_config
     from model.extractor import Extractor
 
-    os.environ.pop("RAY_ADDRESS", None)  # the demo never joins a cluster: its files lie on this machine
+    stay_on_this_machine()  # where the demo's files lie
     place = Path(folder)
     say(f"1 of 4  corpus: {texts:,} generated texts in {place / 'corpus'}")
     files = write_corpus(place / "corpus", texts)
