@@ -184,13 +184,19 @@ def _fit(config: Config, share: Share, folder: str, on_event: OnEvent) -> None:
     except BaseException as stop:
         orders.put_nowait("stop")  # the workers keep what they have
         thread.join(_SECONDS_TO_STOP if isinstance(stop, (KeyboardInterrupt, Exception)) else _SECONDS_TO_TERMINATE)
+        if isinstance(stop, Exception) and not thread.is_alive():  # else this process ends, and the queues with it
+            _close(events, orders)
         raise
-    events.shutdown()
-    orders.shutdown()
+    _close(events, orders)
     if isinstance(outcome[0], Exception):
         raise _explained(outcome[0], folder) from outcome[0]
     if outcome[0].return_value is not None:
         raise DivergedError(outcome[0].return_value)
+
+
+def _close(*queues: Any) -> None:
+    for queue in queues:
+        queue.shutdown()
 
 
 class _Patience:

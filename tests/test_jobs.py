@@ -226,9 +226,9 @@ def test_a_stopped_training_says_how_to_go_on(
     assert result["epochs"] == 20 and result["name"] == "stopped"
     epochs = [json.loads(line)["epoch"] for line in (tmp_path / "stopped" / "metrics.jsonl").read_text().splitlines()]
     assert epochs == list(range(1, 21))
-    again = command("train", "--resume", "stopped", "--storage", str(tmp_path), "--json")
-    assert "finished already" in again.stderr and last_json(again.stdout) == result
     if sign == signal.SIGINT:
+        again = command("train", "--resume", "stopped", "--storage", str(tmp_path), "--json")
+        assert "finished already" in again.stderr and last_json(again.stdout) == result
         whole = command("train", "--data", small_dataset, "--name", "whole", "--json", *settings)
         weights = [(tmp_path / name / "bundle" / "weights.safetensors").read_bytes() for name in ("stopped", "whole")]
         assert whole.returncode == 0 and weights[0] == weights[1]
