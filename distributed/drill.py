@@ -77,8 +77,8 @@ def member(drill: Drill, device: torch.device) -> None:
             break
         told = json.dumps(_turn(islice(steps, drill.steps), device))
         store.set(f"{drill.name} result {number} {rank}", told)
-    peak = psutil.Process().memory_info().rss / 2**20
-    store.set(f"{drill.name} memory {rank}", str(peak))
+    resident = psutil.Process().memory_info().rss / 2**20
+    store.set(f"{drill.name} memory {rank}", str(resident))
 
 
 def _steps(drill: Drill, device: torch.device) -> Iterator[int]:

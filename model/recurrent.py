@@ -69,7 +69,7 @@ def pack(lengths: npt.NDArray[np.int64], time: int) -> Packing:
 def joined_rows(table: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """The rows (N, W * D) of a table that ids (N, W) name, side by side, times a mask (N, W * D).
 
-    The table's gradient is sparse and coalesced, and leaves out the row of PAD.
+    The table's gradient is sparse, has each row once, and leaves out the row of PAD.
     """
     return _Rows.apply(table, ids, mask)
 

@@ -114,7 +114,7 @@ class Tagger(nn.Module):
         filler = F.pad(ids, (reach, reach, 0, 1), value=PAD)  # one text of padding more, for what fills steps up
         around = filler.unfold(1, self.config.window, 1).flatten(0, 1)[places]  # (N, W)
         layer1 = (steps, self.layer1.directions, self.keyword_head)
-        if torch.is_grad_enabled():
+        if self.training or torch.is_grad_enabled():
             h1, keyword = layer_with_head(self._inputs(around), *layer1)
         else:
             h1, keyword = layer_of_words(self.embedding.weight, around, *layer1)
