@@ -14,6 +14,7 @@ def train(
     data: Annotated[str | None, typer.Option(help="Dataset directory made by prepare.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run; made from the time otherwise.")] = None,
     resume: Annotated[str | None, typer.Option(help="Name of a run to go on with from its last checkpoint.")] = None,
+    preset: Annotated[str | None, typer.Option(help="record (the defaults) or best.")] = None,
     config: Annotated[str | None, typer.Option(help="Configuration file, YAML or JSON.")] = None,
     set: Annotated[list[str] | None, typer.Option(help="A field by its dotted name, as in training.lr=0.002.")] = None,
     lr: Annotated[float | None, typer.Option(help="training.lr: learning rate.")] = None,
@@ -36,7 +37,8 @@ def train(
 ) -> None:
     """Train a tagger on a dataset directory; the cluster is the one of RAY_ADDRESS, else this machine.
 
-    A value given by a flag wins over --set, which wins over the configuration file.
+    A value given by a flag wins over --set, which wins over the configuration file, which wins
+    over the preset.
     """
     flags = {
         "data": data,
@@ -52,7 +54,7 @@ def train(
         "run.storage": storage,
         "run.project": project,
     }
-    tree = gather(config, set or [], flags)
+    tree = gather(preset, config, set or [], flags)
     resolved = resolve(tree, resume)
     if dry_run:
         from distributed.train import dry_run as plan
@@ -80,11 +82,14 @@ def _workers(text: str | None) -> dict[str, int]:
         raise UserError(f"--workers {text}: write it as 4, or as 2:8 for the fewest and the most") from None
 
 
-def gather(path: str | None, assignments: list[str], flags: dict[str, Any]) -> dict[str, Any]:
-    """The tree of values that were given: by file, then by --set, then by flag."""
-    from model.config import assign, put, read_config
+def gather(preset: str | None, path: str | None, assignments: list[str], flags: dict[str, Any]) -> dict[str, Any]:
+    """The tree of values that were given: by preset, then by file, then by --set, then by flag."""
+    from model.config import assign, merge, put, read_config
+    from model.presets import tree_of
 
-    tree = read_config(path) if path else {}
+    tree = tree_of(preset) if preset else {}
+    if path:
+        merge(tree, read_config(path))
     for assignment in assignments:
         assign(tree, assignment)
     for dotted, value in flags.items():

@@ -41,6 +41,9 @@ def tune(
     workers_per_trial: Annotated[
         int | None, typer.Option(help="Processes that share each batch of a trial (1).")
     ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="What all trials begin from: record (the defaults) or best.")
+    ] = None,
     config: Annotated[str | None, typer.Option(help="Configuration file of all trials, YAML or JSON.")] = None,
     set: Annotated[list[str] | None, typer.Option(help="A field of all trials, as in training.batch=32.")] = None,
     lr: Annotated[float | None, typer.Option(help="training.lr, instead of searching it.")] = None,
@@ -76,7 +79,7 @@ def tune(
         "run.storage": storage,
         "run.project": project,
     }
-    plan = _plan(gather(config, set or [], flags), asked, resume)
+    plan = _plan(preset, gather(None, config, set or [], flags), asked, resume)
     if dry_run:
         from distributed.plan import dry_run as look_ahead
 
@@ -88,24 +91,30 @@ def tune(
         print_json(result)
 
 
-def _plan(tree: dict[str, Any], asked: dict[str, Any], resume: str | None) -> Any:
+def _plan(preset: str | None, given: dict[str, Any], asked: dict[str, Any], resume: str | None) -> Any:
     from distributed.plan import make_plan, new_sweep
     from distributed.sweep import resumed_sweep
-    from model.config import RunConfig, make_config
+    from model.config import RunConfig, make_config, merge
     from model.errors import UserError
+    from model.presets import tree_of
 
     if resume is not None:
-        location = tree.get("run", {}).pop("storage", RunConfig().storage)
-        if any(tree.values()):
+        location = given.get("run", {}).pop("storage", RunConfig().storage)
+        if preset or any(given.values()):
             raise UserError(
                 f"--resume {resume}: the sweep keeps its own configuration; leave --data, --set and the like out"
             )
         return resumed_sweep(resume, location, asked)
+    if "epochs" in given.get("training", {}):
+        raise UserError("training.epochs: a trial's epochs are given with --max-epochs")
+    tree = tree_of(preset) if preset else {}
     training = tree.setdefault("training", {})
     if "epochs" in training:
-        raise UserError("training.epochs: a trial's epochs are given with --max-epochs")
-    fixed = [f"{part}.{name}" for part in ("tagger", "training") for name in tree.get(part, {})]
-    training.setdefault("patience", 0)  # ASHA does the stopping
+        asked = {"max_epochs": training["epochs"], **asked}
+    training["patience"] = 0  # ASHA does the stopping
+    merge(tree, given)
+    # What a preset sets may still be searched.
+    fixed = [f"{part}.{name}" for part in ("tagger", "training") for name in given.get(part, {})]
     return new_sweep(make_plan({"config": make_config(tree), "fixed": fixed, **asked}))
 
 

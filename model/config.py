@@ -163,6 +163,15 @@ def put(tree: dict[str, Any], dotted: str, value: Any) -> None:
     tree[leaf] = value
 
 
+def merge(tree: dict[str, Any], other: dict[str, Any]) -> None:
+    """Puts all values of another tree in a tree."""
+    for name, value in other.items():
+        if isinstance(value, dict) and isinstance(tree.get(name), dict):
+            merge(tree[name], value)
+        else:
+            tree[name] = value
+
+
 def plain(value: str) -> Any:
     """A value as it is typed: YAML, with `1e-3` for a number."""
     try:

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 from conftest import refused
 
-from model.config import assign, fields, make_config, put, read_config
+from model.config import assign, fields, make_config, merge, put, read_config
+from model.presets import PRESETS, tree_of
 
 RECORD = {"alpha": 0.3, "lr": 1e-3, "batch": 64}
 
@@ -81,3 +82,22 @@ def test_every_field_has_a_dotted_name():
 def test_a_configuration_survives_being_saved():
     config = make_config({"data": "d", "training": {"lr": 0.01}, "run": {"name": "x"}})
     assert make_config(config.model_dump(mode="json")) == config
+
+
+def test_a_tree_is_put_over_another():
+    tree = {"training": {"lr": 1, "alpha": 2}, "data": "a"}
+    merge(tree, {"training": {"lr": 3}, "tagger": {"cell": "gru"}, "data": "b"})
+    assert tree == {"training": {"lr": 3, "alpha": 2}, "tagger": {"cell": "gru"}, "data": "b"}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_configurations(name: str):
+    make_config({"data": "d", **tree_of(name)})
+
+
+def test_the_preset_of_the_record_is_the_default():
+    assert make_config({"data": "d", **tree_of("record")}) == make_config({"data": "d"})
+
+
+def test_an_unknown_preset_is_named():
+    refused(lambda: tree_of("bst"), "--preset bst", "record, best")
