@@ -25,10 +25,11 @@ class Data(NamedTuple):
     vectors: npt.NDArray[np.float32] | None
 
     @classmethod
-    def load(cls, location: str) -> "Data":
-        """From a dataset directory."""
+    def load(cls, location: str, spelled: bool) -> "Data":
+        """From a dataset directory; `spelled` as in `Dataset.load`."""
         dataset = Dataset(location)
-        return cls(dataset.load("train"), dataset.load("valid"), dataset.info["words"], dataset.vectors())
+        train, valid = (dataset.load(split, spelled) for split in ("train", "valid"))
+        return cls(train, valid, dataset.info["words"], dataset.vectors())
 
     def vectors_for(self, config: TaggerConfig) -> torch.Tensor | None:
         """What a tagger's embedding begins from; None for random numbers."""

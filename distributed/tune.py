@@ -78,7 +78,8 @@ def _in_words(plan: Plan, seats: Seats) -> str:
 
 def _carry_out(plan: Plan, space: Space, seats: Seats, recorder: Recorder, on_event: OnEvent) -> dict[str, Any]:
     sweep = recorder.sweep
-    data = ray.put(Data.load(plan.config.data))
+    spelled = bool(plan.config.tagger.spelling) or "tagger.spelling" in space
+    data = ray.put(Data.load(plan.config.data, spelled))
     events = new_queue()
     settings = Settings(data, events, plan.workers_per_trial, seats.cpus, seats.gpus, plan.metric)
     stage = Stage(plan, settings, seats, recorder, on_event)
@@ -168,9 +169,9 @@ def _finish(recorder: Recorder, on_event: OnEvent) -> dict[str, Any]:
         result["record"], result["conclusions"] = verdict.record_rows(sweep), verdict.record_conclusions()
     if judged and Dataset(sweep.plan.config.data).rows("test"):
         on_event("note", "the choice is made; reading the test split once")
-        test = Dataset(sweep.plan.config.data).load("test")
-        cpu = device_of("cpu")
-        result["test"] = summarise(evaluate(load_bundle(bundle).tagger, test, cpu).counts)
+        tagger = load_bundle(bundle).tagger
+        test = Dataset(sweep.plan.config.data).load("test", tagger.spelling is not None)
+        result["test"] = summarise(evaluate(tagger, test, device_of("cpu")).counts)
     storage.write(storage.join(sweep.plan.folder, "result.json"), json.dumps(result, indent=2).encode())
     recorder.tracker.finish(result, write_report(sweep.plan.folder))
     return result

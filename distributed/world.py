@@ -18,7 +18,8 @@ class Group:
     def __init__(self) -> None:
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
-        self._rows_per_token = 0.0  # of a global batch, that an exchange has room for; the most that there have been
+        # Of each table, for each token of a global batch: rows that an exchange has room for, the most that there have been.
+        self._room: dict[nn.Parameter, float] = {}
 
     def sum_gradients(self, module: nn.Module, tokens: int, kind: torch.dtype = torch.float32) -> None:
         """Sums all gradients; sparse ones by their rows, after which they are coalesced."""
@@ -28,13 +29,13 @@ class Group:
         underway = dist.all_reduce(whole, async_op=True)
         for each, gradient in gradients.items():
             if gradient.is_sparse:
-                each.grad = self._sum_rows(gradient.coalesce(), tokens, kind)
+                each.grad = self._sum_rows(each, gradient.coalesce(), tokens, kind)
         underway.wait()
         parts = whole.to(torch.float32).split([each.numel() for each in dense])
         for each, part in zip(dense, parts, strict=True):
             each.grad = part.view_as(each)
 
-    def _sum_rows(self, own: torch.Tensor, tokens: int, kind: torch.dtype) -> torch.Tensor:
+    def _sum_rows(self, table: nn.Parameter, own: torch.Tensor, tokens: int, kind: torch.dtype) -> torch.Tensor:
         """Exchanges the touched rows of a table: each rank's row gradients and, as last columns, the bits of their ids.
 
         How many rows a rank has is told in the same exchange, which is made again where they were too many for it.
@@ -43,12 +44,12 @@ class Group:
         ids = _bits(torch.cat([count, own.indices()[0]]), kind)
         sent = torch.cat([nn.functional.pad(own.values().to(kind), (0, 0, 1, 0)), ids], dim=1)
         while True:
-            room = math.ceil(self._rows_per_token * tokens)
+            room = math.ceil(self._room.get(table, 0.0) * tokens)
             received = self._gather(sent, room + 1)
             counts = _number(torch.stack([part[0, -ids.shape[1] :] for part in received])).tolist()
             if max(counts) <= room:
                 break
-            self._rows_per_token = max(counts) / tokens
+            self._room[table] = max(counts) / tokens
         every = torch.cat([part[1 : count + 1] for part, count in zip(received, counts, strict=True)])
         rows, values = _number(every[:, -ids.shape[1] :]), every[:, : -ids.shape[1]].to(torch.float32)
         return torch.sparse_coo_tensor(rows[None], values, own.shape, check_invariants=False).coalesce()

@@ -102,4 +102,6 @@ def measure(bundle: str, data: str) -> dict[str, float]:
     from model.loop import evaluate
     from model.metrics import summarise
 
-    return summarise(evaluate(load_bundle(bundle).tagger, Dataset(data).load("test"), torch.device("cpu")).counts)
+    tagger = load_bundle(bundle).tagger
+    test = Dataset(data).load("test", tagger.spelling is not None)
+    return summarise(evaluate(tagger, test, torch.device("cpu")).counts)

@@ -31,7 +31,7 @@ def evaluate(
     loaded = load_bundle(bundle)
     tally = Tally()
     texts = labelled_texts(data, split, format, tally)
-    rows = split_of(examples(texts, loaded.tokenizer, tally, max_tokens))
+    rows = split_of(examples(texts, loaded.tokenizer, tally, max_tokens), loaded.tagger.spelling is not None)
     tell_skipped(tally.counts, tally.places)
     if not len(rows):
         raise UserError(f"{data}: no text is left to measure on; see the reasons above")

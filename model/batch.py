@@ -31,16 +31,20 @@ class Batch(NamedTuple):
         lengths: (batch,) tokens of each text.
         keyword: (batch, time) 1 inside a keyphrase, 0 outside, IGNORED in the padding.
         keyphrase: (batch, time) BIOES tags, IGNORED in the padding.
+        views: (batch, time, VIEWS) how each word is written, 0 in the padding; None where the split does not have it.
     """
 
     ids: torch.Tensor
     lengths: torch.Tensor
     keyword: torch.Tensor
     keyphrase: torch.Tensor
+    views: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device."""
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+        ids, lengths, keyword, keyphrase = (each.to(device, non_blocking=True) for each in self[:4])
+        views = None if self.views is None else self.views.to(device, non_blocking=True)
+        return Batch(ids, lengths, keyword, keyphrase, views)
 
 
 def collate(split: Split, rows: Rows) -> Batch:
@@ -48,14 +52,16 @@ def collate(split: Split, rows: Rows) -> Batch:
     begins, lengths = split.begins[rows], split.begins[rows + 1] - split.begins[rows]
     ids, tags = (padded(values, begins, lengths, fill) for values, fill in ((split.ids, PAD), (split.tags, IGNORED)))
     keyword = torch.where(tags == IGNORED, IGNORED, (tags != O).long())
-    return Batch(ids, torch.from_numpy(lengths), keyword, tags)
+    views = None if split.views is None else padded(split.views, begins, lengths, PAD)
+    return Batch(ids, torch.from_numpy(lengths), keyword, tags, views)
 
 
 def padded(values: npt.NDArray[Any], begins: Rows, lengths: Rows, fill: int) -> torch.Tensor:
-    """Runs of a flat array as the rows of (runs, longest), each filled up at its end."""
+    """Runs of an array (values, ...) as the rows of (runs, longest, ...), each filled up at its end."""
     steps = np.arange(lengths.max())
     real = steps < lengths[:, None]
     places = np.where(real, begins[:, None] + steps, 0)
+    real = real.reshape(*real.shape, *[1] * (values.ndim - 1))
     return torch.from_numpy(np.where(real, values[places], fill).astype(np.int64))
 
 

@@ -36,6 +36,13 @@ class TaggerConfig(_Tree):
     word_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="share of words read as <unk> in training"
     )
+    spelling: Annotated[int, Field(ge=0)] = Field(
+        0, description="size of the vector of each view of how a word is written: beginning, end, shape; 0: none"
+    )
+    transitions: bool = Field(False, description="learn which tag follows which (a CRF); false: all legal ones alike")
+    threshold: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="keyphrases are the spans at least so likely; 0: those of the likeliest sequence of tags"
+    )
     vectors: bool = Field(True, description="begin from the dataset's pretrained vectors, where it has them")
     fast_rnn: bool = Field(True, description="plain RNN on a CPU by our own recurrence; false: torch's")
     fast_dropout: bool = Field(True, description="dropout on a CPU from random bytes; false: torch's")

@@ -27,6 +27,7 @@ from model.corpus import Labelled
 from model.errors import UserError
 from model.examples import Example
 from model.parts import FORMAT_VERSION, SPLITS, part_name
+from model.spelling import Speller, Views
 from model.tags import tags_of_spans
 from model.tokenizer import parse_tokenizer
 
@@ -39,11 +40,13 @@ class Split:
         ids: (tokens,) vocabulary ids of all texts, one after the other.
         tags: (tokens,) BIOES tags.
         begins: (rows + 1,) where each text begins in them; the last entry is their end.
+        views: (tokens, VIEWS) how each word is written, see model/spelling.py; None where it was not asked for.
     """
 
     ids: npt.NDArray[np.int32]
     tags: npt.NDArray[np.int8]
     begins: npt.NDArray[np.int64]
+    views: Views | None = None
 
     def __len__(self) -> int:
         return len(self.begins) - 1
@@ -107,16 +110,23 @@ class Dataset:
             has = ", ".join(name for name in SPLITS if self.rows(name))
             raise UserError(f"{self.location}: has no {split} split (it has {has}); prepare it with --{split} FILE")
 
-    def load(self, split: str) -> Split:
-        """A split's ids and tags, in the order of its files."""
+    def load(self, split: str, spelled: bool = False) -> Split:
+        """A split's ids and tags, in the order of its files; and how its words are written where `spelled`."""
         self.require(split)
-        table = self._table(split, ["ids", "span_starts", "span_ends"])
+        table = self._table(
+            split, ["ids", "span_starts", "span_ends", *(["text", "starts", "ends"] if spelled else [])]
+        )
         ids, begins = _flat(table["ids"])
-        starts, span_begins = _flat(table["span_starts"])
-        ends, _ = _flat(table["span_ends"])
+        first, span_begins = _flat(table["span_starts"])
+        end, _ = _flat(table["span_ends"])
         shift = np.repeat(begins[:-1], np.diff(span_begins))  # spans count tokens within their own text
-        spans = np.stack([starts + shift, ends + shift], axis=1)
-        return Split(ids, tags_of_spans(spans, len(ids)), begins)
+        spans = np.stack([first + shift, end + shift], axis=1)
+        views = None
+        if spelled:
+            starts, ends = _flat(table["starts"])[0], _flat(table["ends"])[0]
+            texts = (text for chunk in table["text"].chunks for text in chunk.to_pylist())
+            views = Speller()(texts, starts, ends, begins)
+        return Split(ids, tags_of_spans(spans, len(ids)), begins, views)
 
     def texts(self, split: str) -> Iterator[Labelled]:
         """A split's texts with their keyphrases as characters, so that another tokenizer can read them."""
@@ -162,14 +172,20 @@ def _flat(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[n
     return np.asarray(lists.flatten()), begins
 
 
-def split_of(examples: Iterable[Example]) -> Split:
-    """Examples in memory as a Split."""
+def split_of(examples: Iterable[Example], spelled: bool = False) -> Split:
+    """Examples in memory as a Split; `spelled` as in `Dataset.load`."""
     ids: list[int] = []
+    views: list[Views] = []
+    speller = Speller()
     spans: list[tuple[int, int]] = []
     begins = [0]
     for example in examples:
         spans += [(start + begins[-1], end + begins[-1]) for start, end in example.spans]
         ids += example.ids
         begins.append(len(ids))
+        if spelled:
+            starts, ends = np.array(example.offsets, np.int32).T
+            views.append(speller([example.text], starts, ends, np.array([0, len(starts)])))
     tags = tags_of_spans(np.array(spans, np.int64).reshape(-1, 2), len(ids))
-    return Split(np.array(ids, np.int32), tags, np.array(begins, np.int64))
+    whole = np.concatenate(views) if views else None
+    return Split(np.array(ids, np.int32), tags, np.array(begins, np.int64), whole)

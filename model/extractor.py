@@ -12,8 +12,9 @@ from tokenizers import Tokenizer
 from model.allocator import keep_freed_memory
 from model.batch import ordered_batches, padded
 from model.bundle import load_bundle
+from model.found import find
+from model.spelling import Speller
 from model.tagger import Tagger, device_of
-from model.tags import decode, spans_of_tags
 from model.tokenizer import PAD, UNKNOWN, Cut, Cutter
 
 TEXTS_HELD = 2048
@@ -27,7 +28,7 @@ class Keyphrase(NamedTuple):
     Attributes:
         text: the keyphrase as it stands there.
         start, end: its characters, half-open.
-        score: geometric mean of the probabilities of its tags, in 0 to 1.
+        score: how sure the tagger is, in 0 to 1; see `model.found.Found`.
     """
 
     text: str
@@ -44,6 +45,7 @@ class Extractor:
         self.device = device_of(device)
         self.tagger = tagger.to(self.device).eval()
         vocabulary = tokenizer.get_vocab()
+        self._spell = Speller()
         self._cut = Cutter(lambda word: vocabulary.get(word, UNKNOWN), tokenizer)
 
     @classmethod
@@ -66,25 +68,22 @@ class Extractor:
     def _extract(self, texts: list[str]) -> list[list[Keyphrase]]:
         found: list[list[Keyphrase]] = [[] for _ in texts]
         cut = self._cut(texts)
+        views = self._spell(texts, cut.starts, cut.ends, cut.begins) if self.tagger.spelling else None
         text, begins, lengths = _pieces(cut)
         for rows in ordered_batches(lengths, BATCH):
-            row, start, end, score = self._spans(padded(cut.ids, begins[rows], lengths[rows], PAD), lengths[rows])
+            batch = [padded(each, begins[rows], lengths[rows], PAD) for each in (cut.ids, views) if each is not None]
+            row, start, end, score = self._spans(lengths[rows], *batch)
             piece = rows[row]
             firsts, lasts = cut.starts[begins[piece] + start].tolist(), cut.ends[begins[piece] + end - 1].tolist()
             for number, first, last, sure in zip(text[piece].tolist(), firsts, lasts, score, strict=True):
                 found[number].append(Keyphrase(texts[number][first:last], first, last, sure))
         return [sorted(keyphrases, key=lambda each: each.start) for keyphrases in found]
 
-    def _spans(self, ids: torch.Tensor, lengths: npt.NDArray[np.int64]) -> tuple[Any, Any, Any, list[float]]:
+    def _spans(self, lengths: npt.NDArray[np.int64], *padded: torch.Tensor) -> tuple[Any, Any, Any, list[float]]:
         """Row, first token, end token and score of each keyphrase."""
-        place, sizes = ids.to(self.device), torch.from_numpy(lengths).to(self.device)
-        logits = self.tagger(place, sizes).keyphrase
-        tags = decode(logits, sizes)
-        chosen = torch.log_softmax(logits, -1).gather(-1, tags[..., None])[..., 0]
-        sums = torch.nn.functional.pad(chosen.cumsum(1), (1, 0))
-        row, start, end = spans_of_tags(tags).T
-        scores = ((sums[row, end] - sums[row, start]) / (end - start)).exp()
-        return row.cpu().numpy(), start.cpu().numpy(), end.cpu().numpy(), scores.tolist()
+        ids, sizes, *views = (each.to(self.device) for each in (padded[0], torch.from_numpy(lengths), *padded[1:]))
+        spans, scores = find(self.tagger(ids, sizes, *views), sizes)
+        return (*spans.T.cpu().numpy(), scores.tolist())
 
 
 def _pieces(cut: Cut) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:

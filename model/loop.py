@@ -80,7 +80,7 @@ def evaluate(module: nn.Module, split: Split, device: torch.device, workers: Wor
     losses = torch.zeros(2, dtype=torch.float64, device=device)
     for rows in ordered_batches(split.lengths, EVALUATION_BATCH)[workers.rank :: workers.size]:
         batch = collate(split, rows).to(device)
-        logits = module(batch.ids, batch.lengths)
+        logits = module(batch.ids, batch.lengths, batch.views)
         counts[torch.from_numpy(rows).to(device)] = count(logits, batch)
         losses += torch.stack(dual_loss(logits, batch)).double()
     keyword, keyphrase = (workers.sum(losses) / len(split.ids)).tolist()
@@ -126,7 +126,8 @@ class Training:
         check_precision(config.precision, self.device)
         self.on_progress, self.keeper = on_progress, keeper
         self.tagger = tagger.to(self.device)
-        self.tagger.embedding.sparse = config.row_updates
+        for table in self.tagger.tables:
+            table.sparse = config.row_updates
         self.optimizers = make_optimizers(self.tagger, config)
         self.epoch = self.step = 0
         self._losses = torch.zeros(
@@ -258,7 +259,7 @@ class Training:
         """
         self._seed(step)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-            logits = self.tagger(batch.ids, batch.lengths)
+            logits = self.tagger(batch.ids, batch.lengths, batch.views)
         sums = dual_loss(logits, batch)
         # The workers' gradients are summed, and the objective is a mean over the tokens of the global batch.
         (sums.total(self.config.alpha) / tokens).backward()

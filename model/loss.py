@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from model.batch import Batch
+from model.chain import sequence_loss
 from model.tagger import Logits
 from model.tags import IGNORED
 
@@ -25,8 +26,14 @@ class LossSums(NamedTuple):
 
 
 def dual_loss(logits: Logits, batch: Batch) -> LossSums:
-    """The two heads' loss sums; padding counts for nothing."""
-    return LossSums(_sum(logits.keyword, batch.keyword), _sum(logits.keyphrase, batch.keyphrase))
+    """The two heads' loss sums; padding counts for nothing.
+
+    With learned transitions the keyphrase loss is that of whole sequences of tags, not of each tag by itself.
+    """
+    keyword = _sum(logits.keyword, batch.keyword)
+    if logits.chain is None:
+        return LossSums(keyword, _sum(logits.keyphrase, batch.keyphrase))
+    return LossSums(keyword, sequence_loss(logits.keyphrase.float(), logits.chain, batch.keyphrase, batch.lengths))
 
 
 def _sum(logits: torch.Tensor, tags: torch.Tensor) -> torch.Tensor:

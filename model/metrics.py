@@ -12,8 +12,9 @@ import numpy.typing as npt
 import torch
 
 from model.batch import Batch
+from model.found import find
 from model.tagger import Logits
-from model.tags import IGNORED, O, decode, spans_of_tags
+from model.tags import IGNORED, O, spans_of_tags
 
 RESAMPLES = 1000
 # Columns of the counts, for each head: rightly predicted, predicted, gold, wholly right (0 or 1).
@@ -23,13 +24,13 @@ Counts = npt.NDArray[np.int64]
 
 def count(logits: Logits, batch: Batch) -> torch.Tensor:
     """(B, 8) counts of each text: four columns of the keyphrase head, then four of the keyword head."""
-    predicted = decode(logits.keyphrase, batch.lengths)
-    return torch.cat([_count_spans(predicted, batch.keyphrase), _count_keywords(logits.keyword, batch.keyword)], dim=1)
+    found = find(logits, batch.lengths).spans
+    return torch.cat([_count_spans(found, batch.keyphrase), _count_keywords(logits.keyword, batch.keyword)], dim=1)
 
 
-def _count_spans(predicted: torch.Tensor, gold: torch.Tensor) -> torch.Tensor:
+def _count_spans(found: torch.Tensor, gold: torch.Tensor) -> torch.Tensor:
     rows, time = gold.shape
-    found, wanted = spans_of_tags(predicted), spans_of_tags(gold.clamp(min=O))
+    wanted = spans_of_tags(gold.clamp(min=O))
     key = torch.tensor([(time + 1) ** 2, time + 1, 1], device=gold.device)
     right = found[torch.isin((found * key).sum(1), (wanted * key).sum(1))]
     columns = [torch.bincount(spans[:, 0], minlength=rows) for spans in (right, found, wanted)]

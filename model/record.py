@@ -24,7 +24,8 @@ EPSILON = 1e-3  # in the record's F1 = 2PR / (P + R + epsilon)
 
 def sums(logits: Logits, batch: Batch, losses: torch.Tensor) -> torch.Tensor:
     """(5,) of a training batch: keyphrase and keyword texts wholly right, keyword tokens found, gold ones; two losses."""
-    counts = count(Logits(*(head.detach() for head in logits)), batch).sum(0).double()
+    detached = logits._replace(keyword=logits.keyword.detach(), keyphrase=logits.keyphrase.detach())
+    counts = count(detached, batch).sum(0).double()
     return torch.cat([counts[[3, 7, 4, 6]], losses])
 
 

@@ -16,9 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from model.chain import Transitions
 from model.config import TaggerConfig
 from model.errors import UserError
 from model.recurrent import joined_rows, layer_of_words, layer_with_head, pack
+from model.spelling import ROWS as SPELLINGS
+from model.spelling import VIEWS
+from model.tags import Chain
 from model.tokenizer import PAD, UNKNOWN
 
 _CELLS = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
@@ -30,10 +34,17 @@ _LEVELS = 2**16  # of two random bytes
 
 
 class Logits(NamedTuple):
-    """What the heads say of each token: keyword (B, T, 2) and keyphrase (B, T, 5)."""
+    """What the heads say of each token: keyword (B, T, 2) and keyphrase (B, T, 5); how they are read as keyphrases.
+
+    Attributes:
+        chain: learned scores of one tag after another; None where each tag is learned by itself.
+        threshold: keyphrases are spans at least so likely; 0 for those of the likeliest sequence.
+    """
 
     keyword: torch.Tensor
     keyphrase: torch.Tensor
+    chain: Chain | None = None
+    threshold: float = 0.0
 
 
 class Recurrent(nn.Module):
@@ -82,61 +93,82 @@ class Tagger(nn.Module):
             else:
                 self.embedding.weight.copy_(vectors)
             self.embedding.weight[PAD] = 0
-        self.layer1 = Recurrent(config.cell, config.window * config.embedding, config.hidden1, config.bidirectional)
+        self.spelling = _spelling_table(config.spelling) if config.spelling else None
+        self.transitions = Transitions() if config.transitions else None
+        inputs = config.window * (config.embedding + VIEWS * config.spelling)
+        self.layer1 = Recurrent(config.cell, inputs, config.hidden1, config.bidirectional)
         self.layer2 = Recurrent(config.cell, self.layer1.outputs, config.hidden2, config.bidirectional)
         self.keyword_head = nn.Linear(self.layer1.outputs, 2)
         self.keyphrase_head = nn.Linear(self.layer2.outputs, 5)
 
-    def forward(self, ids: torch.Tensor, lengths: torch.Tensor) -> Logits:
+    @property
+    def tables(self) -> list[nn.Embedding]:
+        """The embeddings, of which a step touches few rows."""
+        return [self.embedding] if self.spelling is None else [self.embedding, self.spelling]
+
+    def forward(self, ids: torch.Tensor, lengths: torch.Tensor, views: torch.Tensor | None = None) -> Logits:
         """
         Args:
             ids: (B, T) vocabulary ids, PAD after the end of each text.
             lengths: (B,) tokens of each text.
+            views: (B, T, VIEWS) how each word is written, for a tagger that looks at it.
         """
+        keyword, keyphrase = self._heads(ids, lengths, views)
+        chain = self.transitions() if self.transitions else None
+        return Logits(keyword, keyphrase, chain, self.config.threshold)
+
+    def _heads(
+        self, ids: torch.Tensor, lengths: torch.Tensor, views: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         if self.training and self.config.word_dropout:
             dropped = (torch.rand(ids.shape, device=ids.device) < self.config.word_dropout) & (ids != PAD)
             ids = ids.masked_fill(dropped, UNKNOWN)
         if self._packs(ids):
-            return self._forward_packed(ids, lengths)
-        x = self._drop(windows(self.embedding(ids), self.config.window))  # (B, T, W * D)
+            return self._packed_heads(ids, lengths, views)
+        vectors = [self.embedding(ids)] + ([] if self.spelling is None else [self.spelling(views).flatten(2)])
+        x = self._drop(torch.cat([windows(each, self.config.window) for each in vectors], dim=-1))
         h1 = self.layer1(x, lengths)
         h2 = self.layer2(h1, lengths)
-        return Logits(self.keyword_head(h1), self.keyphrase_head(h2))
+        return self.keyword_head(h1), self.keyphrase_head(h2)
 
     def _packs(self, ids: torch.Tensor) -> bool:
         """Whether the recurrence of model/recurrent.py takes the place of torch's."""
         plain = self.config.cell == "rnn" and self.embedding.weight.dtype == torch.float32
         return self.config.fast_rnn and plain and ids.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
 
-    def _forward_packed(self, ids: torch.Tensor, lengths: torch.Tensor) -> Logits:
+    def _packed_heads(
+        self, ids: torch.Tensor, lengths: torch.Tensor, views: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         places, steps = pack(lengths.numpy(), ids.shape[1])
-        reach = self.config.window // 2
-        filler = F.pad(ids, (reach, reach, 0, 1), value=PAD)  # one text of padding more, for what fills steps up
-        around = filler.unfold(1, self.config.window, 1).flatten(0, 1)[places]  # (N, W)
+        around = _around(ids, self.config.window)[places].flatten(1)  # (N, W)
         layer1 = (steps, self.layer1.directions, self.keyword_head)
-        if self.training or torch.is_grad_enabled():
-            h1, keyword = layer_with_head(self._inputs(around), *layer1)
+        if self.training or torch.is_grad_enabled() or self.spelling is not None:
+            inputs = self._inputs(self.embedding, around)
+            if self.spelling is not None:
+                assert views is not None
+                spelled = self._inputs(self.spelling, _around(views, self.config.window)[places].flatten(1))
+                inputs = torch.cat([inputs, spelled], dim=1)
+            h1, keyword = layer_with_head(inputs, *layer1)
         else:
             h1, keyword = layer_of_words(self.embedding.weight, around, *layer1)
         _, keyphrase = layer_with_head(h1, steps, self.layer2.directions, self.keyphrase_head)
-        return Logits(*(_padded(logits, places, ids.shape) for logits in (keyword, keyphrase)))
+        return _padded(keyword, places, ids.shape), _padded(keyphrase, places, ids.shape)
 
-    def _inputs(self, around: torch.Tensor) -> torch.Tensor:
-        """(N, W) -> (N, W * D)."""
-        mask = self._mask(len(around))
-        if self.embedding.sparse:
-            return joined_rows(self.embedding.weight, around, mask)
-        return self.embedding(around).flatten(1) * (1.0 if mask is None else mask)
+    def _inputs(self, table: nn.Embedding, around: torch.Tensor) -> torch.Tensor:
+        """(N, rows) -> (N, rows * D)."""
+        mask = self._mask((len(around), around.shape[1] * table.embedding_dim))
+        if table.sparse:
+            return joined_rows(table.weight, around, mask)
+        return table(around).flatten(1) * (1.0 if mask is None else mask)
 
     def _drop(self, inputs: torch.Tensor) -> torch.Tensor:
         if self.config.fast_dropout and inputs.device.type == "cpu":
-            mask = self._mask(inputs.shape[:-1].numel())
+            mask = self._mask((inputs.shape[:-1].numel(), inputs.shape[-1]))
             return inputs if mask is None else inputs * mask.view_as(inputs)
         return F.dropout(inputs, self.config.dropout, self.training)
 
-    def _mask(self, tokens: int) -> torch.Tensor | None:
-        """What the inputs (tokens, W * D) of the first layer are multiplied with; None for no dropout."""
-        shape = (tokens, self.config.window * self.config.embedding)
+    def _mask(self, shape: tuple[int, int]) -> torch.Tensor | None:
+        """What inputs of the first layer are multiplied with; None for no dropout."""
         if not self.training or not self.config.dropout:
             return None
         if self.config.fast_dropout:
@@ -148,6 +180,23 @@ def _padded(packed: torch.Tensor, places: torch.Tensor, shape: torch.Size) -> to
     """(N, C) -> (B, T, C), zeros in the padding."""
     whole = packed.new_zeros(shape.numel() + shape[1], packed.shape[1])
     return whole.index_copy(0, places, packed)[: shape.numel()].unflatten(0, shape)
+
+
+def _around(rows: torch.Tensor, window: int) -> torch.Tensor:
+    """Each token's rows and those of its neighbours: (B, T, ...) -> (B * T + T, W, ...).
+
+    One text of padding more, for what fills steps up.
+    """
+    reach, beyond = window // 2, [0, 0] * (rows.dim() - 2)
+    filled = F.pad(rows, (*beyond, reach, reach, 0, 1), value=PAD)
+    return filled.unfold(1, window, 1).movedim(-1, 2).flatten(0, 1)
+
+
+def _spelling_table(size: int) -> nn.Embedding:
+    table = nn.Embedding(SPELLINGS, size, padding_idx=PAD, sparse=True)
+    with torch.no_grad():
+        table.weight.mul_(_EMBEDDING_SPREAD)
+    return table
 
 
 def dropout_mask(shape: Sequence[int], share: float) -> torch.Tensor:

@@ -3,6 +3,8 @@
 A span is (start, end), token indices, half-open, 0-based. A token inside a span is a keyword.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -18,6 +20,15 @@ for _previous in (B, I):
     LEGAL[_previous, [I, E]] = True
 MAY_START = LEGAL[O]
 MAY_END = LEGAL[:, O]
+
+
+class Chain(NamedTuple):
+    """Scores beside those of the head: of a first tag (5,), of a tag after another (from, to) and of a last tag (5,)."""
+
+    start: torch.Tensor
+    step: torch.Tensor
+    end: torch.Tensor
+
 
 IGNORED = -100  # the label of padding, left out of every loss and count
 
@@ -58,12 +69,13 @@ def spans_of_tags(tags: torch.Tensor) -> torch.Tensor:
     return torch.cat([starts, ends[:, 1:] + 1], dim=1)
 
 
-def decode(logits: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+def decode(logits: torch.Tensor, lengths: torch.Tensor, chain: Chain | None = None) -> torch.Tensor:
     """The likeliest legal BIOES sequence of each row (Viterbi over log-probabilities, illegal steps shut).
 
     Args:
         logits: (batch, time, 5) of the keyphrase head.
         lengths: (batch,) tokens of each row, at least 1.
+        chain: learned scores; without it all legal sequences differ by the head alone.
 
     Returns:
         (batch, time) tags, O in the padding.
@@ -71,22 +83,22 @@ def decode(logits: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     scores = torch.log_softmax(logits.float(), dim=-1)
     batch, time, _ = scores.shape
     device = scores.device
-    shut = torch.tensor(float("-inf"), device=device)
     padding = torch.arange(time, device=device) >= lengths.to(device)[:, None]
-    only_o = torch.full((5,), float("-inf"), device=device)
-    only_o[O] = 0.0  # padding is O, so that a row's last real tag must be one that may end
-    scores = torch.where(padding[..., None], only_o, scores)
-    steps = torch.where(LEGAL.to(device), 0.0, shut)  # (from, to)
-
-    best = scores[:, 0] + torch.where(MAY_START.to(device), 0.0, shut)
-    came_from = torch.zeros(batch, time, 5, dtype=torch.long, device=device)
+    shut = torch.tensor(float("-inf"), device=device)
+    start, steps, end = (
+        torch.where(legal.to(device), 0.0 if chain is None else chain[i], shut)
+        for i, legal in enumerate((MAY_START, LEGAL, MAY_END))
+    )
+    best = scores[:, 0] + start
+    came_from = torch.arange(5, device=device).repeat(batch, time, 1)  # in the padding nothing changes any more
     for t in range(1, time):
-        best, came_from[:, t] = (best[:, :, None] + steps).max(dim=1)
-        best = best + scores[:, t]
-    tag = (best + torch.where(MAY_END.to(device), 0.0, shut)).argmax(dim=1)
+        reached, origin = (best[:, :, None] + steps).max(dim=1)
+        best = torch.where(padding[:, t, None], best, reached + scores[:, t])
+        came_from[:, t] = torch.where(padding[:, t, None], came_from[:, t], origin)
+    tag = (best + end).argmax(dim=1)
 
     tags = torch.zeros(batch, time, dtype=torch.long, device=device)
     for t in range(time - 1, -1, -1):
         tags[:, t] = tag
         tag = came_from[:, t].gather(1, tag[:, None])[:, 0]
-    return tags
+    return tags.masked_fill(padding, O)

@@ -28,7 +28,7 @@ def test_padding_never_reaches_a_real_token(cell: str, both: bool):
     tagger, ids = small(cell, both).eval(), torch.tensor([[3, 4, 5]])
     alone = tagger(ids, torch.tensor([3]))
     padded = tagger(F.pad(ids, (0, 6)), torch.tensor([3]))
-    for one, other in zip(alone, padded, strict=True):
+    for one, other in zip(alone[:2], padded[:2], strict=True):
         assert torch.allclose(one, other[:, :3], atol=1e-6)
 
 

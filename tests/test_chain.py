@@ -1,0 +1,123 @@
+from itertools import pairwise, product
+
+import numpy as np
+import pytest
+import torch
+
+from model.chain import LONGEST, Transitions, likely_spans, no_chain, sequence_loss, span_probabilities
+from model.found import find
+from model.tagger import Logits
+from model.tags import IGNORED, LEGAL, MAY_END, MAY_START, B, E, I, O, S, decode, spans_of_tags
+
+LENGTHS = [5, 3, 1, 4]
+
+
+def legal(tags: tuple[int, ...]) -> bool:
+    return bool(MAY_START[tags[0]] and MAY_END[tags[-1]] and all(LEGAL[pair] for pair in pairwise(tags)))
+
+
+class Case:
+    """Random heads and transitions, and every legal sequence of each text with its score."""
+
+    def __init__(self, seed: int) -> None:
+        torch.manual_seed(seed)
+        self.logits = torch.randn(len(LENGTHS), max(LENGTHS), 5, requires_grad=True)
+        self.transitions = Transitions()
+        for scores in self.transitions.parameters():
+            torch.nn.init.normal_(scores)
+        self.lengths = torch.tensor(LENGTHS)
+
+    def sequences(self, row: int) -> tuple[list[tuple[int, ...]], torch.Tensor]:
+        found = [tags for tags in product(range(5), repeat=LENGTHS[row]) if legal(tags)]
+        return found, torch.stack([self._score(row, tags) for tags in found])
+
+    def _score(self, row: int, tags: tuple[int, ...]) -> torch.Tensor:
+        chain = self.transitions()
+        head = sum(self.logits[row, t, tag] for t, tag in enumerate(tags))
+        return head + chain.start[tags[0]] + sum(chain.step[pair] for pair in pairwise(tags)) + chain.end[tags[-1]]
+
+    def gold(self) -> torch.Tensor:
+        tags = torch.full((len(LENGTHS), max(LENGTHS)), IGNORED)
+        for row, length in enumerate(LENGTHS):
+            found, _ = self.sequences(row)
+            tags[row, :length] = torch.tensor(found[(7 * row + 3) % len(found)])
+        return tags
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_loss_and_its_gradients_are_those_of_all_sequences_added_up(seed: int):
+    case = Case(seed)
+    tags, wanted = case.gold(), torch.zeros(())
+    for row, length in enumerate(LENGTHS):
+        found, scores = case.sequences(row)
+        wanted = wanted + scores.logsumexp(0) - scores[found.index(tuple(tags[row, :length].tolist()))]
+    inputs = [case.logits, *case.transitions.parameters()]
+    gradients = torch.autograd.grad(wanted, inputs)
+    loss = sequence_loss(case.logits, case.transitions(), tags, case.lengths)
+    torch.testing.assert_close(loss, wanted)
+    for one, other in zip(torch.autograd.grad(loss, inputs), gradients, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_spans_probability_is_that_of_the_sequences_that_have_it(seed: int):
+    case = Case(seed)
+    likely = span_probabilities(case.logits, case.transitions(), case.lengths)
+    wanted = torch.zeros_like(likely)
+    for row in range(len(LENGTHS)):
+        found, scores = case.sequences(row)
+        for tags, share in zip(found, scores.softmax(0).tolist(), strict=True):
+            for _, start, end in spans_of_tags(torch.tensor([tags])).tolist():
+                wanted[row, end - 1, end - start - 1] += share
+    torch.testing.assert_close(likely, wanted)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_decode_reads_the_likeliest_sequence_of_a_chain(seed: int):
+    case = Case(seed)
+    tags = decode(case.logits, case.lengths, case.transitions())
+    for row, length in enumerate(LENGTHS):
+        found, scores = case.sequences(row)
+        assert tags[row].tolist() == [*found[int(scores.argmax())], *[O] * (max(LENGTHS) - length)]
+
+
+def test_scores_far_apart_do_not_overflow():
+    logits = torch.zeros(1, 400, 5)
+    logits[..., I] = 300.0
+    loss = sequence_loss(logits, no_chain(logits.device), torch.full((1, 400), O), torch.tensor([400]))
+    assert loss.item() == pytest.approx(398 * 300, rel=1e-3)  # the best sequence begins with B and ends with E
+
+
+def disjoint(spans: list[tuple[int, int]]) -> bool:
+    return all(one[1] <= other[0] for one, other in pairwise(sorted(spans)))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_spans_read_are_the_best_of_all_disjoint_ones(seed: int):
+    likely = torch.rand(1, 5, 3, generator=torch.Generator().manual_seed(seed))
+    spans = [(end + 1 - size, end + 1) for end in range(5) for size in (1, 2, 3) if end + 1 >= size]
+    likely[0, 0, 1:], likely[0, 1, 2] = 0, 0  # would begin before the text
+    gain = {span: float(likely[0, span[1] - 1, span[1] - span[0] - 1]) - 0.4 for span in spans}
+    chosen = [
+        [span for span, take in zip(spans, bits, strict=True) if take] for bits in product((0, 1), repeat=len(spans))
+    ]
+    best = max(sum(gain[span] for span in each) for each in chosen if disjoint(each))
+    found = [(start, end) for _, start, end in spans_of_tags(likely_spans(likely, 0.4)).tolist()]
+    assert disjoint(found) and sum(gain[span] for span in found) == pytest.approx(best, abs=1e-6)
+
+
+def test_a_span_below_one_half_is_found_where_the_threshold_lets_it():
+    logits = torch.tensor([[[0.5, -5, -5, -5, 0.0], [5, -5, -5, -5, -5]]])
+    lengths = torch.tensor([2])
+    assert find(Logits(torch.zeros(1, 2, 2), logits), lengths).spans.tolist() == []
+    found = find(Logits(torch.zeros(1, 2, 2), logits, None, 0.3), lengths)
+    assert found.spans.tolist() == [[0, 0, 1]]
+    assert found.scores.item() == pytest.approx(1 / (1 + np.exp(0.5)), abs=1e-3)
+
+
+def test_nothing_is_found_in_the_padding_and_no_span_is_longer_than_the_longest():
+    logits = torch.zeros(2, LONGEST + 4, 5)
+    logits[..., I], logits[..., O], logits[..., S] = 9.0, -9.0, -9.0
+    logits[:, 0, B], logits[0, -1, E], logits[1, 2, E] = 99.0, 99.0, 99.0
+    found = find(Logits(torch.zeros(2, LONGEST + 4, 2), logits, None, 0.5), torch.tensor([LONGEST + 4, 3]))
+    assert found.spans.tolist() == [[1, 0, 3]]

@@ -1,0 +1,65 @@
+import numpy as np
+import pytest
+
+from model.config import TaggerConfig
+from model.dataset import Dataset, split_of
+from model.examples import Example
+from model.extractor import Extractor
+from model.loop import new_tagger
+from model.spelling import ROWS, VIEWS, Speller, views_of
+
+
+@pytest.mark.parametrize(
+    ("word", "views"),
+    [
+        ("Federer's", ("f", "fed", "r's", "Xxxxx'x")),
+        ("GPT4", ("g", "gpt", "pt4", "XXX0")),
+        ("123456", ("1", "123", "456", "0000")),
+        ("a", ("a", "a", "a", "x")),
+        ("ÉTÉ", ("é", "été", "été", "XXX")),
+        ("#!", ("#", "#!", "#!", "#!")),
+    ],
+)
+def test_views(word: str, views: tuple[str, ...]):
+    assert views_of(word) == views
+
+
+def rows(text: str, *spans: tuple[int, int]) -> np.ndarray:
+    starts, ends = np.array(spans, np.int32).T
+    return Speller()([text], starts, ends, np.array([0, len(spans)]))
+
+
+def test_words_that_are_written_alike_share_rows():
+    one, other = rows("Walking Talking", (0, 7), (8, 15))
+    assert (one == other).tolist() == [False, False, True, True]
+
+
+def test_each_view_has_rows_of_its_own_and_none_is_the_paddings():
+    found = rows("aaa b", (0, 3), (4, 5))
+    assert found.min() > 0 and found.max() < ROWS and found.shape == (2, VIEWS)
+    assert len(set(found[0].tolist())) == VIEWS
+
+
+def test_rows_do_not_change_from_run_to_run():
+    assert rows("Roger", (0, 5)).tolist() == [[3998, 7305, 12076, 12973]]
+
+
+def test_a_dataset_and_examples_in_memory_have_the_same_views(small_dataset: str):
+    data = Dataset(small_dataset)
+    split = data.load("valid", spelled=True)
+    assert split.views is not None and len(split.views) == len(split.ids)
+    first, text = slice(0, int(split.begins[1])), next(data.texts("valid"))
+    table = data._table("valid", ["starts", "ends"])
+    offsets = list(zip(table["starts"][0].as_py(), table["ends"][0].as_py(), strict=True))
+    example = Example(text.text, split.ids[first].tolist(), offsets, [], "here")
+    assert np.array_equal(split_of([example], spelled=True).views, split.views[first])
+    assert data.load("valid").views is None
+
+
+def test_an_extractor_sees_how_a_word_is_written(small_dataset: str):
+    data = Dataset(small_dataset)
+    config = TaggerConfig(embedding=4, hidden1=4, hidden2=4, spelling=3, threshold=0.001)
+    tagger = new_tagger(config, data.info["words"], seed=0)
+    extractor = Extractor(tagger, data.tokenizer())
+    one, other = (extractor.one(f"look at {word} now") for word in ("Zzyzxq", "9999"))  # both unknown words
+    assert [each.score for each in one] != [each.score for each in other]
