@@ -158,7 +158,7 @@ def span_probabilities(logits: torch.Tensor, chain: Chain, lengths: torch.Tensor
     return likely.transpose(0, 1).float()
 
 
-def likely_spans(likely: torch.Tensor, threshold: float) -> torch.Tensor:
+def likely_spans(likely: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
     """The tags (B, T) of the disjoint spans whose probabilities exceed a threshold by the most, in sum.
 
     Taking a span whose probability is above F / 2, where F is the F1 that is reached in the end, raises the expected F1,
@@ -166,10 +166,10 @@ def likely_spans(likely: torch.Tensor, threshold: float) -> torch.Tensor:
 
     Args:
         likely: of `span_probabilities`; 0 for spans that reach into the padding.
-        threshold: above 0.
+        threshold: above 0; a scalar, or (B,) for each row its own.
     """
     rows, steps, longest = likely.shape
-    gains = likely - threshold
+    gains = likely - threshold.view(-1, 1, 1)
     best = gains.new_zeros(rows, steps + 1)  # by how many tokens are decided
     taken = torch.zeros(rows, steps + 1, dtype=torch.long, device=likely.device)
     for t in range(1, steps + 1):

@@ -40,8 +40,9 @@ class TaggerConfig(_Tree):
         0, description="size of the vector of each view of how a word is written: beginning, end, shape; 0: none"
     )
     transitions: bool = Field(False, description="learn which tag follows which (a CRF); false: all legal ones alike")
-    threshold: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="keyphrases are the spans at least so likely; 0: those of the likeliest sequence of tags"
+    decoding: Literal["sequence", "spans"] = Field(
+        "sequence",
+        description="keyphrases are those of the likeliest tag sequence; or all spans above a probability, settled on valid",
     )
     vectors: bool = Field(True, description="begin from the dataset's pretrained vectors, where it has them")
     fast_rnn: bool = Field(True, description="plain RNN on a CPU by our own recurrence; false: torch's")

@@ -22,12 +22,16 @@ class Found(NamedTuple):
     scores: torch.Tensor
 
 
+def likely_by_end(logits: Logits, lengths: torch.Tensor) -> torch.Tensor:
+    """`span_probabilities` of what the heads say."""
+    return span_probabilities(logits.keyphrase, logits.chain or no_chain(lengths.device), lengths)
+
+
 @torch.no_grad()
 def find(logits: Logits, lengths: torch.Tensor) -> Found:
     """The keyphrases of texts that have `lengths` (B,) tokens."""
-    if logits.threshold:
-        chain = logits.chain or no_chain(lengths.device)
-        likely = span_probabilities(logits.keyphrase, chain, lengths)
+    if logits.threshold is not None:
+        likely = likely_by_end(logits, lengths)
         spans = spans_of_tags(likely_spans(likely, logits.threshold))
         row, start, end = spans.T
         return Found(spans, likely[row, end - 1, end - start - 1])

@@ -12,7 +12,8 @@ import numpy.typing as npt
 import torch
 
 from model.batch import Batch
-from model.found import find
+from model.chain import likely_spans
+from model.found import find, likely_by_end
 from model.tagger import Logits
 from model.tags import IGNORED, O, spans_of_tags
 
@@ -26,6 +27,15 @@ def count(logits: Logits, batch: Batch) -> torch.Tensor:
     """(B, 8) counts of each text: four columns of the keyphrase head, then four of the keyword head."""
     found = find(logits, batch.lengths).spans
     return torch.cat([_count_spans(found, batch.keyphrase), _count_keywords(logits.keyword, batch.keyword)], dim=1)
+
+
+def count_at(logits: Logits, batch: Batch, thresholds: torch.Tensor) -> torch.Tensor:
+    """(B, C, 4) counts of the keyphrase head alone, at each of C thresholds."""
+    many = len(thresholds)
+    likely = likely_by_end(logits, batch.lengths)
+    tags = likely_spans(likely.repeat(many, 1, 1), thresholds.repeat_interleave(len(likely)))
+    counts = _count_spans(spans_of_tags(tags), batch.keyphrase.repeat(many, 1))
+    return counts.unflatten(0, (many, len(likely))).transpose(0, 1)
 
 
 def _count_spans(found: torch.Tensor, gold: torch.Tensor) -> torch.Tensor:

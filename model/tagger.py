@@ -30,6 +30,7 @@ _CELLS = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 # Standard deviation of the first embedding. With torch's own 1.0 a rare word, which a sparse optimiser moves only when it
 # is seen, hardly leaves its random place: F1 0.44 against 0.50 on 10,722 tweets after 8 epochs.
 _EMBEDDING_SPREAD = 0.1
+_UNSETTLED = 0.5  # the threshold of a tagger that no validation split has seen
 _LEVELS = 2**16  # of two random bytes
 
 
@@ -38,13 +39,13 @@ class Logits(NamedTuple):
 
     Attributes:
         chain: learned scores of one tag after another; None where each tag is learned by itself.
-        threshold: keyphrases are spans at least so likely; 0 for those of the likeliest sequence.
+        threshold: keyphrases are spans more likely than this, a scalar; None for those of the likeliest sequence.
     """
 
     keyword: torch.Tensor
     keyphrase: torch.Tensor
     chain: Chain | None = None
-    threshold: float = 0.0
+    threshold: torch.Tensor | None = None
 
 
 class Recurrent(nn.Module):
@@ -76,6 +77,8 @@ class Recurrent(nn.Module):
 class Tagger(nn.Module):
     """The dual-loss keyphrase tagger."""
 
+    threshold: torch.Tensor | None
+
     def __init__(self, config: TaggerConfig, words: int, vectors: torch.Tensor | None = None) -> None:
         """
         Args:
@@ -98,6 +101,8 @@ class Tagger(nn.Module):
         inputs = config.window * (config.embedding + VIEWS * config.spelling)
         self.layer1 = Recurrent(config.cell, inputs, config.hidden1, config.bidirectional)
         self.layer2 = Recurrent(config.cell, self.layer1.outputs, config.hidden2, config.bidirectional)
+        # Saved with the weights: it is learned too, though not by gradients.
+        self.register_buffer("threshold", torch.tensor(_UNSETTLED) if config.decoding == "spans" else None)
         self.keyword_head = nn.Linear(self.layer1.outputs, 2)
         self.keyphrase_head = nn.Linear(self.layer2.outputs, 5)
 
@@ -115,7 +120,7 @@ class Tagger(nn.Module):
         """
         keyword, keyphrase = self._heads(ids, lengths, views)
         chain = self.transitions() if self.transitions else None
-        return Logits(keyword, keyphrase, chain, self.config.threshold)
+        return Logits(keyword, keyphrase, chain, self.threshold)
 
     def _heads(
         self, ids: torch.Tensor, lengths: torch.Tensor, views: torch.Tensor | None

@@ -102,7 +102,7 @@ def test_the_spans_read_are_the_best_of_all_disjoint_ones(seed: int):
         [span for span, take in zip(spans, bits, strict=True) if take] for bits in product((0, 1), repeat=len(spans))
     ]
     best = max(sum(gain[span] for span in each) for each in chosen if disjoint(each))
-    found = [(start, end) for _, start, end in spans_of_tags(likely_spans(likely, 0.4)).tolist()]
+    found = [(start, end) for _, start, end in spans_of_tags(likely_spans(likely, torch.tensor(0.4))).tolist()]
     assert disjoint(found) and sum(gain[span] for span in found) == pytest.approx(best, abs=1e-6)
 
 
@@ -110,7 +110,7 @@ def test_a_span_below_one_half_is_found_where_the_threshold_lets_it():
     logits = torch.tensor([[[0.5, -5, -5, -5, 0.0], [5, -5, -5, -5, -5]]])
     lengths = torch.tensor([2])
     assert find(Logits(torch.zeros(1, 2, 2), logits), lengths).spans.tolist() == []
-    found = find(Logits(torch.zeros(1, 2, 2), logits, None, 0.3), lengths)
+    found = find(Logits(torch.zeros(1, 2, 2), logits, None, torch.tensor(0.3)), lengths)
     assert found.spans.tolist() == [[0, 0, 1]]
     assert found.scores.item() == pytest.approx(1 / (1 + np.exp(0.5)), abs=1e-3)
 
@@ -119,5 +119,7 @@ def test_nothing_is_found_in_the_padding_and_no_span_is_longer_than_the_longest(
     logits = torch.zeros(2, LONGEST + 4, 5)
     logits[..., I], logits[..., O], logits[..., S] = 9.0, -9.0, -9.0
     logits[:, 0, B], logits[0, -1, E], logits[1, 2, E] = 99.0, 99.0, 99.0
-    found = find(Logits(torch.zeros(2, LONGEST + 4, 2), logits, None, 0.5), torch.tensor([LONGEST + 4, 3]))
+    found = find(
+        Logits(torch.zeros(2, LONGEST + 4, 2), logits, None, torch.tensor(0.5)), torch.tensor([LONGEST + 4, 3])
+    )
     assert found.spans.tolist() == [[1, 0, 3]]

@@ -11,6 +11,7 @@ from model.dataset import Dataset, Split
 from model.errors import DivergedError
 from model.loop import Progress, Training, evaluate, new_tagger
 from model.loss import dual_loss
+from model.metrics import summarise
 from model.optimizer import clip_gradients, lr_at, make_optimizers
 from model.tags import IGNORED
 from model.workers import Alone
@@ -19,7 +20,7 @@ from model.workers import Alone
 @pytest.fixture(scope="module")
 def splits(small_dataset: str) -> tuple[Split, Split, int]:
     dataset = Dataset(small_dataset)
-    return dataset.load("train"), dataset.load("valid"), dataset.info["words"]
+    return dataset.load("train", spelled=True), dataset.load("valid", spelled=True), dataset.info["words"]
 
 
 def train(splits: tuple[Split, Split, int], tagger: dict | None = None, **fields) -> Training:
@@ -79,11 +80,15 @@ def test_a_precision_that_would_be_imitated_is_refused(splits: tuple[Split, Spli
         ({}, {"row_updates": False}),
         ({}, {"bucketed": False}),
         ({}, {"row_updates": False, "optimizer": "adamw"}),
+        ({"spelling": 4}, {}),
+        ({"spelling": 4, "window": 1, "fast_rnn": False}, {"row_updates": False}),
+        ({"transitions": True}, {}),
+        ({"decoding": "spans"}, {}),
         pytest.param({}, {"precision": "bfloat16"}, marks=needs_bfloat16),
         pytest.param({"cell": "lstm"}, {"precision": "bfloat16"}, marks=needs_bfloat16),
     ],
 )
-def test_training_learns_with_each_shortcut_left_out(splits: tuple[Split, Split, int], tagger: dict, fields: dict):
+def test_training_learns_with_each_part_exchanged(splits: tuple[Split, Split, int], tagger: dict, fields: dict):
     training = train(splits, {"dropout": 0.1, **tagger}, epochs=6, **fields)
     *_, last = training.epochs()
     assert last["valid/keyphrase_f1"] > 0.2 and last["train/loss"] < training.history[0]["train/loss"]
@@ -154,6 +159,18 @@ def test_evaluation_counts_every_text_once_and_in_order(splits: tuple[Split, Spl
         alone.keyphrase.item() / len(batch.ids[0])
     )
     assert (batch.keyword != IGNORED).all()
+
+
+def test_the_threshold_is_settled_where_the_f1_is_best(splits: tuple[Split, Split, int]):
+    training = train(splits, {"decoding": "spans"}, epochs=1)
+    figures, tagger, device = training.run_epoch(), training.tagger, training.device
+    settled = tagger.threshold.item()
+    assert np.array_equal(evaluate(tagger, splits[1], device).counts, training.counts)
+    for other in (0.1, 0.3, 0.5):
+        tagger.threshold.fill_(other)
+        assert summarise(evaluate(tagger, splits[1], device).counts)["keyphrase_f1"] <= figures["valid/keyphrase_f1"]
+    evaluate(tagger, splits[1], device, settle=True)
+    assert tagger.threshold.item() == settled
 
 
 def _one(split: Split, row: int) -> Split:
