@@ -13,7 +13,7 @@ from model.allocator import keep_freed_memory
 from model.batch import ordered_batches, padded
 from model.bundle import load_bundle
 from model.tagger import Tagger, device_of
-from model.tags import decode, spans_of_tags
+from model.tags import decode, score_spans
 from model.tokenizer import PAD, UNKNOWN, Cut, Cutter
 
 TEXTS_HELD = 2048
@@ -79,12 +79,9 @@ class Extractor:
         """Row, first token, end token and score of each keyphrase."""
         place, sizes = ids.to(self.device), torch.from_numpy(lengths).to(self.device)
         logits = self.tagger(place, sizes).keyphrase
-        tags = decode(logits, sizes)
-        chosen = torch.log_softmax(logits, -1).gather(-1, tags[..., None])[..., 0]
-        sums = torch.nn.functional.pad(chosen.cumsum(1), (1, 0))
-        row, start, end = spans_of_tags(tags).T
-        scores = ((sums[row, end] - sums[row, start]) / (end - start)).exp()
-        return row.cpu().numpy(), start.cpu().numpy(), end.cpu().numpy(), scores.tolist()
+        spans, scores = score_spans(logits, decode(logits, sizes))
+        row, start, end = spans.T.cpu().numpy()
+        return row, start, end, scores.tolist()
 
 
 def _pieces(cut: Cut) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:

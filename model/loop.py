@@ -22,7 +22,7 @@ from model.errors import DivergedError
 from model.loss import dual_loss
 from model.metrics import Counts, count, summarise
 from model.optimizer import clip_gradients, lr_at, make_optimizers
-from model.tagger import Tagger, check_precision
+from model.tagger import Logits, Tagger, check_precision
 from model.workers import Alone, Workers
 
 RANKED_BY = "valid/keyphrase_f1"
@@ -72,15 +72,23 @@ def new_tagger(config: TaggerConfig, words: int, seed: int, vectors: torch.Tenso
 
 
 @torch.no_grad()
+def answers(
+    module: nn.Module, split: Split, device: torch.device, share: slice = slice(None)
+) -> Iterator[tuple[Rows, Batch, Logits]]:
+    """A tagger's answers to the texts of a split, or to a share of its batches: rows, batch and logits of each batch."""
+    module.eval()
+    for rows in ordered_batches(split.lengths, EVALUATION_BATCH)[share]:
+        batch = collate(split, rows).to(device)
+        yield rows, batch, module(batch.ids, batch.lengths)
+
+
+@torch.no_grad()
 def evaluate(module: nn.Module, split: Split, device: torch.device, workers: Workers | None = None) -> Evaluation:
     """Measures a tagger on a split; several workers share the texts and all get the whole result."""
     workers = workers or Alone()
-    module.eval()
     counts = torch.zeros(len(split), 8, dtype=torch.long, device=device)
     losses = torch.zeros(2, dtype=torch.float64, device=device)
-    for rows in ordered_batches(split.lengths, EVALUATION_BATCH)[workers.rank :: workers.size]:
-        batch = collate(split, rows).to(device)
-        logits = module(batch.ids, batch.lengths)
+    for rows, batch, logits in answers(module, split, device, slice(workers.rank, None, workers.size)):
         counts[torch.from_numpy(rows).to(device)] = count(logits, batch)
         losses += torch.stack(dual_loss(logits, batch)).double()
     keyword, keyphrase = (workers.sum(losses) / len(split.ids)).tolist()
