@@ -1,25 +1,21 @@
 """One HTML file that shows a sweep or a run: it opens offline and loads nothing from elsewhere."""
 
 import json
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from distributed import charts, verdict
 from distributed.sweep import Sweep, Trial, read_sweep
+from distributed.texts import shown_texts
 from model import storage
 from model.config import make_config
-from model.dataset import Dataset
 from model.errors import UserError
-from model.extractor import Extractor
 from model.loop import RANKED_BY
 from model.record import RUNS
-
-SAMPLES = 20
 
 
 def write_report(folder: str, out: str | None = None) -> str:
@@ -90,7 +86,7 @@ def _sweep_page(sweep: Sweep, folder: str) -> dict[str, Any]:
         "sections": [(name, text, charts.as_html(figure)) for name, text, figure in sections],
         "table": _trials_table(sweep),
         "record": _record_of_sweep(sweep),
-        "samples": _samples(folder, plan.config.data),
+        **shown_texts(folder, plan.config.data),
         "config": json.dumps(plan.model_dump(), indent=2),
     }
 
@@ -137,7 +133,7 @@ def _run_page(folder: str) -> dict[str, Any]:
         ],
         "table": {"title": "Epochs", "columns": list(names.values()), "rows": rows},
         "record": _record_beside(f"run {config.run.name}", history),
-        "samples": _samples(folder, config.data),
+        **shown_texts(folder, config.data),
         "config": json.dumps(config.model_dump(), indent=2),
     }
 
@@ -241,40 +237,6 @@ def _record_beside(name: str, history: list[dict[str, float]]) -> dict[str, Any]
         "columns": ["epochs", *_PAIR_COLUMNS, "our keyphrase F1"],
         "rows": rows,
     }
-
-
-def _samples(folder: str, data: str) -> dict[str, Any]:
-    """Texts of the test split (of the validation split where there is none) with gold and predicted keyphrases."""
-    bundle = storage.join(folder, "bundle")
-    if not storage.exists(bundle):
-        return {"text": "There is no bundle yet.", "texts": []}
-    try:
-        dataset = Dataset(data)
-    except UserError as error:
-        return {"text": f"The texts cannot be shown: {error}", "texts": []}
-    split = "test" if dataset.rows("test") else "valid"
-    every = max(1, dataset.rows(split) // SAMPLES)
-    chosen = [labelled for number, labelled in enumerate(dataset.texts(split)) if number % every == 0][:SAMPLES]
-    predicted = Extractor.load(bundle).many(labelled.text for labelled in chosen)
-    texts = [
-        _marked(labelled.text, list(labelled.spans or ()), [(each.start, each.end) for each in found])
-        for labelled, found in zip(chosen, predicted, strict=True)
-    ]
-    return {"text": f"{len(texts)} texts of the {split} split, evenly spread over it.", "texts": texts}
-
-
-def _marked(text: str, gold: list[tuple[int, int]], predicted: list[tuple[int, int]]) -> Markup:
-    """A text as HTML in which gold characters are underlined and predicted ones have a background."""
-    edges = sorted({0, len(text), *(edge for span in gold + predicted for edge in span)})
-    parts = []
-    for start, end in pairwise(edges):
-        kinds = [
-            name for name, spans in (("gold", gold), ("predicted", predicted)) if any(a <= start < b for a, b in spans)
-        ]
-        piece = escape(text[start:end])
-        parts.append(Markup('<span class="{}">{}</span>').format(" ".join(kinds), piece) if kinds else piece)
-    verdict = "right" if sorted(gold) == sorted(predicted) else "differs"
-    return Markup('<li class="{}">{}</li>').format(verdict, Markup("").join(parts))
 
 
 def _list(numbers: list[int]) -> str:

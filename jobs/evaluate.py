@@ -1,5 +1,7 @@
-"""`python -m jobs evaluate`: bundle + labelled texts -> figures."""
+"""`python -m jobs evaluate`: bundle + labelled texts -> figures, and the mistakes by kind."""
 
+import json as encoder
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
@@ -15,32 +17,57 @@ def evaluate(
     split: Annotated[str, typer.Option(help="Split of a dataset directory: train, valid or test.")] = "test",
     format: Annotated[str, typer.Option(help="Format of a labelled file; told by the content otherwise.")] = "auto",
     max_tokens: Annotated[int, typer.Option(min=1, help="Longer texts are left out.")] = 1_000,
+    mistakes: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write every mistake there, as a line of JSON.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
-    """Measure a tagger: precision, recall and F1 of both heads with 95 % bootstrap intervals."""
+    """Measure a tagger: precision, recall and F1 of both heads with 95 % bootstrap intervals, and mistakes by kind."""
+    from itertools import compress
+
+    from model import storage
     from model.bundle import load_bundle
     from model.corpus import Tally
     from model.dataset import split_of
     from model.errors import UserError
-    from model.examples import examples
+    from model.examples import Example, examples
     from model.loop import evaluate as measure
     from model.metrics import summarise
+    from model.mistakes import by_kind
+    from model.review import review
     from model.tagger import device_of
 
+    if mistakes is not None and storage.exists(mistakes):
+        raise UserError(f"{mistakes}: exists already, and may hold labels; give --mistakes another file, or delete it")
     loaded = load_bundle(bundle)
+    train = _trained_on(loaded, data, wanted=mistakes is not None)
     tally = Tally()
-    texts = labelled_texts(data, split, format, tally)
-    rows = split_of(examples(texts, loaded.tokenizer, tally, max_tokens), loaded.tagger.spelling is not None)
+
+    def read(tally: Tally) -> Iterator[Example]:
+        return examples(labelled_texts(data, split, format, tally), loaded.tokenizer, tally, max_tokens)
+
+    rows = split_of(read(tally), loaded.tagger.spelling is not None)
     tell_skipped(tally.counts, tally.places)
     if not len(rows):
         raise UserError(f"{data}: no text is left to measure on; see the reasons above")
     place = device_of(device)
-    figures = summarise(measure(loaded.tagger.to(place), rows, place).counts)
+    counts = measure(loaded.tagger.to(place), rows, place).counts
+    figures = summarise(counts)
     say(f"{len(rows):,} texts of {data}")
     say(table(figures))
+    kinds = None
+    if train is not None:
+        wrong = compress(read(Tally()), counts[:, 3] == 0)  # read again, so that not all texts have to be held
+        found = review(loaded.tagger, wrong, train, place)
+        kinds = by_kind(found)
+        say(_kinds_table(kinds))
+        if mistakes is not None:
+            lines = "".join(f"{encoder.dumps(each.line(), ensure_ascii=False)}\n" for each in found)
+            storage.write(mistakes, lines.encode())
+            say(f"{len(found):,} mistakes are in {mistakes}, by kind, the most informative first")
     if json:
-        print_json({"rows": len(rows), **figures, "skipped": tally.counts})
+        print_json({"rows": len(rows), **figures, "mistakes": kinds, "skipped": tally.counts})
 
 
 def labelled_texts(data: str, split: str, format: str, tally: Any) -> Any:
@@ -56,3 +83,25 @@ def labelled_texts(data: str, split: str, format: str, tally: Any) -> Any:
             raise UserError(f"--split {split}: is unknown; choose one of {', '.join(SPLITS)}")
         return Dataset(data).texts(split)
     return (text for source in sources([data], format) for text in Reader(source).read(tally))
+
+
+def _trained_on(bundle: Any, data: str, wanted: bool) -> Any:
+    """The training split of the bundle's dataset; None, and a line that says so, where it is gone and not `wanted`."""
+    from model.errors import UserError
+    from model.review import training_split
+
+    try:
+        return training_split(bundle, bundle.config.data, data)
+    except UserError as error:
+        if wanted:
+            raise
+        say(f"no mistakes by kind: {error}")
+        return None
+
+
+def _kinds_table(kinds: dict[str, dict[str, float]]) -> str:
+    lines = ["mistakes               misses  false positives  share"]
+    for kind, of_kind in kinds.items():
+        misses, false_positives = f"{of_kind['misses']:,}", f"{of_kind['false_positives']:,}"
+        lines.append(f"{kind:<21}  {misses:>6}  {false_positives:>15}  {of_kind['share']:5.1%}")
+    return "\n".join(lines)

@@ -26,6 +26,25 @@ def prepare(
     vectors: Annotated[
         str | None, typer.Option(help="Word vectors to begin from: word2vec, GloVe or fastText.")
     ] = None,
+    pretrain: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILES", help="Train word vectors on these unlabelled texts: paths, URIs or globs."),
+    ] = None,
+    vector_size: Annotated[
+        int | None, typer.Option(min=1, help="Values of a vector of --pretrain; as tagger.embedding, 300, otherwise.")
+    ] = None,
+    pretrain_frequency: Annotated[
+        int | None,
+        typer.Option(min=1, help="Words seen less often in the texts of --pretrain get no vector; 5 otherwise."),
+    ] = None,
+    join: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="At most so many words that only the vectors have join the vocabulary, the most frequent first; "
+            "otherwise all of --pretrain, and none of --vectors.",
+        ),
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse the input instead of leaving anything out.")] = False,
     skip_bad_lines: Annotated[
         bool, typer.Option("--skip-bad-lines", help="Leave out lines that cannot be used instead of stopping there.")
@@ -40,6 +59,7 @@ def prepare(
     from distributed.data import over
     from model.prepare import Recipe
     from model.prepare import prepare as make
+    from model.pretraining import PASSES
 
     recipe = Recipe(
         train=train,
@@ -51,21 +71,26 @@ def prepare(
         max_words=max_words,
         max_tokens=max_tokens,
         vectors=vectors,
+        pretrain=pretrain or [],
+        vector_size=vector_size,
+        pretrain_frequency=pretrain_frequency,
+        join=join,
         strict=strict,
         skip_bad_lines=skip_bad_lines,
         overwrite=overwrite,
     )
-    with counting("texts") as tell:
-        info = make(recipe, over(out, workers), tell)
+    passes = f"texts for word vectors, each {PASSES} times"
+    with counting("texts") as tell, counting(passes) as tell_pretraining:
+        info = make(recipe, over(out, workers), tell, tell_pretraining)
     for split, facts in info["splits"].items():
         say(f"{split}: {facts['rows']:,} texts, {facts['tokens']:,} tokens, {facts['keyphrases']:,} keyphrases")
         tell_skipped(facts["skipped"], facts["skipped_places"])
     if info["vectors"]:
         found = info["vectors"]
         share = found["words_covered"] / found["words"]
-        say(
-            f"vectors: {found['words_covered']:,} of {found['words']:,} words ({share:.1%}) have one, of {found['size']} values"
-        )
+        joined = f"; {found['words_joined']:,} words joined" if found["words_joined"] else ""
+        covered = f"{found['words_covered']:,} of {found['words']:,} words ({share:.1%}) have one"
+        say(f"vectors: {covered}, of {found['size']} values{joined}")
     say(f"{info['words']:,} words; {out} is ready: {INVOCATION} train --data {out}")
     if json:
         print_json({"out": out, **info})

@@ -162,16 +162,10 @@ def detect(path: str) -> str:
     Raises:
         UserError: the file is empty, or looks like none of the formats.
     """
-    lines = [
-        line.decode("utf-8", "replace").strip("\r\n\ufeff")
-        for line in islice(Range(path, "auto").lines(), _SAMPLE_LINES)
-    ]
-    full = [line for line in lines if line.strip()]
-    if not full:
-        raise UserError(f"{path}: is empty; give a file with at least one text")
+    full = first_lines(path)
     if full[0].lstrip().startswith("{"):
         return "jsonl" if any('"keyphrases"' in line or '"spans"' in line for line in full) else "raw"
-    if 2 * sum(_looks_conll(line) for line in full) > len(full):
+    if looks_conll(full):
         return "conll"
     if 2 * sum("\t" in line for line in full) >= len(full):
         return "tsv"
@@ -189,9 +183,23 @@ def text_of_line(raw: bytes, place: str, jsonl: bool) -> str:
     return _text(_json_object(line, place).get("text"), place) if jsonl and line.strip() else line
 
 
-def _looks_conll(line: str) -> bool:
-    columns = line.split()
-    return len(columns) >= 2 and bool(_TAG.match(columns[-1])) and ("\t" in line or len(columns) == 2)
+def first_lines(path: str) -> list[str]:
+    """The first lines of a file that are not blank. Raises UserError where there is none."""
+    lines = [
+        line.decode("utf-8", "replace").strip("\r\n\ufeff")
+        for line in islice(Range(path, "auto").lines(), _SAMPLE_LINES)
+    ]
+    full = [line for line in lines if line.strip()]
+    if not full:
+        raise UserError(f"{path}: is empty; give a file with at least one text")
+    return full
+
+
+def looks_conll(lines: list[str]) -> bool:
+    """Whether most of the lines are a token and a tag."""
+    columns = [(line.split(), "\t" in line) for line in lines]
+    tagged = [len(each) >= 2 and _TAG.match(each[-1]) and (tab or len(each) == 2) for each, tab in columns]
+    return 2 * sum(map(bool, tagged)) > len(lines)
 
 
 def _decode(raw: bytes, place: str) -> str:

@@ -6,7 +6,7 @@ import torch
 
 from model.chain import likely_spans, no_chain, span_probabilities
 from model.tagger import Logits
-from model.tags import decode, spans_of_tags
+from model.tags import decode, score_spans, spans_of_tags
 
 
 class Found(NamedTuple):
@@ -22,22 +22,33 @@ class Found(NamedTuple):
     scores: torch.Tensor
 
 
+@torch.no_grad()
+def find(logits: Logits, lengths: torch.Tensor) -> Found:
+    """The keyphrases of texts that have `lengths` (B,) tokens."""
+    if logits.threshold is None:
+        return Found(*score_spans(logits.keyphrase, decode(logits.keyphrase, lengths, logits.chain)))
+    likely = likely_by_end(logits, lengths)
+    spans = spans_of_tags(likely_spans(likely, logits.threshold))
+    return Found(spans, _probabilities(likely, spans))
+
+
+@torch.no_grad()
+def scored(logits: Logits, lengths: torch.Tensor, tags: torch.Tensor) -> Found:
+    """The keyphrases of given tags (B, T), O in the padding, with the scores that the tagger gives them."""
+    if logits.threshold is None:
+        return Found(*score_spans(logits.keyphrase, tags))
+    spans = spans_of_tags(tags)
+    return Found(spans, _probabilities(likely_by_end(logits, lengths), spans))
+
+
 def likely_by_end(logits: Logits, lengths: torch.Tensor) -> torch.Tensor:
     """`span_probabilities` of what the heads say."""
     return span_probabilities(logits.keyphrase, logits.chain or no_chain(lengths.device), lengths)
 
 
-@torch.no_grad()
-def find(logits: Logits, lengths: torch.Tensor) -> Found:
-    """The keyphrases of texts that have `lengths` (B,) tokens."""
-    if logits.threshold is not None:
-        likely = likely_by_end(logits, lengths)
-        spans = spans_of_tags(likely_spans(likely, logits.threshold))
-        row, start, end = spans.T
-        return Found(spans, likely[row, end - 1, end - start - 1])
-    tags = decode(logits.keyphrase, lengths, logits.chain)
-    spans = spans_of_tags(tags)
-    chosen = torch.log_softmax(logits.keyphrase, -1).gather(-1, tags[..., None])[..., 0]
-    sums = torch.nn.functional.pad(chosen.cumsum(1), (1, 0))
+def _probabilities(likely: torch.Tensor, spans: torch.Tensor) -> torch.Tensor:
+    """Those of some spans; 0 for spans that are longer than any that is looked for."""
     row, start, end = spans.T
-    return Found(spans, ((sums[row, end] - sums[row, start]) / (end - start)).exp())
+    size = end - start
+    found = likely[row, end - 1, (size - 1).clamp(max=likely.shape[2] - 1)]
+    return torch.where(size <= likely.shape[2], found, 0)

@@ -21,7 +21,7 @@ from model.errors import DivergedError
 from model.loss import dual_loss
 from model.metrics import Counts, count, count_at, score, summarise
 from model.optimizer import clip_gradients, lr_at, make_optimizers
-from model.tagger import Tagger, check_precision
+from model.tagger import Logits, Tagger, check_precision
 from model.workers import Alone, Workers
 
 RANKED_BY = "valid/keyphrase_f1"
@@ -72,6 +72,17 @@ def new_tagger(config: TaggerConfig, words: int, seed: int, vectors: torch.Tenso
 
 
 @torch.no_grad()
+def answers(
+    tagger: Tagger, split: Split, device: torch.device, share: slice = slice(None)
+) -> Iterator[tuple[Rows, Batch, Logits]]:
+    """A tagger's answers to the texts of a split, or to a share of its batches: rows, batch and logits of each batch."""
+    tagger.eval()
+    for rows in ordered_batches(split.lengths, EVALUATION_BATCH)[share]:
+        batch = collate(split, rows).to(device)
+        yield rows, batch, tagger(batch.ids, batch.lengths, batch.views)
+
+
+@torch.no_grad()
 def evaluate(
     tagger: Tagger, split: Split, device: torch.device, workers: Workers | None = None, settle: bool = False
 ) -> Evaluation:
@@ -81,14 +92,12 @@ def evaluate(
     figures are those at this threshold, and so a little better than on texts that had no say in it.
     """
     workers = workers or Alone()
-    tagger.eval()
     counts = torch.zeros(len(split), 8, dtype=torch.long, device=device)
     thresholds = _THRESHOLDS.to(device) if settle and tagger.threshold is not None else None
     at = torch.zeros(0 if thresholds is None else len(split), len(_THRESHOLDS), 4, dtype=torch.long, device=device)
     losses = torch.zeros(2, dtype=torch.float64, device=device)
-    for rows in ordered_batches(split.lengths, EVALUATION_BATCH)[workers.rank :: workers.size]:
-        batch = collate(split, rows).to(device)
-        logits, place = tagger(batch.ids, batch.lengths, batch.views), torch.from_numpy(rows).to(device)
+    for rows, batch, logits in answers(tagger, split, device, slice(workers.rank, None, workers.size)):
+        place = torch.from_numpy(rows).to(device)
         counts[place] = count(logits, batch)
         if thresholds is not None:
             at[place] = count_at(logits, batch, thresholds)

@@ -17,13 +17,15 @@ import pyarrow as pa
 from safetensors.numpy import save
 
 from model import storage
+from model.config import TaggerConfig
 from model.corpus import Tally, later, sources, told
 from model.errors import LineError, UserError
 from model.parts import FORMAT_VERSION, SPLITS, read_words, write_vocabulary
 from model.passes import Facts, Piece, Rules, first_pass, second_pass
 from model.pieces import Over, cut, here
+from model.pretraining import FREQUENCY, pretrain, unlabelled
 from model.tokenizer import SPECIAL
-from model.vectors import read_vectors
+from model.vectors import joining, read_vectors, start_table
 from model.vocabulary import WordCounts, save_tokenizer
 
 
@@ -41,6 +43,11 @@ class Recipe:
         max_words: size of the vocabulary at most.
         max_tokens: longer texts are left out.
         vectors: a file of pretrained word vectors, see model/vectors.py.
+        pretrain: unlabelled texts to train word vectors on instead, see model/pretraining.py: paths, URIs or globs.
+        vector_size: values of a vector of `pretrain`, by default those of `tagger.embedding`.
+        pretrain_frequency: words seen less often in the texts of `pretrain` get no vector.
+        join: words that only the vectors have, and that join the vocabulary, at most, the most frequent first. By default
+            none of a file's, and all of `pretrain`.
         strict: refuse the input instead of leaving anything out.
         skip_bad_lines: leave out lines that cannot be used instead of refusing the input.
         overwrite: replace a dataset that stands at `out`.
@@ -55,18 +62,28 @@ class Recipe:
     max_words: int = 1_000_000
     max_tokens: int = 1_000
     vectors: str | None = None
+    pretrain: list[str] = field(default_factory=list)
+    vector_size: int | None = None
+    pretrain_frequency: int | None = None
+    join: int | None = None
     strict: bool = False
     skip_bad_lines: bool = False
     overwrite: bool = False
 
 
-def prepare(recipe: Recipe, over: Over = here, tell: Callable[[int], None] = lambda texts: None) -> dict[str, Any]:
+def prepare(
+    recipe: Recipe,
+    over: Over = here,
+    tell: Callable[[int], None] = lambda texts: None,
+    tell_pretraining: Callable[[int], None] = lambda texts: None,
+) -> dict[str, Any]:
     """Makes the dataset directory and gives the content of its dataset.json.
 
     Args:
         recipe: what to make it from.
         over: where the pieces of the input are worked on.
         tell: is told how many texts are read.
+        tell_pretraining: is told how many texts are read for word vectors, see pretraining.PASSES.
 
     Raises:
         UserError: the input or the output cannot be used; nothing is left at `out`.
@@ -75,6 +92,7 @@ def prepare(recipe: Recipe, over: Over = here, tell: Callable[[int], None] = lam
     storage.check_new(recipe.out, "dataset.json", "dataset", recipe.overwrite)
     given = {"train": recipe.train, "valid": recipe.valid, "test": recipe.test}
     files = {split: sources(patterns, recipe.format) for split, patterns in given.items() if patterns}
+    start = _Start(recipe)
     pieces = [Piece(origin, i, ranges) for origin, each in files.items() for i, ranges in enumerate(cut(each))]
     with storage.scratch_directory(recipe.out) as drafts:
         rules = Rules(_carved(given), recipe.max_tokens, recipe.skip_bad_lines, drafts)
@@ -85,9 +103,11 @@ def prepare(recipe: Recipe, over: Over = here, tell: Callable[[int], None] = lam
                 tell(found.texts)
         splits = found.splits(pieces, recipe.strict)
         vocabulary = found.words.vocabulary(recipe.min_frequency, recipe.max_words)["word"]
+        vocabulary = start.joined(vocabulary, tell_pretraining)
         write_vocabulary(drafts, vocabulary)
         with storage.common_directory(recipe.out, marker="dataset.json") as folder:
-            vectors = _add_words(folder, recipe.vectors, vocabulary)
+            save_tokenizer(vocabulary, storage.join(folder, "tokenizer.json"))
+            vectors = start.write(folder, vocabulary)
             words = len(SPECIAL) + len(vocabulary)
             del vocabulary  # the second pass finds it where the drafts are
             pa.default_memory_pool().release_unused()
@@ -190,12 +210,53 @@ def _carved(given: dict[str, list[str]]) -> dict[int, str]:
     return shares
 
 
-def _add_words(folder: str, vectors: str | None, words: pa.ChunkedArray) -> dict[str, Any] | None:
-    """Writes the tokenizer and the vectors; gives what dataset.json says of these."""
-    save_tokenizer(words, storage.join(folder, "tokenizer.json"))
-    if vectors is None:
-        return None
-    known = [*SPECIAL, *words.to_pylist()]
-    found = read_vectors(vectors, known)
-    storage.write(storage.join(folder, "vectors.safetensors"), save({"vectors": found.table}))
-    return {"path": vectors, "size": found.table.shape[1], "words_covered": found.covered, "words": len(known)}
+class _Start:
+    """The word vectors to begin from, where there are any."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        """Raises UserError where the recipe contradicts itself, or a file is missing or empty."""
+        self._recipe = recipe
+        if recipe.pretrain and recipe.vectors is not None:
+            raise UserError("--pretrain and --vectors: both give the words their vectors; leave one of the two out")
+        of_texts = {"--vector-size": recipe.vector_size, "--pretrain-frequency": recipe.pretrain_frequency}
+        for option, value in of_texts.items():
+            if value is not None and not recipe.pretrain:
+                raise UserError(
+                    f"{option} {value}: is about the vectors of --pretrain; give its texts, or leave it out"
+                )
+        if recipe.join is not None and not recipe.pretrain and recipe.vectors is None:
+            raise UserError(f"--join {recipe.join}: is about words with vectors; give --pretrain or --vectors, too")
+        if recipe.vectors is not None and not storage.exists(recipe.vectors):
+            raise UserError(f"{recipe.vectors}: no such file of word vectors")
+        self._texts = unlabelled(recipe.pretrain)
+        self._known: Any = None
+        self._about: dict[str, Any] = {}
+
+    def joined(self, words: pa.ChunkedArray, tell: Callable[[int], None]) -> pa.ChunkedArray:
+        """Reads or trains the vectors. Gives the vocabulary with the words that join it at its end."""
+        recipe = self._recipe
+        if self._texts:
+            size, frequency = recipe.vector_size or TaggerConfig().embedding, recipe.pretrain_frequency or FREQUENCY
+            self._known, self._about["pretrained"] = pretrain(
+                self._texts, size, frequency, recipe.skip_bad_lines, tell=tell
+            )
+            most = len(self._known) if recipe.join is None else recipe.join
+        elif recipe.vectors is not None:
+            self._known, self._about["path"] = read_vectors(recipe.vectors), recipe.vectors
+            most = recipe.join or 0
+        else:
+            return words
+        room = max(recipe.max_words - len(SPECIAL) - len(words), 0)
+        more = joining(self._known, words.to_pylist(), min(most, room))
+        self._about["words_joined"] = len(more)
+        return pa.chunked_array([*words.chunks, pa.array(more, pa.string())])
+
+    def write(self, folder: str, words: pa.ChunkedArray) -> dict[str, Any] | None:
+        """Writes the vectors of the vocabulary; gives what dataset.json says of them."""
+        if self._known is None:
+            return None
+        found = start_table(self._known, [*SPECIAL, *words.to_pylist()])
+        self._known = None  # it may be large
+        storage.write(storage.join(folder, "vectors.safetensors"), save({"vectors": found.table}))
+        rows, size = found.table.shape
+        return self._about | {"size": size, "words_covered": found.covered, "words": rows}

@@ -69,6 +69,23 @@ def spans_of_tags(tags: torch.Tensor) -> torch.Tensor:
     return torch.cat([starts, ends[:, 1:] + 1], dim=1)
 
 
+def score_spans(logits: torch.Tensor, tags: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The spans of legal tag sequences, and how sure of each the keyphrase head is.
+
+    Args:
+        logits: (batch, time, 5) of the keyphrase head.
+        tags: (batch, time) tags, O in the padding; every row a legal sequence.
+
+    Returns:
+        (spans, 3) as `spans_of_tags` gives them, and (spans,) the geometric mean of the probabilities of their tags.
+    """
+    spans = spans_of_tags(tags)
+    row, start, end = spans.T
+    chosen = torch.log_softmax(logits, -1).gather(-1, tags[..., None])[..., 0]
+    sums = torch.nn.functional.pad(chosen.cumsum(1), (1, 0))
+    return spans, ((sums[row, end] - sums[row, start]) / (end - start)).exp()
+
+
 def decode(logits: torch.Tensor, lengths: torch.Tensor, chain: Chain | None = None) -> torch.Tensor:
     """The likeliest legal BIOES sequence of each row (Viterbi over log-probabilities, illegal steps shut).
 

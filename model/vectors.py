@@ -1,41 +1,38 @@
-"""Pretrained word vectors: word2vec, GloVe and fastText files, text or binary, read through gensim."""
+"""Word vectors to begin from: word2vec, GloVe and fastText files, text or binary, read through gensim."""
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from itertools import islice
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from model import storage
 from model.errors import UserError
-from model.tokenizer import SPECIAL
+from model.tokenizer import SPECIAL, Cutter
 
+_NAMES_AT_ONCE = 10_000
 _FASTTEXT_MAGIC = (793712314).to_bytes(4, "little")
 
 
 class Vectors(NamedTuple):
-    """A table (words, size) for the words of a vocabulary, and how many of them the file knew."""
+    """A table (words, size) for the words of a vocabulary, and how many of them were known."""
 
     table: npt.NDArray[np.float32]
     covered: int
 
 
-def read_vectors(path: str, words: list[str], seed: int = 0) -> Vectors:
-    """The vectors of a vocabulary's words, from a local file.
+def start_table(known: Any, words: list[str], seed: int = 0) -> Vectors:
+    """The vectors of a vocabulary's words.
 
-    A word is looked for as it is, then with a capital, then in capitals. Words that the file does not know are drawn
-    at random around 0 with the file's own spread, so that they differ from one another.
+    A word is looked for as it is, then with a capital, then in capitals. Words that are not known are drawn at random
+    around 0 with the spread of the known vectors, so that they differ from one another.
 
     Args:
-        path: word2vec (text or binary), GloVe (text) or fastText (`.vec` or `.bin`), told apart by content; `.gz` too.
+        known: gensim's KeyedVectors.
         words: the vocabulary.
         seed: of the random vectors.
-
-    Raises:
-        UserError: the file is missing, damaged, or its lines differ in length.
     """
-    if not storage.exists(path):
-        raise UserError(f"{path}: no such file of word vectors")
-    known = _load(path)
     table = np.random.default_rng(seed).standard_normal((len(words), known.vector_size), dtype=np.float32)
     table *= float(np.std(known.vectors[:10_000]))
     covered = 0
@@ -48,7 +45,38 @@ def read_vectors(path: str, words: list[str], seed: int = 0) -> Vectors:
     return Vectors(table, covered)
 
 
-def _load(path: str):  # type: ignore[no-untyped-def]  # gensim's KeyedVectors
+def joining(known: Any, words: Iterable[str], most: int) -> list[str]:
+    """At most so many words that have a vector and are not in a vocabulary, in the order of the vectors.
+
+    They are in the form in which the tokenizer finds them; what it would cut into several words is left out.
+
+    Args:
+        known: gensim's KeyedVectors; files have the most frequent words first.
+        words: the vocabulary.
+        most: how many.
+    """
+    has, joined = set(words), dict[str, None]()
+    forms: dict[str, int] = {}
+    cut = Cutter(lambda word: forms.setdefault(word, len(forms)))
+    names = iter(known.index_to_key)
+    while len(joined) < most and (some := list(islice(names, _NAMES_AT_ONCE))):
+        tokens, surface = cut(some), list(forms)
+        for name, first, count in zip(some, tokens.begins.tolist(), np.diff(tokens.begins).tolist(), strict=False):
+            whole = count == 1 and tokens.ends[first] - tokens.starts[first] == len(name)
+            if whole and (form := surface[tokens.ids[first]]) not in has:
+                joined[form] = None
+    return list(joined)[:most]
+
+
+def read_vectors(path: str) -> Any:
+    """The vectors of a local file, as gensim's KeyedVectors.
+
+    Args:
+        path: word2vec (text or binary), GloVe (text) or fastText (`.vec` or `.bin`), told apart by content; `.gz` too.
+
+    Raises:
+        UserError: the file is damaged, or its lines differ in length.
+    """
     from gensim.models import KeyedVectors
     from gensim.models.fasttext import load_facebook_vectors
 

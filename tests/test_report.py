@@ -10,8 +10,9 @@ import pytest
 from conftest import SMALL, refused
 
 from distributed.plan import make_plan
-from distributed.report import _marked, write_report
+from distributed.report import write_report
 from distributed.sweep import Journal
+from distributed.texts import marked
 from distributed.verdict import Judgement
 from model import storage
 from model.bundle import load_bundle
@@ -95,6 +96,7 @@ def test_a_sweeps_report_opens_offline_with_all_its_parts(sweep_folder: str, tmp
         "Finalists",
         "Trials",
         "The record beside it",
+        "Mistakes",
         "20 texts",
     ):
         assert part in page, part
@@ -106,7 +108,7 @@ def test_a_sweeps_report_opens_offline_with_all_its_parts(sweep_folder: str, tmp
 def test_a_runs_report_opens_offline(run_folder: str, tmp_path: Path):
     page, console = browse(write_report(run_folder, str(tmp_path / "out.html")), tmp_path)
     assert not console and page.count('class="main-svg"') >= 2
-    for part in ("F1 on the validation split", "Losses", "Epochs", "The record beside it", "20 texts"):
+    for part in ("F1 on the validation split", "Losses", "Epochs", "The record beside it", "Mistakes", "20 texts"):
         assert part in page, part
 
 
@@ -135,10 +137,35 @@ def test_a_report_needs_something_to_report(tmp_path: Path, run_folder: str):
     refused(lambda: write_report(run_folder), "has not finished an epoch")
 
 
+def test_a_report_lists_the_mistakes_by_kind(run_folder: str, sweep_folder: str):
+    for folder in (run_folder, sweep_folder):
+        page = Path(write_report(folder)).read_text("utf-8").split("<h2>Mistakes</h2>")[1].split("<h2>Texts</h2>")[0]
+        assert "mistakes in 100 texts of the valid split" in page and "&middot; score 0." in page
+        assert "<h3>ambiguous word</h3>" in page and "keyphrase in " in page
+        assert '<span class="gold">' in page and '<span class="predicted">' in page
+
+
+def test_a_report_says_why_it_has_no_texts(run_folder: str, small_dataset: str, tmp_path: Path):
+    config = Path(run_folder) / "config.json"
+    known, gone = config.read_text(), str(tmp_path / "gone")
+    config.write_text(known.replace(small_dataset, gone))
+    page = Path(write_report(run_folder)).read_text("utf-8")
+    assert page.count("The texts cannot be shown") == 2 and f"{gone}: no such directory" in page
+    assert "F1 on the validation split" in page and "<h3>" not in page
+    config.write_text(known)
+    other = Path(run_folder) / "bundle" / "tokenizer.json"
+    other.write_text(other.read_text().replace("\n", "\n "))
+    assert "mistakes in 100 texts" in Path(write_report(run_folder)).read_text("utf-8")
+    other.write_text(other.read_text().replace('"giants"', '"gnomes"'))
+    page = Path(write_report(run_folder)).read_text("utf-8")
+    assert "has another vocabulary" in page and "20 texts of the test split" in page
+    shutil.rmtree(Path(run_folder) / "bundle")
+    assert "There is no bundle yet." in Path(write_report(run_folder)).read_text("utf-8")
+
+
 def test_gold_and_predicted_characters_are_marked_apart():
-    text = "see <b> roger federer"
-    assert _marked(text, [(8, 21)], [(14, 21)]) == (
-        '<li class="differs">see &lt;b&gt; <span class="gold">roger </span><span class="gold predicted">federer</span></li>'
+    assert marked("see <b> roger federer", [(8, 21)], [(14, 21)]) == (
+        'see &lt;b&gt; <span class="gold">roger </span><span class="gold predicted">federer</span>'
     )
-    assert _marked("a b", [(0, 1)], [(0, 1)]) == '<li class="right"><span class="gold predicted">a</span> b</li>'
-    assert _marked("", [], []) == '<li class="right"></li>'
+    assert marked("a b", [(0, 1)], [(0, 1)]) == '<span class="gold predicted">a</span> b'
+    assert marked("", [], []) == ""
