@@ -45,7 +45,7 @@ class TaggerConfig(_Tree):
         description="keyphrases are those of the likeliest tag sequence; or all spans above a probability, settled on valid",
     )
     vectors: bool = Field(True, description="begin from the dataset's pretrained vectors, where it has them")
-    fast_rnn: bool = Field(True, description="plain RNN on a CPU by our own recurrence; false: torch's")
+    fast_rnn: bool = Field(True, description="recurrence on a CPU by our own few products; false: torch's")
     fast_dropout: bool = Field(True, description="dropout on a CPU from random bytes; false: torch's")
 
     @model_validator(mode="after")

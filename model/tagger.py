@@ -19,7 +19,8 @@ from torch import nn
 from model.chain import Transitions
 from model.config import TaggerConfig
 from model.errors import UserError
-from model.recurrent import joined_rows, layer_of_words, layer_with_head, pack
+from model.packing import joined_rows, pack
+from model.recurrent import layer_of_words, layer_with_head
 from model.spelling import ROWS as SPELLINGS
 from model.spelling import VIEWS
 from model.tags import Chain
@@ -138,8 +139,8 @@ class Tagger(nn.Module):
 
     def _packs(self, ids: torch.Tensor) -> bool:
         """Whether the recurrence of model/recurrent.py takes the place of torch's."""
-        plain = self.config.cell == "rnn" and self.embedding.weight.dtype == torch.float32
-        return self.config.fast_rnn and plain and ids.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+        whole = self.embedding.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        return self.config.fast_rnn and whole and ids.device.type == "cpu"
 
     def _packed_heads(
         self, ids: torch.Tensor, lengths: torch.Tensor, views: torch.Tensor | None

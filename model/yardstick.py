@@ -19,6 +19,7 @@ from model.tokenizer import PAD
 PADDED_TO = 128
 _SECONDS = 0.6  # that a lane is timed for at least
 _ROWS = 2048  # of the product that stands for the machine's best
+_SUMS = {"rnn": 1, "gru": 3, "lstm": 4}  # that a hidden unit adds up
 
 
 def timed(work: Iterator[float], device: torch.device) -> float:
@@ -32,20 +33,23 @@ def timed(work: Iterator[float], device: torch.device) -> float:
 
 
 def flops_per_token(config: TaggerConfig) -> int:
-    """Floating-point operations of a training step for each token in the plain RNN's products; backward is twice forward."""
-    layer1 = config.hidden1 * (config.window * config.embedding + config.hidden1)
-    layer2 = config.hidden2 * (config.hidden1 + config.hidden2)
-    return 3 * 2 * (layer1 + layer2 + 2 * config.hidden1 + 5 * config.hidden2)
+    """Floating-point operations of a training step's products for each token; backward is twice forward."""
+    directions = 2 if config.bidirectional else 1
+    outputs1, outputs2 = directions * config.hidden1, directions * config.hidden2
+    layer1 = outputs1 * _SUMS[config.cell] * (config.window * config.embedding + config.hidden1)
+    layer2 = outputs2 * _SUMS[config.cell] * (outputs1 + config.hidden2)
+    return 3 * 2 * (layer1 + layer2 + 2 * outputs1 + 5 * outputs2)
 
 
 def products(config: TaggerConfig, precision: torch.dtype, device: torch.device) -> Iterator[float]:
     """The ceiling: tokens, if training were one large matrix product of the first layer's shape, and nothing else."""
     inputs = config.window * config.embedding
     a = torch.randn(_ROWS, inputs, device=device).to(precision)
-    b = torch.randn(inputs, config.hidden1, device=device).to(precision)
+    sums = _SUMS[config.cell] * config.hidden1
+    b = torch.randn(inputs, sums, device=device).to(precision)
     while True:
         torch.mm(a, b)
-        yield 2 * _ROWS * inputs * config.hidden1 / flops_per_token(config)
+        yield 2 * _ROWS * inputs * sums / flops_per_token(config)
 
 
 def training_steps(training: Training) -> Iterator[int]:

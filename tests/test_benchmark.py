@@ -28,6 +28,14 @@ def test_operations_of_the_records_model():
     assert tokens * 3 * forward == pytest.approx(2 * 2048 * 900 * 300)
 
 
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_each_number_of_the_weights_is_multiplied_once_for_a_token(cell: str, bidirectional: bool):
+    config = TaggerConfig(cell=cell, bidirectional=bidirectional, window=5, embedding=6, hidden1=7, hidden2=8)
+    weights = [each for name, each in new_tagger(config, 3, 0).named_parameters() if "embedding" not in name]
+    assert flops_per_token(config) == 6 * sum(each.numel() for each in weights if each.dim() == 2)
+
+
 def test_the_hand_made_loop_is_a_training(small_dataset: str, monkeypatch: pytest.MonkeyPatch):
     data, losses = Dataset(small_dataset), []
     entropy = yardstick.F.cross_entropy

@@ -8,11 +8,14 @@ from torch import nn
 
 from model.config import TaggerConfig
 from model.loop import new_tagger
-from model.recurrent import Step, joined_rows, layer_of_words, layer_with_head, pack
+from model.packing import Step, joined_rows, pack
+from model.recurrent import layer_of_words, layer_with_head
 from model.tagger import Tagger, dropout_mask
 
 LENGTHS = torch.tensor([4, 9, 1, 9, 6])
+MANY = torch.arange(70) * 7 % 9 + 1  # their steps are 80, 64, 64, 48, 48, 32, 32, 16, 16 columns wide
 TIME, INPUTS, HIDDEN, CLASSES = 10, 30, 20, 5
+CELLS = (nn.RNN, nn.LSTM, nn.GRU)
 
 
 def test_tokens_are_packed_by_step_with_the_longer_texts_first():
@@ -31,32 +34,34 @@ def packed(padded: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("directions", [1, 2])
-def test_values_and_gradients_are_those_of_torchs_rnn(directions: int):
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("lengths", [LENGTHS, MANY], ids=["few", "many"])
+def test_values_and_gradients_are_those_of_torch(lengths: torch.Tensor, cell: type[nn.RNNBase], directions: int):
     torch.manual_seed(0)
-    own = [nn.RNN(INPUTS, HIDDEN, batch_first=True) for _ in range(directions)]
-    theirs = nn.RNN(INPUTS, HIDDEN, batch_first=True, bidirectional=directions == 2)
+    own = [cell(INPUTS, HIDDEN, batch_first=True) for _ in range(directions)]
+    theirs = cell(INPUTS, HIDDEN, batch_first=True, bidirectional=directions == 2)
     for rnn, suffix in zip(own, ("", "_reverse"), strict=False):
         for name, value in rnn.named_parameters():
             getattr(theirs, name + suffix).data = value.detach().clone()
     head = nn.Linear(directions * HIDDEN, CLASSES)
-    inputs = torch.randn(len(LENGTHS), TIME, INPUTS)
-    real = (torch.arange(TIME) < LENGTHS[:, None])[..., None]
-    of_states, of_logits = (torch.randn(len(LENGTHS), TIME, size) * real for size in (directions * HIDDEN, CLASSES))
+    inputs = torch.randn(len(lengths), TIME, INPUTS)
+    real = (torch.arange(TIME) < lengths[:, None])[..., None]
+    of_states, of_logits = (torch.randn(len(lengths), TIME, size) * real for size in (directions * HIDDEN, CLASSES))
 
     ours = inputs.clone().requires_grad_()
-    places, steps = pack(LENGTHS.numpy(), TIME)
+    places, steps = pack(lengths.numpy(), TIME)
     states, logits = layer_with_head(packed(ours, places), steps, own, head)
     ((states * packed(of_states, places)).sum() + (logits * packed(of_logits, places)).sum()).backward()
     gradients = [ours.grad, *(weight.grad for rnn in own for weight in rnn.parameters()), head.weight.grad]
     head.zero_grad()
 
     reference = inputs.clone().requires_grad_()
-    sequence = nn.utils.rnn.pack_padded_sequence(reference, LENGTHS, batch_first=True, enforce_sorted=False)
+    sequence = nn.utils.rnn.pack_padded_sequence(reference, lengths, batch_first=True, enforce_sorted=False)
     expected, _ = nn.utils.rnn.pad_packed_sequence(theirs(sequence)[0], batch_first=True, total_length=TIME)
     ((expected * of_states).sum() + (head(expected) * of_logits).sum()).backward()
     wanted = [reference.grad, *(weight.grad for weight in theirs.parameters()), head.weight.grad]
 
-    here = places < len(LENGTHS) * TIME
+    here = places < len(lengths) * TIME
     assert torch.allclose(states[here], packed(expected, places)[here], atol=1e-5)
     assert torch.allclose(logits[here], packed(head(expected), places)[here], atol=1e-5)
     for one, other in zip(gradients, wanted, strict=True):
@@ -80,9 +85,10 @@ def test_rows_and_their_gradient_are_those_of_an_embedding():
 
 
 @pytest.mark.parametrize("directions", [1, 2])
-def test_going_over_distinct_words_gives_what_going_over_tokens_gives(directions: int):
+@pytest.mark.parametrize("cell", CELLS)
+def test_going_over_distinct_words_gives_what_going_over_tokens_gives(cell: type[nn.RNNBase], directions: int):
     table, ids = torch.randn(30, 7), torch.randint(0, 30, (len(LENGTHS), TIME, 3))
-    layers = [nn.RNN(21, HIDDEN, batch_first=True) for _ in range(directions)]
+    layers = [cell(21, HIDDEN, batch_first=True) for _ in range(directions)]
     head = nn.Linear(directions * HIDDEN, CLASSES)
     places, steps = pack(LENGTHS.numpy(), TIME)
     around = packed(ids, places)
@@ -93,15 +99,18 @@ def test_going_over_distinct_words_gives_what_going_over_tokens_gives(directions
         assert torch.allclose(one, other, atol=1e-5)
 
 
-@pytest.mark.parametrize(("window", "both"), [(1, False), (3, False), (3, True), (5, True)])
-def test_a_tagger_says_the_same_and_learns_the_same_without_it(window: int, both: bool):
+@pytest.mark.parametrize(
+    ("cell", "window", "both"),
+    [("rnn", 1, False), ("rnn", 3, False), ("rnn", 3, True), ("rnn", 5, True), ("lstm", 1, True), ("gru", 3, True)],
+)
+def test_a_tagger_says_the_same_and_learns_the_same_without_it(cell: str, window: int, both: bool):
     ids, lengths = torch.randint(2, 40, (len(LENGTHS), TIME)), LENGTHS
     ids[torch.arange(TIME) >= lengths[:, None]] = 0
     real = (torch.arange(TIME) < lengths[:, None])[..., None]
     taggers = []
     for fast in (True, False):
         config = TaggerConfig(
-            embedding=8, hidden1=12, hidden2=9, window=window, bidirectional=both, dropout=0, fast_rnn=fast
+            cell=cell, embedding=8, hidden1=12, hidden2=9, window=window, bidirectional=both, dropout=0, fast_rnn=fast
         )
         taggers.append(new_tagger(config, 40, seed=0))
     said = [tagger(ids, lengths)[:2] for tagger in taggers]
@@ -138,10 +147,12 @@ def test_a_dropout_mask_depends_on_torchs_seed_alone():
     assert torch.equal(masks[0], masks[1]) and not torch.equal(masks[0], masks[2])
 
 
-def test_other_cells_and_devices_go_torchs_way():
-    taggers = {cell: Tagger(TaggerConfig(cell=cell), 10) for cell in ("rnn", "gru", "lstm")}
-    ids = torch.ones(1, 1, dtype=torch.long)
-    assert [tagger._packs(ids) for tagger in taggers.values()] == [True, False, False]
-    assert not taggers["rnn"]._packs(ids.to("meta"))
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+def test_other_devices_and_precisions_go_torchs_way(cell: str):
+    tagger, ids = Tagger(TaggerConfig(cell=cell), 10), torch.ones(1, 1, dtype=torch.long)
+    assert tagger._packs(ids)
+    assert not tagger._packs(ids.to("meta"))
+    assert not Tagger(TaggerConfig(cell=cell, fast_rnn=False), 10)._packs(ids)
     with torch.autocast("cpu", torch.bfloat16):
-        assert not taggers["rnn"]._packs(ids)
+        assert not tagger._packs(ids)
+    assert not tagger.to(torch.float64)._packs(ids)
