@@ -1,7 +1,8 @@
-"""How a word is written, in a few views: what a tagger has of a word that its training never saw.
+"""How a word is written and where it stands, in a few views: what a tagger has of a word that its training never saw.
 
 Each view of a word is hashed into rows of its own in one table (Weinberger et al., ICML 2009), so there is no list of
-endings to keep. Unlike a vocabulary id, a view may see the case of the letters.
+endings to keep. Unlike a vocabulary id, a view may see the case of the letters. How often a word stands in
+its text, and how far from the beginning, tells a keyphrase of a longer text.
 """
 
 import zlib
@@ -29,7 +30,8 @@ def _shape(word: str) -> str:
     return "".join(kind for _, run in groupby(kinds) for kind in islice(run, _REPEATED))[:_LONGEST_SHAPE]
 
 
-VIEWS = len(views_of(""))
+_OF_WORD = len(views_of(""))
+VIEWS = _OF_WORD + 2  # and how often the word stands in its text, and where it stands
 ROWS = 1 + VIEWS * _ROWS  # of the whole table; row 0 is the padding's
 
 
@@ -42,6 +44,8 @@ class Speller:
     def _forget(self) -> None:
         self._number: dict[str, int] = {}
         self._rows: list[list[int]] = []
+        self._alike: dict[str, int] = {}  # by word in lower case
+        self._alikes: list[int] = []
 
     def __call__(
         self,
@@ -64,7 +68,11 @@ class Speller:
         for text, begin, end in zip(texts, bounds, bounds[1:], strict=False):
             words = (text[a:b] for a, b in zip(first[begin:end], last[begin:end], strict=True))
             numbers += [self._number_of(word) for word in words]
-        return np.array(self._rows, np.uint16).reshape(-1, VIEWS)[numbers]
+        text, within = _places(begins)
+        alike = np.array(self._alikes, np.int64)[numbers]
+        _, same, times = np.unique(text * len(self._rows) + alike, return_inverse=True, return_counts=True)
+        of_word = np.array(self._rows, np.uint16).reshape(-1, _OF_WORD)[numbers]
+        return np.column_stack([of_word, _rows(4, times[same].clip(max=_MOST)), _rows(5, _steps(within))])
 
     def _number_of(self, word: str) -> int:
         number = self._number.get(word)
@@ -72,7 +80,25 @@ class Speller:
             number = self._number[word] = len(self._rows)
             hashes = (zlib.crc32(view.encode("utf-8", "replace"), i) % _ROWS for i, view in enumerate(views_of(word)))
             self._rows.append([1 + i * _ROWS + row for i, row in enumerate(hashes)])
+            self._alikes.append(self._alike.setdefault(word.lower(), len(self._alike)))
         return number
 
 
+def _places(begins: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Of each token the number of its text, and how many stand before it there."""
+    lengths = np.diff(begins)
+    text = np.repeat(np.arange(len(lengths)), lengths)
+    return text, np.arange(len(text)) - begins[text]
+
+
+def _steps(within: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Places in a text in steps that grow: 0, 1, 2, ... 7, 8 to 11, 12 to 15, 16 to 23, ..."""
+    return np.where(within < 8, within, (4 * np.log2(within.clip(min=1)) - 4).astype(np.int64).clip(8, 40))
+
+
+def _rows(view: int, values: npt.NDArray[np.int64]) -> npt.NDArray[np.uint16]:
+    return (1 + view * _ROWS + values).astype(np.uint16)
+
+
+_MOST = 8  # times that a word is counted in a text
 _REMEMBERED = 500_000  # words

@@ -31,7 +31,21 @@ def rows(text: str, *spans: tuple[int, int]) -> np.ndarray:
 
 def test_words_that_are_written_alike_share_rows():
     one, other = rows("Walking Talking", (0, 7), (8, 15))
-    assert (one == other).tolist() == [False, False, True, True]
+    assert (one == other).tolist() == [False, False, True, True, True, False]
+
+
+def test_a_word_is_counted_in_its_own_text_whatever_its_case():
+    starts, ends = np.array([0, 2, 4, 0], np.int32), np.array([1, 3, 5, 1], np.int32)
+    found = Speller()(["a b A", "a"], starts, ends, np.array([0, 3, 4]))
+    assert (found[:, 4] - found[1, 4]).tolist() == [1, 0, 1, 0]  # two of a, one of b; one in the other text
+
+
+def test_places_are_told_in_steps_that_grow():
+    count = 100
+    starts = np.arange(0, 2 * count, 2, dtype=np.int32)
+    places = Speller()(["a " * count], starts, starts + 1, np.array([0, count]))[:, 5].astype(int)
+    assert (np.diff(places) >= 0).all() and len(set(places[:8].tolist())) == 8
+    assert places[8] == places[9] > places[7] and 20 <= len(set(places.tolist())) <= 30
 
 
 def test_each_view_has_rows_of_its_own_and_none_is_the_paddings():
@@ -41,7 +55,7 @@ def test_each_view_has_rows_of_its_own_and_none_is_the_paddings():
 
 
 def test_rows_do_not_change_from_run_to_run():
-    assert rows("Roger", (0, 5)).tolist() == [[3998, 7305, 12076, 12973]]
+    assert rows("Roger", (0, 5)).tolist() == [[3998, 7305, 12076, 12973, 16386, 20481]]
 
 
 def test_a_dataset_and_examples_in_memory_have_the_same_views(small_dataset: str):
