@@ -68,9 +68,9 @@ class Speller:
         for text, begin, end in zip(texts, bounds, bounds[1:], strict=False):
             words = (text[a:b] for a, b in zip(first[begin:end], last[begin:end], strict=True))
             numbers += [self._number_of(word) for word in words]
-        text, within = _places(begins)
+        of_text, within = _places(begins)
         alike = np.array(self._alikes, np.int64)[numbers]
-        _, same, times = np.unique(text * len(self._rows) + alike, return_inverse=True, return_counts=True)
+        _, same, times = np.unique(of_text * len(self._rows) + alike, return_inverse=True, return_counts=True)
         of_word = np.array(self._rows, np.uint16).reshape(-1, _OF_WORD)[numbers]
         return np.column_stack([of_word, _rows(4, times[same].clip(max=_MOST)), _rows(5, _steps(within))])
 
