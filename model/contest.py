@@ -180,6 +180,7 @@ def _ended(system: str, seed: int, code: int) -> str:
 
 
 def _child(result: Connection, request: Request, system: str, seed: int, note: Note) -> None:
+    torch.set_num_threads(len(os.sched_getaffinity(0)))  # a job of Ray's has one otherwise
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent as well, which ends this process
     try:
         result.send(measure(request, system, seed, note))
@@ -188,8 +189,7 @@ def _child(result: Connection, request: Request, system: str, seed: int, note: N
 
 
 def measure(request: Request, system: str, seed: int, note: Note) -> Outcome:
-    """Trains a system in this process, with all its cores, and measures it."""
-    torch.set_num_threads(len(os.sched_getaffinity(0)))  # a job of Ray's has one otherwise
+    """Trains a system in this process and measures it."""
     data, train = Dataset(request.data), _train_peer if system in _PEERS else _train_tandem
     trained = train(data, system, seed, note)
     test = list(data.texts("test"))
@@ -257,18 +257,19 @@ def _train_peer(data: Dataset, system: str, seed: int, note: Note) -> Trained:
     tag, best_s = _PEERS[system](train, valid, seed, note)
     stopped_s, cores = clock.seconds, clock.cores
 
-    def start() -> Find:
-        return partial(_find, tag, Cutter(lambda word: UNKNOWN, data.tokenizer()))
-
-    return Trained(start, best_s, stopped_s, cores)
+    return Trained(lambda: finder(tag, data), best_s, stopped_s, cores)
 
 
 def _examples(data: Dataset, split: str) -> list[Example]:
     return list(examples(data.texts(split), data.tokenizer(), Tally(), sys.maxsize))
 
 
+def finder(tag: Tag, data: Dataset) -> Find:
+    """What gives a system that reads words raw texts to read."""
+    return partial(_find, tag, Cutter(lambda word: UNKNOWN, data.tokenizer()))
+
+
 def _find(tag: Tag, cut: Cutter, texts: list[str]) -> list[list[Span]]:
-    """What a system that reads words finds in raw texts, as characters."""
     found: list[list[Span]] = []
     for first in range(0, len(texts), TEXTS_HELD):
         some = texts[first : first + TEXTS_HELD]
