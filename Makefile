@@ -4,13 +4,15 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 READY := .venv/.ready
+PEERS := .venv/.peers
 
-.PHONY: help demo test benchmark test-cluster chaos leaks scale up down lint format clean
+.PHONY: help demo test benchmark peers test-cluster chaos leaks scale up down lint format clean
 
 help:
 	@echo "make demo   the main job on the built-in corpus: prepare, train with 2 workers, evaluate, extract"
 	@echo "make test   all tests"
 	@echo "make benchmark  how fast everything is, beside the hand-made loop and the machine's limit; DATA=dataset (5 minutes)"
+	@echo "make peers  what you would pick instead, beside both presets on a dataset of yours; DATA=dataset"
 	@echo "make test-cluster  jobs on a cluster of a head and three nodes on this machine, and on an autoscaler (12 minutes)"
 	@echo "make chaos  trainings on such a cluster whose workers, nodes and drivers are killed; N=20 of them"
 	@echo "make leaks  whether sweeps of hundreds of trials leave anything behind in Ray (6 minutes)"
@@ -36,6 +38,14 @@ test: $(READY)
 
 benchmark: $(READY)
 	$(BIN)/python -m jobs benchmark $(if $(DATA),--data $(DATA))
+
+$(PEERS): $(READY)
+	$(BIN)/pip install -qq ".[peers]"
+	@rm -rf build *.egg-info
+	@touch $@
+
+peers: $(PEERS)
+	$(BIN)/python -m jobs benchmark --peers $(if $(DATA),--data $(DATA))
 
 test-cluster: $(READY)
 	TANDEM_CLUSTER=1 $(BIN)/python -m pytest tests/test_cluster.py tests/test_autoscaler.py

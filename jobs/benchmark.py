@@ -15,28 +15,71 @@ def benchmark(
     workers: Annotated[int, typer.Option(min=2, help="Processes of a group.")] = 2,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds; what is told are medians.")] = 5,
     texts: Annotated[int, typer.Option(min=1000, help="Texts that are prepared in each round.")] = 200_000,
+    peers: Annotated[
+        bool, typer.Option("--peers", help="Compare both presets with what one would pick instead, and nothing else.")
+    ] = False,
+    systems: Annotated[
+        str | None, typer.Option(help="With --peers: some of crf,spacy,record,best; all of them otherwise.")
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="With --peers: trainings of each system; 1 otherwise.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the ratios and the table as one JSON object.")] = False,
 ) -> None:
     """Measure training against the hand-made loop and against the machine's limit, and everything beside it.
 
     Takes about ten minutes on 2 cores. Uses a GPU where this machine has one.
+
+    With --peers: train a CRF, spaCy and both presets on the dataset, on the CPU, and compare them on its test split.
     """
-    from distributed.benchmark import Request
-    from distributed.benchmark import benchmark as measure
     from jobs.demo import prepare_corpus, write_corpus
     from model import storage
+    from model.errors import UserError
 
+    if not peers and (systems or seeds):
+        raise UserError("--systems and --seeds: belong to --peers; give that as well")
     with tempfile.TemporaryDirectory(prefix="tandem-corpus-") as folder:
         place = data or prepare_corpus(write_corpus(Path(folder) / "corpus", 12_000), Path(folder) / "dataset")
-        try:
-            result = measure(Request(storage.absolute(place), workers, repeats, texts), say)
-        finally:
-            import ray
-
-            ray.shutdown()
-    say(_table(result))
+        place = storage.absolute(place)
+        result = _compare(place, systems, seeds or 1, repeats) if peers else _measure(place, workers, repeats, texts)
+    say(_systems(result) if peers else _table(result))
     if json:
         print_json(result)
+
+
+def _compare(data: str, systems: str | None, seeds: int, repeats: int) -> dict[str, Any]:
+    from model.contest import SYSTEMS, Request, compare
+
+    chosen = SYSTEMS if systems is None else tuple(dict.fromkeys(systems.split(",")))
+    return compare(Request(data, chosen, seeds, repeats), say)
+
+
+def _measure(data: str, workers: int, repeats: int, texts: int) -> dict[str, Any]:
+    from distributed.benchmark import Request, benchmark
+
+    try:
+        return benchmark(Request(data, workers, repeats, texts), say)
+    finally:
+        import ray
+
+        ray.shutdown()
+
+
+def _systems(result: dict[str, Any]) -> str:
+    """A line for each system."""
+    lines = [
+        f"{'':<8}{'F1':>8}{'95 % interval':>20}{'spread':>8}{'precision':>11}{'recall':>8}"
+        f"{'train s':>10}{'stopped s':>11}{'cores':>7}{'texts/s':>10}{'cores':>7}"
+    ]
+    for row in result["systems"]:
+        interval = f"{row['low']:.4f} to {row['high']:.4f}"
+        spread = "" if row["spread"] is None else f"{row['spread']:.4f}"
+        lines.append(
+            f"{row['system']:<8}{row['keyphrase_f1']:>8.4f}{interval:>20}{spread:>8}{row['precision']:>11.4f}"
+            f"{row['recall']:>8.4f}{row['train_s']:>10,.1f}{row['stopped_s']:>11,.1f}{row['train_cores']:>7.2f}"
+            f"{row['texts_per_s']:>10,.0f}{row['use_cores']:>7.2f}"
+        )
+    return "\n".join(lines)
 
 
 def _table(result: dict[str, Any]) -> str:

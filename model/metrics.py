@@ -13,6 +13,7 @@ import torch
 
 from model.batch import Batch
 from model.chain import likely_spans
+from model.examples import Span
 from model.found import find, likely_by_end
 from model.tagger import Logits
 from model.tags import IGNORED, O, spans_of_tags
@@ -55,6 +56,18 @@ def _count_keywords(logits: torch.Tensor, gold: torch.Tensor) -> torch.Tensor:
     return torch.stack([*columns, exact.long()], dim=1)
 
 
+def counts_of_spans(found: Sequence[Sequence[Span]], gold: Sequence[Sequence[Span]]) -> Counts:
+    """(texts, 8) counts of the keyphrases that were found in each text and those that are there; of keywords none.
+
+    Args:
+        found, gold: for each text its spans, of tokens or of characters, the same in both.
+    """
+    counts = np.zeros((len(gold), 8), np.int64)
+    for row, (one, other) in enumerate(zip(map(set, found), map(set, gold), strict=True)):
+        counts[row, :4] = len(one & other), len(one), len(other), one == other
+    return counts
+
+
 class Score(NamedTuple):
     """Precision, recall and their harmonic mean. A figure with nothing to count is 0, never NaN."""
 
@@ -81,22 +94,38 @@ def summarise(counts: Counts, seed: int = 0) -> dict[str, float]:
     Returns:
         For each head `<head>_f1`, `_precision`, `_recall`, `_f1_low`, `_f1_high` and `_exact_match`, all in 0 to 1.
     """
+    return summarise_seeds([counts], seed)
+
+
+def summarise_seeds(runs: Sequence[Counts], seed: int = 0) -> dict[str, float]:
+    """The figures of a split as means over several trainings, with intervals over its texts alone.
+
+    Each resample draws the texts once for all trainings, and gives the mean of their figures on these texts.
+
+    Args:
+        runs: for each training its counts (texts, 8), all in the same order of texts.
+        seed: of the bootstrap.
+
+    Returns:
+        What `summarise` gives.
+    """
     # Texts with equal counts are alike to the bootstrap: drawing how often each kind of text comes is the same as
     # drawing the texts, and costs no more for a million of them.
+    counts = np.concatenate(runs, axis=1)
     kinds, occurrences = np.unique(counts, axis=0, return_counts=True)
     draws = np.random.default_rng(seed).multinomial(len(counts), occurrences / len(counts), size=RESAMPLES) @ kinds
-    sums = counts.sum(0)
+    sums, draws = counts.sum(0).reshape(len(runs), 8).T, draws.reshape(RESAMPLES, len(runs), 8).T
     figures: dict[str, float] = {}
     for head, first in zip(HEADS, (0, 4), strict=True):
         whole = score(*sums[first : first + 3])
-        low, high = np.percentile(score(*draws.T[first : first + 3]).f1, [2.5, 97.5])
+        low, high = np.percentile(score(*draws[first : first + 3]).f1.mean(0), [2.5, 97.5])
         figures |= {
-            f"{head}_f1": float(whole.f1),
-            f"{head}_precision": float(whole.precision),
-            f"{head}_recall": float(whole.recall),
+            f"{head}_f1": float(whole.f1.mean()),
+            f"{head}_precision": float(whole.precision.mean()),
+            f"{head}_recall": float(whole.recall.mean()),
             f"{head}_f1_low": float(low),
             f"{head}_f1_high": float(high),
-            f"{head}_exact_match": float(sums[first + 3] / len(counts)),
+            f"{head}_exact_match": float(sums[first + 3].mean() / len(counts)),
         }
     return figures
 

@@ -1,0 +1,215 @@
+"""What one would pick instead, beside the presets: the systems, their counts and intervals, and the command."""
+
+import json
+import math
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SMALL, refused
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from jobs.__main__ import app
+from jobs.console import say
+from model import contest, peers
+from model.contest import Outcome, Request, compare, row_of
+from model.corpus import Tally
+from model.dataset import Dataset
+from model.demo_corpus import generate
+from model.errors import RunFailedError
+from model.examples import examples
+from model.extractor import Extractor
+from model.loop import evaluate
+from model.metrics import counts_of_spans, score, summarise, summarise_seeds
+from model.peers import bio_tags, features, spans_of_bio
+from model.prepare import Recipe, prepare
+
+KEYS = ["system", "keyphrase_f1", "low", "high", "precision", "recall", "seeds", "spread", "train_s", "stopped_s"]
+
+
+@pytest.fixture(scope="module")
+def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A dataset directory of 70 training, 10 validation and 20 test texts."""
+    folder = tmp_path_factory.mktemp("tiny")
+    files = {}
+    for split, texts in generate(100).items():
+        files[split] = folder / f"{split}.jsonl"
+        files[split].write_text("".join(json.dumps({"text": t.text, "spans": t.spans}) + "\n" for t in texts))
+    prepare(Recipe([str(files["train"])], str(folder / "data"), [str(files["valid"])], [str(files["test"])]))
+    return str(folder / "data")
+
+
+def benchmark(*arguments: str):
+    return CliRunner().invoke(app, ["benchmark", *arguments])
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 4)), max_size=6), st.integers(0, 3))
+def test_spans_come_back_from_their_bio_tags(runs: list[tuple[int, int]], rest: int):
+    spans, at = [], 0
+    for gap, size in runs:
+        spans.append((at + gap, at + gap + size))
+        at += gap + size
+    assert spans_of_bio(bio_tags(spans, at + rest)) == spans
+
+
+def test_bio_tags_of_a_model_may_be_illegal():
+    assert bio_tags([(1, 2), (2, 4)], 5) == ["O", "B", "B", "I", "O"]
+    assert spans_of_bio(["I", "I", "O", "I", "B", "I"]) == [(0, 2), (3, 4), (4, 6)]
+    assert spans_of_bio([]) == []
+
+
+def test_features_tell_a_word_and_two_on_each_side():
+    first, _, _, last = features(["Storm", "Ada", "hits", "Leeds7"])
+    assert {"+0 word storm", "+0 begins sto", "+0 ends orm", "+0 capital True", "+0 length 5", "-1 none"} <= set(first)
+    assert {"+1 word ada", "+2 word hits", "+2 capital False"} <= set(first) and "+0 digit False" in first
+    assert {"-2 word ada", "-1 word hits", "+0 digit True", "+1 none", "+2 none"} <= set(last)
+    assert not any("leeds7" in each for each in first)
+
+
+def test_counts_of_spans_are_those_of_each_text_alone():
+    found = [[(0, 4), (5, 9)], [], [(0, 4)], [(1, 2)]]
+    gold = [[(5, 9), (10, 12)], [], [(0, 4)], []]
+    assert counts_of_spans(found, gold)[:, :4].tolist() == [[1, 2, 2, 0], [0, 0, 0, 1], [1, 1, 1, 1], [0, 1, 0, 0]]
+    with pytest.raises(ValueError):
+        counts_of_spans(found[:3], gold)
+
+
+def test_the_interval_over_seeds_is_that_of_resampled_texts():
+    draw = np.random.default_rng(5)
+    gold, runs = draw.integers(1, 3, 300), []
+    for hit in (0.3, 0.4, 0.8):
+        counts = np.zeros((300, 8), np.int64)
+        counts[:, 0], counts[:, 1], counts[:, 2] = draw.random(300) < hit, 1, gold
+        runs.append(counts)
+    figures = summarise_seeds(runs)
+    assert figures["keyphrase_f1"] == pytest.approx(np.mean([summarise(each)["keyphrase_f1"] for each in runs]))
+    assert figures["keyphrase_recall"] == pytest.approx(np.mean([summarise(each)["keyphrase_recall"] for each in runs]))
+    means = []
+    for _ in range(4000):
+        texts = draw.integers(300, size=300)
+        means.append(np.mean([score(*counts[texts].sum(0)[:3]).f1 for counts in runs]))
+    low, high = np.percentile(means, [2.5, 97.5])
+    assert figures["keyphrase_f1_low"] == pytest.approx(low, abs=0.005)
+    assert figures["keyphrase_f1_high"] == pytest.approx(high, abs=0.005)
+    widths = [summarise(each)["keyphrase_f1_high"] - summarise(each)["keyphrase_f1_low"] for each in runs]
+    assert high - low < min(widths)  # what differs between trainings averages out, and counts for no noise of the texts
+
+
+def test_the_same_training_three_times_is_one_training():
+    counts = np.random.default_rng(0).integers(0, 4, (50, 8))
+    assert summarise_seeds([counts] * 3) == pytest.approx(summarise(counts))
+
+
+def test_a_row_holds_means_over_trainings_and_their_spread():
+    def outcome(right: int, seconds: float) -> Outcome:
+        counts = np.tile([0, 1, 1, 0, 0, 0, 0, 0], (10, 1))
+        counts[:right, 0] = 1
+        return Outcome(counts, seconds, seconds + 1, 1.5, 100 * seconds, 1.0)
+
+    row = row_of("spacy", [outcome(4, 2.0), outcome(8, 4.0)])
+    assert (row["keyphrase_f1"], row["seeds"], row["train_s"], row["stopped_s"]) == (pytest.approx(0.6), 2, 3.0, 4.0)
+    assert row["spread"] == pytest.approx(math.sqrt(2 * 0.2**2)) and row["texts_per_s"] == 300
+    assert row["low"] < 0.6 < row["high"]
+    assert row_of("crf", [outcome(4, 2.0)])["spread"] is None
+
+
+def test_a_missing_package_is_told_with_how_to_install_it(tiny_dataset: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(peers, "PACKAGES", {"crf": ("no_such_crf", "sklearn-crfsuite"), "spacy": ("no_such", "spaCy")})
+    result = benchmark("--peers", "--data", tiny_dataset)
+    assert result.exit_code == 2 and not result.stdout
+    for part in ("sklearn-crfsuite and spaCy: not installed", "make peers", 'pip install ".[peers]"', "record,best"):
+        assert part in result.stderr
+    peers.check_installed(["record", "best"])
+
+
+def test_what_cannot_be_compared_is_refused(tiny_dataset: str, tmp_path: Path):
+    for arguments, parts in (
+        (["--peers", "--systems", "record,flair"], ("flair: is unknown", "crf,spacy,record,best")),
+        (["--peers", "--systems", ""], ("choose some of crf,spacy,record,best",)),
+        (["--systems", "record"], ("--peers",)),
+        (["--seeds", "2"], ("--peers",)),
+    ):
+        result = benchmark("--data", tiny_dataset, *arguments)
+        assert result.exit_code == 2 and not result.stdout, result.output
+        assert all(part in result.stderr for part in parts), result.stderr
+    source = tmp_path / "a.tsv"
+    source.write_text("".join(f"text {i} of rain\train\n" for i in range(20)))
+    prepare(Recipe([str(source)], str(tmp_path / "d"), [str(source)]))
+    refused(lambda: compare(Request(str(tmp_path / "d"), ("record",)), say), "has no test split", "--test FILE")
+
+
+def test_the_records_preset_is_compared_from_beginning_to_end(tiny_dataset: str):
+    result = benchmark("--peers", "--data", tiny_dataset, "--systems", "record", "--repeats", "1", "--json")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    [row] = told["systems"]
+    assert set(KEYS) < set(row) and row["system"] == "record"
+    assert told["texts"] == {"train": 70, "valid": 10, "test": 20}
+    assert 0 <= row["low"] <= row["keyphrase_f1"] <= row["high"] <= 1
+    assert 0 < row["train_s"] <= row["stopped_s"] and row["texts_per_s"] > 1
+    assert "1 of 1  record" in result.stderr and "texts/s" in result.stderr
+
+
+def test_what_is_measured_of_a_preset_in_use_is_what_evaluate_measures(
+    small_dataset: str, monkeypatch: pytest.MonkeyPatch
+):
+    kept = []
+    monkeypatch.setattr(contest, "Extractor", lambda *a: (kept.append(a[0]), Extractor(*a))[1])
+    small = {"tagger": SMALL | {"dropout": 0.1}, "training": {"lr": 0.01, "epochs": 6}}
+    monkeypatch.setattr(contest, "tree_of", lambda name: small)
+    outcome = contest.measure(Request(small_dataset, repeats=1), "record", 0, say)
+    test = Dataset(small_dataset).load("test")
+    counts = evaluate(kept[0], test, contest.torch.device("cpu")).counts
+    assert counts[:, 0].sum() > 50
+    assert (outcome.counts[:, :4] == counts[:, :4]).all()
+
+
+def _dies(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _raises(*_: object) -> None:
+    raise ValueError("of its own")
+
+
+@pytest.mark.parametrize(("note", "how"), [(_dies, "killed by signal 9"), (_raises, "ended with code 1")])
+def test_a_system_whose_process_fails_is_an_error(tiny_dataset: str, note, how: str, capfd: pytest.CaptureFixture[str]):
+    with pytest.raises(RunFailedError, match=rf"record, seed 0: its process.* {how}"):
+        contest._in_a_process(Request(tiny_dataset), "record", 0, note)
+    if note is _raises:
+        assert "ValueError: of its own" in capfd.readouterr().err
+
+
+def test_an_error_of_the_user_comes_through_from_a_systems_process(tmp_path: Path):
+    refused(lambda: contest._in_a_process(Request(str(tmp_path)), "record", 0, say), "is no dataset")
+
+
+@pytest.mark.parametrize(("system", "package"), [("crf", "sklearn_crfsuite"), ("spacy", "spacy")])
+def test_a_peer_learns_and_finds_characters(system: str, package: str, small_dataset: str, capsys):
+    pytest.importorskip(package, reason=f"{package} is not installed; make peers installs it")
+    outcome = contest.measure(Request(small_dataset, repeats=1), system, 0, say)
+    figures = summarise(outcome.counts)
+    assert figures["keyphrase_f1"] > 0.3
+    gold = [each.spans for each in Dataset(small_dataset).texts("test")]
+    assert outcome.counts[:, 2].sum() == sum(map(len, gold))
+    assert 0 < outcome.best_s <= outcome.stopped_s and outcome.texts_per_s > 1
+    assert f"{system}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("system", "package"), [("crf", "sklearn_crfsuite"), ("spacy", "spacy")])
+def test_a_peer_finds_in_raw_texts_what_it_finds_in_their_words(system: str, package: str, small_dataset: str):
+    pytest.importorskip(package, reason=f"{package} is not installed; make peers installs it")
+    data = Dataset(small_dataset)
+    train, valid = (list(examples(data.texts(split), data.tokenizer(), Tally(), 1000)) for split in ("train", "valid"))
+    tag, _ = (peers.fit_crf if system == "crf" else peers.fit_spacy)(train[:200], valid[:20], 0, say)
+    find = contest.finder(tag, data)
+    found = find([each.text for each in valid] + ["", "  "])
+    expected = [
+        [(each.offsets[start][0], each.offsets[end - 1][1]) for start, end in spans]
+        for each, spans in zip(valid, tag([peers.words_of(each) for each in valid]), strict=True)
+    ]
+    assert found == [*expected, [], []] and any(expected)
