@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from model.tags import LEGAL, MAY_END, MAY_START, B, Chain, E, I, O, S
 
 LONGEST = 12  # tokens of a keyphrase that spans are looked for with
+_PRIME = 2**61 - 1
 
 
 class Transitions(nn.Module):
@@ -156,6 +157,26 @@ def span_probabilities(logits: torch.Tensor, chain: Chain, lengths: torch.Tensor
         begun = begun[:-1] * weights.step[previous, I] * given[size - 1 :, :, I]
         previous = I
     return likely.transpose(0, 1).float()
+
+
+def highest_of_alike(likely: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+    """Gives each span the probability of the likeliest span of its text that has the same words.
+
+    Args:
+        likely: (B, T, K) of `span_probabilities`.
+        words: (B, T) equal numbers for equal words.
+    """
+    rows = torch.arange(len(words), device=words.device)[:, None]
+    keys = torch.empty_like(likely, dtype=torch.long)
+    keys[..., 0] = key = words * _PRIME + rows  # overflow does no harm: what counts is whether keys are equal
+    for size in range(1, likely.shape[2]):
+        key = key[:, :-1] * _PRIME + words[:, size:]
+        keys[:, size:, size] = key
+    possible = likely > 0
+    _, alike = keys[possible].unique(return_inverse=True)
+    own = likely[possible]
+    highest = own.new_zeros(len(own)).scatter_reduce_(0, alike, own, "amax")
+    return likely.masked_scatter(possible, highest[alike])
 
 
 def likely_spans(likely: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from model.chain import likely_spans, no_chain, span_probabilities
+from model.chain import highest_of_alike, likely_spans, no_chain, span_probabilities
 from model.tagger import Logits
 from model.tags import decode, score_spans, spans_of_tags
 
@@ -25,25 +25,29 @@ class Found(NamedTuple):
 @torch.no_grad()
 def find(logits: Logits, lengths: torch.Tensor) -> Found:
     """The keyphrases of texts that have `lengths` (B,) tokens."""
-    if logits.threshold is None:
+    if logits.reading is None:
         return Found(*score_spans(logits.keyphrase, decode(logits.keyphrase, lengths, logits.chain)))
-    likely = likely_by_end(logits, lengths)
-    spans = spans_of_tags(likely_spans(likely, logits.threshold))
+    likely = likely_by_end(logits, lengths, bool(logits.reading.agreement))
+    spans = spans_of_tags(likely_spans(likely, logits.reading.threshold))
     return Found(spans, _probabilities(likely, spans))
 
 
 @torch.no_grad()
 def scored(logits: Logits, lengths: torch.Tensor, tags: torch.Tensor) -> Found:
     """The keyphrases of given tags (B, T), O in the padding, with the scores that the tagger gives them."""
-    if logits.threshold is None:
+    if logits.reading is None:
         return Found(*score_spans(logits.keyphrase, tags))
     spans = spans_of_tags(tags)
-    return Found(spans, _probabilities(likely_by_end(logits, lengths), spans))
+    return Found(spans, _probabilities(likely_by_end(logits, lengths, bool(logits.reading.agreement)), spans))
 
 
-def likely_by_end(logits: Logits, lengths: torch.Tensor) -> torch.Tensor:
-    """`span_probabilities` of what the heads say."""
-    return span_probabilities(logits.keyphrase, logits.chain or no_chain(lengths.device), lengths)
+def likely_by_end(logits: Logits, lengths: torch.Tensor, agreement: bool) -> torch.Tensor:
+    """`span_probabilities` of what the heads say; with `agreement` equal words are equally likely all over a text."""
+    likely = span_probabilities(logits.keyphrase, logits.chain or no_chain(lengths.device), lengths)
+    if not agreement:
+        return likely
+    assert logits.reading is not None
+    return highest_of_alike(likely, logits.reading.words)
 
 
 def _probabilities(likely: torch.Tensor, spans: torch.Tensor) -> torch.Tensor:

@@ -88,13 +88,14 @@ def evaluate(
 ) -> Evaluation:
     """Measures a tagger on a split; several workers share the texts and all get the whole result.
 
-    With `settle`, a tagger that reads spans by their probability gets the threshold that is best on this split; the
-    figures are those at this threshold, and so a little better than on texts that had no say in it.
+    With `settle`, a tagger that reads spans by their probability gets the threshold that is best on this split, and
+    learns whether the same words in a text are to agree; the figures are those of this choice, and so a little better
+    than on texts that had no say in it.
     """
     workers = workers or Alone()
     counts = torch.zeros(len(split), 8, dtype=torch.long, device=device)
     thresholds = _THRESHOLDS.to(device) if settle and tagger.threshold is not None else None
-    at = torch.zeros(0 if thresholds is None else len(split), len(_THRESHOLDS), 4, dtype=torch.long, device=device)
+    at = torch.zeros(0 if thresholds is None else len(split), 2 * len(_THRESHOLDS), 4, dtype=torch.long, device=device)
     losses = torch.zeros(2, dtype=torch.float64, device=device)
     for rows, batch, logits in answers(tagger, split, device, slice(workers.rank, None, workers.size)):
         place = torch.from_numpy(rows).to(device)
@@ -104,9 +105,10 @@ def evaluate(
         losses += torch.stack(dual_loss(logits, batch)).double()
     keyword, keyphrase = (workers.sum(losses) / len(split.ids)).tolist()
     if thresholds is not None:
-        assert tagger.threshold is not None
+        assert tagger.threshold is not None and tagger.agreement is not None
         best = int(score(*workers.sum(at.sum(0))[:, :3].T.cpu().numpy()).f1.argmax())
-        tagger.threshold.copy_(thresholds[best])
+        tagger.threshold.copy_(thresholds[best % len(thresholds)])
+        tagger.agreement.fill_(best // len(thresholds))
         counts[:, :4] = at[:, best]
     return Evaluation(workers.sum(counts).cpu().numpy(), keyword, keyphrase)
 

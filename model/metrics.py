@@ -31,12 +31,12 @@ def count(logits: Logits, batch: Batch) -> torch.Tensor:
 
 
 def count_at(logits: Logits, batch: Batch, thresholds: torch.Tensor) -> torch.Tensor:
-    """(B, C, 4) counts of the keyphrase head alone, at each of C thresholds."""
-    many = len(thresholds)
-    likely = likely_by_end(logits, batch.lengths)
-    tags = likely_spans(likely.repeat(many, 1, 1), thresholds.repeat_interleave(len(likely)))
+    """(B, 2 C, 4) counts of the keyphrase head alone, at each of C thresholds without agreement, then with it."""
+    many, rows = 2 * len(thresholds), len(batch.ids)
+    likely = [likely_by_end(logits, batch.lengths, agreement).repeat(many // 2, 1, 1) for agreement in (False, True)]
+    tags = likely_spans(torch.cat(likely), thresholds.repeat_interleave(rows).repeat(2))
     counts = _count_spans(spans_of_tags(tags), batch.keyphrase.repeat(many, 1))
-    return counts.unflatten(0, (many, len(likely))).transpose(0, 1)
+    return counts.unflatten(0, (many, rows)).transpose(0, 1)
 
 
 def _count_spans(found: torch.Tensor, gold: torch.Tensor) -> torch.Tensor:

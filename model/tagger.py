@@ -35,18 +35,32 @@ _UNSETTLED = 0.5  # the threshold of a tagger that no validation split has seen
 _LEVELS = 2**16  # of two random bytes
 
 
+class Reading(NamedTuple):
+    """How likely spans are read as keyphrases.
+
+    Attributes:
+        threshold: keyphrases are spans more likely than this; a scalar.
+        agreement: 1 where the same words are as likely a keyphrase wherever they stand in a text, else 0; a scalar.
+        words: (B, T) what word a token is: equal numbers for equal words.
+    """
+
+    threshold: torch.Tensor
+    agreement: torch.Tensor
+    words: torch.Tensor
+
+
 class Logits(NamedTuple):
     """What the heads say of each token: keyword (B, T, 2) and keyphrase (B, T, 5); how they are read as keyphrases.
 
     Attributes:
         chain: learned scores of one tag after another; None where each tag is learned by itself.
-        threshold: keyphrases are spans more likely than this, a scalar; None for those of the likeliest sequence.
+        reading: of likely spans; None where the likeliest sequence is read.
     """
 
     keyword: torch.Tensor
     keyphrase: torch.Tensor
     chain: Chain | None = None
-    threshold: torch.Tensor | None = None
+    reading: Reading | None = None
 
 
 class Recurrent(nn.Module):
@@ -79,6 +93,7 @@ class Tagger(nn.Module):
     """The dual-loss keyphrase tagger."""
 
     threshold: torch.Tensor | None
+    agreement: torch.Tensor | None
 
     def __init__(self, config: TaggerConfig, words: int, vectors: torch.Tensor | None = None) -> None:
         """
@@ -102,8 +117,9 @@ class Tagger(nn.Module):
         inputs = config.window * (config.embedding + VIEWS * config.spelling)
         self.layer1 = Recurrent(config.cell, inputs, config.hidden1, config.bidirectional)
         self.layer2 = Recurrent(config.cell, self.layer1.outputs, config.hidden2, config.bidirectional)
-        # Saved with the weights: it is learned too, though not by gradients.
-        self.register_buffer("threshold", torch.tensor(_UNSETTLED) if config.decoding == "spans" else None)
+        # Saved with the weights: they are learned too, though not by gradients.
+        for name, value in (("threshold", _UNSETTLED), ("agreement", 0.0)):
+            self.register_buffer(name, torch.tensor(value) if config.decoding == "spans" else None)
         self.keyword_head = nn.Linear(self.layer1.outputs, 2)
         self.keyphrase_head = nn.Linear(self.layer2.outputs, 5)
 
@@ -121,7 +137,14 @@ class Tagger(nn.Module):
         """
         keyword, keyphrase = self._heads(ids, lengths, views)
         chain = self.transitions() if self.transitions else None
-        return Logits(keyword, keyphrase, chain, self.threshold)
+        return Logits(keyword, keyphrase, chain, self._reading(ids, views))
+
+    def _reading(self, ids: torch.Tensor, views: torch.Tensor | None) -> Reading | None:
+        if self.threshold is None or self.agreement is None:
+            return None
+        # Words that are not in the vocabulary are told apart by how they are written.
+        words = ids if views is None else (ids * SPELLINGS + views[..., 1]) * SPELLINGS + views[..., 2]
+        return Reading(self.threshold, self.agreement, words)
 
     def _heads(
         self, ids: torch.Tensor, lengths: torch.Tensor, views: torch.Tensor | None

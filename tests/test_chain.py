@@ -4,9 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from model.chain import LONGEST, Transitions, likely_spans, no_chain, sequence_loss, span_probabilities
+from model.chain import (
+    LONGEST,
+    Transitions,
+    highest_of_alike,
+    likely_spans,
+    no_chain,
+    sequence_loss,
+    span_probabilities,
+)
 from model.found import find
-from model.tagger import Logits
+from model.tagger import Logits, Reading
 from model.tags import IGNORED, LEGAL, MAY_END, MAY_START, B, E, I, O, S, decode, spans_of_tags
 
 LENGTHS = [5, 3, 1, 4]
@@ -106,11 +114,27 @@ def test_the_spans_read_are_the_best_of_all_disjoint_ones(seed: int):
     assert disjoint(found) and sum(gain[span] for span in found) == pytest.approx(best, abs=1e-6)
 
 
+def reading(threshold: float, tokens: int) -> Reading:
+    return Reading(torch.tensor(threshold), torch.tensor(0.0), torch.arange(tokens))
+
+
+def test_equal_words_agree_within_their_text():
+    likely = torch.zeros(2, 5, 2)
+    likely[0, :, 0] = torch.tensor([0.1, 0.6, 0.2, 0.3, 0.4])
+    likely[0, 1:, 1] = torch.tensor([0.05, 0.01, 0.02, 0.5])
+    likely[1, :2, 0] = 0.9
+    words = torch.tensor([[7, 8, 9, 7, 8], [7, 8, 0, 0, 0]])
+    found = highest_of_alike(likely, words)
+    assert found[0, :, 0].tolist() == pytest.approx([0.3, 0.6, 0.2, 0.3, 0.6])
+    assert found[0, 1:, 1].tolist() == pytest.approx([0.5, 0.01, 0.02, 0.5])
+    assert torch.equal(found[1], likely[1])
+
+
 def test_a_span_below_one_half_is_found_where_the_threshold_lets_it():
     logits = torch.tensor([[[0.5, -5, -5, -5, 0.0], [5, -5, -5, -5, -5]]])
     lengths = torch.tensor([2])
     assert find(Logits(torch.zeros(1, 2, 2), logits), lengths).spans.tolist() == []
-    found = find(Logits(torch.zeros(1, 2, 2), logits, None, torch.tensor(0.3)), lengths)
+    found = find(Logits(torch.zeros(1, 2, 2), logits, None, reading(0.3, 2)), lengths)
     assert found.spans.tolist() == [[0, 0, 1]]
     assert found.scores.item() == pytest.approx(1 / (1 + np.exp(0.5)), abs=1e-3)
 
@@ -120,6 +144,6 @@ def test_nothing_is_found_in_the_padding_and_no_span_is_longer_than_the_longest(
     logits[..., I], logits[..., O], logits[..., S] = 9.0, -9.0, -9.0
     logits[:, 0, B], logits[0, -1, E], logits[1, 2, E] = 99.0, 99.0, 99.0
     found = find(
-        Logits(torch.zeros(2, LONGEST + 4, 2), logits, None, torch.tensor(0.5)), torch.tensor([LONGEST + 4, 3])
+        Logits(torch.zeros(2, LONGEST + 4, 2), logits, None, reading(0.5, LONGEST + 4)), torch.tensor([LONGEST + 4, 3])
     )
     assert found.spans.tolist() == [[1, 0, 3]]
