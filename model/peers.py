@@ -29,6 +29,23 @@ Tag = Callable[[Sequence[Words]], list[list[Span]]]  # the keyphrases of tokeniz
 Note = Callable[[str], None]
 
 
+class Clock:
+    """What has passed since it was made."""
+
+    def __init__(self) -> None:
+        self._began, self._worked = time.perf_counter(), time.process_time()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds."""
+        return time.perf_counter() - self._began
+
+    @property
+    def cores(self) -> float:
+        """Cores that this process kept busy, on average."""
+        return (time.process_time() - self._worked) / self.seconds
+
+
 def check_installed(systems: Sequence[str]) -> None:
     """Raises UserError where the package of a system is missing."""
     wanted = [PACKAGES[system] for system in systems if system in PACKAGES]
@@ -46,7 +63,7 @@ def words_of(example: Example) -> Words:
     return [example.text[start:end] for start, end in example.offsets]
 
 
-def fit_crf(train: list[Example], valid: list[Example], seed: int, note: Note) -> tuple[Tag, float]:
+def fit_crf(train: list[Example], valid: list[Example], seed: int, clock: Clock, note: Note) -> tuple[Tag, float]:
     """Trains the CRF. It has no passes to choose from and nothing random: `valid` and `seed` change nothing.
 
     Returns:
@@ -54,10 +71,9 @@ def fit_crf(train: list[Example], valid: list[Example], seed: int, note: Note) -
     """
     from sklearn_crfsuite import CRF
 
-    began = time.perf_counter()
     model = CRF(algorithm="lbfgs", c1=0.1, c2=0.1, max_iterations=_ITERATIONS)
     model.fit((features(words_of(each)) for each in train), (bio_tags(each.spans, len(each.ids)) for each in train))
-    took = time.perf_counter() - began
+    took = clock.seconds
     note(f"crf: {len(model.training_log_.iterations)} iterations, {took:.0f} s")
 
     def tag(texts: Sequence[Words]) -> list[list[Span]]:
@@ -109,7 +125,7 @@ def spans_of_bio(tags: Sequence[str]) -> list[Span]:
     return list(zip(starts, ends, strict=True))
 
 
-def fit_spacy(train: list[Example], valid: list[Example], seed: int, note: Note) -> tuple[Tag, float]:
+def fit_spacy(train: list[Example], valid: list[Example], seed: int, clock: Clock, note: Note) -> tuple[Tag, float]:
     """Trains the entity recogniser of a blank English pipeline: spaCy's own loop with spaCy's own settings.
 
     Returns:
@@ -119,7 +135,6 @@ def fit_spacy(train: list[Example], valid: list[Example], seed: int, note: Note)
     from spacy.util import fix_random_seed
 
     fix_random_seed(seed)
-    began = time.perf_counter()
     pipeline, labelled = _pipeline(train)
     optimizer = pipeline.initialize(lambda: labelled)
     texts, gold = [words_of(each) for each in valid], [each.spans for each in valid]
@@ -136,12 +151,10 @@ def fit_spacy(train: list[Example], valid: list[Example], seed: int, note: Note)
     best_s, weights = 0.0, b""
     for _, state, best in train_while_improving(pipeline, optimizer, batches, evaluate, exclude=[], **settings):
         if best:
-            best_s, weights = time.perf_counter() - began, pipeline.to_bytes()
+            best_s, weights = clock.seconds, pipeline.to_bytes()
         if best is not None:
-            seconds = time.perf_counter() - began
-            note(
-                f"spacy: step {state['step']}, pass {state['epoch'] + 1}, valid F1 {state['score']:.4f}, {seconds:.0f} s"
-            )
+            f1, passed = state["score"], state["epoch"]
+            note(f"spacy: step {state['step']}, {passed} passes, valid F1 {f1:.4f}, {clock.seconds:.0f} s")
     pipeline.from_bytes(weights)
     return tag, best_s
 

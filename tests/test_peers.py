@@ -214,7 +214,7 @@ def test_a_peer_finds_in_raw_texts_what_it_finds_in_their_words(
     pytest.importorskip(package, reason=f"{package} is not installed; make peers installs it")
     data = Dataset(small_dataset)
     train, valid = (list(examples(data.texts(split), data.tokenizer(), Tally(), 1000)) for split in ("train", "valid"))
-    tag, _ = (peers.fit_crf if system == "crf" else peers.fit_spacy)(train[:200], valid[:20], 0, say)
+    tag, _ = (peers.fit_crf if system == "crf" else peers.fit_spacy)(train[:200], valid[:20], 0, peers.Clock(), say)
     find = contest.finder(tag, data)
     found = find([each.text for each in valid] + ["", "  "])
     expected = [
