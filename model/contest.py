@@ -7,12 +7,12 @@ the characters of keyphrases come out, and every system's words are cut by the s
 """
 
 import copy
+import importlib
 import multiprocessing
 import os
 import signal
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,7 +31,7 @@ from model.extractor import TEXTS_HELD, Extractor
 from model.loop import RANKED_BY, Training, new_tagger
 from model.metrics import Counts, counts_of_spans, summarise_seeds
 from model.parts import SPLITS
-from model.peers import Note, Tag, check_installed, fit_crf, fit_spacy
+from model.peers import PACKAGES, Clock, Note, Tag, check_installed, fit_crf, fit_spacy
 from model.presets import tree_of
 from model.tokenizer import UNKNOWN, Cutter
 
@@ -64,7 +64,7 @@ class Trained(NamedTuple):
     """A system that has been trained.
 
     Attributes:
-        start: makes it ready for use, with nothing remembered of texts that it has seen.
+        start: makes it ready for use, its tokenizer without a memory of words that it has cut before.
         best_s: seconds from the texts in memory to the end of the pass that is used, its validation included.
         stopped_s: seconds until the training was over.
         cores: cores that were busy until then, on average.
@@ -161,7 +161,7 @@ def _in_a_process(request: Request, system: str, seed: int, note: Note) -> Outco
     there.close()
     try:
         result = here.recv()
-    except EOFError:
+    except (EOFError, OSError):  # the pipe's end, between results or within one
         process.join()
         raise RunFailedError(_ended(system, seed, process.exitcode or 0)) from None
     finally:
@@ -209,23 +209,6 @@ def _turn(find: Find, texts: list[str]) -> tuple[float, float]:
     return len(texts) / clock.seconds, clock.cores
 
 
-class Clock:
-    """What has passed since it was made."""
-
-    def __init__(self) -> None:
-        self._began, self._worked = time.perf_counter(), time.process_time()
-
-    @property
-    def seconds(self) -> float:
-        """Seconds."""
-        return time.perf_counter() - self._began
-
-    @property
-    def cores(self) -> float:
-        """Cores that this process kept busy, on average."""
-        return (time.process_time() - self._worked) / self.seconds
-
-
 def _train_tandem(data: Dataset, preset: str, seed: int, note: Note) -> Trained:
     tree = tree_of(preset)
     for dotted, value in {"data": data.location, "training.seed": seed, "tagger.vectors": False}.items():
@@ -253,8 +236,9 @@ def _train_tandem(data: Dataset, preset: str, seed: int, note: Note) -> Trained:
 
 def _train_peer(data: Dataset, system: str, seed: int, note: Note) -> Trained:
     train, valid = (_examples(data, split) for split in ("train", "valid"))
+    importlib.import_module(PACKAGES[system][0])  # now, for loading a package is no training
     clock = Clock()
-    tag, best_s = _PEERS[system](train, valid, seed, note)
+    tag, best_s = _PEERS[system](train, valid, seed, clock, note)
     stopped_s, cores = clock.seconds, clock.cores
 
     return Trained(lambda: finder(tag, data), best_s, stopped_s, cores)

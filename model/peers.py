@@ -5,7 +5,6 @@ in which they stand in the text, and learn from the same keyphrases.
 """
 
 import importlib.util
-import random
 import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -22,16 +21,29 @@ _LONG = 10  # characters; the CRF takes longer words for equally long
 _ITERATIONS = 100
 _WORDS_REMEMBERED = 20_000
 
-_BATCH = 64
-_DROP = 0.3
-_PASSES = 20
-_PATIENCE = 4  # passes without a better F1 on the validation texts, once there is one at all
 _LABEL = "KEYPHRASE"
 _AT_ONCE = 256  # texts that spaCy's network answers together
 
 Words = list[str]
 Tag = Callable[[Sequence[Words]], list[list[Span]]]  # the keyphrases of tokenized texts, as spans of their words
 Note = Callable[[str], None]
+
+
+class Clock:
+    """What has passed since it was made."""
+
+    def __init__(self) -> None:
+        self._began, self._worked = time.perf_counter(), time.process_time()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds."""
+        return time.perf_counter() - self._began
+
+    @property
+    def cores(self) -> float:
+        """Cores that this process kept busy, on average."""
+        return (time.process_time() - self._worked) / self.seconds
 
 
 def check_installed(systems: Sequence[str]) -> None:
@@ -51,7 +63,7 @@ def words_of(example: Example) -> Words:
     return [example.text[start:end] for start, end in example.offsets]
 
 
-def fit_crf(train: list[Example], valid: list[Example], seed: int, note: Note) -> tuple[Tag, float]:
+def fit_crf(train: list[Example], valid: list[Example], seed: int, clock: Clock, note: Note) -> tuple[Tag, float]:
     """Trains the CRF. It has no passes to choose from and nothing random: `valid` and `seed` change nothing.
 
     Returns:
@@ -59,10 +71,9 @@ def fit_crf(train: list[Example], valid: list[Example], seed: int, note: Note) -
     """
     from sklearn_crfsuite import CRF
 
-    began = time.perf_counter()
     model = CRF(algorithm="lbfgs", c1=0.1, c2=0.1, max_iterations=_ITERATIONS)
     model.fit((features(words_of(each)) for each in train), (bio_tags(each.spans, len(each.ids)) for each in train))
-    took = time.perf_counter() - began
+    took = clock.seconds
     note(f"crf: {len(model.training_log_.iterations)} iterations, {took:.0f} s")
 
     def tag(texts: Sequence[Words]) -> list[list[Span]]:
@@ -114,16 +125,16 @@ def spans_of_bio(tags: Sequence[str]) -> list[Span]:
     return list(zip(starts, ends, strict=True))
 
 
-def fit_spacy(train: list[Example], valid: list[Example], seed: int, note: Note) -> tuple[Tag, float]:
-    """Trains the entity recogniser of a blank English pipeline.
+def fit_spacy(train: list[Example], valid: list[Example], seed: int, clock: Clock, note: Note) -> tuple[Tag, float]:
+    """Trains the entity recogniser of a blank English pipeline: spaCy's own loop with spaCy's own settings.
 
     Returns:
-        It in use, with the weights of the pass that was best on `valid`, and the seconds until that had been measured.
+        It in use, with the weights that were best on `valid`, and the seconds until that had been measured.
     """
+    from spacy.training.loop import create_train_batches, train_while_improving
     from spacy.util import fix_random_seed
 
     fix_random_seed(seed)
-    began, order = time.perf_counter(), random.Random(seed)
     pipeline, labelled = _pipeline(train)
     optimizer = pipeline.initialize(lambda: labelled)
     texts, gold = [words_of(each) for each in valid], [each.spans for each in valid]
@@ -132,22 +143,30 @@ def fit_spacy(train: list[Example], valid: list[Example], seed: int, note: Note)
         documents = pipeline.pipe((_document(pipeline, words) for words in texts), batch_size=_AT_ONCE)
         return [[(entity.start, entity.end) for entity in document.ents] for document in documents]
 
-    best, best_s, stale, weights = 0.0, 0.0, 0, b""
-    for number in range(1, _PASSES + 1):
-        order.shuffle(labelled)
-        for first in range(0, len(labelled), _BATCH):
-            pipeline.update(labelled[first : first + _BATCH], sgd=optimizer, drop=_DROP)
-        f1 = float(score(*counts_of_spans(tag(texts), gold).sum(0)[:3]).f1)
-        if f1 > best or not weights:
-            best, stale, weights = f1, 0, pipeline.to_bytes()
-            best_s = time.perf_counter() - began
-        else:
-            stale += best > 0
-        note(f"spacy: pass {number} of {_PASSES}, valid F1 {f1:.4f}, {time.perf_counter() - began:.0f} s")
-        if stale == _PATIENCE:
-            break
+    def evaluate() -> tuple[float, dict[str, float]]:
+        return float(score(*counts_of_spans(tag(texts), gold).sum(0)[:3]).f1), {}
+
+    settings = _settings(pipeline)
+    batches = create_train_batches(pipeline, lambda _: labelled, settings.pop("batcher"), settings.pop("max_epochs"))
+    best_s, weights = 0.0, b""
+    for _, state, best in train_while_improving(pipeline, optimizer, batches, evaluate, exclude=[], **settings):
+        if best:
+            best_s, weights = clock.seconds, pipeline.to_bytes()
+        if best is not None:
+            f1, passed = state["score"], state["epoch"]
+            note(f"spacy: step {state['step']}, {passed} passes, valid F1 {f1:.4f}, {clock.seconds:.0f} s")
     pipeline.from_bytes(weights)
     return tag, best_s
+
+
+def _settings(pipeline: Any) -> dict[str, Any]:
+    """How spaCy trains where nobody says otherwise: the sizes of batches, dropout, when to evaluate and when to stop."""
+    from spacy.schemas import ConfigSchemaTraining
+    from spacy.util import registry
+
+    resolved = registry.resolve(pipeline.config.interpolate()["training"], schema=ConfigSchemaTraining)
+    names = "batcher max_epochs dropout eval_frequency accumulate_gradient patience max_steps".split()
+    return {name: resolved[name] for name in [*names, "annotating_components", "before_update"]}
 
 
 def _pipeline(train: list[Example]) -> tuple[Any, list[Any]]:
