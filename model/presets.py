@@ -9,9 +9,19 @@ from model.errors import UserError
 PRESETS: dict[str, dict[str, Any]] = {
     "record": {},  # the defaults are the record's own
     "best": {
-        "tagger.cell": "lstm",
+        "tagger.cell": "gru",
         "tagger.bidirectional": True,
+        "tagger.embedding": 128,
+        "tagger.hidden1": 128,
+        "tagger.hidden2": 128,
+        "tagger.window": 1,
         "tagger.word_dropout": 0.1,
+        "tagger.spelling": 64,
+        "tagger.transitions": True,
+        "tagger.decoding": "spans",
+        "training.lr": 3e-3,
+        "training.schedule": "cosine",
+        "training.batch": 32,
     },
 }
 
