@@ -75,7 +75,7 @@ class _Rows(Function):
             gradient = torch.mul(gradient, mask, out=mask)  # its memory is not needed again
         touched, number = distinct(ids, ctx.shape[0])
         values = gradient.new_zeros(len(touched), ctx.shape[1])
-        values.index_add_(0, number.flatten(), gradient.view(-1, ctx.shape[1]))
+        values.index_add_(0, number.flatten(), gradient.reshape(-1, ctx.shape[1]))
         real = slice(int(touched[0] == PAD), None)
         rows = torch.sparse_coo_tensor(
             touched[None, real], values[real], ctx.shape, check_invariants=False, is_coalesced=True

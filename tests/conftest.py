@@ -75,7 +75,8 @@ def alone(config: Any) -> Any:
 
     dataset = Dataset(config.data)
     tagger = new_tagger(config.tagger, dataset.info["words"], config.training.seed)
-    training = Training(config.training, tagger, dataset.load("train"), dataset.load("valid"))
+    train, valid = (dataset.load(split, bool(config.tagger.spelling)) for split in ("train", "valid"))
+    training = Training(config.training, tagger, train, valid)
     for _ in training.epochs():
         pass
     return training

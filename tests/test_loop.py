@@ -82,6 +82,7 @@ def test_a_precision_that_would_be_imitated_is_refused(splits: tuple[Split, Spli
         ({}, {"row_updates": False, "optimizer": "adamw"}),
         ({"spelling": 4}, {}),
         ({"spelling": 4, "window": 1, "fast_rnn": False}, {"row_updates": False}),
+        ({"spelling": 4, "dropout": 0.0}, {}),
         ({"transitions": True}, {}),
         ({"decoding": "spans"}, {}),
         pytest.param({}, {"precision": "bfloat16"}, marks=needs_bfloat16),

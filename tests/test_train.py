@@ -23,6 +23,7 @@ from model.bundle import load_bundle
 from model.config import Config, RunConfig, make_config
 from model.errors import RunFailedError, UserError
 from model.metrics import summarise
+from model.presets import tree_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -39,6 +40,10 @@ def config_of(
     return new_run(make_config(tree))
 
 
+# As the preset of this name, but for its sizes.
+BEST = {**tree_of("best")["tagger"], **SMALL, "spelling": 4, "word_dropout": 0.0}
+
+
 def quiet(kind: str, value: Any) -> None:
     """Takes events and shows nothing."""
 
@@ -50,9 +55,9 @@ def train_workers() -> list[psutil.Process]:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("batch", [64, 33])
-def test_two_workers_end_with_the_weights_of_one(cluster, small_dataset: str, tmp_path: Path, batch: int):
-    config = config_of(small_dataset, tmp_path, "two", {"dropout": 0.0}, {"workers": 2}, batch=batch)
+@pytest.mark.parametrize(("batch", "tagger"), [(64, {}), (33, BEST)])
+def test_two_workers_end_with_the_weights_of_one(cluster, small_dataset: str, tmp_path: Path, batch: int, tagger: dict):
+    config = config_of(small_dataset, tmp_path, "two", {"dropout": 0.0, **tagger}, {"workers": 2}, batch=batch)
     two, one = train(config, quiet), alone(config)
     weights = load_file(Path(two["bundle"]) / "weights.safetensors")
     best = one.history[one.best]
