@@ -5,6 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from distributed.rows import rows_of
 from distributed.scale import Resources, check_data, look
 from distributed.space import Space, Values, check_space, configure, draw_random, grid, read_space, record_settings
 from model import storage
@@ -28,7 +29,7 @@ class Plan(BaseModel):
     config: Config = Field(description="what every trial has in common; its run names the sweep and its storage")
     space: tuple[str, ...] = ()
     fixed: tuple[str, ...] = Field((), description="dotted names that were given a value")
-    sampler: Literal["random", "grid", "tpe", "record"] = "random"
+    sampler: Literal["random", "grid", "tpe", "record", "ablation"] = "random"
     trials: int = Field(16, ge=1)
     max_epochs: int = Field(9, ge=1)
     grace: int = Field(1, ge=1, description="epochs that no trial is stopped before: the first rung")
@@ -40,7 +41,9 @@ class Plan(BaseModel):
     gpus_per_trial: float | None = Field(None, ge=0)
     workers_per_trial: int = Field(1, ge=1)
     finalists: int = Field(0, ge=0, description="best configurations that are trained again")
-    seeds: int = Field(3, ge=1, description="times that each is")
+    seeds: int = Field(3, ge=1, description="times that each is; of an ablation: times that each row is trained")
+    rows: dict[str, Values] = Field({}, description="of an ablation, found by `check`: the changed fields of each row")
+    left_out: tuple[str, ...] = Field((), description="a line for each row that an ablation cannot have")
 
     @model_validator(mode="after")
     def _sound(self) -> "Plan":
@@ -50,6 +53,11 @@ class Plan(BaseModel):
             )
         if self.metric not in METRICS:
             raise ValueError(f"--metric {self.metric} does not exist; trials can be ranked by {', '.join(METRICS)}")
+        if self.finalists and self.sampler == "ablation":
+            raise ValueError(
+                f"--finalists {self.finalists} with --sampler ablation: every row is trained with several seeds already; "
+                f"leave --finalists out"
+            )
         return self
 
     @property
@@ -61,7 +69,7 @@ class Plan(BaseModel):
     @property
     def stops(self) -> bool:
         """Whether ASHA ends trials early."""
-        return self.stopping and self.sampler != "record"
+        return self.stopping and self.sampler not in ("record", "ablation")
 
     @property
     def rungs(self) -> list[int]:
@@ -136,7 +144,8 @@ def check(plan: Plan, cluster: Resources) -> tuple[Plan, Space, Seats]:
     space: Space = {}
     settings = [values for _, values, _ in record_settings()]
     if plan.sampler != "record":
-        space = read_space(list(plan.space), plan.sampler, set(plan.fixed))
+        # An ablation tries other values beside the one that was given.
+        space = read_space(list(plan.space), plan.sampler, set() if plan.sampler == "ablation" else set(plan.fixed))
         check_space(space, plan.config)
         settings = [{name: value} for name, domain in space.items() for value in domain.ends]
     elif plan.space or {"training.lr", "training.alpha", "training.epochs"} & set(plan.fixed):
@@ -145,17 +154,33 @@ def check(plan: Plan, cluster: Resources) -> tuple[Plan, Space, Seats]:
         settings += [draw_random(space, plan.config.training.seed, number) for number in range(plan.trials)]
     if plan.sampler == "grid":
         settings = grid(space)
-    if plan.sampler in ("grid", "record"):
+    if plan.sampler == "ablation":
+        plan = _with_rows(plan, space)
+        settings = list(plan.rows.values()) * plan.seeds
+    if plan.sampler in ("grid", "record", "ablation"):
         plan = plan.model_copy(update={"trials": len(settings)})
     if plan.sampler == "record":
         plan = plan.model_copy(update={"max_epochs": max(epochs for _, _, epochs in record_settings())})
     if plan.finalists > plan.trials:
         raise UserError(f"--finalists {plan.finalists}: there are only {plan.trials} trials; lower it")
-    workers = {"run.workers": plan.workers_per_trial}
     dataset = Dataset(plan.config.data)
     for values in settings:
-        check_data(configure(plan.config, values | workers), dataset)
+        _check_data(plan, configure(plan.config, values), dataset)
     return plan, space, _seats(plan, cluster)
+
+
+def _check_data(plan: Plan, config: Config, dataset: Dataset) -> None:
+    """Raises UserError where a trial's configuration does not go with the dataset."""
+    check_data(configure(config, {"run.workers": plan.workers_per_trial}), dataset)
+
+
+def _with_rows(plan: Plan, space: Space) -> Plan:
+    """The plan of an ablation with its rows; one that goes on keeps those that it has."""
+    if plan.rows:
+        return plan
+    dataset = Dataset(plan.config.data)
+    rows, left_out = rows_of(plan.config, space, lambda config: _check_data(plan, config, dataset))
+    return plan.model_copy(update={"rows": rows, "left_out": tuple(left_out)})
 
 
 def _seats(plan: Plan, cluster: Resources) -> Seats:
@@ -192,9 +217,10 @@ def dry_run(plan: Plan) -> dict[str, Any]:
     first = [proposal(plan, space, number) for number in range(min(plan.trials, 5))] if plan.sampler != "tpe" else []
     return {
         "name": plan.config.run.name,
-        "plan": plan.model_dump(),
+        "plan": plan.model_dump(exclude={"rows", "left_out"}),
         "space": {name: str(domain) for name, domain in space.items()},
         "first": [values for _, values, _ in first],
+        **({"rows": plan.rows, "left_out": plan.left_out, "trainings": plan.trials} if plan.rows else {}),
         "rungs": plan.rungs,
         "asks": {"workers": plan.workers_per_trial, "cpus_per_worker": seats.cpus, "gpus_per_worker": seats.gpus},
         "at_once": seats.at_once,
@@ -203,9 +229,13 @@ def dry_run(plan: Plan) -> dict[str, Any]:
 
 
 def proposal(plan: Plan, space: Space, number: int) -> tuple[str | None, Values, int]:
-    """Series, values and budget of trial `number`, 0-based, where results do not decide it."""
+    """Series or row, values and budget of trial `number`, 0-based, where results do not decide it."""
     if plan.sampler == "record":
         return record_settings()[number]
     if plan.sampler == "grid":
         return None, grid(space)[number], plan.max_epochs
+    if plan.sampler == "ablation":  # all rows with one seed before the next: a sweep that is cut off compares them all
+        seed, row = divmod(number, len(plan.rows))
+        name = list(plan.rows)[row]
+        return name, plan.rows[name] | {"training.seed": plan.config.training.seed + seed}, plan.max_epochs
     return None, draw_random(space, plan.config.training.seed, number), plan.max_epochs

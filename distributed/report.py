@@ -8,7 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from distributed import charts, verdict
+from distributed import ablation, charts, verdict
 from distributed.sweep import Sweep, Trial, read_sweep
 from distributed.texts import shown_texts
 from model import storage
@@ -64,12 +64,10 @@ def _sweep_page(sweep: Sweep, folder: str) -> dict[str, Any]:
             "A cross marks where a trial was stopped; the best trial is drawn thick.",
             charts.curves(sweep),
         ),
-        (
-            "What was searched",
-            "Each dot is a trial at its best epoch; large dots were trained longer.",
-            charts.searched(sweep),
-        ),
     ]
+    if not plan.rows:
+        text = "Each dot is a trial at its best epoch; large dots were trained longer."
+        sections.append(("What was searched", text, charts.searched(sweep)))
     if sweep.plan.rungs:
         text = f"ASHA compared the trials after {_list(sweep.plan.rungs)} epochs and let about 1 in {plan.eta:g} go on."
         sections.append(("Rungs", text, charts.rungs(sweep)))
@@ -84,6 +82,7 @@ def _sweep_page(sweep: Sweep, folder: str) -> dict[str, Any]:
         "headline": _headline(result.get("verdict") or "the sweep is not finished", best, metric, result.get("test")),
         "tiles": tiles,
         "sections": [(name, text, charts.as_html(figure)) for name, text, figure in sections],
+        "ablation": _ablation(result["ablation"], metric) if "ablation" in result else None,
         "table": _trials_table(sweep),
         "record": _record_of_sweep(sweep),
         **shown_texts(folder, plan.config.data),
@@ -157,6 +156,11 @@ def _headline(sentence: str, best: Trial | None, metric: str, test: dict[str, fl
 def _interval(figures: dict[str, float]) -> str:
     low, high = figures["valid/keyphrase_f1_low"], figures["valid/keyphrase_f1_high"]
     return f"{figures['valid/keyphrase_f1']:.4f} ({low:.4f} to {high:.4f})"
+
+
+def _ablation(rows: list[ablation.Row], metric: str) -> dict[str, Any]:
+    columns, cells = ablation.table(rows, metric)
+    return {"columns": columns, "rows": cells, "lost": ablation.lost(rows)}
 
 
 def _trials_table(sweep: Sweep) -> dict[str, Any]:

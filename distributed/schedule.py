@@ -12,6 +12,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
+from distributed.ablation import keep_counts
 from distributed.checkpoint import forget_checkpoints
 from distributed.plan import proposal
 from distributed.space import Space, optuna_space
@@ -27,7 +28,7 @@ class Recorder:
     Attributes:
         over: whether the time budget is spent.
         stopped: nothing is written any more; what trials still tell after a Ctrl-C is lost, and told again on resume.
-        failure: why the journal could not be written; Tune would tell of it with a traceback of its own.
+        failure: why something could not be written; Tune would tell of it with a traceback of its own.
     """
 
     def __init__(self, sweep: Sweep, journal: Journal, tracker: SweepTracker) -> None:
@@ -92,8 +93,19 @@ class Recorder:
         self.kept.add(ended)
         leader = next(trial.name for trial in self.sweep.ranked if trial.name in self.kept)
         for name in self.kept - {leader}:
-            storage.remove_directory(self.sweep.folder_of(self.sweep.trials[name]))
+            trial = self.sweep.trials[name]
+            if self.sweep.plan.rows and trial.state == "finished":
+                self._keep_counts(trial)
+            storage.remove_directory(self.sweep.folder_of(trial))
         self.kept = {leader}
+
+    def _keep_counts(self, trial: Trial) -> None:
+        """Without the weights there would be nothing to compare rows by."""
+        try:
+            keep_counts(self.sweep, trial)
+        except OSError as error:
+            self.failure = error
+            raise
 
 
 class Proposals(Searcher):
@@ -105,7 +117,7 @@ class Proposals(Searcher):
         self.recorder, self.space, self.plan = recorder, space, recorder.sweep.plan
         sweep = recorder.sweep
         self.again = [trial for trial in sweep.all if trial.state in ("running", "unfinished")]
-        drawing = bool(space) or self.plan.sampler == "record"
+        drawing = bool(space) or self.plan.sampler in ("record", "ablation")
         self.new = self.plan.trials - len(sweep.searched) if drawing else 0
         self.drawn: set[str] = set()  # Tune's ids of what Optuna proposed here
         self.optuna = self._begin_optuna() if self.plan.sampler == "tpe" and space else None

@@ -81,13 +81,13 @@ def read_space(texts: list[str], sampler: str, fixed: set[str]) -> Space:
 
     Args:
         texts: `dotted.name=range`; added to the default of lr and alpha, or put in its place.
-        sampler: the default of `grid` is the record's own values.
+        sampler: the default of `grid` is the record's own values; `ablation` has none.
         fixed: dotted names that were given a value; they are not searched.
 
     Raises:
         UserError: a range cannot be read, or a name is fixed and searched.
     """
-    default = _DEFAULT_GRID if sampler == "grid" else _DEFAULT
+    default = {"grid": _DEFAULT_GRID, "ablation": {}}.get(sampler, _DEFAULT)
     space = {name: _read_range(name, text, name) for name, text in default.items() if name not in fixed}
     for text in texts:
         name, sign, domain = text.partition("=")
@@ -96,7 +96,7 @@ def read_space(texts: list[str], sampler: str, fixed: set[str]) -> Space:
         if name in fixed:
             raise UserError(f"--space {text}: {name} is given a value as well; leave one of the two out")
         space[name] = _read_range(name, domain, f"--space {text}")
-    if not space:
+    if not space and sampler != "ablation":
         raise UserError(
             "nothing is left to search: every field of the space is given a value; add --space, or use train"
         )
@@ -131,13 +131,18 @@ def draw_random(space: Space, seed: int, number: int) -> Values:
 
 def grid(space: Space) -> list[Values]:
     """All combinations. Raises UserError where a range has no number of points."""
+    combinations = itertools.product(*choices(space, "grid").values())
+    return [dict(zip(space, values, strict=True)) for values in combinations]
+
+
+def choices(space: Space, sampler: str) -> dict[str, tuple[Any, ...]]:
+    """The values of each name. Raises UserError where a range has no number of points."""
     for name, domain in space.items():
         if isinstance(domain, Range):
             raise UserError(
-                f"--sampler grid: {name} is a range without a number of points; write for example log:a:b:5"
+                f"--sampler {sampler}: {name} is a range without a number of points; write for example log:a:b:5"
             )
-    choices = [domain.values for domain in space.values() if isinstance(domain, Choice)]
-    return [dict(zip(space, values, strict=True)) for values in itertools.product(*choices)]
+    return {name: domain.values for name, domain in space.items() if isinstance(domain, Choice)}
 
 
 def record_settings() -> list[tuple[str, Values, int]]:

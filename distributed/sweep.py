@@ -6,9 +6,11 @@ A sweep's folder, `<storage>/<name>/`:
     journal.jsonl      an event a line: configurations proposed, figures of each epoch, ends
     trials/t001/       a trial's checkpoint while it runs, and the weights of its best epoch while it leads
     finalists/         the same for the best configurations, trained again with several seeds
+    counts/            of an ablation: a trial's counts on each validation text, kept when its weights are not
     bundle/            the tagger of the best trial, or of the winner of the finalists
     result.json        what `tune --json` prints; there when the sweep is finished
     report.html        what `report` writes
+    ablation.md        the table of an ablation
 
 The journal alone is the state: everything that is known of a sweep is the sum of its events, here and after a restart.
 """
@@ -45,7 +47,7 @@ class Trial:
         name: `t007`, or `t007-seed2` for a finalist.
         values: searched fields by dotted name.
         epochs: its budget.
-        series: of the record, where it repeats one.
+        series: of the record, where it repeats one; the row's name in an ablation.
         finalist_of: the trial whose configuration it trains again.
         figures: of each epoch.
         state: `running` or one of ENDS.
@@ -271,6 +273,10 @@ def resumed_sweep(name: str, location: str, changes: dict[str, Any]) -> Plan:
         )
     if changes.get("trials", len(sweep.searched)) < len(sweep.searched):
         raise UserError(f"--resume {name}: --trials {changes['trials']}, but {len(sweep.searched)} trials have begun")
+    if sweep.plan.rows and changes.get("seeds", sweep.plan.seeds) < sweep.plan.seeds:
+        raise UserError(
+            f"--resume {name}: --seeds {changes['seeds']}, but the ablation was begun with {sweep.plan.seeds}"
+        )
     tree["config"]["run"]["storage"] = storage.absolute(location)
     return make_plan(tree | changes)
 

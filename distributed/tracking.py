@@ -146,7 +146,7 @@ class SweepTracker:
         run = self._open("result", self.plan.model_dump(), ["sweep"], "sweep")
         if run is None:
             return
-        run.summary.update({key: value for key, value in result.items() if key != "record"})
+        run.summary.update({key: value for key, value in result.items() if key not in ("record", "ablation")})
         _keep(run, f"{self.plan.config.run.name}-bundle", "model", result["bundle"])
         _keep(run, f"{self.plan.config.run.name}-report", "report", report)
         run.finish()

@@ -6,7 +6,7 @@ from typing import Any
 
 import ray
 
-from distributed import verdict
+from distributed import ablation, verdict
 from distributed.checkpoint import load_best
 from distributed.plan import Plan, Seats, check
 from distributed.report import write_report
@@ -59,6 +59,8 @@ def tune(plan: Plan, on_event: OnEvent) -> dict[str, Any]:
                     return json.loads(storage.read(done))
                 storage.remove(done)
             recorder.record("session")
+            for line in plan.left_out:
+                on_event("note", line)
             on_event("note", f"sweep {plan.config.run.name}: {_in_words(plan, seats)}, {tracker.where}")
             try:
                 return _carry_out(plan, space, seats, recorder, on_event)
@@ -167,6 +169,10 @@ def _finish(recorder: Recorder, on_event: OnEvent) -> dict[str, Any]:
         result["trial_start_s"] = round(statistics.median(starts), 3)
     if sweep.plan.sampler == "record":
         result["record"], result["conclusions"] = verdict.record_rows(sweep), verdict.record_conclusions()
+    if sweep.plan.rows:
+        result["ablation"], result["verdict"] = ablation.judge(sweep)
+        page = ablation.as_markdown(result["ablation"], result["verdict"], sweep.plan)
+        storage.write(storage.join(sweep.plan.folder, "ablation.md"), page.encode())
     if judged and Dataset(sweep.plan.config.data).rows("test"):
         on_event("note", "the choice is made; reading the test split once")
         tagger = load_bundle(bundle).tagger

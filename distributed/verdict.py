@@ -7,10 +7,8 @@ import numpy as np
 
 from distributed.checkpoint import load_best
 from distributed.sweep import Sweep, Trial
-from model.metrics import compare, resample_means
+from model.metrics import LEVEL, compare, resample_means
 from model.record import RUNS, SERIES, noise
-
-_LEVEL = 0.05
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ def judge(sweep: Sweep) -> Judgement:
         f"{_mean(finalists[0], metric)} against {finalists[1]['mean']:.4f}, difference {test.difference:.4f} "
         f"({test.low:+.4f} to {test.high:+.4f}), p = {test.p:.3f} by a paired bootstrap over texts and seeds"
     )
-    if test.p < _LEVEL:
+    if test.p < LEVEL:
         return Judgement(finalists, f"{order[0]} wins over {order[1]}: {evidence}", winner.name)
     sentence = f"no difference is shown between {order[0]} and {order[1]}: {evidence}; {order[0]} is taken for its mean"
     return Judgement(finalists, sentence, winner.name)

@@ -28,13 +28,15 @@ def tune(
             help="Range of a field: training.lr=log:1e-4:1e-2, training.alpha=0.1:0.9, tagger.cell=rnn,gru; `record`."
         ),
     ] = None,
-    sampler: Annotated[str | None, typer.Option(help="random, grid, tpe (Optuna) or record.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="random, grid, tpe (Optuna), record or ablation.")] = None,
     grace: Annotated[int | None, typer.Option(help="Epochs before the first trials are stopped (1).")] = None,
     eta: Annotated[float | None, typer.Option(help="At each rung about 1 in eta trials goes on (3).")] = None,
     stopping: Annotated[bool | None, typer.Option(help="ASHA, or every trial in full.")] = None,
     metric: Annotated[str | None, typer.Option(help="What trials are ranked by (valid/keyphrase_f1).")] = None,
     finalists: Annotated[int | None, typer.Option(help="Best configurations to train again and compare (0).")] = None,
-    seeds: Annotated[int | None, typer.Option(help="Fresh seeds for each finalist (3).")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="Fresh seeds of each finalist; seeds of each row of an ablation (3).")
+    ] = None,
     max_concurrent: Annotated[int | None, typer.Option(help="Trials at once; as many as fit otherwise.")] = None,
     time_budget: Annotated[str | None, typer.Option(help="No epoch begins after this: 90s, 30m, 2h.")] = None,
     gpus_per_trial: Annotated[float | None, typer.Option(help="0.2 packs five trials onto a GPU.")] = None,
@@ -86,7 +88,7 @@ def tune(
         print_json(look_ahead(plan))
         return
     result = run(plan)
-    _tell(result)
+    _tell(result, plan.metric)
     if json:
         print_json(result)
 
@@ -156,7 +158,7 @@ def run(plan: Any) -> dict[str, Any]:
         ray.shutdown()
 
 
-def _tell(result: dict[str, Any]) -> None:
+def _tell(result: dict[str, Any], metric: str) -> None:
     best = result["best"]
     values = ", ".join(f"{name} {value}" for name, value in best["config"].items())
     say(
@@ -167,6 +169,10 @@ def _tell(result: dict[str, Any]) -> None:
         f"best: {best['trial']}, valid keyphrase F1 {best['keyphrase_f1']:.4f} ({best['low']:.4f} to {best['high']:.4f}) "
         f"at epoch {best['epoch']:.0f}; {values}"
     )
+    if "ablation" in result:
+        from distributed.ablation import as_text
+
+        say(as_text(result["ablation"], metric))
     say(result["verdict"])
     if "test" in result:
         test = result["test"]

@@ -142,7 +142,7 @@ class SweepView:
             self.told[trial.name] = now
             self.drawn = time.monotonic()
             f1 = f"{trial.figures[-1][self.sweep.plan.metric]:.4f}" if trial.figures else "-"
-            values = " ".join(f"{name.rpartition('.')[2]}={value}" for name, value in trial.values.items())
+            values = " ".join(f"{name.rpartition('.')[2]}={value}" for name, value in _told_apart_by(trial).items())
             say(
                 f"{trial.name}  {values}  epoch {len(trial.figures)}/{trial.epochs}  {f1}  {trial.state}  "
                 f"[{self._summary()}]"
@@ -177,7 +177,7 @@ class SweepView:
 
         self.drawn = time.monotonic()
         sweep, metric = self.sweep, self.sweep.plan.metric
-        names = list(dict.fromkeys(name for trial in sweep.all for name in trial.values))
+        names = list(dict.fromkeys(name for trial in sweep.all for name in _told_apart_by(trial)))
         grid = Table(box=None, padding=(0, 1), header_style="bold")
         for column in ("trial", *(name.rpartition(".")[2] for name in names), "epoch", "F1 now", "best", "state"):
             grid.add_column(column, no_wrap=True)
@@ -189,10 +189,9 @@ class SweepView:
         for trial in (running + others)[: self.ROWS]:
             now = f"{trial.figures[-1][metric]:.4f}" if trial.figures else "-"
             best = f"{trial.best(metric)[metric]:.4f}" if trial.figures else "-"
+            shown = _told_apart_by(trial)
             values = [
-                f"{trial.values[name]:.4g}"
-                if isinstance(trial.values.get(name), float)
-                else str(trial.values.get(name, ""))
+                f"{shown[name]:.4g}" if isinstance(shown.get(name), float) else str(shown.get(name, ""))
                 for name in names
             ]
             at = self.at.get(trial.name)
@@ -208,3 +207,9 @@ class SweepView:
         lines.append(f"{ended} of {sweep.plan.trials} trials ended; stopped: {', '.join(rungs) or 'none'}")
         lines.append(f"{self._summary()}, gone {clock(sweep.seconds)}")
         self.live.update(Group(grid, Text("\n".join(lines))), refresh=True)
+
+
+def _told_apart_by(trial: Any) -> dict[str, Any]:
+    """The searched fields of a trial; of an ablation, whose rows have many fields, the row and the seed."""
+    seed = trial.values.get("training.seed")
+    return trial.values if trial.series is None or seed is None else {"row": trial.series, "seed": seed}

@@ -19,6 +19,7 @@ from model.tagger import Logits
 from model.tags import IGNORED, O, spans_of_tags
 
 RESAMPLES = 1000
+LEVEL = 0.05  # a difference with a smaller p is taken for shown
 # Columns of the counts, for each head: rightly predicted, predicted, gold, wholly right (0 or 1).
 HEADS = ("keyphrase", "keyword")
 Counts = npt.NDArray[np.int64]

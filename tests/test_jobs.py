@@ -105,6 +105,7 @@ def test_a_sweep_that_cannot_be_is_refused_before_ray_starts(small_dataset: str,
     refused(*tune, "--space", "training.rate=1:2", parts=("training.rate: is unknown", "training.lr"))
     refused(*tune, "--metric", "valid/bleu", parts=("--metric valid/bleu", "valid/keyphrase_f1"))
     refused(*tune, "--sampler", "sobol", parts=("--sampler sobol", "tpe"))
+    refused(*tune, "--sampler", "ablation", parts=("nothing differs from the defaults", "--preset best"))
     refused(*tune, "--time-budget", "soon", parts=("--time-budget soon", "2h"))
     refused(*tune, "--set", "training.epochs=3", parts=("--max-epochs",))
     refused(*tune, "--lr", "0.001", "--space", "training.lr=1e-3,1e-4", parts=("leave one of the two out",))
