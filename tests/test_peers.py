@@ -188,15 +188,8 @@ def test_an_error_of_the_user_comes_through_from_a_systems_process(tmp_path: Pat
     refused(lambda: contest._in_a_process(Request(str(tmp_path)), "record", 0, say), "is no dataset")
 
 
-@pytest.fixture
-def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """spaCy stops after a few steps."""
-    settings = peers._settings
-    monkeypatch.setattr(peers, "_settings", lambda each: settings(each) | {"max_steps": 200, "eval_frequency": 50})
-
-
 @pytest.mark.parametrize(("system", "package"), [("crf", "sklearn_crfsuite"), ("spacy", "spacy")])
-def test_a_peer_learns_and_finds_characters(system: str, package: str, small_dataset: str, briefly: None, capsys):
+def test_a_peer_learns_and_finds_characters(system: str, package: str, small_dataset: str, capsys):
     pytest.importorskip(package, reason=f"{package} is not installed; make peers installs it")
     outcome = contest.measure(Request(small_dataset, repeats=1), system, 0, say)
     figures = summarise(outcome.counts)
@@ -208,9 +201,7 @@ def test_a_peer_learns_and_finds_characters(system: str, package: str, small_dat
 
 
 @pytest.mark.parametrize(("system", "package"), [("crf", "sklearn_crfsuite"), ("spacy", "spacy")])
-def test_a_peer_finds_in_raw_texts_what_it_finds_in_their_words(
-    system: str, package: str, small_dataset: str, briefly: None
-):
+def test_a_peer_finds_in_raw_texts_what_it_finds_in_their_words(system: str, package: str, small_dataset: str):
     pytest.importorskip(package, reason=f"{package} is not installed; make peers installs it")
     data = Dataset(small_dataset)
     train, valid = (list(examples(data.texts(split), data.tokenizer(), Tally(), 1000)) for split in ("train", "valid"))
