@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import SMALL, refused
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,8 +16,9 @@ from typer.testing import CliRunner
 
 from jobs.__main__ import app
 from jobs.console import say
-from model import contest, peers
-from model.contest import Outcome, Request, compare, row_of
+from model import contest, contestant, peers
+from model.contest import Request, compare, row_of
+from model.contestant import Outcome, finder, measure
 from model.corpus import Tally
 from model.dataset import Dataset
 from model.demo_corpus import generate
@@ -158,12 +160,11 @@ def test_what_is_measured_of_a_preset_in_use_is_what_evaluate_measures(
     small_dataset: str, monkeypatch: pytest.MonkeyPatch
 ):
     kept = []
-    monkeypatch.setattr(contest, "Extractor", lambda *a: (kept.append(a[0]), Extractor(*a))[1])
+    monkeypatch.setattr(contestant, "Extractor", lambda *a: (kept.append(a[0]), Extractor(*a))[1])
     small = {"tagger": SMALL | {"dropout": 0.1}, "training": {"lr": 0.01, "epochs": 6}}
-    monkeypatch.setattr(contest, "tree_of", lambda name: small)
-    outcome = contest.measure(Request(small_dataset, repeats=1), "record", 0, say)
-    test = Dataset(small_dataset).load("test")
-    counts = evaluate(kept[0], test, contest.torch.device("cpu")).counts
+    monkeypatch.setattr(contestant, "tree_of", lambda name: small)
+    outcome = measure(Dataset(small_dataset), "record", 0, 1, say)
+    counts = evaluate(kept[0], Dataset(small_dataset).load("test"), torch.device("cpu")).counts
     assert counts[:, 0].sum() > 50
     assert (outcome.counts[:, :4] == counts[:, :4]).all()
 
@@ -188,17 +189,10 @@ def test_an_error_of_the_user_comes_through_from_a_systems_process(tmp_path: Pat
     refused(lambda: contest._in_a_process(Request(str(tmp_path)), "record", 0, say), "is no dataset")
 
 
-@pytest.fixture
-def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """spaCy stops after a few steps."""
-    settings = peers._settings
-    monkeypatch.setattr(peers, "_settings", lambda each: settings(each) | {"max_steps": 200, "eval_frequency": 50})
-
-
 @pytest.mark.parametrize(("system", "package"), [("crf", "sklearn_crfsuite"), ("spacy", "spacy")])
-def test_a_peer_learns_and_finds_characters(system: str, package: str, small_dataset: str, briefly: None, capsys):
+def test_a_peer_learns_and_finds_characters(system: str, package: str, small_dataset: str, capsys):
     pytest.importorskip(package, reason=f"{package} is not installed; make peers installs it")
-    outcome = contest.measure(Request(small_dataset, repeats=1), system, 0, say)
+    outcome = measure(Dataset(small_dataset), system, 0, 1, say)
     figures = summarise(outcome.counts)
     assert figures["keyphrase_f1"] > 0.3
     gold = [each.spans for each in Dataset(small_dataset).texts("test")]
@@ -208,14 +202,12 @@ def test_a_peer_learns_and_finds_characters(system: str, package: str, small_dat
 
 
 @pytest.mark.parametrize(("system", "package"), [("crf", "sklearn_crfsuite"), ("spacy", "spacy")])
-def test_a_peer_finds_in_raw_texts_what_it_finds_in_their_words(
-    system: str, package: str, small_dataset: str, briefly: None
-):
+def test_a_peer_finds_in_raw_texts_what_it_finds_in_their_words(system: str, package: str, small_dataset: str):
     pytest.importorskip(package, reason=f"{package} is not installed; make peers installs it")
     data = Dataset(small_dataset)
     train, valid = (list(examples(data.texts(split), data.tokenizer(), Tally(), 1000)) for split in ("train", "valid"))
     tag, _ = (peers.fit_crf if system == "crf" else peers.fit_spacy)(train[:200], valid[:20], 0, peers.Clock(), say)
-    find = contest.finder(tag, data)
+    find = finder(tag, data)
     found = find([each.text for each in valid] + ["", "  "])
     expected = [
         [(each.offsets[start][0], each.offsets[end - 1][1]) for start, end in spans]
