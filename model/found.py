@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 
 from model.chain import highest_of_alike, likely_spans, no_chain, span_probabilities
-from model.tagger import Logits
+from model.tagger import Logits, Reading
 from model.tags import decode, score_spans, spans_of_tags
 
 
@@ -27,7 +27,7 @@ def find(logits: Logits, lengths: torch.Tensor) -> Found:
     """The keyphrases of texts that have `lengths` (B,) tokens."""
     if logits.reading is None:
         return Found(*score_spans(logits.keyphrase, decode(logits.keyphrase, lengths, logits.chain)))
-    likely = likely_by_end(logits, lengths, bool(logits.reading.agreement))
+    likely = _as_read(logits, logits.reading, lengths)
     spans = spans_of_tags(likely_spans(likely, logits.reading.threshold))
     return Found(spans, _probabilities(likely, spans))
 
@@ -38,16 +38,17 @@ def scored(logits: Logits, lengths: torch.Tensor, tags: torch.Tensor) -> Found:
     if logits.reading is None:
         return Found(*score_spans(logits.keyphrase, tags))
     spans = spans_of_tags(tags)
-    return Found(spans, _probabilities(likely_by_end(logits, lengths, bool(logits.reading.agreement)), spans))
+    return Found(spans, _probabilities(_as_read(logits, logits.reading, lengths), spans))
 
 
-def likely_by_end(logits: Logits, lengths: torch.Tensor, agreement: bool) -> torch.Tensor:
-    """`span_probabilities` of what the heads say; with `agreement` equal words are equally likely all over a text."""
-    likely = span_probabilities(logits.keyphrase, logits.chain or no_chain(lengths.device), lengths)
-    if not agreement:
-        return likely
-    assert logits.reading is not None
-    return highest_of_alike(likely, logits.reading.words)
+def likely_by_end(logits: Logits, lengths: torch.Tensor) -> torch.Tensor:
+    """`span_probabilities` of what the heads say."""
+    return span_probabilities(logits.keyphrase, logits.chain or no_chain(lengths.device), lengths)
+
+
+def _as_read(logits: Logits, reading: Reading, lengths: torch.Tensor) -> torch.Tensor:
+    likely = likely_by_end(logits, lengths)
+    return highest_of_alike(likely, reading.words) if reading.agreement else likely
 
 
 def _probabilities(likely: torch.Tensor, spans: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,7 @@ from model.config import TaggerConfig, TrainingConfig
 from model.dataset import Split
 from model.errors import DivergedError
 from model.loss import dual_loss
-from model.metrics import Counts, count, count_at, score, summarise
+from model.metrics import Counts, count, count_at, count_keywords, score, summarise
 from model.optimizer import clip_gradients, lr_at, make_optimizers
 from model.tagger import Logits, Tagger, check_precision
 from model.workers import Alone, Workers
@@ -99,9 +99,10 @@ def evaluate(
     losses = torch.zeros(2, dtype=torch.float64, device=device)
     for rows, batch, logits in answers(tagger, split, device, slice(workers.rank, None, workers.size)):
         place = torch.from_numpy(rows).to(device)
-        counts[place] = count(logits, batch)
-        if thresholds is not None:
-            at[place] = count_at(logits, batch, thresholds)
+        if thresholds is None:
+            counts[place] = count(logits, batch)
+        else:
+            counts[place, 4:], at[place] = count_keywords(logits, batch), count_at(logits, batch, thresholds)
         losses += torch.stack(dual_loss(logits, batch)).double()
     keyword, keyphrase = (workers.sum(losses) / len(split.ids)).tolist()
     if thresholds is not None:

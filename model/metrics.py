@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from model.batch import Batch
-from model.chain import likely_spans
+from model.chain import highest_of_alike, likely_spans
 from model.examples import Span
 from model.found import find, likely_by_end
 from model.tagger import Logits
@@ -28,14 +28,16 @@ Counts = npt.NDArray[np.int64]
 def count(logits: Logits, batch: Batch) -> torch.Tensor:
     """(B, 8) counts of each text: four columns of the keyphrase head, then four of the keyword head."""
     found = find(logits, batch.lengths).spans
-    return torch.cat([_count_spans(found, batch.keyphrase), _count_keywords(logits.keyword, batch.keyword)], dim=1)
+    return torch.cat([_count_spans(found, batch.keyphrase), count_keywords(logits, batch)], dim=1)
 
 
 def count_at(logits: Logits, batch: Batch, thresholds: torch.Tensor) -> torch.Tensor:
     """(B, 2 C, 4) counts of the keyphrase head alone, at each of C thresholds without agreement, then with it."""
+    assert logits.reading is not None
     many, rows = 2 * len(thresholds), len(batch.ids)
-    likely = [likely_by_end(logits, batch.lengths, agreement).repeat(many // 2, 1, 1) for agreement in (False, True)]
-    tags = likely_spans(torch.cat(likely), thresholds.repeat_interleave(rows).repeat(2))
+    likely = likely_by_end(logits, batch.lengths)
+    both = [each.repeat(many // 2, 1, 1) for each in (likely, highest_of_alike(likely, logits.reading.words))]
+    tags = likely_spans(torch.cat(both), thresholds.repeat_interleave(rows).repeat(2))
     counts = _count_spans(spans_of_tags(tags), batch.keyphrase.repeat(many, 1))
     return counts.unflatten(0, (many, rows)).transpose(0, 1)
 
@@ -50,8 +52,10 @@ def _count_spans(found: torch.Tensor, gold: torch.Tensor) -> torch.Tensor:
     return torch.stack([*columns, exact.long()], dim=1)
 
 
-def _count_keywords(logits: torch.Tensor, gold: torch.Tensor) -> torch.Tensor:
-    real, predicted = gold != IGNORED, logits.argmax(-1) == 1
+def count_keywords(logits: Logits, batch: Batch) -> torch.Tensor:
+    """(B, 4) counts of the keyword head alone."""
+    gold = batch.keyword
+    real, predicted = gold != IGNORED, logits.keyword.argmax(-1) == 1
     columns = [(mask & real).sum(1) for mask in (predicted & (gold == 1), predicted, gold == 1)]
     exact = ((predicted == (gold == 1)) | ~real).all(1)
     return torch.stack([*columns, exact.long()], dim=1)
