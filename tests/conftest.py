@@ -23,6 +23,7 @@ torch.set_num_threads(1)
 SMALL = {"embedding": 24, "hidden1": 24, "hidden2": 24}
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Fast tests first: those that start Ray or a process come last.
 
