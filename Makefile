@@ -33,8 +33,11 @@ $(READY): pyproject.toml
 demo: $(READY)
 	$(BIN)/python -m jobs demo
 
+# Tests that start Ray mostly wait. All others run beside them, and what they say is shown after.
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	@$(BIN)/python -m pytest -m "not ray" > .venv/others.log 2>&1 & others=$$!; \
+	$(BIN)/python -m pytest -m ray; ray=$$?; \
+	wait $$others; others=$$?; cat .venv/others.log; exit $$((ray | others))
 
 benchmark: $(READY)
 	$(BIN)/python -m jobs benchmark $(if $(DATA),--data $(DATA))

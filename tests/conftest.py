@@ -23,18 +23,9 @@ torch.set_num_threads(1)
 SMALL = {"embedding": 24, "hidden1": 24, "hidden2": 24}
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast tests first: those that start Ray or a process come last.
-
-    With `-n 2` those that start Ray keep to one process, and begin at once: they mostly wait, and take as long as all
-    others together.
-    """
-    parallel = "PYTEST_XDIST_WORKER" in os.environ
-    items.sort(key=lambda item: (-2 if parallel else 2) * ("ray" in item.keywords) + ("command" in item.fixturenames))
-    for item in items:
-        if "ray" in item.keywords:
-            item.add_marker(pytest.mark.xdist_group("ray"))
+    """Fast tests first: those that start Ray or a process come last."""
+    items.sort(key=lambda item: 2 * ("ray" in item.keywords) + ("command" in item.fixturenames))
 
 
 @pytest.fixture(scope="session")
