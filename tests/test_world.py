@@ -33,7 +33,8 @@ for kind in (torch.float32, torch.bfloat16):
         summed = [each.grad for each in module.parameters()]
         touched = len(summed[0].indices()[0])
         off = max(float((one.to_dense() - other).abs().max()) for one, other in zip(summed, whole))
-        found.append([off, touched, int((whole[0] != 0).any(1).sum()), summed[0].is_coalesced(), group._rows_per_token * 32])
+        wanted, room = int((whole[0] != 0).any(1).sum()), group._room[module["table"].weight] * 32
+        found.append([off, touched, wanted, summed[0].is_coalesced(), room])
 if group.rank == 0:
     print(json.dumps(found))
 dist.destroy_process_group()
