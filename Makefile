@@ -35,7 +35,7 @@ demo: $(READY)
 
 # Tests that start Ray mostly wait. All others run beside them, and what they say is shown after.
 test: $(READY)
-	@$(BIN)/python -m pytest -m "not ray" > .venv/others.log 2>&1 & others=$$!; \
+	@$(BIN)/python -m pytest -m "not ray" > .venv/others.log 2>&1 & others=$$!; trap "kill $$others" INT TERM; \
 	$(BIN)/python -m pytest -m ray; ray=$$?; \
 	wait $$others; others=$$?; cat .venv/others.log; exit $$((ray | others))
 
