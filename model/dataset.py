@@ -175,8 +175,8 @@ def _flat(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[n
 def split_of(examples: Iterable[Example], spelled: bool = False) -> Split:
     """Examples in memory as a Split; `spelled` as in `Dataset.load`."""
     ids: list[int] = []
-    views: list[Views] = []
-    speller = Speller()
+    texts: list[str] = []
+    offsets: list[tuple[int, int]] = []
     spans: list[tuple[int, int]] = []
     begins = [0]
     for example in examples:
@@ -184,8 +184,10 @@ def split_of(examples: Iterable[Example], spelled: bool = False) -> Split:
         ids += example.ids
         begins.append(len(ids))
         if spelled:
-            starts, ends = np.array(example.offsets, np.int32).T
-            views.append(speller([example.text], starts, ends, np.array([0, len(starts)])))
+            texts.append(example.text)
+            offsets += example.offsets
     tags = tags_of_spans(np.array(spans, np.int64).reshape(-1, 2), len(ids))
-    whole = np.concatenate(views) if views else None
-    return Split(np.array(ids, np.int32), tags, np.array(begins, np.int64), whole)
+    bounds = np.array(begins, np.int64)
+    starts, ends = np.array(offsets, np.int32).reshape(-1, 2).T
+    views = Speller()(texts, starts, ends, bounds) if spelled else None
+    return Split(np.array(ids, np.int32), tags, bounds, views)

@@ -69,9 +69,10 @@ class Speller:
             words = (text[a:b] for a, b in zip(first[begin:end], last[begin:end], strict=True))
             numbers += [self._number_of(word) for word in words]
         of_text, within = _places(begins)
-        alike = np.array(self._alikes, np.int64)[numbers]
+        alike = np.array([self._alikes[number] for number in numbers], np.int64)
         _, same, times = np.unique(of_text * len(self._rows) + alike, return_inverse=True, return_counts=True)
-        of_word = np.array(self._rows, np.uint16).reshape(-1, _OF_WORD)[numbers]
+        distinct, place = np.unique(np.array(numbers, np.int64), return_inverse=True)  # of a long memory few are needed
+        of_word = np.array([self._rows[number] for number in distinct], np.uint16).reshape(-1, _OF_WORD)[place]
         return np.column_stack([of_word, _rows(4, times[same].clip(max=_MOST)), _rows(5, _steps(within))])
 
     def _number_of(self, word: str) -> int:
