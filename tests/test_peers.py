@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, refused
+from conftest import SMALL, generated_dataset, refused
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -21,7 +21,6 @@ from model.contest import Request, compare, row_of
 from model.contestant import Outcome, finder, measure
 from model.corpus import Tally
 from model.dataset import Dataset
-from model.demo_corpus import generate
 from model.errors import RunFailedError
 from model.examples import examples
 from model.extractor import Extractor
@@ -36,13 +35,7 @@ KEYS = ["system", "keyphrase_f1", "low", "high", "precision", "recall", "seeds",
 @pytest.fixture(scope="module")
 def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A dataset directory of 70 training, 10 validation and 20 test texts."""
-    folder = tmp_path_factory.mktemp("tiny")
-    files = {}
-    for split, texts in generate(100).items():
-        files[split] = folder / f"{split}.jsonl"
-        files[split].write_text("".join(json.dumps({"text": t.text, "spans": t.spans}) + "\n" for t in texts))
-    prepare(Recipe([str(files["train"])], str(folder / "data"), [str(files["valid"])], [str(files["test"])]))
-    return str(folder / "data")
+    return generated_dataset(tmp_path_factory.mktemp("tiny"), 100)
 
 
 def benchmark(*arguments: str):
