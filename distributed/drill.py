@@ -84,7 +84,7 @@ def member(drill: Drill, device: torch.device) -> None:
 def _steps(drill: Drill, device: torch.device) -> Iterator[int]:
     config = make_config(drill.config)
     data = Dataset(config.data)
-    train, words = data.load("train", bool(config.tagger.spelling)), data.info["words"]
+    train, words = data.load("train", config.tagger.spelled), data.info["words"]
     if drill.hand_made:
         return hand_made_steps(config.tagger, config.training, train, words, device)
     tagger = new_tagger(config.tagger, words, config.training.seed)

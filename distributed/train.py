@@ -161,7 +161,7 @@ def _fit(config: Config, share: Share, folder: str, on_event: OnEvent) -> None:
     from distributed.trial import Data
     from distributed.wait import Wait
 
-    data = ray.put(Data.load(config.data, bool(config.tagger.spelling)))
+    data = ray.put(Data.load(config.data, config.tagger.spelled))
     events, orders = new_queue(), new_queue()
     outcome: list[Any] = []
 

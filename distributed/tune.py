@@ -80,7 +80,7 @@ def _in_words(plan: Plan, seats: Seats) -> str:
 
 def _carry_out(plan: Plan, space: Space, seats: Seats, recorder: Recorder, on_event: OnEvent) -> dict[str, Any]:
     sweep = recorder.sweep
-    spelled = bool(plan.config.tagger.spelling) or "tagger.spelling" in space
+    spelled = plan.config.tagger.spelled or "tagger.spelling" in space
     data = ray.put(Data.load(plan.config.data, spelled))
     events = new_queue()
     settings = Settings(data, events, plan.workers_per_trial, seats.cpus, seats.gpus, plan.metric)
@@ -176,7 +176,7 @@ def _finish(recorder: Recorder, on_event: OnEvent) -> dict[str, Any]:
     if judged and Dataset(sweep.plan.config.data).rows("test"):
         on_event("note", "the choice is made; reading the test split once")
         tagger = load_bundle(bundle).tagger
-        test = Dataset(sweep.plan.config.data).load("test", tagger.spelling is not None)
+        test = Dataset(sweep.plan.config.data).load("test", tagger.config.spelled)
         result["test"] = summarise(evaluate(tagger, test, device_of("cpu")).counts)
     storage.write(storage.join(sweep.plan.folder, "result.json"), json.dumps(result, indent=2).encode())
     recorder.tracker.finish(result, write_report(sweep.plan.folder))

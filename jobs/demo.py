@@ -103,5 +103,5 @@ def measure(bundle: str, data: str) -> dict[str, float]:
     from model.metrics import summarise
 
     tagger = load_bundle(bundle).tagger
-    test = Dataset(data).load("test", tagger.spelling is not None)
+    test = Dataset(data).load("test", tagger.config.spelled)
     return summarise(evaluate(tagger, test, torch.device("cpu")).counts)

@@ -47,7 +47,7 @@ def evaluate(
     def read(tally: Tally) -> Iterator[Example]:
         return examples(labelled_texts(data, split, format, tally), loaded.tokenizer, tally, max_tokens)
 
-    rows = split_of(read(tally), loaded.tagger.spelling is not None)
+    rows = split_of(read(tally), loaded.tagger.config.spelled)
     tell_skipped(tally.counts, tally.places)
     if not len(rows):
         raise UserError(f"{data}: no text is left to measure on; see the reasons above")

@@ -54,6 +54,11 @@ class TaggerConfig(_Tree):
             raise ValueError(f"window is {self.window}, but must be odd: the token and as many on each side")
         return self
 
+    @property
+    def spelled(self) -> bool:
+        """Whether the tagger looks at how words are written, so that splits have to be loaded with their views."""
+        return self.spelling > 0
+
 
 class TrainingConfig(_Tree):
     """The objective, the optimiser and the order of the data."""

@@ -68,7 +68,7 @@ class Extractor:
     def _extract(self, texts: list[str]) -> list[list[Keyphrase]]:
         found: list[list[Keyphrase]] = [[] for _ in texts]
         cut = self._cut(texts)
-        views = self._spell(texts, cut.starts, cut.ends, cut.begins) if self.tagger.spelling else None
+        views = self._spell(texts, cut.starts, cut.ends, cut.begins) if self.tagger.config.spelled else None
         text, begins, lengths = _pieces(cut)
         for rows in ordered_batches(lengths, BATCH):
             batch = [padded(each, begins[rows], lengths[rows], PAD) for each in (cut.ids, views) if each is not None]

@@ -54,7 +54,7 @@ def _marked(tagger: Tagger, examples: Iterable[Example], device: torch.device) -
     examples = iter(examples)
     while chunk := list(islice(examples, CHUNK)):
         found: list[tuple[list[Found], list[Found]]] = [([], []) for _ in chunk]
-        for rows, batch, logits in answers(tagger, split_of(chunk, tagger.spelling is not None), device):
+        for rows, batch, logits in answers(tagger, split_of(chunk, tagger.config.spelled), device):
             gold = scored(logits, batch.lengths, batch.keyphrase.clamp(min=O))
             for side, (spans, scores) in enumerate((gold, find(logits, batch.lengths))):
                 for (row, start, end), score in zip(spans.tolist(), scores.tolist(), strict=True):
