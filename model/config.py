@@ -36,6 +36,10 @@ class TaggerConfig(_Tree):
     word_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="share of words read as <unk> in training"
     )
+    rare_word_dropout: Annotated[float, Field(ge=0)] = Field(
+        0.0,
+        description="a word that stands n times in the training texts is read as <unk> with probability this / (this + n)",
+    )
     spelling: Annotated[int, Field(ge=0)] = Field(
         0, description="size of the vector of each view of how a word is written: beginning, end, shape; 0: none"
     )

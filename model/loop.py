@@ -153,6 +153,7 @@ class Training:
         check_precision(config.precision, self.device)
         self.on_progress, self.keeper = on_progress, keeper
         self.tagger = tagger.to(self.device)
+        self.tagger.count_words(train.ids)
         for table in self.tagger.tables:
             table.sparse = config.row_updates
         self.optimizers = make_optimizers(self.tagger, config)

@@ -15,7 +15,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "tagger.hidden1": 128,
         "tagger.hidden2": 128,
         "tagger.window": 1,
-        "tagger.word_dropout": 0.1,
+        "tagger.rare_word_dropout": 1.0,
         "tagger.spelling": 64,
         "tagger.transitions": True,
         "tagger.decoding": "spans",

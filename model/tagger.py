@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -94,6 +95,7 @@ class Tagger(nn.Module):
 
     threshold: torch.Tensor | None
     agreement: torch.Tensor | None
+    counts: torch.Tensor | None
 
     def __init__(self, config: TaggerConfig, words: int, vectors: torch.Tensor | None = None) -> None:
         """
@@ -120,6 +122,8 @@ class Tagger(nn.Module):
         # Saved with the weights: they are learned too, though not by gradients.
         for name, value in (("threshold", _UNSETTLED), ("agreement", 0.0)):
             self.register_buffer(name, torch.tensor(value) if config.decoding == "spans" else None)
+        # How often each word stands in the training texts: needed in training alone, and so no part of what is saved.
+        self.register_buffer("counts", torch.ones(words) if config.rare_word_dropout else None, persistent=False)
         self.keyword_head = nn.Linear(self.layer1.outputs, 2)
         self.keyphrase_head = nn.Linear(self.layer2.outputs, 5)
 
@@ -127,6 +131,16 @@ class Tagger(nn.Module):
     def tables(self) -> list[nn.Embedding]:
         """The embeddings, of which a step touches few rows."""
         return [self.embedding] if self.spelling is None else [self.embedding, self.spelling]
+
+    def count_words(self, ids: npt.NDArray[np.int32]) -> None:
+        """Counts the words of the training texts, for `rare_word_dropout`; each counts as one until then.
+
+        Args:
+            ids: (tokens,) vocabulary ids of all of them.
+        """
+        if self.counts is not None:
+            counts = np.bincount(ids, minlength=len(self.counts)).clip(min=1)
+            self.counts.copy_(torch.from_numpy(counts))
 
     def forward(self, ids: torch.Tensor, lengths: torch.Tensor, views: torch.Tensor | None = None) -> Logits:
         """
@@ -149,9 +163,8 @@ class Tagger(nn.Module):
     def _heads(
         self, ids: torch.Tensor, lengths: torch.Tensor, views: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if self.training and self.config.word_dropout:
-            dropped = (torch.rand(ids.shape, device=ids.device) < self.config.word_dropout) & (ids != PAD)
-            ids = ids.masked_fill(dropped, UNKNOWN)
+        if self.training:
+            ids = self._drop_words(ids)
         if self._packs(ids):
             return self._packed_heads(ids, lengths, views)
         vectors = [self.embedding(ids)] + ([] if self.spelling is None else [self.spelling(views).flatten(2)])
@@ -159,6 +172,20 @@ class Tagger(nn.Module):
         h1 = self.layer1(x, lengths)
         h2 = self.layer2(h1, lengths)
         return self.keyword_head(h1), self.keyphrase_head(h2)
+
+    def _drop_words(self, ids: torch.Tensor) -> torch.Tensor:
+        """Reads some words as <unk>, rare ones more often (Kiperwasser and Goldberg, TACL 2016).
+
+        What stands for words that training never saw is then learned from words that are nearly so.
+        """
+        share: torch.Tensor | float = self.config.word_dropout
+        if self.counts is not None:
+            rare = self.config.rare_word_dropout
+            share = 1 - (1 - share) * (1 - rare / (rare + self.counts[ids]))
+        elif not share:
+            return ids
+        dropped = (torch.rand(ids.shape, device=ids.device) < share) & (ids != PAD)
+        return ids.masked_fill(dropped, UNKNOWN)
 
     def _packs(self, ids: torch.Tensor) -> bool:
         """Whether the recurrence of model/recurrent.py takes the place of torch's."""

@@ -179,6 +179,11 @@ def _one(split: Split, row: int) -> Split:
     return Split(split.ids[part], split.tags[part], np.array([0, part.stop - part.start]))
 
 
+def test_a_tagger_is_told_how_rare_the_words_of_its_training_are(splits: tuple[Split, Split, int]):
+    counts, word = train(splits, {"rare_word_dropout": 1.0}).tagger.counts, int(splits[0].ids[0])
+    assert counts is not None and counts[word] == (splits[0].ids == word).sum()
+
+
 def test_patience_ends_a_training_that_gets_no_better(splits: tuple[Split, Split, int]):
     training = train(splits, epochs=20, lr=1e-9, patience=2)
     assert len(list(training.epochs())) == 3 and training.best == 0

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +9,7 @@ from model.loop import new_tagger
 from model.loss import dual_loss
 from model.tagger import Logits, windows
 from model.tags import IGNORED
+from model.tokenizer import UNKNOWN
 
 CELLS = [(cell, both) for cell in ("rnn", "gru", "lstm") for both in (False, True)]
 
@@ -75,6 +77,16 @@ def test_dropouts_work_in_training_alone():
         tagger = small(**fields)
         assert not torch.equal(tagger.train()(ids, lengths).keyword, tagger(ids, lengths).keyword)
         assert torch.equal(tagger.eval()(ids, lengths).keyword, tagger(ids, lengths).keyword)
+
+
+def test_rare_words_are_read_as_unknown_more_often():
+    tagger, texts = small(dropout=0.0, rare_word_dropout=1.0), 4000
+    tagger.count_words(np.array([5, *[6] * 9]))
+    unknown = tagger.eval()(torch.tensor([[UNKNOWN]]), torch.tensor([1])).keyword[0, 0]
+    for word, share in ((5, 1 / 2), (6, 1 / 10)):
+        read = tagger.train()(torch.full((texts, 1), word), torch.ones(texts, dtype=torch.long)).keyword[:, 0]
+        dropped = torch.isclose(read, unknown, atol=1e-6).all(1).float().mean()
+        assert float(dropped) == pytest.approx(share, abs=0.05)  # five standard deviations and more
 
 
 def test_first_weights_depend_on_the_seed_alone():

@@ -41,7 +41,7 @@ def config_of(
 
 
 # As the preset of this name, but for its sizes.
-BEST = {**tree_of("best")["tagger"], **SMALL, "spelling": 4, "word_dropout": 0.0}
+BEST = {**tree_of("best")["tagger"], **SMALL, "spelling": 4, "rare_word_dropout": 0.0}
 
 
 def quiet(kind: str, value: Any) -> None:
