@@ -12,9 +12,11 @@ from jobs.console import command, print_json, say
 @command
 def benchmark(
     data: Annotated[str | None, typer.Option(help="Dataset directory; the built-in corpus otherwise.")] = None,
-    workers: Annotated[int, typer.Option(min=2, help="Processes of a group.")] = 2,
+    workers: Annotated[int | None, typer.Option(min=2, help="Processes of a group; 2 otherwise.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds; what is told are medians.")] = 5,
-    texts: Annotated[int, typer.Option(min=1000, help="Texts that are prepared in each round.")] = 200_000,
+    texts: Annotated[
+        int | None, typer.Option(min=1000, help="Texts that are prepared in each round; 200,000 otherwise.")
+    ] = None,
     peers: Annotated[
         bool, typer.Option("--peers", help="Compare both presets with what one would pick instead, and nothing else.")
     ] = False,
@@ -38,10 +40,15 @@ def benchmark(
 
     if not peers and (systems or seeds):
         raise UserError("--systems and --seeds: belong to --peers; give that as well")
+    if peers and (workers or texts):
+        raise UserError("--workers and --texts: --peers has no use for them; leave them out")
     with tempfile.TemporaryDirectory(prefix="tandem-corpus-") as folder:
         place = data or prepare_corpus(write_corpus(Path(folder) / "corpus", 12_000), Path(folder) / "dataset")
         place = storage.absolute(place)
-        result = _compare(place, systems, seeds or 1, repeats) if peers else _measure(place, workers, repeats, texts)
+        if peers:
+            result = _compare(place, systems, seeds or 1, repeats)
+        else:
+            result = _measure(place, workers or 2, repeats, texts or 200_000)
     say(_systems(result) if peers else _table(result))
     if json:
         print_json(result)

@@ -12,6 +12,7 @@ directory with a `dataset.json` is whole.
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -134,13 +135,12 @@ class Dataset:
         filesystem, path = storage.resolve(storage.join(self.location, split))
         for part in self._parts(split):
             with filesystem.open_input_file(f"{path}/{part}") as file:
-                for batch in pq.ParquetFile(file).iter_batches(
-                    columns=["text", "starts", "ends", "span_starts", "span_ends"]
-                ):
-                    for number, row in enumerate(batch.to_pylist(), 1):
-                        spans = zip(row["span_starts"], row["span_ends"], strict=True)
-                        characters = tuple((row["starts"][start], row["ends"][end - 1]) for start, end in spans)
-                        yield Labelled(row["text"], f"{self.location}/{split}/{part}:{number}", characters)
+                columns = ["text", "starts", "ends", "span_starts", "span_ends"]
+                batches = pq.ParquetFile(file).iter_batches(columns=columns)
+                for number, row in enumerate(chain.from_iterable(batch.to_pylist() for batch in batches), 1):
+                    spans = zip(row["span_starts"], row["span_ends"], strict=True)
+                    characters = tuple((row["starts"][start], row["ends"][end - 1]) for start, end in spans)
+                    yield Labelled(row["text"], f"{self.location}/{split}/{part}:{number}", characters)
 
     def _parts(self, split: str) -> list[str]:
         return [part_name(i) for i in range(self.info["splits"][split]["parts"])]

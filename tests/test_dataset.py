@@ -34,6 +34,13 @@ def test_a_row_keeps_its_text_ids_and_spans(tmp_path: Path):
     assert split.tags[:6].tolist() == [1, 3, 0, 1, 3, 0] and split.begins.tolist() == [0, 5, 6, 11, 12]
 
 
+def test_texts_tell_their_row_in_a_part_of_any_size(tmp_path: Path):
+    rows = 66_000  # more than are read at once
+    prepare(Recipe([tsv(tmp_path / "a.tsv", rows)], str(tmp_path / "d"), [tsv(tmp_path / "b.tsv", 10)]))
+    told = [int(text.place.rpartition(":")[2]) for text in Dataset(str(tmp_path / "d")).texts("train")]
+    assert told == list(range(1, rows + 1))
+
+
 def test_splits_that_are_not_given_are_carved_and_stay_the_same(tmp_path: Path):
     source = tsv(tmp_path / "a.tsv", 1000)
     info = prepare(Recipe([source], str(tmp_path / "d1")))

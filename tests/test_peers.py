@@ -127,6 +127,7 @@ def test_what_cannot_be_compared_is_refused(tiny_dataset: str, tmp_path: Path):
         (["--peers", "--systems", ""], ("choose some of crf,spacy,record,best",)),
         (["--systems", "record"], ("--peers",)),
         (["--seeds", "2"], ("--peers",)),
+        (["--peers", "--texts", "1000"], ("--texts", "leave them out")),
     ):
         result = benchmark("--data", tiny_dataset, *arguments)
         assert result.exit_code == 2 and not result.stdout, result.output
