@@ -14,7 +14,7 @@ from distributed.sweep import Sweep, Trial
 from model import storage
 from model.config import TaggerConfig
 from model.dataset import Dataset
-from model.metrics import LEVEL, Counts, compare, resample_means
+from model.metrics import LEVEL, Counts, compare, method, resample_means
 from model.tagger import Tagger
 
 Row = dict[str, Any]
@@ -75,7 +75,7 @@ def judge(sweep: Sweep) -> tuple[list[Row], str]:
         if name != WHOLE and WHOLE in means:
             row["against_whole"] = compare(draws[name], draws[WHOLE], means[name] - means[WHOLE])._asdict()
     rows.sort(key=lambda row: (row["row"] != WHOLE, row["mean"] is None, -(row["mean"] or 0.0)))
-    return rows, _sentence(rows)
+    return rows, _sentence(rows, method(plan.seeds))
 
 
 def _about(sweep: Sweep, name: str, trained: list[Trial], words: int) -> Row:
@@ -114,7 +114,7 @@ def parameters(config: TaggerConfig, words: int) -> dict[str, int]:
     return {"embedding": tables, "network": sum(each.numel() for each in tagger.parameters()) - tables}
 
 
-def _sentence(rows: list[Row]) -> str:
+def _sentence(rows: list[Row], by: str) -> str:
     tested = [row for row in rows if row["against_whole"]]
     if not tested:
         return "no row can be compared with the whole: too few trainings came to their end"
@@ -123,7 +123,7 @@ def _sentence(rows: list[Row]) -> str:
     if differ:
         named = ", ".join(f"{row['row']} ({row['against_whole']['difference']:+.4f})" for row in differ)
         verb = "differs" if len(differ) == 1 else "differ"
-        parts.append(f"{named} {verb} from the whole, p < {LEVEL} by a paired bootstrap over texts and seeds")
+        parts.append(f"{named} {verb} from the whole, p < {LEVEL} {by}")
     if same := [row["row"] for row in tested if row not in differ]:
         parts.append(f"no difference is shown for {', '.join(same)}")
     if missing := [row["row"] for row in rows if row["mean"] is None]:
@@ -172,10 +172,10 @@ def as_markdown(rows: list[Row], verdict: str, plan: Plan) -> str:
     """The table as Markdown, with what it needs to be read."""
     columns, cells = table(rows, plan.metric)
     lines = [columns, ["---"] * len(columns), *([f"`{line[0]}`", *line[1:]] for line in cells)]
+    chance = f" Of 20 rows that change nothing, about one has p < {LEVEL}." if plan.seeds > 1 else ""
     text = (
         f"Rows differ from `{WHOLE}` by the field that they name. {plan.metric} of the best of {plan.max_epochs} epochs: the "
-        f"mean over seeds and its 95 % interval over texts and seeds; `against whole` is tested pairwise by text. Of 20 rows "
-        f"that change nothing, about one has p < {LEVEL}. Result: {verdict}."
+        f"mean over seeds and its 95 % interval; `against whole` is tested {method(plan.seeds)}.{chance} Result: {verdict}."
     )
     notes = [f"- {line}" for line in [*lost(rows), *plan.left_out]]
     return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", text, *([""] if notes else []), *notes, ""])

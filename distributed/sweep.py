@@ -238,6 +238,11 @@ def read_events(folder: str) -> Iterator[Event]:
                 ) from None
 
 
+def begun(folder: str) -> bool:
+    """Whether there is a sweep in a folder that `read_sweep` reads."""
+    return storage.exists(storage.join(folder, "sweep.json"))
+
+
 def read_sweep(folder: str) -> Sweep:
     """A sweep from its folder.
 

@@ -35,7 +35,7 @@ def shown_texts(folder: str, data: str) -> dict[str, Any]:
     try:
         bundle, dataset = load_bundle(location), Dataset(data)
         return {"samples": _samples(bundle, dataset), "mistakes": _mistakes(bundle, dataset)}
-    except UserError as error:
+    except (UserError, OSError) as error:  # OSError: it is there and may not be read, or the network is not
         return _nothing(f"The texts cannot be shown: {error}")
 
 

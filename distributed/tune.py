@@ -119,7 +119,11 @@ def write_bundle(sweep: Sweep, trial: Trial) -> str:
 
 
 def best_so_far(folder: str) -> str | None:
-    """Writes the bundle of the trial that leads in a sweep that was stopped; None where there is none yet."""
+    """Writes the bundle of the trial that leads in a sweep that was stopped; None where there is none yet.
+
+    Raises:
+        UserError: there is no such sweep, or it is damaged.
+    """
     sweep = read_sweep(folder)
     for trial in sweep.ranked:
         try:

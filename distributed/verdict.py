@@ -7,7 +7,7 @@ import numpy as np
 
 from distributed.checkpoint import load_best
 from distributed.sweep import Sweep, Trial
-from model.metrics import LEVEL, compare, resample_means
+from model.metrics import LEVEL, compare, method, resample_means
 from model.record import RUNS, SERIES, noise
 
 
@@ -65,7 +65,7 @@ def judge(sweep: Sweep) -> Judgement:
     finalists[0]["against"] = {"trial": order[1], **test._asdict()}
     evidence = (
         f"{_mean(finalists[0], metric)} against {finalists[1]['mean']:.4f}, difference {test.difference:.4f} "
-        f"({test.low:+.4f} to {test.high:+.4f}), p = {test.p:.3f} by a paired bootstrap over texts and seeds"
+        f"({test.low:+.4f} to {test.high:+.4f}), p = {test.p:.3f} {method(sweep.plan.seeds)}"
     )
     if test.p < LEVEL:
         return Judgement(finalists, f"{order[0]} wins over {order[1]}: {evidence}", winner.name)

@@ -91,6 +91,8 @@ def prepare(
         joined = f"; {found['words_joined']:,} words joined" if found["words_joined"] else ""
         covered = f"{found['words_covered']:,} of {found['words']:,} words ({share:.1%}) have one"
         say(f"vectors: {covered}, of {found['size']} values{joined}")
+        if pretrained := found.get("pretrained"):
+            tell_skipped(pretrained["skipped"], pretrained["skipped_places"])
     say(f"{info['words']:,} words; {out} is ready: {INVOCATION} train --data {out}")
     if json:
         print_json({"out": out, **info})

@@ -10,16 +10,20 @@ from jobs.console import command, print_json, say
 @command
 def report(
     folder: Annotated[str, typer.Argument(metavar="RUN_OR_SWEEP", help="Its folder, a path or URI; or its name.")],
-    storage: Annotated[str, typer.Option(help="Where runs and sweeps lie, for a name.")] = "runs",
+    storage: Annotated[
+        str | None, typer.Option(help="Where runs and sweeps lie, for a name; run.storage otherwise.")
+    ] = None,
     out: Annotated[str | None, typer.Option(help="The file; report.html in the folder otherwise.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Show a sweep or a run, finished or not: one file that opens offline."""
     from distributed.report import write_report
     from model import storage as files
+    from model.config import RunConfig
 
-    if not files.exists(folder) and files.exists(files.join(storage, folder)):
-        folder = files.join(storage, folder)
+    named = files.join(storage or RunConfig().storage, folder)
+    if not files.exists(folder) and files.exists(named):
+        folder = named
     location = write_report(folder, out)
     say(f"report: {location}")
     if json:

@@ -134,23 +134,28 @@ def _seconds(text: str) -> float:
 
 def run(plan: Any) -> dict[str, Any]:
     """Carries the sweep out, shows how it goes, and leaves a bundle and the way to go on if it is stopped."""
+    from distributed.sweep import begun
     from distributed.tune import best_so_far
     from distributed.tune import tune as carry_out
     from jobs.console import FAILED, INTERRUPTED, TERMINATED, Terminated
     from model.errors import NotGrantedError
 
+    again = f"{plan.config.run.name} --storage {plan.config.run.storage}"
     try:
         with SweepView() as view:
             return carry_out(plan, view.event)
     except (KeyboardInterrupt, Terminated) as stop:
-        say("stopped; writing the bundle of the best trial so far ...")
-        bundle = best_so_far(plan.folder)
-        say(f"bundle: {bundle}" if bundle else "no trial has finished an epoch yet: there is no bundle")
-        say(f"go on with: {INVOCATION} tune --resume {plan.config.run.name} --storage {plan.config.run.storage}")
+        if begun(plan.folder):
+            say("stopped; writing the bundle of the best trial so far ...")
+            bundle = best_so_far(plan.folder)
+            say(f"bundle: {bundle}" if bundle else "no trial has finished an epoch yet: there is no bundle")
+            say(f"go on with: {INVOCATION} tune --resume {again}")
+        else:
+            say("stopped before the sweep began")
         # Tune's thread still speaks to Ray; see jobs/train.py.
         os._exit(INTERRUPTED if isinstance(stop, KeyboardInterrupt) else TERMINATED)
     except NotGrantedError as error:  # as above: Tune still waits
-        say(f"error: {error}; go on with: {INVOCATION} tune --resume {plan.config.run.name}")
+        say(f"error: {error}; go on with: {INVOCATION} tune --resume {again}")
         os._exit(FAILED)
     finally:
         import ray

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from model.tags import LEGAL, MAY_END, MAY_START, B, Chain, E, I, O, S
 
 LONGEST = 12  # tokens of a keyphrase that spans are looked for with
-_PRIME = 2**61 - 1
+_MIXER = 6364136223846793005  # of a 64-bit generator: its multiples share no pattern with row and word numbers
 
 
 class Transitions(nn.Module):
@@ -168,9 +168,9 @@ def highest_of_alike(likely: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
     """
     rows = torch.arange(len(words), device=words.device)[:, None]
     keys = torch.empty_like(likely, dtype=torch.long)
-    keys[..., 0] = key = words * _PRIME + rows  # overflow does no harm: what counts is whether keys are equal
+    keys[..., 0] = key = words * _MIXER + rows  # overflow does no harm: what counts is whether keys are equal
     for size in range(1, likely.shape[2]):
-        key = key[:, :-1] * _PRIME + words[:, size:]
+        key = key[:, :-1] * _MIXER + words[:, size:]
         keys[:, size:, size] = key
     possible = likely > 0
     _, alike = keys[possible].unique(return_inverse=True)

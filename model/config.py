@@ -155,7 +155,7 @@ def read_config(path: str) -> dict[str, Any]:
         raise UserError(f"{path}: is no YAML or JSON: {error}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: holds no configuration; write for example `training: {{lr: 0.001}}`")
-    return tree
+    return {name: value for name, value in tree.items() if value is not None}  # `training:` with nothing below it
 
 
 def assign(tree: dict[str, Any], assignment: str) -> None:

@@ -99,8 +99,8 @@ def _train_tandem(data: Dataset, preset: str, seed: int, note: Note) -> Trained:
     for dotted, value in {"data": data.location, "training.seed": seed, "tagger.vectors": False}.items():
         put(tree, dotted, value)
     config = make_config(tree)
-    clock = Clock()
     train, valid = (data.load(split, config.tagger.spelled) for split in ("train", "valid"))
+    clock = Clock()
     tagger = new_tagger(config.tagger, data.info["words"], seed)
     training = Training(config.training, tagger, train, valid)
     best_s, weights = 0.0, tagger.state_dict()

@@ -182,6 +182,13 @@ def resample_means(
     return means
 
 
+def method(seeds: int) -> str:
+    """What `compare` goes by, in words, where each mean is over so many seeds."""
+    if seeds > 1:
+        return "by a paired bootstrap over texts and seeds"
+    return "by a paired bootstrap over texts; what a seed changes is not in it, for there is one"
+
+
 def compare(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64], difference: float) -> Comparison:
     """The paired test of two columns of `resample_means`; `difference` is the one that was measured."""
     differences = first - second

@@ -8,7 +8,7 @@ lacks), or spans of both that overlap without being equal. It is of the first ki
                             these words LEAST times or more, marks them SURE of the times or more (false positive), or
                             1 - SURE or less (miss). A miss is never suspected for its score: a tagger is always sure
                             that words of which it knows nothing are no keyphrase.
-    unseen word             a word of it never occurs in the training split
+    unseen word             a word of it occurs never in the training split, or too seldom for the vocabulary
     never a keyphrase       a word of it occurs in the training split, but never inside a keyphrase
     ambiguous word          a word of it occurs in the training split both inside and outside keyphrases
     other                   its words occur in the training split only inside keyphrases
@@ -36,7 +36,7 @@ LEAST = 5
 KINDS = {
     "wrong boundary": "The tagger's keyphrase overlaps the data's: are keyphrases cut by one rule throughout the data?",
     "label noise suspected": "The tagger is sure, or training marks the same words the other way: look at the labels first.",
-    "unseen word": "A word never occurs in training: label texts that have it.",
+    "unseen word": "A word occurs never in training, or too seldom for the vocabulary: label texts that have it.",
     "never a keyphrase": "A word occurs in training, but never inside a keyphrase: label texts in which it is in one.",
     "ambiguous word": "A word is in a keyphrase here and in none there: label more texts that have it, of both sorts.",
     "other": "In training the words are nowhere but in keyphrases: what decides here lies in the rest of the text.",
@@ -238,7 +238,7 @@ def _reason(words: list[str], ids: Phrase, score: float, missed: bool, seen: See
     """Kind, word or phrase, and reason of a miss or a false positive."""
     phrase, whole = " ".join(words), seen.phrase(ids)
     share = whole.marked / max(whole.all, 1)
-    if whole.all >= LEAST and (share <= 1 - SURE if missed else share >= SURE):
+    if whole.all >= LEAST and (1 - share if missed else share) >= SURE:
         here = "marked here" if missed else "not marked here"
         return "label noise suspected", phrase, f"{here}, but in training {_told(phrase, whole)}"
     if not missed and score >= SURE:
@@ -246,7 +246,7 @@ def _reason(words: list[str], ids: Phrase, score: float, missed: bool, seen: See
     shares = [(word, seen.word(id)) for word, id in zip(words, ids, strict=True)]
     for word, each in shares:
         if not each.all:
-            return "unseen word", word, f"`{word}` never occurs in training"
+            return "unseen word", word, f"`{word}` is not known from training"
     never = [(word, each) for word, each in shares if not each.marked]
     if never:
         word, each = max(never, key=lambda pair: pair[1].all)

@@ -114,11 +114,10 @@ class _Sentences:
 
 def _cut(files: list[Range], skip_bad_lines: bool, spool: IO[str], tell: Callable[[int], None]) -> dict[str, Any]:
     """Writes the words of each text as a line."""
-    sources, all_texts, tokens, skipped = [], 0, 0, 0
+    sources, all_texts, tokens, tally = [], 0, 0, Tally()
     words: dict[str, int] = {}
     cut = Cutter(lambda word: words.setdefault(word, len(words)))
     for file in files:
-        tally = Tally()
         texts = _texts(file, skip_bad_lines, tally)
         before = all_texts
         while chunk := list(islice(texts, _TEXTS)):
@@ -137,9 +136,9 @@ def _cut(files: list[Range], skip_bad_lines: bool, spool: IO[str], tell: Callabl
         sources.append(
             {"path": file.path, "format": file.format, "texts": all_texts - before, "bytes": size, "sha256": digest}
         )
-        skipped += sum(tally.counts.values())
     spool.flush()
-    return {"sources": sources, "texts": all_texts, "tokens": tokens, "skipped": skipped}
+    skipped = {"skipped": tally.counts, "skipped_places": tally.places}
+    return {"sources": sources, "texts": all_texts, "tokens": tokens, **skipped}
 
 
 def _texts(file: Range, skip_bad_lines: bool, tally: Tally) -> Iterator[str]:

@@ -41,7 +41,7 @@ def training_split(bundle: Bundle, *locations: str) -> Split:
             if dataset.tokenizer().to_str() == vocabulary:
                 return dataset.load("train")
             missing.append(f"{location} has another vocabulary")
-        except UserError as error:
+        except (UserError, OSError) as error:  # OSError: it is there and may not be read, or the network is not
             missing.append(str(error))
     raise UserError(
         f"mistakes are told apart by what the tagger was trained on, and that is not there: {'; '.join(missing)}; put the "

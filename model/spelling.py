@@ -93,7 +93,7 @@ def _places(begins: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.N
 
 
 def _steps(within: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Places in a text in steps that grow: 0, 1, 2, ... 7, 8 to 11, 12 to 15, 16 to 23, ..."""
+    """Places in a text in steps that grow: 0, 1, 2, ... 7, then four to a doubling: 8 to 9, ... 14 to 15, 16 to 19, ..."""
     return np.where(within < 8, within, (4 * np.log2(within.clip(min=1)) - 4).astype(np.int64).clip(8, 40))
 
 

@@ -130,6 +130,24 @@ def test_equal_words_agree_within_their_text():
     assert torch.equal(found[1], likely[1])
 
 
+def test_words_agree_with_equal_words_of_their_text_alone():
+    """Nothing that is told of a word reaches another word, another text, or the same words in another order."""
+    rows, steps = 64, 12
+    words = torch.arange(1, 17).repeat(rows, 1)[:, :steps] + 8 * torch.arange(rows)[:, None]
+    words[:, 6:] = words[:, :6].flip(1)  # each pair of words stands the other way round as well
+    likely = torch.rand(rows, steps, 3, generator=torch.Generator().manual_seed(0))
+    likely[:, 0, 1:], likely[:, 1, 2] = 0, 0  # would begin before the text
+    found = highest_of_alike(likely, words)
+    spans = [(end - size, end) for end in range(1, steps + 1) for size in (1, 2, 3) if end >= size]
+    for row in range(rows):
+        highest: dict[tuple[int, ...], float] = {}
+        for start, end in spans:
+            alike, value = tuple(words[row, start:end].tolist()), likely[row, end - 1, end - start - 1].item()
+            highest[alike] = max(value, highest.get(alike, 0.0))
+        wanted = [highest[tuple(words[row, start:end].tolist())] for start, end in spans]
+        assert [found[row, end - 1, end - start - 1].item() for start, end in spans] == wanted
+
+
 def test_a_span_below_one_half_is_found_where_the_threshold_lets_it():
     logits = torch.tensor([[[0.5, -5, -5, -5, 0.0], [5, -5, -5, -5, -5]]])
     lengths = torch.tensor([2])

@@ -90,6 +90,12 @@ def test_a_tree_is_put_over_another():
     assert tree == {"training": {"lr": 3, "alpha": 2}, "tagger": {"cell": "gru"}, "data": "b"}
 
 
+def test_a_section_of_a_file_may_be_empty(tmp_path: Path):
+    file = tmp_path / "a.yaml"
+    file.write_text("data: d\ntraining:\ntagger: {cell: gru}\n")
+    assert read_config(str(file)) == {"data": "d", "tagger": {"cell": "gru"}}
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_configurations(name: str):
     make_config({"data": "d", **tree_of(name)})

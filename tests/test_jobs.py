@@ -8,12 +8,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT, SMALL
 from typer.testing import CliRunner
 
+from distributed.plan import make_plan, new_sweep
 from jobs.__main__ import app
+from jobs.tune import run as carry_out
 from model.dataset import Dataset
 from model.extractor import Extractor
 
@@ -113,6 +116,21 @@ def test_a_sweep_that_cannot_be_is_refused_before_ray_starts(small_dataset: str,
     refused("tune", "--resume", "ghost", "--lr", "1", parts=("keeps its own configuration",))
     refused("report", str(tmp_path), parts=("neither a sweep nor a run",))
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_sweep_that_is_stopped_before_it_began_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("distributed.tune.tune", stop)
+    monkeypatch.setattr("os._exit", sys.exit)  # the test goes on
+    run = {"name": "s", "storage": str(tmp_path)}
+    with pytest.raises(SystemExit) as code:
+        carry_out(new_sweep(make_plan({"config": {"data": "d", "run": run}})))
+    said = capsys.readouterr().err
+    assert code.value.code == 130 and "stopped before the sweep began" in said and "--resume" not in said
 
 
 def test_a_sweep_can_be_looked_at_before_it_runs(small_dataset: str, tmp_path: Path):

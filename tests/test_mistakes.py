@@ -31,6 +31,8 @@ TRAINING = [
     *["we love [tennis] here"] * 2,
     "we love [table tennis] here",
     "tickets for [open air] cinema",
+    "see the [blue moon]",
+    *["a blue moon rises"] * 4,
 ]
 
 
@@ -96,6 +98,7 @@ def test_spans_that_overlap_are_one_mistake_with_a_wrong_boundary():
         ("we saw air today", "we saw [air] today", 0.79, None),
         ("we saw [schools] today", "we saw schools today", 0.01, "`schools`: keyphrase in 0 of 6"),
         ("we saw [air] today", "we saw air today", 0.01, None),  # a tagger that is sure of nothing proves nothing
+        ("[blue moon] here", "blue moon here", 0.01, "`blue moon`: keyphrase in 1 of 5"),  # 80 % the other way
         ("see open air", "see [open air]", 0.3, None),  # once in training is too seldom
     ],
 )
@@ -109,7 +112,7 @@ def test_labels_are_suspected_where_the_tagger_or_training_say_otherwise(
 
 def test_an_unseen_word():
     mistake = only("[storm zelda] is near", "storm zelda is near")
-    assert (mistake.kind, mistake.reason) == ("unseen word", "`zelda` never occurs in training")
+    assert (mistake.kind, mistake.reason) == ("unseen word", "`zelda` is not known from training")
     assert only("Zelda is near", "[Zelda] is near").about == "zelda"
     assert only("Zelda is near", "[Zelda] is near", score=0.9).kind == "label noise suspected"
 

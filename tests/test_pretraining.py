@@ -127,7 +127,7 @@ def test_dataset_json_tells_what_was_pretrained(tmp_path: Path):
     assert info == json.loads((tmp_path / "d" / "dataset.json").read_text())
     about = info["vectors"]["pretrained"]
     assert [source["path"] for source in about["sources"]] == paths
-    assert about["texts"] == 26 and about["frequency"] == 5 and about["skipped"] == 0
+    assert about["texts"] == 26 and about["frequency"] == 5 and about["skipped"] == {}
     assert about["tokens"] == 8 * (5 + 5 + 3) + 2
 
 
@@ -137,7 +137,9 @@ def test_bad_lines_are_refused_or_left_out(tmp_path: Path):
     refused(lambda: prepared(tmp_path, pretrain=[str(path)]), f"{path}:6", "not UTF-8")
     assert not (tmp_path / "d").exists()
     info, _, _ = prepared(tmp_path, pretrain=[str(path)], vector_size=4, skip_bad_lines=True)
-    assert info["vectors"]["pretrained"]["skipped"] == 1 and info["vectors"]["pretrained"]["texts"] == 6
+    about = info["vectors"]["pretrained"]
+    assert about["texts"] == 6 and list(about["skipped"].values()) == [1]
+    assert list(about["skipped_places"].values()) == [[f"{path}:6"]]
 
 
 def test_what_contradicts_itself_is_refused_before_anything_is_read(tmp_path: Path):

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 from conftest import SMALL, refused
+from typer.testing import CliRunner
 
 from distributed.plan import make_plan
 from distributed.report import write_report
 from distributed.sweep import Journal
 from distributed.texts import marked
 from distributed.verdict import Judgement
+from jobs.__main__ import app
 from model import storage
 from model.bundle import load_bundle
 from model.config import make_config
@@ -135,6 +137,22 @@ def test_a_report_needs_something_to_report(tmp_path: Path, run_folder: str):
     refused(lambda: write_report(str(tmp_path)), str(tmp_path), "neither a sweep nor a run")
     (Path(run_folder) / "metrics.jsonl").unlink()
     refused(lambda: write_report(run_folder), "has not finished an epoch")
+
+
+def test_a_name_is_looked_for_where_runs_are_stored(run_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = Path(run_folder)
+    monkeypatch.setenv("TANDEM_STORAGE", str(folder.parent))
+    done = CliRunner().invoke(app, ["report", folder.name, "--out", str(tmp_path / "page.html"), "--json"])
+    assert done.exit_code == 0 and json.loads(done.stdout) == {"report": str(tmp_path / "page.html")}
+
+
+def test_texts_that_may_not_be_read_are_told_of(run_folder: str, monkeypatch: pytest.MonkeyPatch):
+    def refuse(location: str) -> Dataset:
+        raise PermissionError(13, "Permission denied", location)
+
+    monkeypatch.setattr("model.review.Dataset", refuse)
+    page = Path(write_report(run_folder)).read_text("utf-8")
+    assert "Permission denied" in page and "20 texts of the test split" in page
 
 
 def test_a_report_lists_the_mistakes_by_kind(run_folder: str, sweep_folder: str):

@@ -7,6 +7,7 @@ from model.batch import Batch
 from model.config import TaggerConfig
 from model.loop import new_tagger
 from model.loss import dual_loss
+from model.spelling import VIEWS
 from model.tagger import Logits, windows
 from model.tags import IGNORED
 from model.tokenizer import UNKNOWN
@@ -77,6 +78,14 @@ def test_dropouts_work_in_training_alone():
         tagger = small(**fields)
         assert not torch.equal(tagger.train()(ids, lengths).keyword, tagger(ids, lengths).keyword)
         assert torch.equal(tagger.eval()(ids, lengths).keyword, tagger(ids, lengths).keyword)
+
+
+def test_a_tagger_that_does_not_look_at_spelling_tells_no_words_apart_by_it():
+    tagger, ids = small(decoding="spans").eval(), torch.full((1, 2), UNKNOWN)
+    views = torch.arange(2)[None, :, None].expand(1, 2, VIEWS)  # one table of texts serves all trials of a sweep
+    for given in (None, views):
+        reading = tagger(ids, torch.tensor([2]), given).reading
+        assert reading is not None and torch.equal(reading.words, ids)
 
 
 def test_rare_words_are_read_as_unknown_more_often():
