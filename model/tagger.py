@@ -156,12 +156,10 @@ class Tagger(nn.Module):
     def _reading(self, ids: torch.Tensor, views: torch.Tensor | None) -> Reading | None:
         if self.threshold is None or self.agreement is None:
             return None
-        # Words that are not in the vocabulary are told apart by how they are written.
-        words = (
-            ids
-            if self.spelling is None or views is None
-            else (ids * SPELLINGS + views[..., 1]) * SPELLINGS + views[..., 2]
-        )
+        words = ids
+        if self.spelling is not None and views is not None:
+            # Words that are not in the vocabulary are told apart by how they are written.
+            words = (ids * SPELLINGS + views[..., 1]) * SPELLINGS + views[..., 2]
         return Reading(self.threshold, self.agreement, words)
 
     def _heads(
