@@ -153,6 +153,15 @@ def table(rows: list[Row], metric: str) -> tuple[list[str], list[list[str]]]:
     return ["row", *columns, "parameters: embedding", "network"], lines
 
 
+def how_to_read(plan: Plan) -> str:
+    """What the table's figures are."""
+    chance = f" Of 20 rows that change nothing, about one has p < {LEVEL}." if plan.seeds > 1 else ""
+    return (
+        f"Rows differ from the whole by the field that they name. {plan.metric} of the best of {plan.max_epochs} epochs: the "
+        f"mean over seeds and its 95 % interval; differences to the whole are tested {method(plan.seeds)}.{chance}"
+    )
+
+
 def lost(rows: list[Row]) -> list[str]:
     """A line for each training that a row lacks."""
     return [f"{row['row']}: {line}" for row in rows for line in row["lost"]]
@@ -172,10 +181,6 @@ def as_markdown(rows: list[Row], verdict: str, plan: Plan) -> str:
     """The table as Markdown, with what it needs to be read."""
     columns, cells = table(rows, plan.metric)
     lines = [columns, ["---"] * len(columns), *([f"`{line[0]}`", *line[1:]] for line in cells)]
-    chance = f" Of 20 rows that change nothing, about one has p < {LEVEL}." if plan.seeds > 1 else ""
-    text = (
-        f"Rows differ from `{WHOLE}` by the field that they name. {plan.metric} of the best of {plan.max_epochs} epochs: the "
-        f"mean over seeds and its 95 % interval; `against whole` is tested {method(plan.seeds)}.{chance} Result: {verdict}."
-    )
+    text = f"{how_to_read(plan)} Result: {verdict}."
     notes = [f"- {line}" for line in [*lost(rows), *plan.left_out]]
     return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", text, *([""] if notes else []), *notes, ""])

@@ -9,6 +9,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from distributed import ablation, charts, verdict
+from distributed.plan import Plan
 from distributed.sweep import Sweep, Trial, read_sweep
 from distributed.texts import shown_texts
 from model import storage
@@ -82,7 +83,7 @@ def _sweep_page(sweep: Sweep, folder: str) -> dict[str, Any]:
         "headline": _headline(result.get("verdict") or "the sweep is not finished", best, metric, result.get("test")),
         "tiles": tiles,
         "sections": [(name, text, charts.as_html(figure)) for name, text, figure in sections],
-        "ablation": _ablation(result["ablation"], metric) if "ablation" in result else None,
+        "ablation": _ablation(result["ablation"], plan) if "ablation" in result else None,
         "table": _trials_table(sweep),
         "record": _record_of_sweep(sweep),
         **shown_texts(folder, plan.config.data),
@@ -158,9 +159,9 @@ def _interval(figures: dict[str, float]) -> str:
     return f"{figures['valid/keyphrase_f1']:.4f} ({low:.4f} to {high:.4f})"
 
 
-def _ablation(rows: list[ablation.Row], metric: str) -> dict[str, Any]:
-    columns, cells = ablation.table(rows, metric)
-    return {"columns": columns, "rows": cells, "lost": ablation.lost(rows)}
+def _ablation(rows: list[ablation.Row], plan: Plan) -> dict[str, Any]:
+    columns, cells = ablation.table(rows, plan.metric)
+    return {"text": ablation.how_to_read(plan), "columns": columns, "rows": cells, "lost": ablation.lost(rows)}
 
 
 def _trials_table(sweep: Sweep) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -122,6 +123,14 @@ def trained_tokenizer(texts: Iterable[str], min_frequency: int = 1, max_words: i
     tokenizer.train_from_iterator(texts, trainer)
     # A new one: in the trained one the special words would be found in a text that happens to hold them.
     return new_tokenizer(tokenizer.get_vocab())
+
+
+def counts_of(rate: float, seed: int, texts: int) -> Any:
+    """Counts (texts, 8) of a tagger that finds a share of the keyphrases, one in each text, and says one thing of each."""
+    counts = np.zeros((texts, 8), np.int64)
+    right = np.random.default_rng(seed).random(texts) < rate
+    counts[:, 0], counts[:, 1], counts[:, 2], counts[:, 3] = right, 1, 1, right
+    return counts
 
 
 def refused(run: Callable[[], Any], *parts: str) -> None:

@@ -2,12 +2,13 @@
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import SMALL, refused
+from conftest import SMALL, counts_of, refused
 
 from distributed import ablation
 from distributed.checkpoint import keep_best
@@ -22,7 +23,7 @@ from model.bundle import load_bundle
 from model.config import Config, TaggerConfig, make_config
 from model.errors import UserError
 from model.loop import new_tagger
-from model.metrics import Counts, compare, resample_means
+from model.metrics import compare, resample_means
 
 BEST = {"cell": "lstm", "bidirectional": True, "spelling": 8}
 HERE = Resources(4, 0, 1)
@@ -109,14 +110,7 @@ def test_all_rows_are_trained_with_a_seed_before_the_next(small_dataset: str, tm
     assert list(check(fixed, HERE)[0].rows) == ["whole", "tagger.cell=rnn", "tagger.cell=lstm"]
 
 
-def counts(rate: float, seed: int, texts: int = 400) -> Counts:
-    """Counts of a tagger that finds a share of the keyphrases, one in each text, and says one thing of each text."""
-    found = np.zeros((texts, 8), np.int64)
-    right = np.random.default_rng(seed).random(texts) < rate
-    found[:, 0], found[:, 1], found[:, 2], found[:, 3] = right, 1, 1, right
-    return found
-
-
+counts = partial(counts_of, texts=400)
 RATES = {"whole": 0.6, "tagger.cell=rnn": 0.4, "training.lr=0.1": 0.6}
 
 

@@ -1,19 +1,16 @@
 """What finalists and the record allow one to say."""
 
+from functools import partial
+
 import numpy as np
 import pytest
+from conftest import counts_of
 
 from distributed.verdict import record_conclusions
-from model.metrics import Counts, compare, resample_means, summarise
+from model.metrics import compare, resample_means, summarise
 from model.record import RUNS, SERIES, noise
 
-
-def tagger(rate: float, seed: int, texts: int = 600) -> Counts:
-    """Counts of a tagger that finds a share of the keyphrases, one in each text, and says one thing of each text."""
-    counts = np.zeros((texts, 8), np.int64)
-    right = np.random.default_rng(seed).random(texts) < rate
-    counts[:, 0], counts[:, 1], counts[:, 2], counts[:, 3] = right, 1, 1, right
-    return counts
+tagger = partial(counts_of, texts=600)
 
 
 def test_the_mean_over_seeds_has_the_interval_of_one_tagger_where_seeds_agree():
@@ -58,7 +55,9 @@ def test_a_test_that_holds_its_level():
     texts = 200
     found = 0
     for trial in range(40):
-        draws = resample_means([[tagger(0.5, 2 * trial, texts)], [tagger(0.5, 2 * trial + 1, texts)]], "keyphrase")
+        draws = resample_means(
+            [[tagger(0.5, 2 * trial, texts=texts)], [tagger(0.5, 2 * trial + 1, texts=texts)]], "keyphrase"
+        )
         found += compare(draws[:, 0], draws[:, 1], 0.0).p < 0.05
     assert found <= 7  # a binomial of 40 at 0.05 exceeds 7 once in 2,000
 
