@@ -2,7 +2,7 @@
 
 import typer
 
-from jobs.benchmark import benchmark
+from jobs.benchmark.command import benchmark
 from jobs.demo import demo
 from jobs.evaluate import evaluate
 from jobs.extract import extract

@@ -25,10 +25,10 @@ def demo(
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Build the corpus, train on this machine, evaluate, and extract from three new sentences."""
-    from distributed.scale import stay_on_this_machine
+    from distributed.cluster.connection import stay_on_this_machine
     from jobs.train import run
     from model.config import make_config
-    from model.extractor import Extractor
+    from model.inference.extractor import Extractor
 
     stay_on_this_machine()  # where the demo's files lie
     place = Path(folder)
@@ -65,8 +65,8 @@ def demo(
 
 def write_corpus(folder: Path, texts: int) -> dict[str, str]:
     """The built-in corpus as JSONL files, a path per split."""
+    from jobs.demo_corpus import generate
     from model import storage
-    from model.demo_corpus import generate
 
     files = {}
     for split, labelled in generate(texts).items():
@@ -80,7 +80,7 @@ def write_corpus(folder: Path, texts: int) -> dict[str, str]:
 
 def prepare_corpus(files: dict[str, str], out: Path) -> str:
     """The dataset directory of the corpus."""
-    from model.prepare import Recipe, prepare
+    from model.prepare.builder import Recipe, prepare
 
     recipe = Recipe([files["train"]], str(out), [files["valid"]], [files["test"]], min_frequency=2, overwrite=True)
     prepare(recipe)
@@ -97,10 +97,10 @@ def measure(bundle: str, data: str) -> dict[str, float]:
     """The figures of a bundle on the test split."""
     import torch
 
-    from model.bundle import load_bundle
-    from model.dataset import Dataset
-    from model.loop import evaluate
-    from model.metrics import summarise
+    from model.data.dataset import Dataset
+    from model.inference.bundle import load_bundle
+    from model.training.loop import evaluate
+    from model.training.metrics import summarise
 
     tagger = load_bundle(bundle).tagger
     test = Dataset(data).load("test", tagger.config.spelled)

@@ -27,16 +27,16 @@ def evaluate(
     from itertools import compress
 
     from model import storage
-    from model.bundle import load_bundle
-    from model.corpus import Tally
-    from model.dataset import split_of
+    from model.data.dataset import split_of
+    from model.data.examples import Example, examples
     from model.errors import UserError
-    from model.examples import Example, examples
-    from model.loop import evaluate as measure
-    from model.metrics import summarise
-    from model.mistakes import by_kind
-    from model.review import review
-    from model.tagger import device_of
+    from model.inference.bundle import load_bundle
+    from model.inference.error_analysis import by_kind
+    from model.inference.review import review
+    from model.network.tagger import device_of
+    from model.prepare.readers import Tally
+    from model.training.loop import evaluate as measure
+    from model.training.metrics import summarise
 
     if mistakes is not None and storage.exists(mistakes):
         raise UserError(f"{mistakes}: exists already, and may hold labels; give --mistakes another file, or delete it")
@@ -73,10 +73,10 @@ def evaluate(
 def labelled_texts(data: str, split: str, format: str, tally: Any) -> Any:
     """The texts of a dataset directory's split, or of labelled files."""
     from model import storage
-    from model.corpus import Reader, sources
-    from model.dataset import Dataset
+    from model.data.dataset import Dataset
     from model.errors import UserError
-    from model.parts import SPLITS
+    from model.prepare.readers import Reader, sources
+    from model.prepare.writers import SPLITS
 
     if storage.kind(data).name == "Directory":
         if split not in SPLITS:
@@ -88,7 +88,7 @@ def labelled_texts(data: str, split: str, format: str, tally: Any) -> Any:
 def _trained_on(bundle: Any, data: str, wanted: bool) -> Any:
     """The training split of the bundle's dataset; None, and a line that says so, where it is gone and not `wanted`."""
     from model.errors import UserError
-    from model.review import training_split
+    from model.inference.review import training_split
 
     try:
         return training_split(bundle, bundle.config.data, data)

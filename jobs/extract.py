@@ -46,8 +46,8 @@ def extract(
 
 
 def _to_stdout(bundle: str, files: list[str], device: str, json: bool) -> None:
-    from model.extraction import answers_to_files, answers_to_lines, as_json
-    from model.extractor import TEXTS_HELD, Extractor
+    from model.inference.batch_inference import answers_to_files, answers_to_lines, as_json
+    from model.inference.extractor import TEXTS_HELD, Extractor
 
     stdin = files == ["-"]
     typed = stdin and sys.stdin.isatty()
@@ -71,9 +71,9 @@ def _to_stdout(bundle: str, files: list[str], device: str, json: bool) -> None:
 def _to_parts(
     bundle: str, files: list[str], out: str, device: str, workers: int | None, overwrite: bool, json: bool
 ) -> None:
-    from distributed.data import over
-    from model.extraction import Request
-    from model.extraction import extract as make
+    from distributed.cluster.ray_data import over
+    from model.inference.batch_inference import Request
+    from model.inference.batch_inference import extract as make
 
     request = Request(bundle, files, out, device, overwrite)
     with counting("texts") as tell:

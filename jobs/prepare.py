@@ -56,10 +56,10 @@ def prepare(
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Make a dataset directory from labelled files, and say what was left out and why."""
-    from distributed.data import over
-    from model.prepare import Recipe
-    from model.prepare import prepare as make
-    from model.pretraining import PASSES
+    from distributed.cluster.ray_data import over
+    from model.prepare.builder import Recipe
+    from model.prepare.builder import prepare as make
+    from model.prepare.word2vec import PASSES
 
     recipe = Recipe(
         train=train,
@@ -100,7 +100,7 @@ def prepare(
 
 def tell_skipped(counts: dict[str, int], places: dict[str, list[str]]) -> None:
     """Says what was left out or changed, and where."""
-    from model.corpus import told
+    from model.prepare.readers import told
 
     for line in told(counts, places):
         say(f"  {line}")

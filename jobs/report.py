@@ -17,7 +17,7 @@ def report(
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Show a sweep or a run, finished or not: one file that opens offline."""
-    from distributed.report import write_report
+    from distributed.report.page import write_report
     from model import storage as files
     from model.config import RunConfig
 

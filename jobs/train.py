@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from jobs.console import INVOCATION, command, print_json, say, table
-from jobs.views import TrainingView
+from jobs.progress import TrainingView
 
 
 @command
@@ -57,7 +57,7 @@ def train(
     tree = gather(preset, config, set or [], flags)
     resolved = resolve(tree, resume)
     if dry_run:
-        from distributed.train import dry_run as plan
+        from distributed.train.driver import dry_run as plan
 
         print_json(plan(resolved))
         return
@@ -100,7 +100,7 @@ def gather(preset: str | None, path: str | None, assignments: list[str], flags: 
 
 def resolve(tree: dict[str, Any], resume: str | None) -> Any:
     """The configuration of the run that begins or goes on."""
-    from distributed.train import new_run, resumed_run
+    from distributed.train.driver import new_run, resumed_run
     from model.config import RunConfig, make_config
 
     if resume is None:
@@ -111,7 +111,7 @@ def resolve(tree: dict[str, Any], resume: str | None) -> Any:
 
 def run(config: Any) -> dict[str, Any]:
     """Trains, shows how it goes, and says how to go on if it is stopped."""
-    from distributed.train import train as fit
+    from distributed.train.driver import train as fit
     from jobs.console import FAILED, INTERRUPTED, TERMINATED, Terminated
     from model.errors import NotGrantedError
 

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from jobs.console import INVOCATION, command, print_json, say
+from jobs.progress import SweepView
 from jobs.train import gather
-from jobs.views import SweepView
 
 # Flags whose default lies in the plan, by name.
 _PLAN = (
@@ -83,7 +83,7 @@ def tune(
     }
     plan = _plan(preset, gather(None, config, set or [], flags), asked, resume)
     if dry_run:
-        from distributed.plan import dry_run as look_ahead
+        from distributed.sweep.plan import dry_run as look_ahead
 
         print_json(look_ahead(plan))
         return
@@ -94,8 +94,8 @@ def tune(
 
 
 def _plan(preset: str | None, given: dict[str, Any], asked: dict[str, Any], resume: str | None) -> Any:
-    from distributed.plan import make_plan, new_sweep
-    from distributed.sweep import resumed_sweep
+    from distributed.sweep.plan import make_plan, new_sweep
+    from distributed.sweep.state import resumed_sweep
     from model.config import RunConfig, make_config, merge
     from model.errors import UserError
     from model.presets import tree_of
@@ -134,9 +134,9 @@ def _seconds(text: str) -> float:
 
 def run(plan: Any) -> dict[str, Any]:
     """Carries the sweep out, shows how it goes, and leaves a bundle and the way to go on if it is stopped."""
-    from distributed.sweep import begun
-    from distributed.tune import best_so_far
-    from distributed.tune import tune as carry_out
+    from distributed.sweep.state import begun
+    from distributed.tune.driver import best_so_far
+    from distributed.tune.driver import tune as carry_out
     from jobs.console import FAILED, INTERRUPTED, TERMINATED, Terminated
     from model.errors import NotGrantedError
 
@@ -175,7 +175,7 @@ def _tell(result: dict[str, Any], metric: str) -> None:
         f"at epoch {best['epoch']:.0f}; {values}"
     )
     if "ablation" in result:
-        from distributed.ablation import as_text
+        from distributed.sweep.ablation import as_text
 
         say(as_text(result["ablation"], metric))
     say(result["verdict"])

@@ -31,8 +31,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def generated_dataset(folder: Path, count: int) -> str:
     """A dataset directory of `count` texts of the built-in corpus: 7 in 10 for training, 1 for validation, 2 for the test."""
-    from model.demo_corpus import generate
-    from model.prepare import Recipe, prepare
+    from jobs.demo_corpus import generate
+    from model.prepare.builder import Recipe, prepare
 
     files = {}
     for split, texts in generate(count).items():
@@ -51,9 +51,9 @@ def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def small_bundle(small_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A bundle of a tagger trained for a few epochs on the small dataset, without Ray."""
-    from model.bundle import save_bundle
     from model.config import make_config
-    from model.dataset import Dataset
+    from model.data.dataset import Dataset
+    from model.inference.bundle import save_bundle
 
     tree = {"data": small_dataset, "tagger": SMALL | {"dropout": 0.1}, "training": {"epochs": 6, "lr": 0.01}}
     config = make_config(tree)
@@ -66,8 +66,8 @@ def small_bundle(small_dataset: str, tmp_path_factory: pytest.TempPathFactory) -
 
 def alone(config: Any) -> Any:
     """The training of a configuration in this process, without Ray."""
-    from model.dataset import Dataset
-    from model.loop import Training, new_tagger
+    from model.data.dataset import Dataset
+    from model.training.loop import Training, new_tagger
 
     dataset = Dataset(config.data)
     tagger = new_tagger(config.tagger, dataset.info["words"], config.training.seed)
@@ -102,7 +102,7 @@ def cluster() -> Iterator[Any]:
     """A local Ray with four CPUs by name, so that two workers fit on any machine; ends with the tests."""
     import ray
 
-    from distributed.scale import connect
+    from distributed.cluster.connection import connect
 
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.1"
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
@@ -114,7 +114,7 @@ def trained_tokenizer(texts: Iterable[str], min_frequency: int = 1, max_words: i
     """A tokenizer whose vocabulary the tokenizers library itself has made of some texts."""
     from tokenizers import trainers
 
-    from model.tokenizer import SPECIAL, new_tokenizer
+    from model.data.tokenizer import SPECIAL, new_tokenizer
 
     tokenizer = new_tokenizer()
     trainer = trainers.WordLevelTrainer(

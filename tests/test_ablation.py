@@ -10,20 +10,20 @@ import numpy as np
 import pytest
 from conftest import SMALL, counts_of, refused
 
-from distributed import ablation
-from distributed.checkpoint import keep_best
-from distributed.plan import Plan, check, dry_run, make_plan, new_sweep, proposal
-from distributed.rows import rows_of
-from distributed.scale import Resources
-from distributed.space import read_space
-from distributed.sweep import Sweep, read_sweep, resumed_sweep
-from distributed.tune import tune
+from distributed.cluster.connection import Resources
+from distributed.sweep import ablation
+from distributed.sweep.ablation_rows import rows_of
+from distributed.sweep.plan import Plan, check, dry_run, make_plan, new_sweep, proposal
+from distributed.sweep.space import read_space
+from distributed.sweep.state import Sweep, read_sweep, resumed_sweep
+from distributed.train.checkpoint import keep_best
+from distributed.tune.driver import tune
 from model import storage
-from model.bundle import load_bundle
 from model.config import Config, TaggerConfig, make_config
 from model.errors import UserError
-from model.loop import new_tagger
-from model.metrics import compare, resample_means
+from model.inference.bundle import load_bundle
+from model.training.loop import new_tagger
+from model.training.metrics import compare, resample_means
 
 BEST = {"cell": "lstm", "bidirectional": True, "spelling": 8}
 HERE = Resources(4, 0, 1)

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from model.batch import ahead, collate, epoch_batches, ordered_batches, smallest_batch
-from model.dataset import Split
-from model.tags import IGNORED, B, E, O, S
+from model.data.batching import ahead, collate, epoch_batches, ordered_batches, smallest_batch
+from model.data.dataset import Split
+from model.data.labels import IGNORED, B, E, O, S
 
 LENGTHS = np.random.default_rng(0).integers(5, 41, 5003)
 

@@ -8,15 +8,15 @@ import torch
 from conftest import SMALL
 from torch.distributed import TCPStore
 
-from distributed.benchmark import Request, exchange
-from distributed.drill import Drill, by_ray, by_torchrun
-from distributed.lanes import Lanes, prepare_again
-from model import yardstick
+from jobs.benchmark import reference
+from jobs.benchmark.process_groups import Drill, by_ray, by_torchrun
+from jobs.benchmark.reference import flops_per_token, hand_made_steps, products, timed, training_steps
+from jobs.benchmark.single_process import Lanes, prepare_again
+from jobs.benchmark.speed import Request, exchange
 from model.config import Config, TaggerConfig, TrainingConfig
-from model.dataset import Dataset
+from model.data.dataset import Dataset
 from model.errors import RunFailedError
-from model.loop import Training, new_tagger
-from model.yardstick import flops_per_token, hand_made_steps, products, timed, training_steps
+from model.training.loop import Training, new_tagger
 
 CPU = torch.device("cpu")
 
@@ -38,8 +38,8 @@ def test_each_number_of_the_weights_is_multiplied_once_for_a_token(cell: str, bi
 
 def test_the_hand_made_loop_is_a_training(small_dataset: str, monkeypatch: pytest.MonkeyPatch):
     data, losses = Dataset(small_dataset), []
-    entropy = yardstick.F.cross_entropy
-    monkeypatch.setattr(yardstick.F, "cross_entropy", lambda *a: (losses.append(entropy(*a)), losses[-1])[1])
+    entropy = reference.F.cross_entropy
+    monkeypatch.setattr(reference.F, "cross_entropy", lambda *a: (losses.append(entropy(*a)), losses[-1])[1])
     config, train = TrainingConfig(lr=0.01), data.load("train")
     steps = hand_made_steps(TaggerConfig(**SMALL), config, train, data.info["words"], CPU)
     tokens = list(islice(steps, 40))
@@ -52,8 +52,8 @@ def test_the_hand_made_loop_is_a_training(small_dataset: str, monkeypatch: pytes
 
 def test_a_rate_counts_what_was_done_and_the_time_it_took(monkeypatch: pytest.MonkeyPatch):
     now = iter(range(0, 1000, 2))  # each look at the clock finds it two seconds later
-    monkeypatch.setattr(yardstick.time, "perf_counter", lambda: next(now))
-    monkeypatch.setattr(yardstick, "_SECONDS", 5)
+    monkeypatch.setattr(reference.time, "perf_counter", lambda: next(now))
+    monkeypatch.setattr(reference, "_SECONDS", 5)
     assert timed(iter([10.0, 20.0, 30.0]), CPU) == 30 / 8
 
 

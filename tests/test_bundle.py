@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, refused
 
-from model.bundle import load_bundle
-from model.dataset import Dataset
-from model.extractor import LONGEST, Extractor
+from model.data.dataset import Dataset
+from model.inference.bundle import load_bundle
+from model.inference.extractor import LONGEST, Extractor
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from model.chain import (
+from model.data.labels import IGNORED, LEGAL, MAY_END, MAY_START, B, E, I, O, S, decode, spans_of_tags
+from model.network.crf import (
     LONGEST,
     Transitions,
     highest_of_alike,
@@ -13,9 +14,8 @@ from model.chain import (
     sequence_loss,
     span_probabilities,
 )
-from model.found import find
-from model.tagger import Logits, Reading
-from model.tags import IGNORED, LEGAL, MAY_END, MAY_START, B, E, I, O, S, decode, spans_of_tags
+from model.network.decoding import find
+from model.network.tagger import Logits, Reading
 
 LENGTHS = [5, 3, 1, 4]
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from conftest import SMALL, refused
 
-from distributed.checkpoint import Keeper, checkpoints, load_best, load_checkpoint, save_checkpoint
+from distributed.train.checkpoint import Keeper, checkpoints, load_best, load_checkpoint, save_checkpoint
 from model.config import make_config
-from model.dataset import Dataset
-from model.loop import RANKED_BY, Training, new_tagger
-from model.workers import Alone
+from model.data.dataset import Dataset
+from model.training.communicator import Alone
+from model.training.loop import RANKED_BY, Training, new_tagger
 
 
 class CutOffError(Exception):

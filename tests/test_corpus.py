@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from conftest import refused, trained_tokenizer
 
-from model.corpus import Labelled, Reader, Tally, detect, sources
-from model.examples import examples
-from model.hashtags import example, words
-from model.pieces import Range, checksum
+from model.data.examples import examples
+from model.prepare.hashtags import example, words
+from model.prepare.readers import Labelled, Reader, Tally, detect, sources
+from model.shards import Range, checksum
 
 
 def read(path: Path, format: str = "auto", **options: bool) -> tuple[list[Labelled], Tally]:

@@ -16,13 +16,13 @@ import pytest
 from conftest import refused, trained_tokenizer
 from test_jobs import call, disk_of, last_json
 
-from distributed.data import over
+from distributed.cluster.ray_data import over
 from model import storage
-from model.corpus import FORMATS
-from model.dataset import Dataset
-from model.pieces import PIECE, Range, cut, here
-from model.prepare import Recipe, prepare
-from model.vocabulary import BUCKETS, WordCounts, save_tokenizer
+from model.data.dataset import Dataset
+from model.prepare.builder import Recipe, prepare
+from model.prepare.readers import FORMATS
+from model.prepare.vocabulary import BUCKETS, WordCounts, save_tokenizer
+from model.shards import PIECE, Range, cut, here
 
 WORDS = (
     "Storm storm rain RAIN red car, big dog! Ünïcode ΟΔΟΣ don't 3.5m <url> https://t.co/x @ann e\u0301cole 😀".split()
@@ -63,8 +63,8 @@ def files(folder: Path, format: str) -> list[str]:
 
 
 def in_pieces(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    monkeypatch.setattr("model.prepare.cut", partial(cut, size=size))
-    monkeypatch.setattr("model.extraction.cut", partial(cut, size=size))
+    monkeypatch.setattr("model.prepare.builder.cut", partial(cut, size=size))
+    monkeypatch.setattr("model.inference.batch_inference.cut", partial(cut, size=size))
 
 
 def held(folder: Path) -> dict[str, bytes]:
@@ -154,7 +154,7 @@ def test_a_tokenizer_is_saved_as_the_library_saves_it(tmp_path: Path):
     save_tokenizer(pa.chunked_array([words]), str(tmp_path / "ours.json"))
     trained_tokenizer([]).save(str(tmp_path / "none.json"))
     save_tokenizer(pa.chunked_array([[]], pa.string()), str(tmp_path / "our_none.json"))
-    from model.tokenizer import new_tokenizer
+    from model.data.tokenizer import new_tokenizer
 
     known = {word: i for i, word in enumerate(["<pad>", "<unk>", *words])}
     new_tokenizer(known).save(str(tmp_path / "library.json"))
@@ -163,7 +163,7 @@ def test_a_tokenizer_is_saved_as_the_library_saves_it(tmp_path: Path):
 
 
 def test_beyond_the_words_that_are_counted_the_rarest_are_forgotten(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("model.vocabulary._TOGETHER", BUCKETS)
+    monkeypatch.setattr("model.prepare.vocabulary._TOGETHER", BUCKETS)
     tables = [
         pa.table({"word": ["a", "b", "c", "d"], "count": [9, 5, 1, 1]}),
         pa.table({"word": ["e", "b", "f"], "count": [4, 1, 0]}),

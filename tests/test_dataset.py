@@ -7,9 +7,9 @@ from conftest import refused
 from safetensors.numpy import load_file
 
 from model import storage
-from model.dataset import Dataset
+from model.data.dataset import Dataset
 from model.errors import UserError
-from model.prepare import Recipe, prepare
+from model.prepare.builder import Recipe, prepare
 
 
 def tsv(path: Path, texts: int, word: str = "rain") -> str:

@@ -10,13 +10,13 @@ from collections import Counter
 import pytest
 from conftest import trained_tokenizer
 
+from jobs.demo_corpus import DOMAINS, TOKEN, LabelledText, generate
 from model.config import TaggerConfig, TrainingConfig
-from model.corpus import Labelled, Tally
-from model.dataset import split_of
-from model.demo_corpus import DOMAINS, TOKEN, LabelledText, generate
-from model.examples import examples
-from model.loop import Training, evaluate, new_tagger
-from model.metrics import summarise
+from model.data.dataset import split_of
+from model.data.examples import examples
+from model.prepare.readers import Labelled, Tally
+from model.training.loop import Training, evaluate, new_tagger
+from model.training.metrics import summarise
 
 Run = tuple[str, ...]  # lower-case tokens in a row
 
@@ -71,7 +71,7 @@ def test_same_seed_gives_the_same_texts() -> None:
 
 @pytest.mark.parametrize("hash_seed", ["1", "2"])
 def test_texts_do_not_depend_on_the_hash_seed(hash_seed: str) -> None:
-    code = "import hashlib; from model.demo_corpus import generate; "
+    code = "import hashlib; from jobs.demo_corpus import generate; "
     code += "print(hashlib.sha256(repr(generate(300, 5)).encode()).hexdigest())"
     environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(sys.path)}
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)

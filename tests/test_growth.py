@@ -8,9 +8,9 @@ import pytest
 import yaml
 from conftest import ROOT, refused
 
-from distributed.growth import Growth, growth_of, read_on_head
-from distributed.plan import check, make_plan
-from distributed.scale import Resources, check_storage, describe, grown, share_out
+from distributed.cluster.autoscaler import Growth, growth_of, read_on_head
+from distributed.cluster.connection import Resources, check_storage, describe, grown, share_out
+from distributed.sweep.plan import check, make_plan
 from model.config import RunConfig
 
 CLUSTER: dict[str, Any] = yaml.safe_load((ROOT / "cluster.yaml").read_text("utf-8"))

@@ -14,11 +14,11 @@ import pytest
 from conftest import ROOT, SMALL
 from typer.testing import CliRunner
 
-from distributed.plan import make_plan, new_sweep
+from distributed.sweep.plan import make_plan, new_sweep
 from jobs.__main__ import app
 from jobs.tune import run as carry_out
-from model.dataset import Dataset
-from model.extractor import Extractor
+from model.data.dataset import Dataset
+from model.inference.extractor import Extractor
 
 TINY = [f"--set=tagger.{name}={size}" for name, size in SMALL.items()]
 
@@ -124,7 +124,7 @@ def test_a_sweep_that_is_stopped_before_it_began_says_so(
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("distributed.tune.tune", stop)
+    monkeypatch.setattr("distributed.tune.driver.tune", stop)
     monkeypatch.setattr("os._exit", sys.exit)  # the test goes on
     run = {"name": "s", "storage": str(tmp_path)}
     with pytest.raises(SystemExit) as code:

@@ -5,16 +5,16 @@ import pytest
 import torch
 from conftest import SMALL, refused
 
-from model.batch import collate, epoch_batches
 from model.config import TaggerConfig, TrainingConfig
-from model.dataset import Dataset, Split
+from model.data.batching import collate, epoch_batches
+from model.data.dataset import Dataset, Split
+from model.data.labels import IGNORED
 from model.errors import DivergedError
-from model.loop import Progress, Training, evaluate, new_tagger
-from model.loss import dual_loss
-from model.metrics import summarise
-from model.optimizer import clip_gradients, lr_at, make_optimizers
-from model.tags import IGNORED
-from model.workers import Alone
+from model.training.communicator import Alone
+from model.training.loop import Progress, Training, evaluate, new_tagger
+from model.training.loss import dual_loss
+from model.training.metrics import summarise
+from model.training.optimizer import clip_gradients, lr_at, make_optimizers
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +197,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_is_named(splits: tuple[Split
 
 
 def test_progress_tells_where_an_epoch_stands(splits: tuple[Split, Split, int], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("model.loop._SECONDS_BETWEEN_REPORTS", 0.0)
+    monkeypatch.setattr("model.training.loop._SECONDS_BETWEEN_REPORTS", 0.0)
     seen: list[Progress] = []
     training = train(splits, epochs=1)
     training.on_progress = seen.append

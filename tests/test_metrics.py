@@ -3,11 +3,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model.batch import Batch
-from model.metrics import count, score, summarise
-from model.record import evaluation_keys, sums, training_keys
-from model.tagger import Logits
-from model.tags import IGNORED, B, E, I, O, S
+from model.data.batching import Batch
+from model.data.labels import IGNORED, B, E, I, O, S
+from model.network.tagger import Logits
+from model.training.legacy_metrics import evaluation_keys, sums, training_keys
+from model.training.metrics import count, score, summarise
 
 X = IGNORED
 

@@ -11,15 +11,15 @@ from conftest import refused, trained_tokenizer
 from typer.testing import CliRunner
 
 from jobs.__main__ import app
-from model.bundle import load_bundle, save_bundle
-from model.corpus import Labelled, Tally
-from model.dataset import Dataset, Split, split_of
-from model.examples import Example, examples
-from model.extractor import Extractor
-from model.loop import evaluate
-from model.mistakes import KINDS, Marked, Mistake, Seen, by_kind, mistakes_in
-from model.review import review, training_split
-from model.tags import tags_of_spans
+from model.data.dataset import Dataset, Split, split_of
+from model.data.examples import Example, examples
+from model.data.labels import tags_of_spans
+from model.inference.bundle import load_bundle, save_bundle
+from model.inference.error_analysis import KINDS, Marked, Mistake, Seen, by_kind, mistakes_in
+from model.inference.extractor import Extractor
+from model.inference.review import review, training_split
+from model.prepare.readers import Labelled, Tally
+from model.training.loop import evaluate
 
 # A keyphrase stands in brackets.
 TRAINING = [
@@ -209,7 +209,7 @@ def test_a_taggers_mistakes_add_up_to_its_figures(small_bundle: str, small_datas
 
 
 def test_the_split_that_taught_the_tagger_is_known_by_its_vocabulary(small_bundle: str, tmp_path: Path):
-    from model.prepare import Recipe, prepare
+    from model.prepare.builder import Recipe, prepare
 
     source = tmp_path / "a.tsv"
     source.write_text("red car\tcar\n" * 3)

@@ -6,7 +6,7 @@ import psutil
 import pytest
 from ray.train.torch.config import _TorchBackend
 
-from distributed import network
+from distributed.train import network
 
 
 def test_the_interface_with_an_address_is_found():

@@ -15,19 +15,19 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from jobs.__main__ import app
+from jobs.benchmark import accuracy, baselines, contestant
+from jobs.benchmark.accuracy import Request, compare, row_of
+from jobs.benchmark.baselines import bio_tags, features, spans_of_bio
+from jobs.benchmark.contestant import Outcome, finder, measure
 from jobs.console import say
-from model import contest, contestant, peers
-from model.contest import Request, compare, row_of
-from model.contestant import Outcome, finder, measure
-from model.corpus import Tally
-from model.dataset import Dataset
+from model.data.dataset import Dataset
+from model.data.examples import examples
 from model.errors import RunFailedError
-from model.examples import examples
-from model.extractor import Extractor
-from model.loop import evaluate
-from model.metrics import counts_of_spans, score, summarise, summarise_seeds
-from model.peers import bio_tags, features, spans_of_bio
-from model.prepare import Recipe, prepare
+from model.inference.extractor import Extractor
+from model.prepare.builder import Recipe, prepare
+from model.prepare.readers import Tally
+from model.training.loop import evaluate
+from model.training.metrics import counts_of_spans, score, summarise, summarise_seeds
 
 KEYS = ["system", "keyphrase_f1", "low", "high", "precision", "recall", "seeds", "spread", "train_s", "stopped_s"]
 
@@ -113,12 +113,14 @@ def test_a_row_holds_means_over_trainings_and_their_spread():
 
 
 def test_a_missing_package_is_told_with_how_to_install_it(tiny_dataset: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(peers, "PACKAGES", {"crf": ("no_such_crf", "sklearn-crfsuite"), "spacy": ("no_such", "spaCy")})
+    monkeypatch.setattr(
+        baselines, "PACKAGES", {"crf": ("no_such_crf", "sklearn-crfsuite"), "spacy": ("no_such", "spaCy")}
+    )
     result = benchmark("--peers", "--data", tiny_dataset)
     assert result.exit_code == 2 and not result.stdout
     for part in ("sklearn-crfsuite and spaCy: not installed", "make peers", 'pip install ".[peers]"', "record,best"):
         assert part in result.stderr
-    peers.check_installed(["record", "best"])
+    baselines.check_installed(["record", "best"])
 
 
 def test_what_cannot_be_compared_is_refused(tiny_dataset: str, tmp_path: Path):
@@ -174,13 +176,13 @@ def _raises(*_: object) -> None:
 @pytest.mark.parametrize(("note", "how"), [(_dies, "killed by signal 9"), (_raises, "ended with code 1")])
 def test_a_system_whose_process_fails_is_an_error(tiny_dataset: str, note, how: str, capfd: pytest.CaptureFixture[str]):
     with pytest.raises(RunFailedError, match=rf"record, seed 0: its process.* {how}"):
-        contest._in_a_process(Request(tiny_dataset), "record", 0, note)
+        accuracy._in_a_process(Request(tiny_dataset), "record", 0, note)
     if note is _raises:
         assert "ValueError: of its own" in capfd.readouterr().err
 
 
 def test_an_error_of_the_user_comes_through_from_a_systems_process(tmp_path: Path):
-    refused(lambda: contest._in_a_process(Request(str(tmp_path)), "record", 0, say), "is no dataset")
+    refused(lambda: accuracy._in_a_process(Request(str(tmp_path)), "record", 0, say), "is no dataset")
 
 
 @pytest.mark.parametrize(("system", "package"), [("crf", "sklearn_crfsuite"), ("spacy", "spacy")])
@@ -200,11 +202,13 @@ def test_a_peer_finds_in_raw_texts_what_it_finds_in_their_words(system: str, pac
     pytest.importorskip(package, reason=f"{package} is not installed; make peers installs it")
     data = Dataset(small_dataset)
     train, valid = (list(examples(data.texts(split), data.tokenizer(), Tally(), 1000)) for split in ("train", "valid"))
-    tag, _ = (peers.fit_crf if system == "crf" else peers.fit_spacy)(train[:200], valid[:20], 0, peers.Clock(), say)
+    tag, _ = (baselines.fit_crf if system == "crf" else baselines.fit_spacy)(
+        train[:200], valid[:20], 0, baselines.Clock(), say
+    )
     find = finder(tag, data)
     found = find([each.text for each in valid] + ["", "  "])
     expected = [
         [(each.offsets[start][0], each.offsets[end - 1][1]) for start, end in spans]
-        for each, spans in zip(valid, tag([peers.words_of(each) for each in valid]), strict=True)
+        for each, spans in zip(valid, tag([baselines.words_of(each) for each in valid]), strict=True)
     ]
     assert found == [*expected, [], []] and any(expected)

@@ -9,11 +9,11 @@ import pytest
 from conftest import refused
 
 from model.config import TaggerConfig
-from model.corpus import first_lines
-from model.dataset import Dataset
-from model.prepare import Recipe, prepare
-from model.pretraining import PASSES, pretrain, unlabelled
-from model.vectors import joining
+from model.data.dataset import Dataset
+from model.prepare.builder import Recipe, prepare
+from model.prepare.readers import first_lines
+from model.prepare.vectors import joining
+from model.prepare.word2vec import PASSES, pretrain, unlabelled
 
 UNLABELLED = ["Storms close schools in Leeds", "storms close roads in york", "see http://a.b/c @ann", "", "rare"]
 

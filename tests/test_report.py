@@ -10,17 +10,17 @@ import pytest
 from conftest import SMALL, refused
 from typer.testing import CliRunner
 
-from distributed.plan import make_plan
-from distributed.report import write_report
-from distributed.sweep import Journal
-from distributed.texts import marked
-from distributed.verdict import Judgement
+from distributed.report.page import write_report
+from distributed.report.samples import marked
+from distributed.sweep.comparison import Judgement
+from distributed.sweep.plan import make_plan
+from distributed.sweep.state import Journal
 from jobs.__main__ import app
 from model import storage
-from model.bundle import load_bundle
 from model.config import make_config
-from model.dataset import Dataset
-from model.loop import Training, new_tagger
+from model.data.dataset import Dataset
+from model.inference.bundle import load_bundle
+from model.training.loop import Training, new_tagger
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_a_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
@@ -150,7 +150,7 @@ def test_texts_that_may_not_be_read_are_told_of(run_folder: str, monkeypatch: py
     def refuse(location: str) -> Dataset:
         raise PermissionError(13, "Permission denied", location)
 
-    monkeypatch.setattr("model.review.Dataset", refuse)
+    monkeypatch.setattr("model.inference.review.Dataset", refuse)
     page = Path(write_report(run_folder)).read_text("utf-8")
     assert "Permission denied" in page and "20 texts of the test split" in page
 

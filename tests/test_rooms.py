@@ -37,5 +37,5 @@ def test_the_project_is_never_installed_as_packages():
 
 def test_every_module_says_what_it_is():
     for room in MAY_IMPORT:
-        for path in (ROOT / room).glob("*.py"):
+        for path in (ROOT / room).glob("**/*.py"):
             assert ast.get_docstring(ast.parse(path.read_text("utf-8"))), f"{path} has no docstring"

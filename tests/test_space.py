@@ -7,7 +7,7 @@ from conftest import refused
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distributed.space import (
+from distributed.sweep.space import (
     Choice,
     Range,
     check_space,

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 
 from model.config import TaggerConfig
-from model.dataset import Dataset, split_of
-from model.examples import Example
-from model.extractor import Extractor
-from model.loop import new_tagger
-from model.spelling import ROWS, VIEWS, Speller, views_of
+from model.data.dataset import Dataset, split_of
+from model.data.examples import Example
+from model.data.features import ROWS, VIEWS, Speller, views_of
+from model.inference.extractor import Extractor
+from model.training.loop import new_tagger
 
 
 @pytest.mark.parametrize(

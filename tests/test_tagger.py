@@ -3,14 +3,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model.batch import Batch
 from model.config import TaggerConfig
-from model.loop import new_tagger
-from model.loss import dual_loss
-from model.spelling import VIEWS
-from model.tagger import Logits, windows
-from model.tags import IGNORED
-from model.tokenizer import UNKNOWN
+from model.data.batching import Batch
+from model.data.features import VIEWS
+from model.data.labels import IGNORED
+from model.data.tokenizer import UNKNOWN
+from model.network.tagger import Logits, windows
+from model.training.loop import new_tagger
+from model.training.loss import dual_loss
 
 CELLS = [(cell, both) for cell in ("rnn", "gru", "lstm") for both in (False, True)]
 

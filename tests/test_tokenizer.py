@@ -5,8 +5,8 @@ from conftest import trained_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model.data.tokenizer import PAD, UNKNOWN, Cutter, encode, new_tokenizer, parse_tokenizer
 from model.errors import UserError
-from model.tokenizer import PAD, UNKNOWN, Cutter, encode, new_tokenizer, parse_tokenizer
 
 
 def cut(text: str) -> list[str]:
@@ -102,7 +102,7 @@ def test_the_cutter_finds_what_the_library_finds_in_any_texts(texts: list[str]):
 
 
 def test_the_cutter_forgets_and_begins_again(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("model.tokenizer._REMEMBERED", 3)
+    monkeypatch.setattr("model.data.tokenizer._REMEMBERED", 3)
     words: dict[str, int] = {}
     cut = Cutter(lambda word: words.setdefault(word, len(words)))
     first = cut(["one two", "three  four"])

@@ -16,14 +16,14 @@ from conftest import SMALL, alone, refused
 from leaks import title_of
 from safetensors.torch import load_file
 
-from distributed.scale import Resources, check_storage, share_out
-from distributed.tracking import Tracker
-from distributed.train import _Patience, new_run, resumed_run, train
-from model.bundle import load_bundle
+from distributed.cluster.connection import Resources, check_storage, share_out
+from distributed.train.driver import _Patience, new_run, resumed_run, train
+from distributed.train.tracking import Tracker
 from model.config import Config, RunConfig, make_config
 from model.errors import RunFailedError, UserError
-from model.metrics import summarise
+from model.inference.bundle import load_bundle
 from model.presets import tree_of
+from model.training.metrics import summarise
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -209,7 +209,7 @@ def test_an_unreachable_server_neither_blocks_nor_ends_a_run(
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr("distributed.tracking._SECONDS_TO_CONNECT", 3)
+    monkeypatch.setattr("distributed.train.tracking._SECONDS_TO_CONNECT", 3)
     began = time.monotonic()
     assert track(tmp_path, small_bundle).mode == "offline"
     assert time.monotonic() - began < 60 and "cannot be reached" in capfd.readouterr().err
@@ -219,7 +219,7 @@ def test_an_unreachable_server_neither_blocks_nor_ends_a_run(
 def test_a_server_that_goes_away_does_not_hold_the_end_of_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ):
-    monkeypatch.setattr("distributed.tracking._SECONDS_TO_FINISH", 0.1)
+    monkeypatch.setattr("distributed.train.tracking._SECONDS_TO_FINISH", 0.1)
     released = threading.Event()
 
     class Hanging:

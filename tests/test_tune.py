@@ -17,11 +17,11 @@ import pytest
 import ray
 from conftest import ROOT, SHARED, SMALL
 
-from distributed import stage
-from distributed.plan import make_plan, new_sweep
-from distributed.sweep import Journal, read_sweep, resumed_sweep
-from distributed.tune import tune
-from model.bundle import load_bundle
+from distributed.sweep.plan import make_plan, new_sweep
+from distributed.sweep.state import Journal, read_sweep, resumed_sweep
+from distributed.tune import tuner
+from distributed.tune.driver import tune
+from model.inference.bundle import load_bundle
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -237,11 +237,11 @@ def test_a_worker_group_that_nobody_uses_is_removed(cluster, monkeypatch: pytest
     bundles = ({"CPU": 1}, {"CPU": 1}, {"node:__internal_head__": 0.001})
     silent, beating, of_tune = groups = [ray.util.placement_group([bundle]) for bundle in bundles]
     ray.get([group.ready() for group in groups])
-    watch = stage.Groups()
+    watch = tuner.Groups()
     watch.beats = {group.id.hex(): time.monotonic() for group in (silent, beating)}
     assert watch.clean() == []
-    monkeypatch.setattr(stage, "_SECONDS_TO_LIVE", 1.0)
-    monkeypatch.setattr(stage, "SECONDS_BETWEEN_BEATS", 0.0)
+    monkeypatch.setattr(tuner, "_SECONDS_TO_LIVE", 1.0)
+    monkeypatch.setattr(tuner, "SECONDS_BETWEEN_BEATS", 0.0)
     time.sleep(1.5)
     watch.beats[beating.id.hex()] = time.monotonic()
     [line] = watch.clean()
@@ -259,7 +259,7 @@ def test_a_worker_group_that_nobody_uses_is_removed(cluster, monkeypatch: pytest
 
 @pytest.mark.ray
 def test_sweeps_leave_nothing_behind(small_dataset: str):
-    """The short form of tests/leaks.py, in the setting that is hardest."""
+    """The short form of tests/campaigns/leaks.py, in the setting that is hardest."""
     for row in leaks.campaign(small_dataset, ["second Ray"], one=8, two=4):
         assert row["failed"] == 0 and row["stopped"] > 0 and row["longest_silence_s"] < 60
         assert not any(row["left"].values()), row

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from conftest import counts_of
 
-from distributed.verdict import record_conclusions
-from model.metrics import compare, resample_means, summarise
-from model.record import RUNS, SERIES, noise
+from distributed.sweep.comparison import record_conclusions
+from model.training.legacy_metrics import RUNS, SERIES, noise
+from model.training.metrics import compare, resample_means, summarise
 
 tagger = partial(counts_of, texts=600)
 

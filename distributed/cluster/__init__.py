@@ -1,0 +1,1 @@
+"""What the cluster has, what it may become and what it grants."""

@@ -1,0 +1,250 @@
+"""The plan of a sweep: what was asked, and whether it can be."""
+
+import time
+from typing import Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from distributed.cluster.connection import Resources, check_data, look
+from distributed.sweep.ablation_rows import rows_of
+from distributed.sweep.space import (
+    Space,
+    Values,
+    check_space,
+    configure,
+    draw_random,
+    grid,
+    read_space,
+    record_settings,
+)
+from model import storage
+from model.config import Config
+from model.data.dataset import Dataset
+from model.errors import UserError
+from model.training.loop import RANKED_BY
+
+METRICS = tuple(
+    f"valid/{head}_{figure}"
+    for head in ("keyphrase", "keyword")
+    for figure in ("f1", "precision", "recall", "exact_match")
+)
+
+
+class Plan(BaseModel):
+    """All that was asked of a sweep."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    config: Config = Field(description="what every trial has in common; its run names the sweep and its storage")
+    space: tuple[str, ...] = ()
+    fixed: tuple[str, ...] = Field((), description="dotted names that were given a value")
+    sampler: Literal["random", "grid", "tpe", "record", "ablation"] = "random"
+    trials: int = Field(16, ge=1)
+    max_epochs: int = Field(9, ge=1)
+    grace: int = Field(1, ge=1, description="epochs that no trial is stopped before: the first rung")
+    eta: float = Field(3, ge=2, description="a rung lets about 1 in eta trials go on; rungs are grace * eta^k epochs")
+    stopping: bool = Field(True, description="false: every trial is trained in full")
+    metric: str = RANKED_BY
+    max_concurrent: int | None = Field(None, ge=1)
+    time_budget: float | None = Field(None, gt=0, description="seconds after which no epoch begins")
+    gpus_per_trial: float | None = Field(None, ge=0)
+    workers_per_trial: int = Field(1, ge=1)
+    finalists: int = Field(0, ge=0, description="best configurations that are trained again")
+    seeds: int = Field(3, ge=1, description="times that each is; of an ablation: times that each row is trained")
+    rows: dict[str, Values] = Field({}, description="of an ablation, found by `check`: the changed fields of each row")
+    left_out: tuple[str, ...] = Field((), description="a line for each row that an ablation cannot have")
+
+    @model_validator(mode="after")
+    def _sound(self) -> "Plan":
+        if self.grace > self.max_epochs:
+            raise ValueError(
+                f"--grace {self.grace} is more than --max-epochs {self.max_epochs}: no trial could be stopped"
+            )
+        if self.metric not in METRICS:
+            raise ValueError(f"--metric {self.metric} does not exist; trials can be ranked by {', '.join(METRICS)}")
+        if self.finalists and self.sampler == "ablation":
+            raise ValueError(
+                f"--finalists {self.finalists} with --sampler ablation: every row is trained with several seeds already; "
+                f"leave --finalists out"
+            )
+        return self
+
+    @property
+    def folder(self) -> str:
+        """Where the sweep's files lie."""
+        assert self.config.run.name is not None
+        return storage.join(self.config.run.storage, self.config.run.name)
+
+    @property
+    def stops(self) -> bool:
+        """Whether ASHA ends trials early."""
+        return self.stopping and self.sampler not in ("record", "ablation")
+
+    @property
+    def rungs(self) -> list[int]:
+        """The epochs at which ASHA decides."""
+        rungs, at = [], float(self.grace)
+        while self.stops and at < self.max_epochs:
+            rungs.append(int(-(-at // 1)))  # a rung between two epochs is decided at the later one
+            at *= self.eta
+        return rungs
+
+    @property
+    def epochs_planned(self) -> int:
+        """What all trials of the plan would cost without stopping."""
+        if self.sampler == "record":
+            return sum(epochs for _, _, epochs in record_settings())
+        return self.trials * self.max_epochs
+
+
+class Seats(NamedTuple):
+    """What each worker of a trial gets, and how many trials run at once."""
+
+    cpus: int
+    gpus: float
+    at_once: int
+
+
+def make_plan(tree: dict[str, Any]) -> Plan:
+    """A plan from plain values.
+
+    Raises:
+        UserError: a value is not allowed; the flag is named.
+    """
+    try:
+        return Plan.model_validate(tree)
+    except ValidationError as error:
+        raise UserError("\n".join(_explain(each) for each in error.errors())) from None
+
+
+def _explain(error: Any) -> str:
+    message = error["msg"].removeprefix("Value error, ")
+    if not error["loc"]:
+        return message
+    return f"--{str(error['loc'][0]).replace('_', '-')} {error['input']}: {message}"
+
+
+def new_sweep(plan: Plan) -> Plan:
+    """The plan of a sweep that begins: with a name, and with locations that hold on every node.
+
+    Raises:
+        UserError: a sweep or run of this name exists.
+    """
+    config = plan.config
+    name = config.run.name or time.strftime("sweep-%Y%m%d-%H%M%S")
+    run = config.run.model_copy(update={"name": name, "storage": storage.absolute(config.run.storage)})
+    config = config.model_copy(update={"data": storage.absolute(config.data), "run": run})
+    plan = plan.model_copy(update={"config": config})
+    for mark in ("sweep.json", "config.json"):
+        if storage.exists(storage.join(plan.folder, mark)):
+            raise UserError(f"{plan.folder}: exists; go on with --resume {name}, or choose another --name")
+    return plan
+
+
+def check(plan: Plan, cluster: Resources) -> tuple[Plan, Space, Seats]:
+    """All that can be known before any work is done.
+
+    Returns:
+        the plan with the number of its trials settled, the space, and what a trial gets.
+
+    Raises:
+        UserError: the sweep could not be carried out.
+    """
+    space: Space = {}
+    settings = [values for _, values, _ in record_settings()]
+    if plan.sampler != "record":
+        # An ablation tries other values beside the one that was given.
+        space = read_space(list(plan.space), plan.sampler, set() if plan.sampler == "ablation" else set(plan.fixed))
+        check_space(space, plan.config)
+        settings = [{name: value} for name, domain in space.items() for value in domain.ends]
+    elif plan.space or {"training.lr", "training.alpha", "training.epochs"} & set(plan.fixed):
+        raise UserError("--space record: repeats the record's own settings; leave out other --space, --lr and --alpha")
+    if plan.sampler == "random":
+        settings += [draw_random(space, plan.config.training.seed, number) for number in range(plan.trials)]
+    if plan.sampler == "grid":
+        settings = grid(space)
+    if plan.sampler == "ablation":
+        plan = _with_rows(plan, space)
+        settings = list(plan.rows.values()) * plan.seeds
+    if plan.sampler in ("grid", "record", "ablation"):
+        plan = plan.model_copy(update={"trials": len(settings)})
+    if plan.sampler == "record":
+        plan = plan.model_copy(update={"max_epochs": max(epochs for _, _, epochs in record_settings())})
+    if plan.finalists > plan.trials:
+        raise UserError(f"--finalists {plan.finalists}: there are only {plan.trials} trials; lower it")
+    dataset = Dataset(plan.config.data)
+    for values in settings:
+        _check_data(plan, configure(plan.config, values), dataset)
+    return plan, space, _seats(plan, cluster)
+
+
+def _check_data(plan: Plan, config: Config, dataset: Dataset) -> None:
+    """Raises UserError where a trial's configuration does not go with the dataset."""
+    check_data(configure(config, {"run.workers": plan.workers_per_trial}), dataset)
+
+
+def _with_rows(plan: Plan, space: Space) -> Plan:
+    """The plan of an ablation with its rows; one that goes on keeps those that it has."""
+    if plan.rows:
+        return plan
+    dataset = Dataset(plan.config.data)
+    rows, left_out = rows_of(plan.config, space, lambda config: _check_data(plan, config, dataset))
+    return plan.model_copy(update={"rows": rows, "left_out": tuple(left_out)})
+
+
+def _seats(plan: Plan, cluster: Resources) -> Seats:
+    """What a trial gets. Raises UserError with the arithmetic where no trial could ever start."""
+    run, workers = plan.config.run, plan.workers_per_trial
+    cpus = run.cpus_per_worker or 1
+    gpus = plan.gpus_per_trial
+    if gpus is None:
+        gpus = 1 if run.device == "cuda" or (run.device == "auto" and cluster.at_most.gpus) else 0
+    elif workers > 1:
+        raise UserError(
+            f"--gpus-per-trial {gpus:g} with --workers-per-trial {workers}: each worker of a trial gets a GPU of its own; "
+            f"leave --gpus-per-trial out, or use --device cpu"
+        )
+    elif gpus and run.device == "cpu":
+        raise UserError(f"--gpus-per-trial {gpus:g} with --device cpu: leave one of the two out")
+    if gpus > 1:
+        raise UserError(f"--gpus-per-trial {gpus:g}: a worker uses one GPU; for more, use --workers-per-trial")
+    places = cluster.at_most.places(cpus, gpus)
+    asks = f"{workers} x ({cpus} CPU, {gpus:g} GPU)"
+    if places < workers:
+        raise UserError(
+            f"a trial asks for {asks}, and the cluster ({cluster.at_most}) has room for {places} x ({cpus} CPU, {gpus:g} "
+            f"GPU); lower --workers-per-trial, --gpus-per-trial or run.cpus_per_worker, or join a larger cluster with "
+            f"RAY_ADDRESS"
+        )
+    return Seats(cpus, gpus, min(places // workers, plan.max_concurrent or places, max(plan.trials, plan.finalists)))
+
+
+def dry_run(plan: Plan) -> dict[str, Any]:
+    """The resolved plan, the first configurations and what would be asked of the cluster; runs nothing."""
+    cluster = look()
+    plan, space, seats = check(plan, cluster)
+    first = [proposal(plan, space, number) for number in range(min(plan.trials, 5))] if plan.sampler != "tpe" else []
+    return {
+        "name": plan.config.run.name,
+        "plan": plan.model_dump(exclude={"rows", "left_out"}),
+        "space": {name: str(domain) for name, domain in space.items()},
+        "first": [values for _, values, _ in first],
+        **({"rows": plan.rows, "left_out": plan.left_out, "trainings": plan.trials} if plan.rows else {}),
+        "rungs": plan.rungs,
+        "asks": {"workers": plan.workers_per_trial, "cpus_per_worker": seats.cpus, "gpus_per_worker": seats.gpus},
+        "at_once": seats.at_once,
+        **cluster.told(),
+    }
+
+
+def proposal(plan: Plan, space: Space, number: int) -> tuple[str | None, Values, int]:
+    """Series or row, values and budget of trial `number`, 0-based, where results do not decide it."""
+    if plan.sampler == "record":
+        return record_settings()[number]
+    if plan.sampler == "grid":
+        return None, grid(space)[number], plan.max_epochs
+    if plan.sampler == "ablation":  # all rows with one seed before the next: a sweep that is cut off compares them all
+        seed, row = divmod(number, len(plan.rows))
+        name = list(plan.rows)[row]
+        return name, plan.rows[name] | {"training.seed": plan.config.training.seed + seed}, plan.max_epochs
+    return None, draw_random(space, plan.config.training.seed, number), plan.max_epochs

@@ -1,0 +1,195 @@
+"""What a sweep searches: ranges by dotted name, and the samplers that draw configurations from them.
+
+training.lr=log:1e-4:1e-2       log-uniform               training.alpha=0.1:0.9    uniform
+tagger.hidden1=100:400          whole numbers, ends too   tagger.cell=rnn,gru,lstm  one of these
+training.lr=log:1e-4:1e-2:5     one of five, evenly spaced (on the log scale)
+"""
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from model.config import Config, fields, make_config, plain, put
+from model.errors import UserError
+from model.training.legacy_metrics import RUNS, SERIES
+
+Values = dict[str, Any]  # dotted name -> value
+
+_DEFAULT = {"training.lr": "log:1e-4:1e-2", "training.alpha": "0.1:0.9"}
+_DEFAULT_GRID = {"training.lr": "1e-3,2e-3,1e-4,2e-4,1e-5", "training.alpha": "0.3,0.4,0.5,0.6,0.7"}  # the record's
+_SYNTAX = "write a range as low:high or log:low:high, choices as a,b,c"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of some values."""
+
+    values: tuple[Any, ...]
+
+    def __str__(self) -> str:
+        return ",".join(map(str, self.values))
+
+    def draw(self, draw: np.random.Generator) -> Any:
+        """Each with the same chance."""
+        return self.values[int(draw.integers(len(self.values)))]
+
+    @property
+    def ends(self) -> tuple[Any, ...]:
+        """What has to be allowed for the whole to be."""
+        return self.values
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers between two ends."""
+
+    low: float
+    high: float
+    log: bool
+    whole: bool
+
+    def __str__(self) -> str:
+        return f"{'log:' if self.log else ''}{self.low:g}:{self.high:g}"
+
+    def draw(self, draw: np.random.Generator) -> float | int:
+        """Uniform, or uniform in the logarithm; four significant digits, which is what one would type."""
+        if self.whole and not self.log:
+            return int(draw.integers(int(self.low), int(self.high), endpoint=True))
+        value = self.at(float(draw.random()))
+        return round(value) if self.whole else float(f"{value:.4g}")
+
+    def at(self, share: float) -> float:
+        """The number at a share of the way."""
+        if self.log:
+            return math.exp(math.log(self.low) + share * (math.log(self.high) - math.log(self.low)))
+        return self.low + share * (self.high - self.low)
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Both."""
+        return self.low, self.high
+
+
+Space = dict[str, Choice | Range]
+
+
+def read_space(texts: list[str], sampler: str, fixed: set[str]) -> Space:
+    """The search space.
+
+    Args:
+        texts: `dotted.name=range`; added to the default of lr and alpha, or put in its place.
+        sampler: the default of `grid` is the record's own values; `ablation` has none.
+        fixed: dotted names that were given a value; they are not searched.
+
+    Raises:
+        UserError: a range cannot be read, or a name is fixed and searched.
+    """
+    default = {"grid": _DEFAULT_GRID, "ablation": {}}.get(sampler, _DEFAULT)
+    space = {name: _read_range(name, text, name) for name, text in default.items() if name not in fixed}
+    for text in texts:
+        name, sign, domain = text.partition("=")
+        if not sign or not domain:
+            raise UserError(f"--space {text}: write it as --space training.lr=log:1e-4:1e-2; {_SYNTAX}")
+        if name in fixed:
+            raise UserError(f"--space {text}: {name} is given a value as well; leave one of the two out")
+        space[name] = _read_range(name, domain, f"--space {text}")
+    if not space and sampler != "ablation":
+        raise UserError(
+            "nothing is left to search: every field of the space is given a value; add --space, or use train"
+        )
+    return space
+
+
+def check_space(space: Space, base: Config) -> None:
+    """Raises UserError where a name is unknown or not searchable, or a value of it not allowed."""
+    known = [name for name in fields() if name.startswith(("training.", "tagger.")) and name != "training.epochs"]
+    for name, domain in space.items():
+        if name == "training.epochs":
+            raise UserError("--space training.epochs: every trial's curve shows every epoch; use --max-epochs")
+        if name not in known:
+            raise UserError(f"--space {name}: is unknown or does not change the result; known are {', '.join(known)}")
+        for value in domain.ends:
+            configure(base, {name: value})
+
+
+def configure(base: Config, values: Values, where: str = "--space") -> Config:
+    """The configuration of a trial. Raises UserError where a value is not allowed."""
+    tree = base.model_dump()
+    for name, value in values.items():
+        put(tree, name, value)
+    return make_config(tree, where)
+
+
+def draw_random(space: Space, seed: int, number: int) -> Values:
+    """The configuration of trial `number`, 0-based: a function of the space and the seed alone."""
+    draw = np.random.default_rng([seed, number])
+    return {name: domain.draw(draw) for name, domain in space.items()}
+
+
+def grid(space: Space) -> list[Values]:
+    """All combinations. Raises UserError where a range has no number of points."""
+    combinations = itertools.product(*choices(space, "grid").values())
+    return [dict(zip(space, values, strict=True)) for values in combinations]
+
+
+def choices(space: Space, sampler: str) -> dict[str, tuple[Any, ...]]:
+    """The values of each name. Raises UserError where a range has no number of points."""
+    for name, domain in space.items():
+        if isinstance(domain, Range):
+            raise UserError(
+                f"--sampler {sampler}: {name} is a range without a number of points; write for example log:a:b:5"
+            )
+    return {name: domain.values for name, domain in space.items() if isinstance(domain, Choice)}
+
+
+def record_settings() -> list[tuple[str, Values, int]]:
+    """Series, values and epochs of each run that repeats the record; its epochs series is one curve.
+
+    The longest come first, so that none trains alone at the end.
+    """
+    settings = []
+    for series in SERIES:
+        runs = [run for run in RUNS if run.series == series]
+        if series == "epochs":
+            runs = [max(runs, key=lambda run: run.epochs)]
+        settings += [(series, {"training.lr": run.lr, "training.alpha": run.alpha}, run.epochs) for run in runs]
+    return sorted(settings, key=lambda setting: -setting[2])
+
+
+def optuna_space(space: Space) -> dict[str, Any]:
+    """The space in Optuna's terms."""
+    from optuna import distributions as optuna
+
+    def translate(domain: Choice | Range) -> Any:
+        if isinstance(domain, Choice):
+            return optuna.CategoricalDistribution(domain.values)
+        if domain.whole:
+            return optuna.IntDistribution(int(domain.low), int(domain.high), log=domain.log)
+        return optuna.FloatDistribution(domain.low, domain.high, log=domain.log)
+
+    return {name: translate(domain) for name, domain in space.items()}
+
+
+def _read_range(name: str, text: str, where: str) -> Choice | Range:
+    if ":" not in text:
+        return Choice(tuple(plain(value.strip()) for value in text.split(",")))
+    log = text.startswith("log:")
+    parts = text.removeprefix("log:").split(":")
+    try:
+        low, high = float(parts[0]), float(parts[1])
+        points = int(parts[2]) if len(parts) == 3 else None
+    except (ValueError, IndexError):
+        raise UserError(f"{where}: cannot be read as a range; {_SYNTAX}") from None
+    if len(parts) > 3 or not low < high or (log and low <= 0) or (points is not None and points < 2):
+        raise UserError(
+            f"{where}: a range needs low < high, with log also 0 < low, and at least 2 points where their number is given"
+        )
+    field = fields().get(name)
+    span = Range(low, high, log, whole=field is not None and field.annotation is int)
+    if points is None:
+        return span
+    values = [span.at(i / (points - 1)) for i in range(points)]
+    return Choice(tuple(round(value) if span.whole else float(f"{value:.4g}") for value in values))

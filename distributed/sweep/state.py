@@ -1,0 +1,291 @@
+"""A sweep on disk: what was asked, and an append-only journal of all that happened.
+
+A sweep's folder, `<storage>/<name>/`:
+
+    sweep.json         the whole plan: configuration, space, sampler, budget of each trial
+    journal.jsonl      an event a line: configurations proposed, figures of each epoch, ends
+    trials/t001/       a trial's checkpoint while it runs, and the weights of its best epoch while it leads
+    finalists/         the same for the best configurations, trained again with several seeds
+    counts/            of an ablation: a trial's counts on each validation text, kept when its weights are not
+    bundle/            the tagger of the best trial, or of the winner of the finalists
+    result.json        what `tune --json` prints; there when the sweep is finished
+    report.html        what `report` writes
+    ablation.md        the table of an ablation
+
+The journal alone is the state: everything that is known of a sweep is the sum of its events, here and after a restart.
+"""
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from distributed.sweep.plan import Plan, make_plan
+from distributed.sweep.space import Values, configure
+from model import storage
+from model.config import Config
+from model.errors import UserError
+
+# finished: its whole budget; stopped: by ASHA; unfinished: the time budget ended; diverged: its loss is no number;
+# failed: it broke down more often than it may.
+ENDS = ("finished", "stopped", "unfinished", "diverged", "failed")
+_LAST = ("diverged", "failed")  # ranked behind all others
+Event = dict[str, Any]
+# What may differ when a sweep goes on: nothing that changes the numbers of its trials.
+_MAY_CHANGE = ("trials", "max_concurrent", "time_budget", "gpus_per_trial", "workers_per_trial", "finalists", "seeds")
+
+
+@dataclass
+class Trial:
+    """One training of a sweep.
+
+    Attributes:
+        name: `t007`, or `t007-seed2` for a finalist.
+        values: searched fields by dotted name.
+        epochs: its budget.
+        series: of the record, where it repeats one; the row's name in an ablation.
+        finalist_of: the trial whose configuration it trains again.
+        figures: of each epoch.
+        state: `running` or one of ENDS.
+        error: why it diverged or failed.
+        retries: how often it was begun again.
+        proposed, begun: seconds since the Unix epoch; `begun` is the first step of its training.
+    """
+
+    name: str
+    values: Values
+    epochs: int
+    series: str | None = None
+    finalist_of: str | None = None
+    figures: list[dict[str, float]] = field(default_factory=list)
+    state: str = "running"
+    error: str | None = None
+    retries: int = 0
+    proposed: float = 0.0
+    begun: float | None = None
+
+    def best(self, metric: str) -> dict[str, float] | None:
+        """The figures of its best epoch, the first of equals."""
+        return max(self.figures, key=lambda figures: figures[metric], default=None)
+
+    def rank(self, metric: str) -> float:
+        """What trials are ordered by: its best figure; below all of them where it diverged, failed or has none."""
+        best = self.best(metric)
+        return -1.0 if best is None or self.state in _LAST else best[metric]
+
+
+class Sweep:
+    """What is known of a sweep: the sum of its events.
+
+    Attributes:
+        trials: by name, in the order in which they were proposed; finalists too.
+        seconds: that it was worked on, all sessions together.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.trials: dict[str, Trial] = {}
+        self.seconds = 0.0
+        self._last: float | None = None
+
+    def apply(self, event: Event) -> None:
+        """Takes an event.
+
+        `session`: a process begins to work on the sweep. `trial`: one is proposed. `begun`: its first training step.
+        `epoch`: figures, with the `state` where the trial ends with it; one that is known already is passed over, for a
+        trial that goes on tells its past again. `retry`: it broke down and begins again. `broken`: it ends without
+        figures, with a `state` and an `error`.
+        """
+        self._count_time(event)
+        match event["event"]:
+            case "trial":
+                names = ("name", "values", "epochs", "series", "finalist_of")
+                trial = Trial(**{name: event[name] for name in names}, proposed=event["time"])
+                self.trials[trial.name] = trial
+            case "begun":
+                self.trials[event["trial"]].begun = event["time"]
+            case "epoch":
+                trial = self.trials[event["trial"]]
+                if event["figures"]["epoch"] == len(trial.figures) + 1:
+                    trial.figures.append(event["figures"])
+                trial.state = event.get("state", trial.state)
+            case "retry":
+                self.trials[event["trial"]].retries += 1
+            case "broken":
+                trial = self.trials[event["trial"]]
+                trial.state, trial.error = event["state"], event["error"]
+
+    def _count_time(self, event: Event) -> None:
+        if event["event"] != "session" and self._last is not None:
+            self.seconds += max(0.0, event["time"] - self._last)
+        self._last = event["time"]
+
+    @property
+    def all(self) -> list[Trial]:
+        """The trials as they are now: others may join while one looks at these."""
+        return list(self.trials.values())
+
+    @property
+    def searched(self) -> list[Trial]:
+        """The trials without the finalists."""
+        return [trial for trial in self.all if trial.finalist_of is None]
+
+    @property
+    def finalists(self) -> list[Trial]:
+        """The trainings of the finalists."""
+        return [trial for trial in self.all if trial.finalist_of is not None]
+
+    @property
+    def ranked(self) -> list[Trial]:
+        """The searched trials, best first."""
+        return sorted(self.searched, key=lambda trial: -trial.rank(self.plan.metric))
+
+    @property
+    def best(self) -> Trial | None:
+        """The best trial, where one has an epoch to show."""
+        ranked = self.ranked
+        return ranked[0] if ranked and ranked[0].rank(self.plan.metric) >= 0 else None
+
+    def count(self, state: str) -> int:
+        """How many of the searched trials are in a state."""
+        return sum(trial.state == state for trial in self.searched)
+
+    @property
+    def epochs_spent(self) -> int:
+        """Epochs of the searched trials."""
+        return sum(len(trial.figures) for trial in self.searched)
+
+    @property
+    def epochs_full(self) -> int:
+        """What the same trials would have cost without stopping."""
+        return sum(trial.epochs for trial in self.searched)
+
+    def config_of(self, trial: Trial) -> Config:
+        """The whole configuration of a trial."""
+        return configure(self.plan.config, trial.values | {"training.epochs": trial.epochs})
+
+    def folder_of(self, trial: Trial) -> str:
+        """Where a trial's files lie."""
+        kind = "finalists" if trial.finalist_of else "trials"
+        return storage.join(self.plan.folder, kind, trial.name)
+
+
+class Journal:
+    """Appends events to a sweep's journal; each is on the disk when `write` returns.
+
+    Storage without appending (object stores) gets a numbered file for every event instead.
+    """
+
+    def __init__(self, folder: str) -> None:
+        """Raises UserError where another process is at work on the sweep."""
+        self.folder = folder
+        self.events = len(list(read_events(folder)))
+        self.stream: Any = None
+        if storage.is_remote(folder):
+            return
+        path = Path(storage.absolute(storage.join(folder, "journal.jsonl")))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.stream = path.open("a+b", buffering=0)
+        try:
+            fcntl.flock(self.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder}: another process is at work on this sweep; wait for it, or stop it") from None
+        self._mend(path)
+
+    def _mend(self, path: Path) -> None:
+        """Cuts off a last line that a killed process left unfinished."""
+        content = path.read_bytes()
+        if content and not content.endswith(b"\n"):
+            self.stream.truncate(content.rfind(b"\n") + 1)
+
+    def write(self, event: Event) -> None:
+        """Appends an event. Raises OSError."""
+        line = json.dumps(event, ensure_ascii=False).encode() + b"\n"
+        if self.stream is not None:
+            self.stream.write(line)
+            os.fsync(self.stream.fileno())
+        else:
+            storage.write(storage.join(self.folder, f"journal-{self.events:06d}.jsonl"), line)
+        self.events += 1
+
+    def close(self) -> None:
+        """Lets go of the sweep."""
+        if self.stream is not None:
+            self.stream.close()
+
+
+def read_events(folder: str) -> Iterator[Event]:
+    """The events of a sweep's journal, oldest first; a last line that was cut off is left out.
+
+    Raises:
+        UserError: a line that is whole cannot be read.
+    """
+    for name in storage.names(folder):
+        if not name.startswith("journal"):
+            continue
+        location = storage.join(folder, name)
+        lines = storage.read(location).split(b"\n")
+        for number, line in enumerate(lines[:-1], 1):  # what follows the last line end is no whole line
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise UserError(
+                    f"{location}:{number}: is damaged ({error}); remove the line to go on without it"
+                ) from None
+
+
+def begun(folder: str) -> bool:
+    """Whether there is a sweep in a folder that `read_sweep` reads."""
+    return storage.exists(storage.join(folder, "sweep.json"))
+
+
+def read_sweep(folder: str) -> Sweep:
+    """A sweep from its folder.
+
+    Raises:
+        UserError: there is none, or a file of it is damaged.
+    """
+    place = storage.join(folder, "sweep.json")
+    try:
+        plan = Plan.model_validate_json(storage.read(place))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{place}: no such sweep; see --storage, or start it with `tune --name`") from None
+    except ValueError as error:
+        raise UserError(f"{place}: is damaged: {error}") from None
+    sweep = Sweep(plan)
+    for event in read_events(folder):
+        sweep.apply(event)
+    return sweep
+
+
+def resumed_sweep(name: str, location: str, changes: dict[str, Any]) -> Plan:
+    """The plan of a sweep that goes on.
+
+    Raises:
+        UserError: there is no such sweep, or a change would alter the numbers of its trials.
+    """
+    sweep = read_sweep(storage.join(storage.absolute(location), name))
+    tree = sweep.plan.model_dump()
+    other = [key for key in changes if key not in _MAY_CHANGE and changes[key] != tree[key]]
+    if other:
+        raise UserError(
+            f"--resume {name}: --{other[0].replace('_', '-')} would change a sweep that has begun; start a new one, or "
+            f"change only {', '.join('--' + key.replace('_', '-') for key in _MAY_CHANGE)}"
+        )
+    if changes.get("trials", len(sweep.searched)) < len(sweep.searched):
+        raise UserError(f"--resume {name}: --trials {changes['trials']}, but {len(sweep.searched)} trials have begun")
+    if sweep.plan.rows and changes.get("seeds", sweep.plan.seeds) < sweep.plan.seeds:
+        raise UserError(
+            f"--resume {name}: --seeds {changes['seeds']}, but the ablation was begun with {sweep.plan.seeds}"
+        )
+    tree["config"]["run"]["storage"] = storage.absolute(location)
+    return make_plan(tree | changes)
+
+
+def now() -> float:
+    """Seconds since the Unix epoch, to the millisecond."""
+    return round(time.time(), 3)

@@ -1,0 +1,315 @@
+"""The main job: one training on Ray Train, from a configuration to a bundle.
+
+A run's folder, `<storage>/<name>/`:
+
+    config.json            the whole configuration
+    metrics.jsonl          the figures of each epoch
+    checkpoint_epoch_*/    the two newest checkpoints, to resume from
+    best.safetensors       the weights of the best epoch so far
+    bundle/                the finished tagger, with the weights of the best epoch
+    result.json            what `train --json` prints; there when the run is finished
+    wandb/                 what W&B keeps (local storage only)
+"""
+
+import json
+import os
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from distributed.cluster.connection import (
+    Resources,
+    Share,
+    check_data,
+    check_storage,
+    connect,
+    describe,
+    look,
+    new_queue,
+    share_out,
+)
+from distributed.train.checkpoint import load_best
+from distributed.train.tracking import Tracker
+from model import storage
+from model.config import Config, make_config
+from model.data.dataset import Dataset
+from model.errors import DivergedError, RunFailedError, UserError
+from model.inference.bundle import save_bundle
+from model.training.loop import RANKED_BY
+
+OnEvent = Callable[[str, Any], None]
+_POLL_SECONDS = 0.2
+_SECONDS_OF_SILENCE = 600  # a collective that waits so long for another worker ends in an error
+_SECONDS_BETWEEN_RESIZES = 30.0  # of an elastic group that could grow; each costs the work since the last checkpoint
+_FAILED_STARTS = 30  # of a worker group; an elastic one has one for each node that is lost
+_SECONDS_TO_STOP = 15.0
+_SECONDS_TO_TERMINATE = 2.0  # who sends SIGTERM often kills soon after: `ray job stop` after 3 s
+
+
+def new_run(config: Config) -> Config:
+    """The configuration of a run that begins: with a name, and with locations that hold on every worker.
+
+    Raises:
+        UserError: a run of this name exists.
+    """
+    name = config.run.name or time.strftime("run-%Y%m%d-%H%M%S")
+    settled = {"name": name, "storage": storage.absolute(config.run.storage)}
+    config = config.model_copy(
+        update={"data": storage.absolute(config.data), "run": config.run.model_copy(update=settled)}
+    )
+    if any(storage.exists(storage.join(run_folder(config), mark)) for mark in ("config.json", "sweep.json")):
+        raise UserError(
+            f"{run_folder(config)}: a run or sweep of this name exists; go on with --resume {name}, or choose another --name"
+        )
+    return config
+
+
+def resumed_run(name: str, location: str, changes: dict[str, Any]) -> Config:
+    """The configuration of a run that goes on.
+
+    Args:
+        name: of the run.
+        location: the storage that its folder lies in.
+        changes: fields of `run` to change; nothing else may, for the numbers would.
+
+    Raises:
+        UserError: there is no such run, or a change would alter the numbers.
+    """
+    place = storage.join(storage.absolute(location), name, "config.json")
+    try:
+        tree = json.loads(storage.read(place))
+    except FileNotFoundError:
+        raise UserError(f"{place}: no run of this name; see --storage, or start it with --name {name}") from None
+    except ValueError as error:
+        raise UserError(f"{place}: is damaged: {error}") from None
+    make_config({"data": tree["data"]} | changes)  # names what is unknown or not allowed
+    for part in ("tagger", "training"):
+        other = {key: value for key, value in changes.get(part, {}).items() if tree[part].get(key) != value}
+        if other:
+            raise UserError(
+                f"--resume {name}: {', '.join(f'{part}.{key}' for key in other)} would change the numbers of a run that has "
+                f"begun; start a new run with another --name"
+            )
+    data = changes.get("data")
+    if data is not None and storage.absolute(data) != tree["data"]:
+        raise UserError(f"--resume {name}: the run was begun on {tree['data']}; leave --data out, or start a new run")
+    tree["run"] |= changes.get("run", {}) | {"name": name, "storage": storage.absolute(location)}
+    return make_config(tree, place)
+
+
+def run_folder(config: Config) -> str:
+    """Where a run's files lie."""
+    assert config.run.name is not None
+    return storage.join(config.run.storage, config.run.name)
+
+
+def check(config: Config, cluster: Resources) -> Share:
+    """All that can be known before any work is done: the dataset, the batch, the resources.
+
+    Raises:
+        UserError: the run could not be carried out.
+    """
+    check_data(config, Dataset(config.data))
+    return share_out(config.run, cluster)
+
+
+def dry_run(config: Config) -> dict[str, Any]:
+    """The resolved configuration and what would be asked of the cluster; runs nothing."""
+    cluster = look()
+    share = check(config, cluster)
+    return {"name": config.run.name, "config": config.model_dump(), **describe(share, cluster)}
+
+
+def train(config: Config, on_event: OnEvent) -> dict[str, Any]:
+    """Trains, or goes on with a run that was cut off, and writes its bundle.
+
+    Args:
+        config: from `new_run` or `resumed_run`.
+        on_event: told of progress (`progress`, dict), of finished epochs (`epoch`, figures) and of what goes on
+            (`note`, str); called in this thread.
+
+    Returns:
+        What `train --json` prints.
+
+    Raises:
+        UserError: it could not be carried out, or diverged.
+        RunFailedError: it failed; NotGrantedError where the cluster did not grant the workers in time.
+    """
+    folder = run_folder(config)
+    finished = storage.join(folder, "result.json")
+    if storage.exists(finished):
+        on_event("note", f"{folder} is finished already; nothing to do")
+        return json.loads(storage.read(finished))
+    check(config, look())  # a mistake is answered at once, not after Ray's start
+    cluster = connect()
+    share = share_out(config.run, cluster)
+    check_storage(config.run.storage, cluster)
+    storage.write(storage.join(folder, "config.json"), json.dumps(config.model_dump(), indent=2).encode())
+    began = time.perf_counter()
+    with Tracker(config, folder) as tracker:
+        on_event("note", f"run {config.run.name}: {share} on {cluster.has('node')}, {tracker.where}")
+
+        def relay(kind: str, value: Any) -> None:
+            if kind == "epoch":
+                tracker.epoch(value)
+            on_event(kind, value)
+
+        _fit(config, share, folder, relay)
+        result = _finish(config, folder, time.perf_counter() - began)
+        storage.write(finished, json.dumps(result, indent=2).encode())
+        tracker.finish(result)
+    return result
+
+
+def _fit(config: Config, share: Share, folder: str, on_event: OnEvent) -> None:
+    """Runs the trainer beside this thread, which passes events on and stays free for Ctrl-C."""
+    import ray
+
+    from distributed.cluster.wait import Wait
+    from distributed.tune.trial_run import Data
+
+    data = ray.put(Data.load(config.data, config.tagger.spelled))
+    events, orders = new_queue(), new_queue()
+    outcome: list[Any] = []
+
+    def fit() -> None:
+        try:
+            with tempfile.TemporaryDirectory(prefix="tandem-train-") as scratch:
+                outcome.append(_trainer(config, share, folder, data, (events, orders), scratch).fit())
+        except Exception as error:  # carried over to the thread that waits
+            outcome.append(error)
+
+    wait = Wait(str(share), config.run.wait_minutes, lambda text: on_event("note", text))
+    thread = threading.Thread(target=fit, name="trainer", daemon=True)
+    thread.start()
+    patience = _Patience(config.run.retries, on_event)
+    try:
+        while thread.is_alive():
+            thread.join(_POLL_SECONDS)
+            _drain(events, patience.event)
+            wait.look()
+    except BaseException as stop:
+        orders.put_nowait("stop")  # the workers keep what they have
+        thread.join(_SECONDS_TO_STOP if isinstance(stop, (KeyboardInterrupt, Exception)) else _SECONDS_TO_TERMINATE)
+        if isinstance(stop, Exception) and not thread.is_alive():  # else this process ends, and the queues with it
+            _close(events, orders)
+        raise
+    _close(events, orders)
+    if isinstance(outcome[0], Exception):
+        raise _explained(outcome[0], folder) from outcome[0]
+    if outcome[0].return_value is not None:
+        raise DivergedError(outcome[0].return_value)
+
+
+def _close(*queues: Any) -> None:
+    for queue in queues:
+        queue.shutdown()
+
+
+class _Patience:
+    """Passes events on, and ends a training that is begun again and again without getting further.
+
+    Ray counts all losses of a training alike; one that runs for days on machines that may be taken away has many, and is
+    well.
+    """
+
+    def __init__(self, retries: int, on_event: OnEvent) -> None:
+        self.retries, self.on_event = retries, on_event
+        self.losses, self.place = 0, (0, 0)
+
+    def event(self, kind: str, value: Any) -> None:
+        """Raises UserError or RunFailedError where trying again is of no use."""
+        if kind == "begun":
+            self.losses = self.losses if tuple(value) <= self.place else 0
+            self.place = tuple(value)
+        elif kind == "lost":
+            reasons, error = value
+            self.losses += 1
+            if isinstance(error, UserError) or self.losses > self.retries:
+                raise error
+            self.on_event("note", f"lost {reasons}")
+        else:
+            self.on_event(kind, value)
+
+
+def _trainer(config: Config, share: Share, folder: str, data: Any, queues: tuple[Any, Any], scratch: str) -> Any:
+    """Ray's trainer. What Ray keeps of it goes to a scratch folder: checkpoints are kept by the workers themselves."""
+    import ray.train
+
+    from distributed.train.network import Torch
+    from distributed.train.worker import Trainer, Witness, train_worker
+
+    if (
+        not config.run.min_workers
+    ):  # how long a group of a fixed size is waited for is decided in distributed.cluster.wait
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(60 * config.run.wait_minutes + 60)
+    settings = {"config": config.model_dump(), "run": folder, "threads": share.cpus}
+    settings |= {"data": data, "events": queues[0], "orders": queues[1]}
+    return Trainer(
+        train_worker,
+        train_loop_config=settings,
+        torch_config=Torch(backend="nccl" if share.gpu else "gloo", timeout_s=_SECONDS_OF_SILENCE),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=(config.run.min_workers, share.workers) if config.run.min_workers else share.workers,
+            use_gpu=share.gpu,
+            resources_per_worker={"CPU": share.cpus, "GPU": int(share.gpu)},
+            elastic_resize_monitor_interval_s=_SECONDS_BETWEEN_RESIZES,
+        ),
+        run_config=ray.train.RunConfig(
+            name=config.run.name,
+            storage_path=scratch,
+            failure_config=ray.train.FailureConfig(
+                max_failures=-1 if config.run.retries else 0,  # _Patience knows better
+                controller_failure_limit=_FAILED_STARTS,
+            ),
+            callbacks=[Witness(folder, queues[0])],
+            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+        ),
+    )
+
+
+def _drain(events: Any, on_event: OnEvent) -> None:
+    waiting = events.qsize()
+    for kind, value in events.get_nowait_batch(waiting) if waiting else []:
+        on_event(kind, value)
+
+
+def _explained(error: Exception, folder: str) -> Exception:
+    """A failed fit as an error that says what to do."""
+    from distributed.train.worker import failure
+
+    failures = getattr(error, "worker_failures", None)
+    if failures:
+        return failure(folder, failures)
+    cause = getattr(error, "controller_failure", error)  # Ray's own line says no more than that there is one
+    cause = getattr(cause, "cause", None) or cause
+    reason = f"{type(cause).__name__}: {str(cause).strip().splitlines()[0]}"
+    return RunFailedError(f"{folder}: the training failed: {reason}; go on from its last checkpoint with --resume")
+
+
+def _finish(config: Config, folder: str, seconds: float) -> dict[str, Any]:
+    """Writes the bundle from the best epoch and gives the run's result."""
+    weights, _ = load_best(folder)
+    lines = storage.read(storage.join(folder, "metrics.jsonl")).decode().splitlines()
+    history = [json.loads(line) for line in lines]
+    best = max(history, key=lambda figures: figures[RANKED_BY])
+    figures = {
+        name.removeprefix("valid/"): value
+        for name, value in best.items()
+        if name.startswith(("valid/keyphrase_", "valid/keyword_")) and not name.endswith("_loss")
+    }
+    bundle = storage.join(folder, "bundle")
+    save_bundle(bundle, config, Dataset(config.data).tokenizer_bytes(), weights, {"split": "valid", **figures})
+    return {
+        "name": config.run.name,
+        "bundle": bundle,
+        "epochs": len(history),
+        "best_epoch": best["epoch"],
+        "seconds": round(seconds, 3),
+        "tokens_per_s": round(statistics.median(epoch["train/tokens_per_s"] for epoch in history), 1),
+        "valid": figures,
+        **figures,
+    }

@@ -1,0 +1,187 @@
+"""What each Ray Train worker runs."""
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from ray.exceptions import RayError
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.context import get_train_context
+
+from distributed.train.checkpoint import KEEP, STOP, Keeper, StoppedError, checkpoints
+from distributed.train.process_group import Group
+from distributed.tune.trial_run import Data
+from model import storage
+from model.config import make_config
+from model.errors import DivergedError, RunFailedError, UserError
+from model.training.communicator import Alone, Workers
+from model.training.loop import RANKED_BY, Progress, Training, new_tagger
+
+_SECONDS_BEFORE_THE_DEADLINE = 10.0  # room for a look, twenty steps and a checkpoint
+
+# ("progress", Progress), ("epoch", figures), ("note", text), ("begun", (epoch, step)), ("lost", (reasons, error))
+Event = tuple[str, Any]
+
+
+def train_worker(settings: dict[str, Any]) -> str | None:
+    """Trains this worker's share. Runs on the workers.
+
+    Args:
+        settings: `config` (the whole configuration as plain values), `run` (location of the run's folder), `data`
+            (reference to a Data, which lies once in the memory of each node), `threads` (of torch), `events` (the queue to
+            the driver) and `orders` (the queue from it).
+
+    Returns:
+        None; or, where the training diverged, what to tell the user. To Ray that is no error, or it would try again.
+    """
+    torch.set_num_threads(settings["threads"])
+    config = make_config(settings["config"])
+    context = ray.train.get_context()
+    workers: Workers = Group() if context.get_world_size() > 1 else Alone()
+    speak = _speaker(settings["events"]) if workers.rank == 0 else None
+    data: Data = ray.get(settings["data"])
+    tagger = new_tagger(config.tagger, data.words, config.training.seed, data.vectors_for(config.tagger))
+    device = ray.train.torch.get_device() if torch.cuda.is_available() else torch.device("cpu")
+    run = settings["run"]
+    _check_that_all_see(run)
+    note = (lambda text: speak(("note", text))) if speak else (lambda text: None)
+    asked = _asker(settings["orders"], note)
+    keeper = Keeper(run, RANKED_BY, workers, config.run.checkpoint_minutes, note, asked)
+    training = Training(
+        config.training,
+        tagger,
+        data.train,
+        data.valid,
+        workers,
+        device,
+        (lambda progress: speak(("progress", progress))) if speak else None,
+        keeper,
+    )
+    keeper.restore(training)
+    if speak:
+        speak(("begun", (training.epoch, training.step)))
+    try:
+        for figures in training.epochs():
+            keeper.keep(training)
+            if speak:
+                _write_metrics(run, training)
+                speak(("epoch", figures))
+    except StoppedError:
+        return None
+    except DivergedError as error:
+        last = next(iter(checkpoints(run)), None)
+        good = f"the last good checkpoint is {storage.join(run, last)}" if last else "there is no checkpoint yet"
+        return f"{error}; {good}"
+    if speak:
+        _write_metrics(run, training)  # a kill may have come between the last checkpoint and its line
+    return None
+
+
+class Trainer(ray.train.torch.TorchTrainer):
+    """Ray Train without its own cleaner of placement groups.
+
+    The cleaner is a detached actor that asks the dashboard whether the trainer lives; after a kill it may stay for ever. A
+    training's groups end with its job, those of a sweep's trials are removed by the driver (`distributed.tune.tuner.Groups`).
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        return [each for each in callbacks if not isinstance(each, PlacementGroupCleanerCallback)]
+
+
+class Witness(ray.train.UserCallback):
+    """Tells the driver of workers that were lost. Runs in Ray's controller."""
+
+    def __init__(self, run: str, events: Any) -> None:
+        self.run, self.speak = run, _speaker(events)
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Called by Ray before it begins the workers again."""
+        self.speak(("lost", (reasons(worker_exceptions), failure(self.run, worker_exceptions))))
+
+
+def reasons(lost: dict[int, Exception]) -> str:
+    """What made workers (rank: error) fail, in a line."""
+    return "; ".join(f"worker {rank}: {str(error).strip().splitlines()[0]}" for rank, error in lost.items())
+
+
+def failure(run: str, lost: dict[int, Exception]) -> UserError | RunFailedError:
+    """The end of a training whose workers fail: a UserError where trying again would not help."""
+    for rank, error in lost.items():
+        if isinstance(error, UserError):
+            return error
+        if isinstance(error, OSError) and error.errno is not None:
+            return UserError(f"{run}: worker {rank} could not read or write: {error}; make room, then use --resume")
+    return RunFailedError(f"{run}: the training failed: {reasons(lost)}; go on from its last checkpoint with --resume")
+
+
+def _write_metrics(run: str, training: Training) -> None:
+    lines = "".join(json.dumps(each) + "\n" for each in training.history)
+    storage.write(storage.join(run, "metrics.jsonl"), lines.encode())
+
+
+def _check_that_all_see(run: str) -> None:
+    """Raises UserError where this worker's node does not see the run's folder: it lies on another node's disk."""
+    if not storage.exists(storage.join(run, "config.json")):
+        raise UserError(
+            f"{run}: is not seen by a worker on another node; give --storage a path on a file system that every node "
+            f"mounts, or a URI such as s3://bucket/runs"
+        )
+
+
+def _asker(orders: Any, note: Callable[[str], None]) -> Callable[[], str | None]:
+    """Asks whether the driver wants the training stopped, or a node's notice calls for a checkpoint."""
+    warned = _warned(note)
+
+    def asked() -> str | None:
+        try:
+            if orders.qsize() > 0:
+                return STOP
+        except RayError:  # the driver is gone, and so is its queue
+            pass
+        return KEEP if warned() else None
+
+    return asked
+
+
+def _warned(note: Callable[[str], None]) -> Callable[[], bool]:
+    """Asks whether it is time for a checkpoint because a node of this training is about to be taken away.
+
+    It is when the notice comes, and again shortly before the deadline, so that little is lost of what was done between.
+    """
+    told: set[tuple[int, bool]] = set()
+
+    def warned() -> bool:
+        # Ray's public question is a barrier over all workers; what it would answer lies in each of them.
+        info = get_train_context().preemption_context.preemption_info
+        if info is None:
+            return False
+        deadline = info.deadline_ms or 0
+        left = deadline / 1000 - time.time()
+        moment = (deadline, bool(deadline) and left < _SECONDS_BEFORE_THE_DEADLINE)
+        if moment in told:
+            return False
+        told.add(moment)
+        when = f"in {max(left, 0):.0f} s" if deadline else "soon"
+        note(f"a node of this training will be taken away {when}: keeping a checkpoint")
+        return True
+
+    return warned
+
+
+def _speaker(events: Any) -> Callable[[Event], None]:
+    """Sends events to the driver; silent once the driver is gone, for the training does not depend on being watched."""
+
+    def speak(event: Event) -> None:
+        kind, value = event
+        try:
+            events.put_nowait((kind, value._asdict() if isinstance(value, Progress) else value))
+        except RayError:
+            return
+
+    return speak

@@ -1,0 +1,187 @@
+"""The sweep: Ray Tune with ASHA over epochs, from a plan to a winner and its bundle."""
+
+import json
+import statistics
+from typing import Any
+
+import ray
+
+from distributed.cluster.connection import check_storage, connect, look, new_queue
+from distributed.report.page import write_report
+from distributed.sweep import ablation, comparison
+from distributed.sweep.plan import Plan, Seats, check
+from distributed.sweep.space import Space
+from distributed.sweep.state import Journal, Sweep, Trial, read_sweep
+from distributed.train.checkpoint import load_best
+from distributed.train.driver import OnEvent
+from distributed.train.tracking import SweepTracker
+from distributed.tune.recorder import Proposals, Recorder, Rungs, Whole
+from distributed.tune.trial_run import Data, Settings
+from distributed.tune.tuner import Stage
+from model import storage
+from model.data.dataset import Dataset
+from model.errors import RunFailedError
+from model.inference.bundle import load_bundle, save_bundle
+from model.network.tagger import device_of
+from model.training.loop import evaluate
+from model.training.metrics import summarise
+
+
+def tune(plan: Plan, on_event: OnEvent) -> dict[str, Any]:
+    """Carries a sweep out, or goes on with one that was cut off.
+
+    Args:
+        plan: from `new_sweep` or `resumed_sweep`.
+        on_event: told of what happens: `sweep` (the Sweep, after each change), `progress` (dict) and `note` (str);
+            called in this thread.
+
+    Returns:
+        What `tune --json` prints.
+
+    Raises:
+        UserError: it could not be carried out.
+        RunFailedError: no trial came to an end.
+    """
+    check(plan, look())  # a mistake is answered at once, not after Ray's start
+    cluster = connect()
+    plan, space, seats = check(plan, cluster)
+    check_storage(plan.config.run.storage, cluster)
+    place = storage.join(plan.folder, "sweep.json")
+    journal = Journal(plan.folder)
+    try:
+        storage.write(place, plan.model_dump_json(indent=2).encode())
+        with SweepTracker(plan) as tracker:
+            recorder = Recorder(read_sweep(plan.folder), journal, tracker)
+            done = storage.join(plan.folder, "result.json")
+            if storage.exists(done):
+                if not Proposals(recorder, space).left and not _new_finalists(recorder.sweep):
+                    on_event("note", f"{plan.folder} is finished already; nothing to do")
+                    return json.loads(storage.read(done))
+                storage.remove(done)
+            recorder.record("session")
+            for line in plan.left_out:
+                on_event("note", line)
+            on_event("note", f"sweep {plan.config.run.name}: {_in_words(plan, seats)}, {tracker.where}")
+            try:
+                return _carry_out(plan, space, seats, recorder, on_event)
+            finally:
+                recorder.stopped = True
+    finally:
+        journal.close()
+
+
+def _in_words(plan: Plan, seats: Seats) -> str:
+    stopping = f"ASHA at {plan.rungs} of {plan.max_epochs} epochs, eta {plan.eta:g}" if plan.stops else "no stopping"
+    return (
+        f"{plan.trials} trials ({plan.sampler}), {seats.at_once} at once of {plan.workers_per_trial} x ({seats.cpus} CPU, "
+        f"{seats.gpus:g} GPU), {stopping}"
+    )
+
+
+def _carry_out(plan: Plan, space: Space, seats: Seats, recorder: Recorder, on_event: OnEvent) -> dict[str, Any]:
+    sweep = recorder.sweep
+    spelled = plan.config.tagger.spelled or "tagger.spelling" in space
+    data = ray.put(Data.load(plan.config.data, spelled))
+    events = new_queue()
+    settings = Settings(data, events, plan.workers_per_trial, seats.cpus, seats.gpus, plan.metric)
+    stage = Stage(plan, settings, seats, recorder, on_event)
+    try:
+        stage.run(Proposals(recorder, space), Rungs(recorder) if plan.stops else Whole(recorder))
+        if plan.finalists and not recorder.over:
+            for trial in _new_finalists(sweep):
+                recorder.propose(trial)
+            stage.run(Proposals(recorder, {}), Whole(recorder))
+    finally:
+        events.shutdown(force=True)
+    return _finish(recorder, on_event)
+
+
+def _new_finalists(sweep: Sweep) -> list[Trial]:
+    """The trainings of the best configurations with fresh seeds: the one that a trial was chosen with flatters it."""
+    found = []
+    for trial in [each for each in sweep.ranked if each.rank(sweep.plan.metric) >= 0][: sweep.plan.finalists]:
+        first = trial.values.get("training.seed", sweep.plan.config.training.seed)
+        for seed in range(first + 1, first + 1 + sweep.plan.seeds):
+            name = f"{trial.name}-seed{seed}"
+            if name not in sweep.trials:
+                values = trial.values | {"training.seed": seed}
+                found.append(Trial(name, values, trial.epochs, finalist_of=trial.name))
+    return found
+
+
+def write_bundle(sweep: Sweep, trial: Trial) -> str:
+    """Writes the bundle of a trial's best epoch. Raises FileNotFoundError where its weights are not kept."""
+    weights, counts = load_best(sweep.folder_of(trial))
+    location, config = storage.join(sweep.plan.folder, "bundle"), sweep.config_of(trial)
+    metrics = {"split": "valid", **summarise(counts)}
+    save_bundle(location, config, Dataset(config.data).tokenizer_bytes(), weights, metrics)
+    return location
+
+
+def best_so_far(folder: str) -> str | None:
+    """Writes the bundle of the trial that leads in a sweep that was stopped; None where there is none yet.
+
+    Raises:
+        UserError: there is no such sweep, or it is damaged.
+    """
+    sweep = read_sweep(folder)
+    for trial in sweep.ranked:
+        try:
+            return write_bundle(sweep, trial)
+        except FileNotFoundError:
+            continue
+    return None
+
+
+def _finish(recorder: Recorder, on_event: OnEvent) -> dict[str, Any]:
+    """Judges, writes the bundle and the result."""
+    sweep = recorder.sweep
+    best = sweep.best
+    if best is None:
+        errors = [f"{trial.name}: {trial.error}" for trial in sweep.searched if trial.error]
+        raise RunFailedError(
+            f"{sweep.plan.folder}: no trial has a figure to show; {errors[0] if errors else 'time is over'}"
+        )
+    judged = comparison.judge(sweep) if sweep.finalists else None
+    bundle = write_bundle(sweep, sweep.trials[judged.bundle_of] if judged else best)
+    figures = best.best(sweep.plan.metric)
+    assert figures is not None
+    result: dict[str, Any] = {
+        "name": sweep.plan.config.run.name,
+        "trials": len(sweep.searched),
+        "stopped": sweep.count("stopped"),
+        "failed": sweep.count("failed") + sweep.count("diverged"),
+        "unfinished": sweep.count("unfinished"),
+        "epochs_spent": sweep.epochs_spent,
+        "epochs_full": sweep.epochs_full,
+        "seconds": round(sweep.seconds, 3),
+        "best": {
+            "trial": best.name,
+            "config": best.values,
+            "epoch": figures["epoch"],
+            "keyphrase_f1": figures["valid/keyphrase_f1"],
+            "low": figures["valid/keyphrase_f1_low"],
+            "high": figures["valid/keyphrase_f1_high"],
+        },
+        "finalists": judged.finalists if judged else [],
+        "verdict": judged.verdict if judged else comparison.without_finalists(sweep),
+        "bundle": bundle,
+        "report": storage.join(sweep.plan.folder, "report.html"),
+    }
+    starts = [trial.begun - trial.proposed for trial in sweep.searched if trial.begun]
+    if starts:
+        result["trial_start_s"] = round(statistics.median(starts), 3)
+    if sweep.plan.sampler == "record":
+        result["record"], result["conclusions"] = comparison.record_rows(sweep), comparison.record_conclusions()
+    if sweep.plan.rows:
+        result["ablation"], result["verdict"] = ablation.judge(sweep)
+        page = ablation.as_markdown(result["ablation"], result["verdict"], sweep.plan)
+        storage.write(storage.join(sweep.plan.folder, "ablation.md"), page.encode())
+    if judged and Dataset(sweep.plan.config.data).rows("test"):
+        on_event("note", "the choice is made; reading the test split once")
+        tagger = load_bundle(bundle).tagger
+        test = Dataset(sweep.plan.config.data).load("test", tagger.config.spelled)
+        result["test"] = summarise(evaluate(tagger, test, device_of("cpu")).counts)
+    storage.write(storage.join(sweep.plan.folder, "result.json"), json.dumps(result, indent=2).encode())
+    recorder.tracker.finish(result, write_report(sweep.plan.folder))
+    return result

@@ -1,0 +1,130 @@
+"""A trial in the process that trains it: epoch after epoch, with what a restart needs kept on storage."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from distributed.train.checkpoint import Keeper
+from model.config import TaggerConfig, make_config
+from model.data.dataset import Dataset, Split
+from model.errors import DivergedError, UserError
+from model.training.communicator import Workers
+from model.training.loop import Figures, Training, new_tagger
+
+_TIE = 1e-6  # weight of the loss in what ASHA compares: far below any difference of an F1
+
+
+class Data(NamedTuple):
+    """What a training, or all trials of a sweep, learn from; it lies once in each node's shared memory."""
+
+    train: Split
+    valid: Split
+    words: int
+    vectors: npt.NDArray[np.float32] | None
+
+    @classmethod
+    def load(cls, location: str, spelled: bool) -> "Data":
+        """From a dataset directory; `spelled` as in `Dataset.load`."""
+        dataset = Dataset(location)
+        train, valid = (dataset.load(split, spelled) for split in ("train", "valid"))
+        return cls(train, valid, dataset.info["words"], dataset.vectors())
+
+    def vectors_for(self, config: TaggerConfig) -> torch.Tensor | None:
+        """What a tagger's embedding begins from; None for random numbers."""
+        if not config.vectors or self.vectors is None:
+            return None
+        return torch.from_numpy(self.vectors.copy())  # shared memory is read-only, which torch does not know
+
+
+class Order(NamedTuple):
+    """A trial to train: its name, its configuration as plain values, and its folder."""
+
+    trial: str
+    config: dict[str, Any]
+    folder: str
+
+
+class Answer(NamedTuple):
+    """What came of an epoch of a trial. `figures` are None where it could not be trained: `error` says why."""
+
+    trial: str
+    epoch: int
+    figures: Figures | None
+    finished: bool
+    error: str | None = None
+    diverged: bool = False
+
+
+class Settings(NamedTuple):
+    """What the processes of all trials of a sweep share.
+
+    Attributes:
+        data: reference to a Data in Ray's object store.
+        events: queue to the driver.
+        workers, cpus, gpus: of a trial; cpus and gpus of each worker.
+        metric: that ranks trials.
+    """
+
+    data: Any
+    events: Any
+    workers: int
+    cpus: int
+    gpus: float
+    metric: str
+
+
+def score_of(figures: Figures, metric: str) -> float:
+    """What ASHA compares: the metric; its head's own loss, which has no alpha in it, parts equals.
+
+    Early on many trials still find nothing and are equal at 0. Without this, ASHA lets all of them go on.
+    """
+    head = metric.split("_")[0]
+    return figures[metric] - _TIE * min(figures[f"{head}_loss"], 100.0)
+
+
+class TrialRun:
+    """A trial in this process: trains epoch after epoch, and keeps on storage what a restart needs."""
+
+    def __init__(self, order: Order, data: Data, settings: Settings, workers: Workers) -> None:
+        """Begins the trial, or goes on from its newest whole checkpoint."""
+        self.order = order
+        config = make_config(order.config)
+        self.keeper = Keeper(order.folder, settings.metric, workers, config.run.checkpoint_minutes)
+        self.training = Training(
+            config.training,
+            new_tagger(config.tagger, data.words, config.training.seed, data.vectors_for(config.tagger)),
+            data.train,
+            data.valid,
+            workers,
+            torch.device("cuda" if settings.gpus else "cpu"),
+            (lambda progress: tell(settings.events, "progress", {"trial": order.trial, **progress._asdict()}))
+            if workers.rank == 0
+            else None,
+            self.keeper,
+        )
+        self.keeper.restore(self.training)
+        if workers.rank == 0:
+            tell(settings.events, "begun", {"trial": order.trial})
+
+    def epoch(self, number: int) -> Answer:
+        """The figures of an epoch, which is trained where it is not already."""
+        training = self.training
+        try:
+            while training.epoch < number and not training.finished:
+                training.run_epoch()
+                self.keeper.keep(training)
+        except DivergedError as error:
+            return Answer(self.order.trial, number, None, True, str(error), diverged=True)
+        except UserError as error:
+            return Answer(self.order.trial, number, None, True, str(error))
+        number = min(number, training.epoch)
+        return Answer(
+            self.order.trial, number, training.history[number - 1], training.finished and number == training.epoch
+        )
+
+
+def tell(events: Any, kind: str, value: Any) -> None:
+    """Sends an event to the driver without waiting for it; a trial does not depend on being watched."""
+    events.actor.put_nowait.remote((kind, value))

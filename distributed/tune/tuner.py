@@ -1,0 +1,196 @@
+"""Running Ray Tune: a thread for it, and a watch over it and over what Ray leaves behind."""
+
+import logging
+import os
+import tempfile
+import threading
+import time
+from typing import Any
+
+import ray
+from ray import tune as raytune
+from ray._raylet import PlacementGroupID
+from ray.tune.schedulers import TrialScheduler
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+from distributed.cluster.autoscaler import HEAD
+from distributed.cluster.wait import Wait
+from distributed.sweep.plan import Plan, Seats
+from distributed.train.driver import OnEvent
+from distributed.tune.recorder import Proposals, Recorder, Watch, name_of
+from distributed.tune.trainable import SECONDS_BETWEEN_BEATS, TrialActor
+from distributed.tune.trial_run import Settings
+
+_POLL_SECONDS = 0.2
+_SECONDS_BEFORE_NOTE = 30.0
+_SECONDS_TO_START = 150.0  # a worker group that shows no sign of life for so long never will
+_SECONDS_TO_LIVE = 4 * SECONDS_BETWEEN_BEATS
+
+
+class Stage:
+    """Runs Tune beside this thread, which passes on what happens and looks after what Ray leaves behind."""
+
+    def __init__(self, plan: Plan, settings: Settings, seats: Seats, recorder: Recorder, on_event: OnEvent) -> None:
+        self.plan, self.settings, self.seats = plan, settings, seats
+        self.recorder, self.on_event = recorder, on_event
+        self.groups = Groups() if plan.workers_per_trial > 1 else None
+        self.ends = time.monotonic() + plan.time_budget if plan.time_budget else float("inf")
+        self.sign = time.monotonic()  # when something was last heard of any trial
+
+    def run(self, proposals: Proposals, scheduler: TrialScheduler) -> None:
+        """Trains all that is proposed.
+
+        Raises:
+            OSError: the journal could not be written.
+            NotGrantedError: the cluster did not grant any trial its place in time.
+            Exception: whatever else ended Tune.
+        """
+        if not proposals.left:
+            return
+        failures: list[Exception] = []
+
+        def fit() -> None:
+            try:
+                self._fit(proposals, scheduler)
+            except Exception as error:  # carried over to the thread that waits
+                failures.append(error)
+
+        wait = Wait(self._asks(), self.plan.config.run.wait_minutes, lambda text: self.on_event("note", text))
+        thread = threading.Thread(target=fit, name="tuner", daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(_POLL_SECONDS)
+            self._look_round()
+            wait.look()
+        self._look_round()
+        if self.groups:
+            self.groups.remove_all()
+        if failures:
+            raise self.recorder.failure or failures[0]
+
+    def _fit(self, proposals: Proposals, scheduler: TrialScheduler) -> None:
+        os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+        os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # it prints broken trials to stdout, which is for results
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # we tell of them ourselves
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(self.seats.at_once)
+        alone = self.plan.workers_per_trial == 1
+        bundle = {"CPU": self.seats.cpus, "GPU": self.seats.gpus} if alone else {HEAD: 0.001}
+        with tempfile.TemporaryDirectory(prefix="tandem-tune-") as scratch:
+            raytune.Tuner(
+                raytune.with_resources(
+                    raytune.with_parameters(TrialActor, settings=self.settings), raytune.PlacementGroupFactory([bundle])
+                ),
+                tune_config=raytune.TuneConfig(
+                    search_alg=proposals,
+                    scheduler=scheduler,
+                    num_samples=proposals.left,
+                    max_concurrent_trials=self.seats.at_once,
+                    reuse_actors=True,
+                    trial_name_creator=name_of,
+                    trial_dirname_creator=name_of,
+                ),
+                run_config=raytune.RunConfig(
+                    name="sweep",
+                    storage_path=scratch,
+                    callbacks=[Watch(self.recorder)],
+                    failure_config=raytune.FailureConfig(max_failures=self.plan.config.run.retries),
+                    checkpoint_config=raytune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+                    verbose=0,
+                ),
+            ).fit()
+
+    def _look_round(self) -> None:
+        """Passes on what has happened, and says what a sweep waits for where nothing has."""
+        waiting = self.settings.events.qsize()
+        for kind, value in self.settings.events.get_nowait_batch(waiting) if waiting else []:
+            self._take(kind, value)
+        while not self.recorder.news.empty():
+            self.sign = time.monotonic()
+            self.on_event(*self.recorder.news.get())
+        self.recorder.over = self.recorder.over or time.monotonic() > self.ends
+        if self.groups:
+            for text in self.groups.clean():
+                self.on_event("note", text)
+        if time.monotonic() - self.sign > _SECONDS_BEFORE_NOTE:
+            self.sign = time.monotonic()
+            self.on_event("note", self._what_it_waits_for())
+
+    def _take(self, kind: str, value: Any) -> None:
+        """An event from a trial's process."""
+        if kind == "beat":
+            assert self.groups is not None
+            self.groups.beats[value] = time.monotonic()
+            return
+        if kind == "begun":
+            trial = self.recorder.sweep.trials[value["trial"]]
+            if trial.begun is None:
+                self.recorder.record("begun", trial=trial.name)
+            return
+        self.sign = time.monotonic()
+        self.on_event("note" if kind == "waiting" else kind, value)
+
+    def _what_it_waits_for(self) -> str:
+        running = [trial for trial in self.recorder.sweep.all if trial.state == "running"]
+        parts = [
+            f"{trial.name}: {'training epoch' if trial.begun else 'to start, before epoch'} {len(trial.figures) + 1}"
+            for trial in running
+        ]
+        free = ray.available_resources()
+        return (
+            f"nothing heard for {_SECONDS_BEFORE_NOTE:.0f} s; waiting for {'; '.join(parts) or 'Tune to end'}; a trial needs "
+            f"{self._asks()}, free are {free.get('CPU', 0):g} CPU, {free.get('GPU', 0):g} GPU"
+        )
+
+    def _asks(self) -> str:
+        return f"{self.plan.workers_per_trial} x ({self.seats.cpus} CPU, {self.seats.gpus:g} GPU)"
+
+
+class Groups:
+    """The placement groups of nested worker groups: removes those that nobody uses any more.
+
+    Ray keeps the group of a trainer that was killed until the whole job ends, and its resources with it. A group in use
+    shows a beat (`distributed.tune.trial_run`); one that is silent is removed. Only groups of this job are looked at, which their
+    ids tell, and of those not Tune's own, which ask for the head's resource.
+
+    Attributes:
+        beats: when each group, by id, last showed that it is in use.
+    """
+
+    def __init__(self) -> None:
+        self.job = ray.get_runtime_context().get_job_id()
+        self.beats: dict[str, float] = {}
+        self.seen: dict[str, float] = {}
+        self.looked = 0.0
+
+    def clean(self) -> list[str]:
+        """Removes what is silent; looks every few seconds. Returns a line for each."""
+        if time.monotonic() - self.looked < SECONDS_BETWEEN_BEATS:
+            return []
+        self.looked = time.monotonic()
+        lines = []
+        for name, state in self._alive().items():
+            first = self.seen.setdefault(name, self.looked)
+            silent = self.looked - self.beats.get(name, first)
+            if silent > (_SECONDS_TO_LIVE if name in self.beats else _SECONDS_TO_START):
+                _remove_group(name)
+                lines.append(f"a worker group ({state.lower()}) was silent for {silent:.0f} s; its resources are freed")
+        return lines
+
+    def remove_all(self) -> None:
+        """Removes what is left at the end of a stage."""
+        for name in self._alive():
+            _remove_group(name)
+
+    def _alive(self) -> dict[str, str]:
+        table = ray.util.placement_group_table()
+        return {
+            name: group["state"]
+            for name, group in table.items()
+            if group["state"] != "REMOVED"
+            and name.endswith(self.job)
+            and not any(HEAD in bundle for bundle in group["bundles"].values())
+        }
+
+
+def _remove_group(name: str) -> None:
+    remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(name)))

@@ -1,0 +1,215 @@
+"""What a person sees of a training or a sweep while it runs: live on a terminal, else plain lines."""
+
+import sys
+import time
+from typing import Any
+
+from jobs.console import clock, say
+
+
+class TrainingView:
+    """Shows a training: one line that is rewritten on a terminal, else a plain line now and then."""
+
+    PLAIN_SECONDS = 10.0
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+        self.f1: float | None = None
+        self.began = time.monotonic()
+        self.first: float | None = None  # share of the work that was done when the first progress came
+        self.printed = 0.0
+        self.live: Any = None
+
+    def __enter__(self) -> "TrainingView":
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.live import Live
+
+            self.live = Live(
+                "starting the workers ...", console=Console(stderr=True), refresh_per_second=4, transient=True
+            )
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self.live:
+            self.live.stop()
+
+    def event(self, kind: str, value: Any) -> None:
+        """Takes an event of `distributed.train.driver.train`."""
+        if kind == "progress":
+            self._progress(value)
+        elif kind == "epoch":
+            self._epoch(value)
+        else:
+            self._line(value)
+
+    def _progress(self, at: dict[str, Any]) -> None:
+        text = (
+            f"epoch {at['epoch']}/{self.epochs}  step {at['step']}/{at['steps']}  left {self._left(at)}  "
+            f"valid F1 {'-' if self.f1 is None else format(self.f1, '.4f')}  {at['tokens_per_s']:,.0f} tokens/s  "
+            f"loss: keyword {at['keyword_loss']:.4f}, keyphrase {at['keyphrase_loss']:.4f}"
+        )
+        if self.live:
+            from rich.text import Text
+
+            self.live.update(Text(text, no_wrap=True, overflow="ellipsis"))  # one line, whatever the width
+        elif time.monotonic() - self.printed > self.PLAIN_SECONDS:
+            self.printed = time.monotonic()
+            say(text)
+
+    def _left(self, at: dict[str, Any]) -> str:
+        done = (at["epoch"] - 1 + at["step"] / at["steps"]) / self.epochs
+        if self.first is None:
+            self.first, self.began = done, time.monotonic()
+        gone = done - self.first
+        return clock((time.monotonic() - self.began) / gone * (1 - done)) if gone > 0 else "-"
+
+    def _epoch(self, figures: dict[str, float]) -> None:
+        self.f1 = figures["valid/keyphrase_f1"]
+        self._line(
+            f"epoch {figures['epoch']:.0f}/{self.epochs}  loss {figures['train/loss']:.4f}  valid: "
+            f"keyphrase F1 {self.f1:.4f} ({figures['valid/keyphrase_f1_low']:.4f} to "
+            f"{figures['valid/keyphrase_f1_high']:.4f})  keyword F1 {figures['valid/keyword_f1']:.4f}  "
+            f"{figures['train/tokens_per_s']:,.0f} tokens/s"
+        )
+
+    def _line(self, text: str) -> None:
+        if self.live:
+            self.live.console.print(text, highlight=False, markup=False)
+        else:
+            say(text)
+
+
+class SweepView:
+    """Shows a sweep: a table that is redrawn on a terminal, else a plain line for each epoch."""
+
+    ROWS = 20
+
+    def __init__(self) -> None:
+        self.live: Any = None
+        self.sweep: Any = None
+        self.at: dict[str, dict[str, Any]] = {}  # newest progress of each trial
+        self.told: dict[str, tuple[int, str]] = {}  # epochs and state of each trial that a line has told
+        self.drawn = 0.0
+
+    def __enter__(self) -> "SweepView":
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.live import Live
+
+            self.live = Live("starting ...", console=Console(stderr=True), auto_refresh=False)
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self.live:
+            self._draw()
+            self.live.stop()
+
+    def event(self, kind: str, value: Any) -> None:
+        """Takes an event of `distributed.tune.driver.tune`."""
+        if kind == "progress":
+            self.at[value["trial"]] = value
+            if not self.live and time.monotonic() - self.drawn > TrainingView.PLAIN_SECONDS:
+                self._say_progress()
+        elif kind == "sweep":
+            self.sweep = value
+            if not self.live:
+                self._say_changes()
+        elif self.live:
+            self.live.console.print(value, highlight=False, markup=False)
+        else:
+            say(value)
+        if self.live and time.monotonic() - self.drawn > 0.5:
+            self._draw()
+
+    def _say_progress(self) -> None:
+        self.drawn = time.monotonic()
+        running = [trial.name for trial in self.sweep.all if trial.state == "running"]
+        parts = [
+            f"{name} epoch {self.at[name]['epoch']} step {self.at[name]['step']}/{self.at[name]['steps']}"
+            for name in running
+            if name in self.at
+        ]
+        say(f"  {'; '.join(parts)}  left {self._left()}")
+
+    def _say_changes(self) -> None:
+        for trial in self.sweep.all:
+            now = (len(trial.figures), trial.state)
+            if self.told.get(trial.name, (0, "running")) == now:
+                continue
+            self.told[trial.name] = now
+            self.drawn = time.monotonic()
+            f1 = f"{trial.figures[-1][self.sweep.plan.metric]:.4f}" if trial.figures else "-"
+            values = " ".join(f"{name.rpartition('.')[2]}={value}" for name, value in _told_apart_by(trial).items())
+            say(
+                f"{trial.name}  {values}  epoch {len(trial.figures)}/{trial.epochs}  {f1}  {trial.state}  "
+                f"[{self._summary()}]"
+            )
+
+    def _summary(self) -> str:
+        sweep, best = self.sweep, self.sweep.best
+        shown = f"best {best.name} {best.rank(sweep.plan.metric):.4f}" if best else "no figure yet"
+        return f"{shown}, {sweep.epochs_spent} of {sweep.plan.epochs_planned} epochs, left {self._left()}"
+
+    def _left(self) -> str:
+        """A guess from the time and the epochs that the trials so far took; finalists train in full."""
+        sweep = self.sweep
+        ended = [trial for trial in sweep.searched if trial.state != "running"]
+        spent = sweep.epochs_spent + sum(len(trial.figures) for trial in sweep.finalists)
+        if not ended or not spent:
+            return "-"
+        each = sum(len(trial.figures) for trial in ended) / len(ended)
+        searching = (sweep.plan.trials - len(ended)) * each
+        again = sweep.plan.finalists * sweep.plan.seeds * sweep.plan.max_epochs
+        finals = again - sum(len(trial.figures) for trial in sweep.finalists)
+        running = sum(len(trial.figures) for trial in sweep.searched if trial.state == "running")
+        return clock(sweep.seconds / spent * (max(searching - running, 0) + max(finals, 0)))
+
+    def _draw(self) -> None:
+        """The best and the running trials, and under them the rungs and what the sweep has spent."""
+        if self.sweep is None:
+            return
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        self.drawn = time.monotonic()
+        sweep, metric = self.sweep, self.sweep.plan.metric
+        names = list(dict.fromkeys(name for trial in sweep.all for name in _told_apart_by(trial)))
+        grid = Table(box=None, padding=(0, 1), header_style="bold")
+        for column in ("trial", *(name.rpartition(".")[2] for name in names), "epoch", "F1 now", "best", "state"):
+            grid.add_column(column, no_wrap=True)
+        running = [trial for trial in sweep.all if trial.state == "running"]
+        others = sorted(
+            (trial for trial in sweep.all if trial.state != "running"),
+            key=lambda trial: -trial.rank(metric),
+        )
+        for trial in (running + others)[: self.ROWS]:
+            now = f"{trial.figures[-1][metric]:.4f}" if trial.figures else "-"
+            best = f"{trial.best(metric)[metric]:.4f}" if trial.figures else "-"
+            shown = _told_apart_by(trial)
+            values = [
+                f"{shown[name]:.4g}" if isinstance(shown.get(name), float) else str(shown.get(name, ""))
+                for name in names
+            ]
+            at = self.at.get(trial.name)
+            inside = f" +{at['step'] / at['steps']:.0%}" if at and trial.state == "running" else ""
+            grid.add_row(trial.name, *values, f"{len(trial.figures)}/{trial.epochs}{inside}", now, best, trial.state)
+        left_out = len(sweep.trials) - self.ROWS
+        lines = [f"... and {left_out} more"] if left_out > 0 else []
+        rungs = [
+            f"{sum(trial.state == 'stopped' and len(trial.figures) == rung for trial in sweep.searched)} at epoch {rung}"
+            for rung in sweep.plan.rungs
+        ]
+        ended = sum(trial.state != "running" for trial in sweep.searched)
+        lines.append(f"{ended} of {sweep.plan.trials} trials ended; stopped: {', '.join(rungs) or 'none'}")
+        lines.append(f"{self._summary()}, gone {clock(sweep.seconds)}")
+        self.live.update(Group(grid, Text("\n".join(lines))), refresh=True)
+
+
+def _told_apart_by(trial: Any) -> dict[str, Any]:
+    """The searched fields of a trial; of an ablation, whose rows have many fields, the row and the seed."""
+    seed = trial.values.get("training.seed")
+    return trial.values if trial.series is None or seed is None else {"row": trial.series, "seed": seed}

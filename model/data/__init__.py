@@ -1,0 +1,1 @@
+"""A labelled text as tokens, labels and tensors."""

@@ -1,0 +1,1 @@
+"""A finished tagger in use."""

@@ -1,0 +1,1 @@
+"""Token ids in, logits and keyphrase spans out."""

@@ -1,0 +1,208 @@
+"""Tags as a chain: a linear-chain CRF over legal BIOES sequences, and the keyphrases that it finds likely.
+
+The scores of the keyphrase head and learned scores of one tag after another give each legal sequence a weight, and so a
+probability (Lafferty et al., ICML 2001). Everything is computed forwards and backwards along the text with the weights
+themselves, scaled at each step (Rabiner 1989, section V.A), in float64: a few small calls a token instead of the many of
+a sum of logarithms that autograd follows.
+
+Shapes: B texts, T tokens, K tokens of the longest keyphrase that is looked for.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from model.data.labels import LEGAL, MAY_END, MAY_START, B, Chain, E, I, O, S
+
+LONGEST = 12  # tokens of a keyphrase that spans are looked for with
+_MIXER = 6364136223846793005  # of a 64-bit generator: its multiples share no pattern with row and word numbers
+
+
+class Transitions(nn.Module):
+    """The learned scores of a chain; at first all legal sequences are equal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start = nn.Parameter(torch.zeros(5))
+        self.step = nn.Parameter(torch.zeros(5, 5))
+        self.end = nn.Parameter(torch.zeros(5))
+
+    def forward(self) -> Chain:
+        """The chain."""
+        return Chain(self.start, self.step, self.end)
+
+
+def no_chain(device: torch.device) -> Chain:
+    """The chain that knows what is legal and nothing else."""
+    zeros = torch.zeros(5, 5, device=device)
+    return Chain(zeros[0], zeros, zeros[0])
+
+
+def sequence_loss(logits: torch.Tensor, chain: Chain, tags: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Negative log-probability of the gold sequences, summed over the texts; a scalar.
+
+    Args:
+        logits: (B, T, 5) of the keyphrase head.
+        chain: learned scores.
+        tags: (B, T) legal gold sequences; what stands in the padding is not read.
+        lengths: (B,) tokens of each text, at least 1.
+    """
+    return _SequenceLoss.apply(logits, *chain, tags, lengths)
+
+
+class _Passes(NamedTuple):
+    """The passes forwards and backwards, step by step (T, B, ...); in the padding `given` and `after` are 0.
+
+    Attributes:
+        weights: the chain's scores as weights, illegal ones 0.
+        log_sums: (B,) logarithm of the sum of the weights of all legal sequences.
+        before: (T, B, 5) weight of all beginnings that end in a tag at a step, scaled so that they sum to 1.
+        given: (T, B, 5) weight of a tag at a step, divided by that scale.
+        after: (T, B, 5) weight of all ends that follow it: `before * after` is the probability of a tag at a step.
+    """
+
+    weights: Chain
+    log_sums: torch.Tensor
+    before: torch.Tensor
+    given: torch.Tensor
+    after: torch.Tensor
+
+
+def _passes(logits: torch.Tensor, chain: Chain, lengths: torch.Tensor) -> _Passes:
+    weights = Chain(
+        *(
+            score.detach().double().exp() * legal.to(score.device)
+            for score, legal in zip(chain, (MAY_START, LEGAL, MAY_END), strict=True)
+        )
+    )
+    scores = logits.detach().double().transpose(0, 1)
+    steps = len(scores)
+    real = (torch.arange(steps, device=logits.device)[:, None] < lengths)[..., None]  # (T, B, 1)
+    highest = scores.amax(2, keepdim=True)
+    given = (scores - highest).exp()
+    before, sums = torch.empty_like(given), torch.ones_like(highest)
+    state = weights.start * given[0]
+    for t in range(steps):
+        if t:
+            state = (before[t - 1] @ weights.step) * given[t]
+        sums[t] = state.sum(1, keepdim=True)
+        before[t] = torch.where(real[t], state / sums[t], before[t - 1] if t else 0)
+    whole = before[-1] @ weights.end  # (B,)
+    log_sums = ((sums.log() + highest) * real).sum((0, 2)) + whole.log()
+    given = torch.where(real, given / sums, 0)
+    after = torch.zeros_like(before)
+    last = lengths - 1
+    ending = weights.end / whole[:, None]
+    for t in range(steps - 1, -1, -1):
+        follows = (given[t + 1] * after[t + 1]) @ weights.step.t() if t + 1 < steps else ending
+        after[t] = torch.where((last == t)[:, None], ending, follows) * real[t]
+    return _Passes(weights, log_sums, before, given, after)
+
+
+class _SequenceLoss(Function):
+    """Its gradient is expected counts minus those of the gold sequence, known as soon as the passes are made."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: torch.Tensor,
+        start: torch.Tensor,
+        step: torch.Tensor,
+        end: torch.Tensor,
+        tags: torch.Tensor,
+        lengths: torch.Tensor,
+    ) -> torch.Tensor:
+        chain = Chain(start, step, end)
+        passes = _passes(logits, chain, lengths)
+        real = torch.arange(logits.shape[1], device=logits.device) < lengths[:, None]
+        gold = torch.nn.functional.one_hot(tags.clamp(min=O), 5) * real[..., None]  # (B, T, 5)
+        counts = gold.double()
+        rows = torch.arange(len(tags), device=logits.device)
+        pairs = torch.einsum("bti,btj->ij", counts[:, :-1], counts[:, 1:])
+        first, last = counts[:, 0].sum(0), counts[rows, lengths - 1].sum(0)
+        score = (logits * gold).sum(dtype=torch.float64)
+        score = score + sum((each * count).sum() for each, count in zip(chain, (first, pairs, last), strict=True))
+        expected = passes.before * passes.after  # (T, B, 5)
+        arriving = passes.given * passes.after
+        both = torch.einsum("tbi,tbj->ij", passes.before[:-1], arriving[1:]) * passes.weights.step
+        gradients = (
+            expected.transpose(0, 1) - counts,
+            expected[0].sum(0) - first,
+            both - pairs,
+            expected[lengths - 1, rows].sum(0) - last,
+        )
+        ctx.save_for_backward(*(gradient.to(logits.dtype) for gradient in gradients))
+        return (passes.log_sums.sum() - score).to(logits.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
+        return (*(gradient * each for each in ctx.saved_tensors), None, None)
+
+
+@torch.no_grad()
+def span_probabilities(logits: torch.Tensor, chain: Chain, lengths: torch.Tensor) -> torch.Tensor:
+    """How likely each span is a keyphrase: (B, T, K), of the spans that end with a token and have 1 to K tokens."""
+    weights, _, before, given, after = _passes(logits, chain, lengths)
+    arriving = given * after
+    steps = len(given)
+    likely = given.new_zeros(*given.shape[:2], min(LONGEST, steps))
+    likely[..., 0] = before[..., S] * after[..., S]
+    begun, previous = before[..., B], B  # weight of a keyphrase that is not yet at its end, by its last token
+    for size in range(2, likely.shape[2] + 1):
+        likely[size - 1 :, :, size - 1] = begun[:-1] * weights.step[previous, E] * arriving[size - 1 :, :, E]
+        begun = begun[:-1] * weights.step[previous, I] * given[size - 1 :, :, I]
+        previous = I
+    return likely.transpose(0, 1).float()
+
+
+def highest_of_alike(likely: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+    """Gives each span the probability of the likeliest span of its text that has the same words.
+
+    Args:
+        likely: (B, T, K) of `span_probabilities`.
+        words: (B, T) equal numbers for equal words.
+    """
+    rows = torch.arange(len(words), device=words.device)[:, None]
+    keys = torch.empty_like(likely, dtype=torch.long)
+    keys[..., 0] = key = words * _MIXER + rows  # overflow does no harm: what counts is whether keys are equal
+    for size in range(1, likely.shape[2]):
+        key = key[:, :-1] * _MIXER + words[:, size:]
+        keys[:, size:, size] = key
+    possible = likely > 0
+    _, alike = keys[possible].unique(return_inverse=True)
+    own = likely[possible]
+    highest = own.new_zeros(len(own)).scatter_reduce_(0, alike, own, "amax")
+    return likely.masked_scatter(possible, highest[alike])
+
+
+def likely_spans(likely: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
+    """The tags (B, T) of the disjoint spans whose probabilities exceed a threshold by the most, in sum.
+
+    Taking a span whose probability is above F / 2, where F is the F1 that is reached in the end, raises the expected F1,
+    and no other does (Lipton et al., ECML 2014); a likeliest sequence leaves such spans out.
+
+    Args:
+        likely: of `span_probabilities`; 0 for spans that reach into the padding.
+        threshold: above 0; a scalar, or (B,) for each row its own.
+    """
+    rows, steps, longest = likely.shape
+    gains = likely - threshold.view(-1, 1, 1)
+    best = gains.new_zeros(rows, steps + 1)  # by how many tokens are decided
+    taken = torch.zeros(rows, steps + 1, dtype=torch.long, device=likely.device)
+    for t in range(1, steps + 1):
+        sizes = min(longest, t)
+        gain, size = (gains[:, t - 1, :sizes] + best[:, t - sizes : t].flip(1)).max(1)
+        taken[:, t] = torch.where(gain > best[:, t - 1], size + 1, 0)
+        best[:, t] = torch.maximum(gain, best[:, t - 1])
+    tags = torch.full((rows, steps), O, device=likely.device)
+    left = torch.zeros(rows, dtype=torch.long, device=likely.device)  # tokens of a span that are still to be tagged
+    for t in range(steps, 0, -1):
+        ends = (left == 0) & (taken[:, t] > 0)
+        inside = torch.where(left > 1, I, torch.where(left == 1, B, O))
+        tags[:, t - 1] = torch.where(ends, torch.where(taken[:, t] > 1, E, S), inside)
+        left = torch.where(ends, taken[:, t], left.clamp(min=1)) - 1
+    return tags

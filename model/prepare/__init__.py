@@ -1,0 +1,1 @@
+"""Labelled files in, a dataset directory out."""

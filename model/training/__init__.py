@@ -1,0 +1,1 @@
+"""Logits, loss, optimiser steps and metrics."""

@@ -1,0 +1,197 @@
+"""How good the tags are: counts per text, and the figures that follow from them.
+
+Keyphrase figures are micro-averaged over exact spans of the whole split, keyword figures over tokens. Exact match is the
+share of texts on which a head is wholly right. Intervals are 95 % bootstrap intervals over texts.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from model.data.batching import Batch
+from model.data.examples import Span
+from model.data.labels import IGNORED, O, spans_of_tags
+from model.network.crf import highest_of_alike, likely_spans
+from model.network.decoding import find, likely_by_end
+from model.network.tagger import Logits
+
+RESAMPLES = 1000
+LEVEL = 0.05  # a difference with a smaller p is taken for shown
+# Columns of the counts, for each head: rightly predicted, predicted, gold, wholly right (0 or 1).
+HEADS = ("keyphrase", "keyword")
+Counts = npt.NDArray[np.int64]
+
+
+def count(logits: Logits, batch: Batch) -> torch.Tensor:
+    """(B, 8) counts of each text: four columns of the keyphrase head, then four of the keyword head."""
+    found = find(logits, batch.lengths).spans
+    return torch.cat([_count_spans(found, batch.keyphrase), count_keywords(logits, batch)], dim=1)
+
+
+def count_at(logits: Logits, batch: Batch, thresholds: torch.Tensor) -> torch.Tensor:
+    """(B, 2 C, 4) counts of the keyphrase head alone, at each of C thresholds without agreement, then with it."""
+    assert logits.reading is not None
+    many, rows = 2 * len(thresholds), len(batch.ids)
+    likely = likely_by_end(logits, batch.lengths)
+    both = [each.repeat(many // 2, 1, 1) for each in (likely, highest_of_alike(likely, logits.reading.words))]
+    tags = likely_spans(torch.cat(both), thresholds.repeat_interleave(rows).repeat(2))
+    counts = _count_spans(spans_of_tags(tags), batch.keyphrase.repeat(many, 1))
+    return counts.unflatten(0, (many, rows)).transpose(0, 1)
+
+
+def _count_spans(found: torch.Tensor, gold: torch.Tensor) -> torch.Tensor:
+    rows, time = gold.shape
+    wanted = spans_of_tags(gold.clamp(min=O))
+    key = torch.tensor([(time + 1) ** 2, time + 1, 1], device=gold.device)
+    right = found[torch.isin((found * key).sum(1), (wanted * key).sum(1))]
+    columns = [torch.bincount(spans[:, 0], minlength=rows) for spans in (right, found, wanted)]
+    exact = (columns[0] == columns[1]) & (columns[0] == columns[2])
+    return torch.stack([*columns, exact.long()], dim=1)
+
+
+def count_keywords(logits: Logits, batch: Batch) -> torch.Tensor:
+    """(B, 4) counts of the keyword head alone."""
+    gold = batch.keyword
+    real, predicted = gold != IGNORED, logits.keyword.argmax(-1) == 1
+    columns = [(mask & real).sum(1) for mask in (predicted & (gold == 1), predicted, gold == 1)]
+    exact = ((predicted == (gold == 1)) | ~real).all(1)
+    return torch.stack([*columns, exact.long()], dim=1)
+
+
+def counts_of_spans(found: Sequence[Sequence[Span]], gold: Sequence[Sequence[Span]]) -> Counts:
+    """(texts, 8) counts of the keyphrases that were found in each text and those that are there; of keywords none.
+
+    Args:
+        found, gold: for each text its spans, of tokens or of characters, the same in both.
+    """
+    counts = np.zeros((len(gold), 8), np.int64)
+    for row, (one, other) in enumerate(zip(map(set, found), map(set, gold), strict=True)):
+        counts[row, :4] = len(one & other), len(one), len(other), one == other
+    return counts
+
+
+class Score(NamedTuple):
+    """Precision, recall and their harmonic mean. A figure with nothing to count is 0, never NaN."""
+
+    precision: npt.NDArray[np.float64]
+    recall: npt.NDArray[np.float64]
+    f1: npt.NDArray[np.float64]
+
+
+def score(right: npt.ArrayLike, predicted: npt.ArrayLike, gold: npt.ArrayLike) -> Score:
+    """The score that sums of counts give; elementwise on arrays."""
+    right, predicted, gold = (np.asarray(each, np.float64) for each in (right, predicted, gold))
+    return Score(
+        right / np.maximum(predicted, 1), right / np.maximum(gold, 1), 2 * right / np.maximum(predicted + gold, 1)
+    )
+
+
+def summarise(counts: Counts, seed: int = 0) -> dict[str, float]:
+    """The figures of a split.
+
+    Args:
+        counts: (texts, 8) as `count` gives them, in any order.
+        seed: of the bootstrap.
+
+    Returns:
+        For each head `<head>_f1`, `_precision`, `_recall`, `_f1_low`, `_f1_high` and `_exact_match`, all in 0 to 1.
+    """
+    return summarise_seeds([counts], seed)
+
+
+def summarise_seeds(runs: Sequence[Counts], seed: int = 0) -> dict[str, float]:
+    """The figures of a split as means over several trainings, with intervals over its texts alone.
+
+    Each resample draws the texts once for all trainings, and gives the mean of their figures on these texts.
+
+    Args:
+        runs: for each training its counts (texts, 8), all in the same order of texts.
+        seed: of the bootstrap.
+
+    Returns:
+        What `summarise` gives.
+    """
+    # Texts with equal counts are alike to the bootstrap: drawing how often each kind of text comes is the same as
+    # drawing the texts, and costs no more for a million of them.
+    counts = np.concatenate(runs, axis=1)
+    kinds, occurrences = np.unique(counts, axis=0, return_counts=True)
+    draws = np.random.default_rng(seed).multinomial(len(counts), occurrences / len(counts), size=RESAMPLES) @ kinds
+    sums, draws = counts.sum(0).reshape(len(runs), 8).T, draws.reshape(RESAMPLES, len(runs), 8).T
+    figures: dict[str, float] = {}
+    for head, first in zip(HEADS, (0, 4), strict=True):
+        whole = score(*sums[first : first + 3])
+        low, high = np.percentile(score(*draws[first : first + 3]).f1.mean(0), [2.5, 97.5])
+        figures |= {
+            f"{head}_f1": float(whole.f1.mean()),
+            f"{head}_precision": float(whole.precision.mean()),
+            f"{head}_recall": float(whole.recall.mean()),
+            f"{head}_f1_low": float(low),
+            f"{head}_f1_high": float(high),
+            f"{head}_exact_match": float(sums[first + 3].mean() / len(counts)),
+        }
+    return figures
+
+
+class Comparison(NamedTuple):
+    """The difference of two means over seeds, as a paired bootstrap over texts and seeds sees it.
+
+    Attributes:
+        difference: first mean minus second.
+        low, high: its 95 % interval.
+        p: two-sided; how often a difference of the other sign would be seen, doubled.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
+def resample_means(
+    runs: Sequence[Sequence[Counts]], head: str, figure: str = "f1", seed: int = 0
+) -> npt.NDArray[np.float64]:
+    """Bootstrap of the mean figure over seeds of several taggers measured on the same texts.
+
+    Each resample draws the texts once for all taggers, so that differences are paired, and for each tagger its seeds, so
+    that what a seed changes counts as noise too.
+
+    Args:
+        runs: for each tagger the counts (texts, 8) of each of its seeds, all in the same order of texts.
+        head: `keyphrase` or `keyword`.
+        figure: `f1`, `precision`, `recall` or `exact_match`.
+        seed: of the bootstrap.
+
+    Returns:
+        (RESAMPLES, taggers) means.
+    """
+    first = 4 * HEADS.index(head)
+    stacked = np.concatenate([counts[:, first : first + 4] for seeds in runs for counts in seeds], axis=1)
+    draw, texts = np.random.default_rng(seed), len(stacked)
+    means = np.empty((RESAMPLES, len(runs)))
+    for row in range(RESAMPLES):
+        weights = np.bincount(draw.integers(texts, size=texts), minlength=texts)
+        right, predicted, gold, exact = (weights @ stacked).reshape(-1, 4).T
+        values = exact / texts if figure == "exact_match" else getattr(score(right, predicted, gold), figure)
+        begin = 0
+        for column, seeds in enumerate(runs):
+            means[row, column] = values[begin + draw.integers(len(seeds), size=len(seeds))].mean()
+            begin += len(seeds)
+    return means
+
+
+def method(seeds: int) -> str:
+    """What `compare` goes by, in words, where each mean is over so many seeds."""
+    if seeds > 1:
+        return "by a paired bootstrap over texts and seeds"
+    return "by a paired bootstrap over texts; what a seed changes is not in it, for there is one"
+
+
+def compare(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64], difference: float) -> Comparison:
+    """The paired test of two columns of `resample_means`; `difference` is the one that was measured."""
+    differences = first - second
+    low, high = np.percentile(differences, [2.5, 97.5])
+    beyond = min((differences <= 0).mean(), (differences >= 0).mean())
+    return Comparison(difference, float(low), float(high), float(min(1.0, 2 * max(beyond, 1 / len(differences)))))

@@ -1,0 +1,157 @@
+"""Whether sweeps leave anything behind in Ray: `python tests/campaigns/leaks.py --one 250 --two 32`.
+
+Each setting gets a Ray of its own: dashboard off, dashboard on, and dashboard off with a second Ray on the same host. In
+each, a sweep of one-worker trials and a sweep of two-worker trials are stopped early by ASHA, and ten seconds after their
+end the placement groups, actors and processes that are left are counted. The longest silence is the longest time in which
+a sweep told its user nothing.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).parents[2]
+SETTINGS = ("dashboard off", "dashboard on", "second Ray")
+TRIAL = "ResourceTrainable"  # Tune's name for our TrialActor
+OURS = (TRIAL, "RayTrainWorker", "TrainController", "_QueueActor", "PlacementGroupCleaner", "SynchronizationActor")
+# Ray begins these with the first trainer or dataset and keeps them for all others.
+OF_THE_CLUSTER = ("_AutoscalingCoordinatorActor", "_StatsActor", "ActorLocationTracker")
+SECONDS_AFTER = 10
+
+
+def left_behind() -> dict[str, Any]:
+    """Placement groups, actors and processes that are alive in the Ray of this process."""
+    import ray
+    from ray._private.state import actors
+
+    groups = [group for group in ray.util.placement_group_table().values() if group["state"] != "REMOVED"]
+    alive = Counter(actor["ActorClassName"] for actor in actors().values() if actor["State"] != "DEAD")
+    for name in OF_THE_CLUSTER:
+        del alive[name]
+    titles = [title_of(process) for process in psutil.Process().children(recursive=True)]
+    processes = Counter(kind for kind in OURS for title in titles if kind in title)
+    return {"placement groups": len(groups), "actors": dict(alive), "processes": dict(processes)}
+
+
+def wait_until_nothing_is_left() -> tuple[dict[str, Any], float]:
+    """What is left after SECONDS_AFTER, or as soon as nothing is; and after how long that was."""
+    began = time.monotonic()
+    while any((left := left_behind()).values()) and time.monotonic() - began < SECONDS_AFTER:
+        time.sleep(0.5)
+    return left, round(time.monotonic() - began, 1)
+
+
+def title_of(process: psutil.Process) -> str:
+    """What a process calls itself; empty where it is gone or a zombie."""
+    try:
+        return "" if process.status() == psutil.STATUS_ZOMBIE else " ".join(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return ""
+
+
+def sweep(data: str, storage: str, workers: int, trials: int) -> dict[str, Any]:
+    """Carries a sweep out in the Ray of this process. Returns what it did and what it left."""
+    from distributed.sweep.plan import make_plan, new_sweep
+    from distributed.tune.driver import tune
+
+    told = [time.monotonic()]
+    config = {
+        "data": data,
+        "tagger": {"embedding": 16, "hidden1": 16, "hidden2": 16},
+        "training": {"patience": 0},
+        "run": {"name": f"w{workers}", "storage": storage, "device": "cpu"},
+    }
+    plan = new_sweep(make_plan({"config": config, "trials": trials, "max_epochs": 9, "workers_per_trial": workers}))
+    result = tune(plan, lambda kind, value: told.append(time.monotonic()))
+    left, after = wait_until_nothing_is_left()
+    silence = max(later - earlier for earlier, later in pairwise(told))
+    figures = {
+        name: result[name] for name in ("trials", "stopped", "failed", "epochs_spent", "seconds", "trial_start_s")
+    }
+    return {"workers": workers, **figures, "longest_silence_s": round(silence, 1), "left": left, "after_s": after}
+
+
+def in_setting(setting: str, data: str, one: int, two: int) -> None:
+    """Runs both sweeps in a Ray of one setting and prints a JSON line for each."""
+    import ray
+
+    from distributed.cluster.connection import connect
+
+    with tempfile.TemporaryDirectory(prefix="leaks-") as storage:
+        ray.init(
+            address="local",
+            num_cpus=4,
+            include_dashboard=setting == "dashboard on",
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+        connect()
+        for workers, trials in ((1, one), (2, two)):
+            if trials:
+                print(json.dumps({"setting": setting} | sweep(data, storage, workers, trials)), flush=True)
+        ray.shutdown()
+
+
+def campaign(data: str, settings: list[str], one: int, two: int) -> list[dict[str, Any]]:
+    """The rows of all settings, each from a process of its own."""
+    rows = []
+    for setting in settings:
+        command = [sys.executable, __file__, "--in", setting, "--data", data, "--one", str(one), "--two", str(two)]
+        other = _second_ray() if setting == "second Ray" else None
+        try:
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        finally:
+            if other is not None:
+                other.stdin.close()  # type: ignore[union-attr]
+                other.wait(60)
+        if done.returncode:
+            raise RuntimeError(f"{setting}: {done.stderr[-2000:]}")
+        rows += [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return rows
+
+
+def _second_ray() -> subprocess.Popen[bytes]:
+    """Another Ray on this host, until its stdin is closed."""
+    code = "import ray, sys; ray.init(address='local', num_cpus=1); print('up', flush=True); sys.stdin.read()"
+    other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert other.stdout is not None
+    while other.stdout.readline() not in (b"up\n", b""):
+        pass
+    return other
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--one", type=int, default=250, help="one-worker trials, of which about 200 are stopped early")
+    parser.add_argument("--two", type=int, default=32, help="two-worker trials, of which about 20 are")
+    parser.add_argument("--data", help="dataset directory; a small one is made otherwise")
+    parser.add_argument("--in", dest="inside", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    sys.path.insert(0, str(ROOT))
+    if asked.inside:
+        in_setting(asked.inside, asked.data, asked.one, asked.two)
+        return
+    with tempfile.TemporaryDirectory(prefix="leaks-") as folder:
+        data = asked.data or _small(Path(folder))
+        for row in campaign(data, list(SETTINGS), asked.one, asked.two):
+            print(json.dumps(row), flush=True)
+
+
+def _small(folder: Path) -> str:
+    from jobs.demo import prepare_corpus, write_corpus
+
+    return prepare_corpus(write_corpus(folder / "corpus", 1000), folder / "data")
+
+
+if __name__ == "__main__":
+    main()
