@@ -1,12 +1,12 @@
 """`python -m jobs demo`: the whole way on the built-in corpus, from generated texts to keyphrases of new ones."""
 
-import json as jsonlib
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from jobs.console import INVOCATION, command, print_json, say, table
+from jobs.demo_corpus import prepare_corpus, write_corpus
 
 # No name in these stands in the corpus, and each holds one that is no keyphrase: what stands around a name decides.
 SENTENCES = (
@@ -63,30 +63,6 @@ def demo(
         print_json({"name": result["name"], "bundle": result["bundle"], "seconds": result["seconds"], "test": figures})
 
 
-def write_corpus(folder: Path, texts: int) -> dict[str, str]:
-    """The built-in corpus as JSONL files, a path per split."""
-    from jobs.demo_corpus import generate
-    from model import storage
-
-    files = {}
-    for split, labelled in generate(texts).items():
-        lines = (
-            jsonlib.dumps({"text": each.text, "spans": each.spans}, ensure_ascii=False) + "\n" for each in labelled
-        )
-        files[split] = str(folder / f"{split}.jsonl")
-        storage.write(files[split], "".join(lines).encode())
-    return files
-
-
-def prepare_corpus(files: dict[str, str], out: Path) -> str:
-    """The dataset directory of the corpus."""
-    from model.prepare.builder import Recipe, prepare
-
-    recipe = Recipe([files["train"]], str(out), [files["valid"]], [files["test"]], min_frequency=2, overwrite=True)
-    prepare(recipe)
-    return str(out.resolve())
-
-
 def next_name(place: Path) -> str:
     """A name that no earlier demo has."""
     taken = {path.name for path in place.glob("train-*")}
@@ -99,7 +75,7 @@ def measure(bundle: str, data: str) -> dict[str, float]:
 
     from model.data.dataset import Dataset
     from model.inference.bundle import load_bundle
-    from model.training.loop import evaluate
+    from model.training.evaluation import evaluate
     from model.training.metrics import summarise
 
     tagger = load_bundle(bundle).tagger

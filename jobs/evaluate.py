@@ -28,14 +28,12 @@ def evaluate(
 
     from model import storage
     from model.data.dataset import split_of
-    from model.data.examples import Example, examples
+    from model.data.examples import Example, Tally, examples
     from model.errors import UserError
     from model.inference.bundle import load_bundle
-    from model.inference.error_analysis import by_kind
-    from model.inference.review import review
-    from model.network.tagger import device_of
-    from model.prepare.readers import Tally
-    from model.training.loop import evaluate as measure
+    from model.inference.error_analysis import by_kind, review
+    from model.network.device import device_of
+    from model.training.evaluation import evaluate as measure
     from model.training.metrics import summarise
 
     if mistakes is not None and storage.exists(mistakes):
@@ -73,10 +71,9 @@ def evaluate(
 def labelled_texts(data: str, split: str, format: str, tally: Any) -> Any:
     """The texts of a dataset directory's split, or of labelled files."""
     from model import storage
-    from model.data.dataset import Dataset
+    from model.data.dataset import SPLITS, Dataset
     from model.errors import UserError
     from model.prepare.readers import Reader, sources
-    from model.prepare.writers import SPLITS
 
     if storage.kind(data).name == "Directory":
         if split not in SPLITS:
@@ -88,7 +85,7 @@ def labelled_texts(data: str, split: str, format: str, tally: Any) -> Any:
 def _trained_on(bundle: Any, data: str, wanted: bool) -> Any:
     """The training split of the bundle's dataset; None, and a line that says so, where it is gone and not `wanted`."""
     from model.errors import UserError
-    from model.inference.review import training_split
+    from model.inference.error_analysis import training_split
 
     try:
         return training_split(bundle, bundle.config.data, data)

@@ -100,7 +100,7 @@ def prepare(
 
 def tell_skipped(counts: dict[str, int], places: dict[str, list[str]]) -> None:
     """Says what was left out or changed, and where."""
-    from model.prepare.readers import told
+    from model.data.examples import told
 
     for line in told(counts, places):
         say(f"  {line}")

@@ -84,8 +84,7 @@ def _workers(text: str | None) -> dict[str, int]:
 
 def gather(preset: str | None, path: str | None, assignments: list[str], flags: dict[str, Any]) -> dict[str, Any]:
     """The tree of values that were given: by preset, then by file, then by --set, then by flag."""
-    from model.config import assign, merge, put, read_config
-    from model.presets import tree_of
+    from model.config import assign, merge, put, read_config, tree_of
 
     tree = tree_of(preset) if preset else {}
     if path:

@@ -96,9 +96,8 @@ def tune(
 def _plan(preset: str | None, given: dict[str, Any], asked: dict[str, Any], resume: str | None) -> Any:
     from distributed.sweep.plan import make_plan, new_sweep
     from distributed.sweep.state import resumed_sweep
-    from model.config import RunConfig, make_config, merge
+    from model.config import RunConfig, make_config, merge, tree_of
     from model.errors import UserError
-    from model.presets import tree_of
 
     if resume is not None:
         location = given.get("run", {}).pop("storage", RunConfig().storage)

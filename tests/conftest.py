@@ -67,7 +67,8 @@ def small_bundle(small_dataset: str, tmp_path_factory: pytest.TempPathFactory) -
 def alone(config: Any) -> Any:
     """The training of a configuration in this process, without Ray."""
     from model.data.dataset import Dataset
-    from model.training.loop import Training, new_tagger
+    from model.network.tagger import new_tagger
+    from model.training.loop import Training
 
     dataset = Dataset(config.data)
     tagger = new_tagger(config.tagger, dataset.info["words"], config.training.seed)

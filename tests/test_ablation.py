@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import SMALL, counts_of, refused
 
-from distributed.cluster.connection import Resources
+from distributed.cluster.resources import Resources
 from distributed.sweep import ablation
 from distributed.sweep.ablation_rows import rows_of
 from distributed.sweep.plan import Plan, check, dry_run, make_plan, new_sweep, proposal
@@ -22,8 +22,8 @@ from model import storage
 from model.config import Config, TaggerConfig, make_config
 from model.errors import UserError
 from model.inference.bundle import load_bundle
-from model.training.loop import new_tagger
-from model.training.metrics import compare, resample_means
+from model.network.tagger import new_tagger
+from model.training.significance import compare, resample_means
 
 BEST = {"cell": "lstm", "bidirectional": True, "spelling": 8}
 HERE = Resources(4, 0, 1)

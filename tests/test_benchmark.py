@@ -16,7 +16,8 @@ from jobs.benchmark.speed import Request, exchange
 from model.config import Config, TaggerConfig, TrainingConfig
 from model.data.dataset import Dataset
 from model.errors import RunFailedError
-from model.training.loop import Training, new_tagger
+from model.network.tagger import new_tagger
+from model.training.loop import Training
 
 CPU = torch.device("cpu")
 

@@ -4,17 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from model.data.labels import IGNORED, LEGAL, MAY_END, MAY_START, B, E, I, O, S, decode, spans_of_tags
-from model.network.crf import (
-    LONGEST,
-    Transitions,
-    highest_of_alike,
-    likely_spans,
-    no_chain,
-    sequence_loss,
-    span_probabilities,
-)
-from model.network.decoding import find
+from model.data.labels import IGNORED, LEGAL, MAY_END, MAY_START, B, E, I, O, S, spans_of_tags
+from model.network.crf import LONGEST, Transitions, no_chain, sequence_loss, span_probabilities
+from model.network.decoding import decode, find, highest_of_alike, likely_spans
 from model.network.tagger import Logits, Reading
 
 LENGTHS = [5, 3, 1, 4]

@@ -11,8 +11,9 @@ from conftest import SMALL, refused
 from distributed.train.checkpoint import Keeper, checkpoints, load_best, load_checkpoint, save_checkpoint
 from model.config import make_config
 from model.data.dataset import Dataset
+from model.network.tagger import new_tagger
 from model.training.communicator import Alone
-from model.training.loop import RANKED_BY, Training, new_tagger
+from model.training.loop import RANKED_BY, Training
 
 
 class CutOffError(Exception):

@@ -3,8 +3,7 @@ from pathlib import Path
 import pytest
 from conftest import refused
 
-from model.config import assign, fields, make_config, merge, put, read_config
-from model.presets import PRESETS, tree_of
+from model.config import PRESETS, assign, fields, make_config, merge, put, read_config, tree_of
 
 RECORD = {"alpha": 0.3, "lr": 1e-3, "batch": 64}
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from conftest import refused, trained_tokenizer
 
-from model.data.examples import examples
+from model.data.examples import Labelled, Tally, examples
 from model.prepare.hashtags import example, words
-from model.prepare.readers import Labelled, Reader, Tally, detect, sources
+from model.prepare.readers import Reader, detect, sources
 from model.shards import Range, checksum
 
 

@@ -13,9 +13,10 @@ from conftest import trained_tokenizer
 from jobs.demo_corpus import DOMAINS, TOKEN, LabelledText, generate
 from model.config import TaggerConfig, TrainingConfig
 from model.data.dataset import split_of
-from model.data.examples import examples
-from model.prepare.readers import Labelled, Tally
-from model.training.loop import Training, evaluate, new_tagger
+from model.data.examples import Labelled, Tally, examples
+from model.network.tagger import new_tagger
+from model.training.evaluation import evaluate
+from model.training.loop import Training
 from model.training.metrics import summarise
 
 Run = tuple[str, ...]  # lower-case tokens in a row

@@ -9,7 +9,8 @@ import yaml
 from conftest import ROOT, refused
 
 from distributed.cluster.autoscaler import Growth, growth_of, read_on_head
-from distributed.cluster.connection import Resources, check_storage, describe, grown, share_out
+from distributed.cluster.preflight import check_storage
+from distributed.cluster.resources import Resources, describe, grown, share_out
 from distributed.sweep.plan import check, make_plan
 from model.config import RunConfig
 

@@ -10,8 +10,10 @@ from model.data.batching import collate, epoch_batches
 from model.data.dataset import Dataset, Split
 from model.data.labels import IGNORED
 from model.errors import DivergedError
+from model.network.tagger import new_tagger
 from model.training.communicator import Alone
-from model.training.loop import Progress, Training, evaluate, new_tagger
+from model.training.evaluation import evaluate
+from model.training.loop import Progress, Training
 from model.training.loss import dual_loss
 from model.training.metrics import summarise
 from model.training.optimizer import clip_gradients, lr_at, make_optimizers

@@ -12,14 +12,12 @@ from typer.testing import CliRunner
 
 from jobs.__main__ import app
 from model.data.dataset import Dataset, Split, split_of
-from model.data.examples import Example, examples
+from model.data.examples import Example, Labelled, Tally, examples
 from model.data.labels import tags_of_spans
 from model.inference.bundle import load_bundle, save_bundle
-from model.inference.error_analysis import KINDS, Marked, Mistake, Seen, by_kind, mistakes_in
+from model.inference.error_analysis import KINDS, Marked, Mistake, Seen, by_kind, mistakes_in, review, training_split
 from model.inference.extractor import Extractor
-from model.inference.review import review, training_split
-from model.prepare.readers import Labelled, Tally
-from model.training.loop import evaluate
+from model.training.evaluation import evaluate
 
 # A keyphrase stands in brackets.
 TRAINING = [

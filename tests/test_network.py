@@ -6,17 +6,18 @@ import psutil
 import pytest
 from ray.train.torch.config import _TorchBackend
 
-from distributed.train import network
+from distributed.train import trainer
+from distributed.train.trainer import Torch, choose_interface, interface_of
 
 
 def test_the_interface_with_an_address_is_found():
-    loopback = network.interface_of("127.0.0.1")
+    loopback = interface_of("127.0.0.1")
     assert loopback is not None and loopback in psutil.net_if_stats()
     for name, found in psutil.net_if_addrs().items():
         for each in found:
             if each.family == socket.AF_INET:
-                assert network.interface_of(each.address) == name
-    assert network.interface_of("192.0.2.1") is None  # an address for documentation, which no machine has
+                assert interface_of(each.address) == name
+    assert interface_of("192.0.2.1") is None  # an address for documentation, which no machine has
 
 
 def test_gloo_is_told_before_its_group_is_made(monkeypatch: pytest.MonkeyPatch):
@@ -27,16 +28,16 @@ def test_gloo_is_told_before_its_group_is_made(monkeypatch: pytest.MonkeyPatch):
             steps.append(step.__name__)
 
     monkeypatch.setattr(_TorchBackend, "on_start", lambda *_: steps.append("made"))
-    config = network.Torch(backend="gloo")
+    config = Torch(backend="gloo")
     config.backend_cls().on_start(Workers(), config)
     assert steps == ["choose_interface", "made"]
 
 
 def test_what_a_user_has_set_stays(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(network.ray.util, "get_node_ip_address", lambda: "127.0.0.1")
+    monkeypatch.setattr(trainer.ray.util, "get_node_ip_address", lambda: "127.0.0.1")
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
-    network.choose_interface()
-    assert network.interface_of("127.0.0.1") == network.os.environ["GLOO_SOCKET_IFNAME"]
+    choose_interface()
+    assert interface_of("127.0.0.1") == trainer.os.environ["GLOO_SOCKET_IFNAME"]
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "mine")
-    network.choose_interface()
-    assert network.os.environ["GLOO_SOCKET_IFNAME"] == "mine"
+    choose_interface()
+    assert trainer.os.environ["GLOO_SOCKET_IFNAME"] == "mine"

@@ -15,18 +15,16 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from jobs.__main__ import app
-from jobs.benchmark import accuracy, baselines, contestant
-from jobs.benchmark.accuracy import Request, compare, row_of
+from jobs.benchmark import accuracy, baselines
+from jobs.benchmark.accuracy import Outcome, Request, compare, finder, measure, row_of
 from jobs.benchmark.baselines import bio_tags, features, spans_of_bio
-from jobs.benchmark.contestant import Outcome, finder, measure
 from jobs.console import say
 from model.data.dataset import Dataset
-from model.data.examples import examples
+from model.data.examples import Tally, examples
 from model.errors import RunFailedError
 from model.inference.extractor import Extractor
 from model.prepare.builder import Recipe, prepare
-from model.prepare.readers import Tally
-from model.training.loop import evaluate
+from model.training.evaluation import evaluate
 from model.training.metrics import counts_of_spans, score, summarise, summarise_seeds
 
 KEYS = ["system", "keyphrase_f1", "low", "high", "precision", "recall", "seeds", "spread", "train_s", "stopped_s"]
@@ -156,9 +154,9 @@ def test_what_is_measured_of_a_preset_in_use_is_what_evaluate_measures(
     small_dataset: str, monkeypatch: pytest.MonkeyPatch
 ):
     kept = []
-    monkeypatch.setattr(contestant, "Extractor", lambda *a: (kept.append(a[0]), Extractor(*a))[1])
+    monkeypatch.setattr(accuracy, "Extractor", lambda *a: (kept.append(a[0]), Extractor(*a))[1])
     small = {"tagger": SMALL | {"dropout": 0.1}, "training": {"lr": 0.01, "epochs": 6}}
-    monkeypatch.setattr(contestant, "tree_of", lambda name: small)
+    monkeypatch.setattr(accuracy, "tree_of", lambda name: small)
     outcome = measure(Dataset(small_dataset), "record", 0, 1, say)
     counts = evaluate(kept[0], Dataset(small_dataset).load("test"), torch.device("cpu")).counts
     assert counts[:, 0].sum() > 50

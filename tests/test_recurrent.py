@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from model.config import TaggerConfig
+from model.network.cpu.dropout import dropout_mask
 from model.network.cpu.layer import layer_of_words, layer_with_head
 from model.network.cpu.packing import Step, joined_rows, pack
-from model.network.tagger import Tagger, dropout_mask
-from model.training.loop import new_tagger
+from model.network.tagger import Tagger, new_tagger
 
 LENGTHS = torch.tensor([4, 9, 1, 9, 6])
 MANY = torch.arange(70) * 7 % 9 + 1  # their steps are 80, 64, 64, 48, 48, 32, 32, 16, 16 columns wide

@@ -13,14 +13,15 @@ from typer.testing import CliRunner
 from distributed.report.page import write_report
 from distributed.report.samples import marked
 from distributed.sweep.comparison import Judgement
+from distributed.sweep.journal import Journal
 from distributed.sweep.plan import make_plan
-from distributed.sweep.state import Journal
 from jobs.__main__ import app
 from model import storage
 from model.config import make_config
 from model.data.dataset import Dataset
 from model.inference.bundle import load_bundle
-from model.training.loop import Training, new_tagger
+from model.network.tagger import new_tagger
+from model.training.loop import Training
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_a_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")

@@ -9,8 +9,8 @@ from conftest import SHARED, SMALL
 from model.config import TaggerConfig
 from model.data.dataset import Dataset
 from model.inference.extractor import Extractor
+from model.network.tagger import new_tagger
 from model.prepare.builder import Recipe, prepare
-from model.training.loop import new_tagger
 
 pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the collections are not at {SHARED}")
 

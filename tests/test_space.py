@@ -7,17 +7,8 @@ from conftest import refused
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distributed.sweep.space import (
-    Choice,
-    Range,
-    check_space,
-    configure,
-    draw_random,
-    grid,
-    optuna_space,
-    read_space,
-    record_settings,
-)
+from distributed.sweep.record_runs import record_settings
+from distributed.sweep.space import Choice, Range, check_space, configure, draw_random, grid, optuna_space, read_space
 from model.config import make_config
 
 BASE = make_config({"data": "d"})

@@ -6,7 +6,7 @@ from model.data.dataset import Dataset, split_of
 from model.data.examples import Example
 from model.data.features import ROWS, VIEWS, Speller, views_of
 from model.inference.extractor import Extractor
-from model.training.loop import new_tagger
+from model.network.tagger import new_tagger
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 from conftest import refused
 
-from distributed.cluster.connection import Resources
+from distributed.cluster.resources import Resources
+from distributed.sweep.journal import Journal, read_events
 from distributed.sweep.plan import Plan, check, make_plan, new_sweep
 from distributed.sweep.space import draw_random
-from distributed.sweep.state import Journal, Sweep, read_events, read_sweep, resumed_sweep
+from distributed.sweep.state import Sweep, read_sweep, resumed_sweep
 from model import storage
 from model.errors import UserError
 

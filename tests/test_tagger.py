@@ -8,8 +8,7 @@ from model.data.batching import Batch
 from model.data.features import VIEWS
 from model.data.labels import IGNORED
 from model.data.tokenizer import UNKNOWN
-from model.network.tagger import Logits, windows
-from model.training.loop import new_tagger
+from model.network.tagger import Logits, new_tagger, windows
 from model.training.loss import dual_loss
 
 CELLS = [(cell, both) for cell in ("rnn", "gru", "lstm") for both in (False, True)]

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from model.data.labels import LEGAL, MAY_END, MAY_START, B, E, I, O, S, decode, spans_of_tags, tags_of_spans
+from model.data.labels import LEGAL, MAY_END, MAY_START, B, E, I, O, S, spans_of_tags, tags_of_spans
+from model.network.decoding import decode
 
 LEGAL_PAIRS = {(O, O), (O, B), (O, S), (B, I), (B, E), (I, I), (I, E), (E, O), (E, B), (E, S), (S, O), (S, B), (S, S)}
 

@@ -16,13 +16,13 @@ from conftest import SMALL, alone, refused
 from leaks import title_of
 from safetensors.torch import load_file
 
-from distributed.cluster.connection import Resources, check_storage, share_out
+from distributed.cluster.preflight import check_storage
+from distributed.cluster.resources import Resources, share_out
 from distributed.train.driver import _Patience, new_run, resumed_run, train
 from distributed.train.tracking import Tracker
-from model.config import Config, RunConfig, make_config
+from model.config import Config, RunConfig, make_config, tree_of
 from model.errors import RunFailedError, UserError
 from model.inference.bundle import load_bundle
-from model.presets import tree_of
 from model.training.metrics import summarise
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -7,8 +7,9 @@ import pytest
 from conftest import counts_of
 
 from distributed.sweep.comparison import record_conclusions
-from model.training.legacy_metrics import RUNS, SERIES, noise
-from model.training.metrics import compare, resample_means, summarise
+from distributed.sweep.record_runs import RUNS, SERIES, noise
+from model.training.metrics import summarise
+from model.training.significance import compare, resample_means
 
 tagger = partial(counts_of, texts=600)
 

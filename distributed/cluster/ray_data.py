@@ -29,7 +29,8 @@ def over(out: str, workers: int | None = None, actors: bool = False, gpu: bool =
     """
     if not os.environ.get("RAY_ADDRESS") and (workers or 1) == 1:
         return here
-    from distributed.cluster.connection import check_storage, connect
+    from distributed.cluster.connection import connect
+    from distributed.cluster.preflight import check_storage
 
     if out.startswith("memory://"):
         raise UserError(f"{out}: is the memory of one process, and workers are many; give --out a path or another URI")

@@ -12,11 +12,11 @@ from distributed.report import charts
 from distributed.report.samples import shown_texts
 from distributed.sweep import ablation, comparison
 from distributed.sweep.plan import Plan
+from distributed.sweep.record_runs import RUNS
 from distributed.sweep.state import Sweep, Trial, read_sweep
 from model import storage
 from model.config import make_config
 from model.errors import UserError
-from model.training.legacy_metrics import RUNS
 from model.training.loop import RANKED_BY
 
 

@@ -7,14 +7,12 @@ from markupsafe import Markup, escape
 
 from model import storage
 from model.data.dataset import Dataset
-from model.data.examples import examples
+from model.data.examples import Labelled, Tally, examples
 from model.errors import UserError
 from model.inference.bundle import Bundle, load_bundle
-from model.inference.error_analysis import KINDS, Mistake, by_kind
+from model.inference.error_analysis import KINDS, Mistake, by_kind, review, training_split
 from model.inference.extractor import Extractor
-from model.inference.review import review, training_split
-from model.network.tagger import device_of
-from model.prepare.readers import Labelled, Tally
+from model.network.device import device_of
 
 SAMPLES = 20
 REVIEWED = 10_000  # texts in which mistakes are looked for

@@ -15,7 +15,8 @@ from model import storage
 from model.config import TaggerConfig
 from model.data.dataset import Dataset
 from model.network.tagger import Tagger
-from model.training.metrics import LEVEL, Counts, compare, method, resample_means
+from model.training.metrics import Counts
+from model.training.significance import LEVEL, compare, method, resample_means
 
 Row = dict[str, Any]
 

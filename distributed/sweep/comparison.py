@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from distributed.sweep.record_runs import RUNS, SERIES, noise
 from distributed.sweep.state import Sweep, Trial
 from distributed.train.checkpoint import load_best
-from model.training.legacy_metrics import RUNS, SERIES, noise
-from model.training.metrics import LEVEL, compare, method, resample_means
+from model.training.significance import LEVEL, compare, method, resample_means
 
 
 @dataclass(frozen=True)

@@ -5,18 +5,12 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from distributed.cluster.connection import Resources, check_data, look
+from distributed.cluster.connection import look
+from distributed.cluster.preflight import check_data
+from distributed.cluster.resources import Resources
 from distributed.sweep.ablation_rows import rows_of
-from distributed.sweep.space import (
-    Space,
-    Values,
-    check_space,
-    configure,
-    draw_random,
-    grid,
-    read_space,
-    record_settings,
-)
+from distributed.sweep.record_runs import record_settings
+from distributed.sweep.space import Space, Values, check_space, configure, draw_random, grid, read_space
 from model import storage
 from model.config import Config
 from model.data.dataset import Dataset

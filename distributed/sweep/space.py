@@ -14,7 +14,6 @@ import numpy as np
 
 from model.config import Config, fields, make_config, plain, put
 from model.errors import UserError
-from model.training.legacy_metrics import RUNS, SERIES
 
 Values = dict[str, Any]  # dotted name -> value
 
@@ -143,20 +142,6 @@ def choices(space: Space, sampler: str) -> dict[str, tuple[Any, ...]]:
                 f"--sampler {sampler}: {name} is a range without a number of points; write for example log:a:b:5"
             )
     return {name: domain.values for name, domain in space.items() if isinstance(domain, Choice)}
-
-
-def record_settings() -> list[tuple[str, Values, int]]:
-    """Series, values and epochs of each run that repeats the record; its epochs series is one curve.
-
-    The longest come first, so that none trains alone at the end.
-    """
-    settings = []
-    for series in SERIES:
-        runs = [run for run in RUNS if run.series == series]
-        if series == "epochs":
-            runs = [max(runs, key=lambda run: run.epochs)]
-        settings += [(series, {"training.lr": run.lr, "training.alpha": run.alpha}, run.epochs) for run in runs]
-    return sorted(settings, key=lambda setting: -setting[2])
 
 
 def optuna_space(space: Space) -> dict[str, Any]:

@@ -15,15 +15,10 @@ A sweep's folder, `<storage>/<name>/`:
 The journal alone is the state: everything that is known of a sweep is the sum of its events, here and after a restart.
 """
 
-import fcntl
-import json
-import os
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from distributed.sweep.journal import Event, read_events
 from distributed.sweep.plan import Plan, make_plan
 from distributed.sweep.space import Values, configure
 from model import storage
@@ -34,7 +29,6 @@ from model.errors import UserError
 # failed: it broke down more often than it may.
 ENDS = ("finished", "stopped", "unfinished", "diverged", "failed")
 _LAST = ("diverged", "failed")  # ranked behind all others
-Event = dict[str, Any]
 # What may differ when a sweep goes on: nothing that changes the numbers of its trials.
 _MAY_CHANGE = ("trials", "max_concurrent", "time_budget", "gpus_per_trial", "workers_per_trial", "finalists", "seeds")
 
@@ -174,70 +168,6 @@ class Sweep:
         return storage.join(self.plan.folder, kind, trial.name)
 
 
-class Journal:
-    """Appends events to a sweep's journal; each is on the disk when `write` returns.
-
-    Storage without appending (object stores) gets a numbered file for every event instead.
-    """
-
-    def __init__(self, folder: str) -> None:
-        """Raises UserError where another process is at work on the sweep."""
-        self.folder = folder
-        self.events = len(list(read_events(folder)))
-        self.stream: Any = None
-        if storage.is_remote(folder):
-            return
-        path = Path(storage.absolute(storage.join(folder, "journal.jsonl")))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.stream = path.open("a+b", buffering=0)
-        try:
-            fcntl.flock(self.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder}: another process is at work on this sweep; wait for it, or stop it") from None
-        self._mend(path)
-
-    def _mend(self, path: Path) -> None:
-        """Cuts off a last line that a killed process left unfinished."""
-        content = path.read_bytes()
-        if content and not content.endswith(b"\n"):
-            self.stream.truncate(content.rfind(b"\n") + 1)
-
-    def write(self, event: Event) -> None:
-        """Appends an event. Raises OSError."""
-        line = json.dumps(event, ensure_ascii=False).encode() + b"\n"
-        if self.stream is not None:
-            self.stream.write(line)
-            os.fsync(self.stream.fileno())
-        else:
-            storage.write(storage.join(self.folder, f"journal-{self.events:06d}.jsonl"), line)
-        self.events += 1
-
-    def close(self) -> None:
-        """Lets go of the sweep."""
-        if self.stream is not None:
-            self.stream.close()
-
-
-def read_events(folder: str) -> Iterator[Event]:
-    """The events of a sweep's journal, oldest first; a last line that was cut off is left out.
-
-    Raises:
-        UserError: a line that is whole cannot be read.
-    """
-    for name in storage.names(folder):
-        if not name.startswith("journal"):
-            continue
-        location = storage.join(folder, name)
-        lines = storage.read(location).split(b"\n")
-        for number, line in enumerate(lines[:-1], 1):  # what follows the last line end is no whole line
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise UserError(
-                    f"{location}:{number}: is damaged ({error}); remove the line to go on without it"
-                ) from None
-
-
 def begun(folder: str) -> bool:
     """Whether there is a sweep in a folder that `read_sweep` reads."""
     return storage.exists(storage.join(folder, "sweep.json"))
@@ -284,8 +214,3 @@ def resumed_sweep(name: str, location: str, changes: dict[str, Any]) -> Plan:
         )
     tree["config"]["run"]["storage"] = storage.absolute(location)
     return make_plan(tree | changes)
-
-
-def now() -> float:
-    """Seconds since the Unix epoch, to the millisecond."""
-    return round(time.time(), 3)

@@ -12,39 +12,27 @@ A run's folder, `<storage>/<name>/`:
 """
 
 import json
-import os
 import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
-from distributed.cluster.connection import (
-    Resources,
-    Share,
-    check_data,
-    check_storage,
-    connect,
-    describe,
-    look,
-    new_queue,
-    share_out,
-)
+from distributed.cluster.connection import connect, look, new_queue
+from distributed.cluster.preflight import check_data, check_storage
+from distributed.cluster.resources import Resources, Share, describe, share_out
 from distributed.train.checkpoint import load_best
+from distributed.train.events import OnEvent, _close, _drain
 from distributed.train.tracking import Tracker
+from distributed.train.trainer import _explained, _trainer
 from model import storage
 from model.config import Config, make_config
 from model.data.dataset import Dataset
-from model.errors import DivergedError, RunFailedError, UserError
+from model.errors import DivergedError, UserError
 from model.inference.bundle import save_bundle
 from model.training.loop import RANKED_BY
 
-OnEvent = Callable[[str, Any], None]
 _POLL_SECONDS = 0.2
-_SECONDS_OF_SILENCE = 600  # a collective that waits so long for another worker ends in an error
-_SECONDS_BETWEEN_RESIZES = 30.0  # of an elastic group that could grow; each costs the work since the last checkpoint
-_FAILED_STARTS = 30  # of a worker group; an elastic one has one for each node that is lost
 _SECONDS_TO_STOP = 15.0
 _SECONDS_TO_TERMINATE = 2.0  # who sends SIGTERM often kills soon after: `ray job stop` after 3 s
 
@@ -169,7 +157,7 @@ def _fit(config: Config, share: Share, folder: str, on_event: OnEvent) -> None:
     import ray
 
     from distributed.cluster.wait import Wait
-    from distributed.tune.trial_run import Data
+    from distributed.train.shared_data import Data
 
     data = ray.put(Data.load(config.data, config.tagger.spelled))
     events, orders = new_queue(), new_queue()
@@ -204,11 +192,6 @@ def _fit(config: Config, share: Share, folder: str, on_event: OnEvent) -> None:
         raise DivergedError(outcome[0].return_value)
 
 
-def _close(*queues: Any) -> None:
-    for queue in queues:
-        queue.shutdown()
-
-
 class _Patience:
     """Passes events on, and ends a training that is begun again and again without getting further.
 
@@ -233,61 +216,6 @@ class _Patience:
             self.on_event("note", f"lost {reasons}")
         else:
             self.on_event(kind, value)
-
-
-def _trainer(config: Config, share: Share, folder: str, data: Any, queues: tuple[Any, Any], scratch: str) -> Any:
-    """Ray's trainer. What Ray keeps of it goes to a scratch folder: checkpoints are kept by the workers themselves."""
-    import ray.train
-
-    from distributed.train.network import Torch
-    from distributed.train.worker import Trainer, Witness, train_worker
-
-    if (
-        not config.run.min_workers
-    ):  # how long a group of a fixed size is waited for is decided in distributed.cluster.wait
-        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(60 * config.run.wait_minutes + 60)
-    settings = {"config": config.model_dump(), "run": folder, "threads": share.cpus}
-    settings |= {"data": data, "events": queues[0], "orders": queues[1]}
-    return Trainer(
-        train_worker,
-        train_loop_config=settings,
-        torch_config=Torch(backend="nccl" if share.gpu else "gloo", timeout_s=_SECONDS_OF_SILENCE),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=(config.run.min_workers, share.workers) if config.run.min_workers else share.workers,
-            use_gpu=share.gpu,
-            resources_per_worker={"CPU": share.cpus, "GPU": int(share.gpu)},
-            elastic_resize_monitor_interval_s=_SECONDS_BETWEEN_RESIZES,
-        ),
-        run_config=ray.train.RunConfig(
-            name=config.run.name,
-            storage_path=scratch,
-            failure_config=ray.train.FailureConfig(
-                max_failures=-1 if config.run.retries else 0,  # _Patience knows better
-                controller_failure_limit=_FAILED_STARTS,
-            ),
-            callbacks=[Witness(folder, queues[0])],
-            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
-        ),
-    )
-
-
-def _drain(events: Any, on_event: OnEvent) -> None:
-    waiting = events.qsize()
-    for kind, value in events.get_nowait_batch(waiting) if waiting else []:
-        on_event(kind, value)
-
-
-def _explained(error: Exception, folder: str) -> Exception:
-    """A failed fit as an error that says what to do."""
-    from distributed.train.worker import failure
-
-    failures = getattr(error, "worker_failures", None)
-    if failures:
-        return failure(folder, failures)
-    cause = getattr(error, "controller_failure", error)  # Ray's own line says no more than that there is one
-    cause = getattr(cause, "cause", None) or cause
-    reason = f"{type(cause).__name__}: {str(cause).strip().splitlines()[0]}"
-    return RunFailedError(f"{folder}: the training failed: {reason}; go on from its last checkpoint with --resume")
 
 
 def _finish(config: Config, folder: str, seconds: float) -> dict[str, Any]:

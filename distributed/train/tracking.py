@@ -6,7 +6,6 @@ nor ends a run: tracking then goes on offline.
 
 import hashlib
 import os
-import queue
 import sys
 import tempfile
 import threading
@@ -15,8 +14,6 @@ from typing import Any
 
 from pyarrow.fs import copy_files
 
-from distributed.sweep.plan import Plan
-from distributed.sweep.state import Event, Sweep, Trial
 from model import storage
 from model.config import Config
 
@@ -77,97 +74,6 @@ class Tracker:
                 f"the W&B server does not take the log; upload it later with `wandb sync {self.run.settings.sync_dir}`"
             )
         self.run = None
-
-
-class SweepTracker:
-    """A W&B group for a sweep, with a run for each trial; finalists are tagged.
-
-    A thread of its own does the writing: a sweep does not wait for W&B.
-
-    Attributes:
-        where: where the log goes, in words.
-    """
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan, self.local = plan, _local(plan.folder)
-        self.mode = os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
-        self.where = _where(self.mode, plan.config, self.local)
-        self.events: queue.SimpleQueue[tuple[Any, ...] | None] = queue.SimpleQueue()
-        self.runs: dict[str, Any] = {}
-        self.thread = threading.Thread(target=self._work, name="wandb", daemon=True)
-
-    def __enter__(self) -> "SweepTracker":
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.events.put(None)
-        self.thread.join(_SECONDS_TO_FINISH)
-        if self.thread.is_alive():
-            _warn(f"the W&B server does not take the log; upload it later with `wandb sync {self.local}/wandb/*`")
-
-    def take(self, sweep: Sweep, event: Event) -> None:
-        """Takes an event of the sweep."""
-        if event["event"] in ("epoch", "broken"):
-            trial = sweep.trials[event["trial"]]
-            self.events.put((trial, sweep.config_of(trial), event))
-
-    def finish(self, result: dict[str, Any], report: str) -> None:
-        """Logs the result, the bundle and the report in a run of the sweep's own."""
-        self.events.put((report, result))
-
-    def _work(self) -> None:
-        while self.mode != "disabled":
-            match self.events.get():
-                case None:
-                    break
-                case (report, result):
-                    self._result(report, result)
-                case (trial, config, event):
-                    self._trial(trial, config, event)
-        for run in self.runs.values():
-            run.finish(exit_code=1)  # a trial that has not come to its end
-
-    def _trial(self, trial: Trial, config: Config, event: Event) -> None:
-        run = self.runs.get(trial.name)
-        if run is None:
-            tags = ["finalist", trial.finalist_of] if trial.finalist_of else ["trial"]
-            run = self._open(trial.name, config.model_dump() | {"searched": trial.values}, tags, "trial")
-            self.runs[trial.name] = run
-        if run is None:
-            return
-        if event["event"] == "epoch":
-            run.log(event["figures"], step=int(event["figures"]["epoch"]))
-        if event.get("state"):
-            run.summary.update({"state": event["state"], "error": event.get("error")})
-            self.runs.pop(trial.name).finish(exit_code=int(event["event"] == "broken"))
-
-    def _result(self, report: str, result: dict[str, Any]) -> None:
-        run = self._open("result", self.plan.model_dump(), ["sweep"], "sweep")
-        if run is None:
-            return
-        run.summary.update({key: value for key, value in result.items() if key not in ("record", "ablation")})
-        _keep(run, f"{self.plan.config.run.name}-bundle", "model", result["bundle"])
-        _keep(run, f"{self.plan.config.run.name}-report", "report", report)
-        run.finish()
-
-    def _open(self, name: str, config: dict[str, Any], tags: list[str], kind: str) -> Any:
-        sweep = self.plan.config.run.name
-        run = _start(
-            self.mode,
-            self.local,
-            project=self.plan.config.run.project,
-            group=sweep,
-            name=f"{sweep}-{name}",
-            id=_id(f"{sweep}-{name}", self.plan.folder),
-            job_type=kind,
-            tags=tags,
-            config=config,
-            reinit="create_new",
-        )
-        if run is not None:
-            self.mode = run.settings.mode  # offline from now on where the server cannot be reached
-        return run
 
 
 def _local(folder: str) -> Path:

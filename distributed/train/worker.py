@@ -10,22 +10,20 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.exceptions import RayError
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.context import get_train_context
 
 from distributed.train.checkpoint import KEEP, STOP, Keeper, StoppedError, checkpoints
+from distributed.train.events import _speaker
 from distributed.train.process_group import Group
-from distributed.tune.trial_run import Data
+from distributed.train.shared_data import Data
 from model import storage
 from model.config import make_config
-from model.errors import DivergedError, RunFailedError, UserError
+from model.errors import DivergedError, UserError
+from model.network.tagger import new_tagger
 from model.training.communicator import Alone, Workers
-from model.training.loop import RANKED_BY, Progress, Training, new_tagger
+from model.training.loop import RANKED_BY, Training
 
 _SECONDS_BEFORE_THE_DEADLINE = 10.0  # room for a look, twenty steps and a checkpoint
-
-# ("progress", Progress), ("epoch", figures), ("note", text), ("begun", (epoch, step)), ("lost", (reasons, error))
-Event = tuple[str, Any]
 
 
 def train_worker(settings: dict[str, Any]) -> str | None:
@@ -82,44 +80,6 @@ def train_worker(settings: dict[str, Any]) -> str | None:
     return None
 
 
-class Trainer(ray.train.torch.TorchTrainer):
-    """Ray Train without its own cleaner of placement groups.
-
-    The cleaner is a detached actor that asks the dashboard whether the trainer lives; after a kill it may stay for ever. A
-    training's groups end with its job, those of a sweep's trials are removed by the driver (`distributed.tune.tuner.Groups`).
-    """
-
-    def _create_default_callbacks(self) -> list[Any]:
-        callbacks = super()._create_default_callbacks()
-        return [each for each in callbacks if not isinstance(each, PlacementGroupCleanerCallback)]
-
-
-class Witness(ray.train.UserCallback):
-    """Tells the driver of workers that were lost. Runs in Ray's controller."""
-
-    def __init__(self, run: str, events: Any) -> None:
-        self.run, self.speak = run, _speaker(events)
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Called by Ray before it begins the workers again."""
-        self.speak(("lost", (reasons(worker_exceptions), failure(self.run, worker_exceptions))))
-
-
-def reasons(lost: dict[int, Exception]) -> str:
-    """What made workers (rank: error) fail, in a line."""
-    return "; ".join(f"worker {rank}: {str(error).strip().splitlines()[0]}" for rank, error in lost.items())
-
-
-def failure(run: str, lost: dict[int, Exception]) -> UserError | RunFailedError:
-    """The end of a training whose workers fail: a UserError where trying again would not help."""
-    for rank, error in lost.items():
-        if isinstance(error, UserError):
-            return error
-        if isinstance(error, OSError) and error.errno is not None:
-            return UserError(f"{run}: worker {rank} could not read or write: {error}; make room, then use --resume")
-    return RunFailedError(f"{run}: the training failed: {reasons(lost)}; go on from its last checkpoint with --resume")
-
-
 def _write_metrics(run: str, training: Training) -> None:
     lines = "".join(json.dumps(each) + "\n" for each in training.history)
     storage.write(storage.join(run, "metrics.jsonl"), lines.encode())
@@ -172,16 +132,3 @@ def _warned(note: Callable[[str], None]) -> Callable[[], bool]:
         return True
 
     return warned
-
-
-def _speaker(events: Any) -> Callable[[Event], None]:
-    """Sends events to the driver; silent once the driver is gone, for the training does not depend on being watched."""
-
-    def speak(event: Event) -> None:
-        kind, value = event
-        try:
-            events.put_nowait((kind, value._asdict() if isinstance(value, Progress) else value))
-        except RayError:
-            return
-
-    return speak

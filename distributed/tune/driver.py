@@ -6,24 +6,29 @@ from typing import Any
 
 import ray
 
-from distributed.cluster.connection import check_storage, connect, look, new_queue
+from distributed.cluster.connection import connect, look, new_queue
+from distributed.cluster.preflight import check_storage
 from distributed.report.page import write_report
 from distributed.sweep import ablation, comparison
+from distributed.sweep.journal import Journal
 from distributed.sweep.plan import Plan, Seats, check
 from distributed.sweep.space import Space
-from distributed.sweep.state import Journal, Sweep, Trial, read_sweep
+from distributed.sweep.state import Sweep, Trial, read_sweep
 from distributed.train.checkpoint import load_best
-from distributed.train.driver import OnEvent
-from distributed.train.tracking import SweepTracker
-from distributed.tune.recorder import Proposals, Recorder, Rungs, Whole
-from distributed.tune.trial_run import Data, Settings
+from distributed.train.events import OnEvent
+from distributed.train.shared_data import Data
+from distributed.tune.recorder import Recorder
+from distributed.tune.schedulers import Rungs, Whole
+from distributed.tune.searcher import Proposals
+from distributed.tune.tracking import SweepTracker
+from distributed.tune.trial_run import Settings
 from distributed.tune.tuner import Stage
 from model import storage
 from model.data.dataset import Dataset
 from model.errors import RunFailedError
 from model.inference.bundle import load_bundle, save_bundle
-from model.network.tagger import device_of
-from model.training.loop import evaluate
+from model.network.device import device_of
+from model.training.evaluation import evaluate
 from model.training.metrics import summarise
 
 

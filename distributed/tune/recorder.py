@@ -3,22 +3,17 @@
 import queue
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from ray import cloudpickle
 from ray import tune as raytune
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
-from ray.tune.search import Searcher
-from ray.tune.search.optuna import OptunaSearch
 
 from distributed.sweep.ablation import keep_counts
-from distributed.sweep.plan import proposal
-from distributed.sweep.space import Space, optuna_space
-from distributed.sweep.state import Journal, Sweep, Trial, now
+from distributed.sweep.journal import Journal, now
+from distributed.sweep.state import Sweep, Trial
 from distributed.train.checkpoint import forget_checkpoints
-from distributed.train.tracking import SweepTracker
-from distributed.tune.trial_run import Answer, score_of
+from distributed.tune.tracking import SweepTracker
+from distributed.tune.trial_run import Answer
 from model import storage
 
 
@@ -108,131 +103,6 @@ class Recorder:
             raise
 
 
-class Proposals(Searcher):
-    """Tells Tune what to train: first what is known and not at its end, then what the sampler draws."""
-
-    def __init__(self, recorder: Recorder, space: Space) -> None:
-        """With an empty space nothing new is drawn."""
-        super().__init__()
-        self.recorder, self.space, self.plan = recorder, space, recorder.sweep.plan
-        sweep = recorder.sweep
-        self.again = [trial for trial in sweep.all if trial.state in ("running", "unfinished")]
-        drawing = bool(space) or self.plan.sampler in ("record", "ablation")
-        self.new = self.plan.trials - len(sweep.searched) if drawing else 0
-        self.drawn: set[str] = set()  # Tune's ids of what Optuna proposed here
-        self.optuna = self._begin_optuna() if self.plan.sampler == "tpe" and space else None
-
-    def _begin_optuna(self) -> OptunaSearch:
-        """Optuna's TPE, which is told of the trials that have ended."""
-        sweep, metric = self.recorder.sweep, self.plan.metric
-        # A sweep that goes on must not draw again what it drew first.
-        seed = self.plan.config.training.seed + len(sweep.searched)
-        search = OptunaSearch(optuna_space(self.space), metric, "max", seed=seed)
-        for trial in sweep.searched:
-            if trial not in self.again:
-                search.add_evaluated_point(trial.values, max(trial.rank(metric), 0.0))
-        return search
-
-    @property
-    def left(self) -> int:
-        """How many trainings are still to be handed out."""
-        return len(self.again) + self.new
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        """The next training, or FINISHED."""
-        if not self.left or self.recorder.over:
-            return Searcher.FINISHED
-        sweep = self.recorder.sweep
-        if self.again:
-            trial = self.again.pop(0)
-        else:
-            self.new -= 1
-            trial = self._draw(trial_id)
-            self.recorder.propose(trial)
-        config = sweep.config_of(trial).model_dump()
-        return {"trial": trial.name, "config": config, "folder": sweep.folder_of(trial)}
-
-    def _draw(self, trial_id: str) -> Trial:
-        number = len(self.recorder.sweep.searched)
-        name = f"t{number + 1:03d}"
-        if self.optuna is not None:
-            self.drawn.add(trial_id)
-            return Trial(name, self.optuna.suggest(trial_id), self.plan.max_epochs)
-        series, values, epochs = proposal(self.plan, self.space, number)
-        return Trial(name, values, epochs, series)
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tells Optuna of a trial's best epoch."""
-        if self.optuna is None or not result:
-            return
-        trial, metric = self.recorder.sweep.trials[result["answer"].trial], self.plan.metric
-        value = max(trial.rank(metric), 0.0)
-        if trial_id in self.drawn:
-            self.optuna.on_trial_complete(trial_id, {metric: value}, error)
-        else:  # proposed before a restart
-            self.optuna.add_evaluated_point(trial.values, value)
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing: the journal is the state."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing: the journal is the state."""
-
-
-def name_of(trial: Any) -> str:
-    """Our name of a Tune trial."""
-    return trial.config["trial"]
-
-
-def _named(trial: Any) -> Any:
-    """A Tune trial under our name, which it keeps when the sweep goes on after a restart."""
-    return SimpleNamespace(trial_id=name_of(trial))
-
-
-class Rungs(ASHAScheduler):
-    """ASHA over epochs, which stands where the journal says that it stood."""
-
-    def __init__(self, recorder: Recorder) -> None:
-        sweep, plan = recorder.sweep, recorder.sweep.plan
-        super().__init__(
-            "epoch", "score", "max", max_t=plan.max_epochs, grace_period=plan.grace, reduction_factor=plan.eta
-        )
-        self.recorder = recorder
-        for trial in sweep.searched:
-            known = SimpleNamespace(trial_id=trial.name)
-            super().on_trial_add(None, known)
-            for figures in trial.figures:
-                super().on_trial_result(None, known, figures | {"score": score_of(figures, plan.metric)})
-
-    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """A trial begins."""
-        super().on_trial_add(tune_controller, _named(trial))
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Goes on, stops for being among the worse at a rung, or stops because the time is over."""
-        decision = super().on_trial_result(tune_controller, _named(trial), result)
-        return TrialScheduler.STOP if self.recorder.over else decision
-
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """A trial has ended; its rungs are known from its results."""
-
-    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
-        """A trial that never began is dropped."""
-        super().on_trial_remove(tune_controller, _named(trial))
-
-
-class Whole(FIFOScheduler):
-    """Every trial in full, unless the time is over."""
-
-    def __init__(self, recorder: Recorder) -> None:
-        super().__init__()
-        self.recorder = recorder
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Goes on, or stops because the time is over."""
-        return TrialScheduler.STOP if self.recorder.over else TrialScheduler.CONTINUE
-
-
 class Watch(raytune.Callback):
     """Writes down what Tune sees."""
 
@@ -273,3 +143,8 @@ def _reason(trial: Any) -> str:
     cause = getattr(error, "cause", None) or error
     lines = str(cause).strip().splitlines()
     return f"{type(cause).__name__}: {lines[0] if lines else ''}"
+
+
+def name_of(trial: Any) -> str:
+    """Our name of a Tune trial."""
+    return trial.config["trial"]

@@ -18,10 +18,10 @@ import torch.distributed as dist
 from ray import tune
 
 from distributed.cluster.connection import new_queue, set_defaults_of_ray
-from distributed.train.network import Torch
+from distributed.train.events import tell
 from distributed.train.process_group import Group
-from distributed.train.worker import Trainer
-from distributed.tune.trial_run import Answer, Order, Settings, TrialRun, score_of, tell
+from distributed.train.trainer import Torch, Trainer
+from distributed.tune.trial_run import Answer, Order, Settings, TrialRun, score_of
 from model.training.communicator import Alone
 
 SECONDS_BETWEEN_BEATS = 5.0

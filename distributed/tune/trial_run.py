@@ -2,40 +2,18 @@
 
 from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from distributed.train.checkpoint import Keeper
-from model.config import TaggerConfig, make_config
-from model.data.dataset import Dataset, Split
+from distributed.train.events import tell
+from distributed.train.shared_data import Data
+from model.config import make_config
 from model.errors import DivergedError, UserError
+from model.network.tagger import new_tagger
 from model.training.communicator import Workers
-from model.training.loop import Figures, Training, new_tagger
+from model.training.loop import Figures, Training
 
 _TIE = 1e-6  # weight of the loss in what ASHA compares: far below any difference of an F1
-
-
-class Data(NamedTuple):
-    """What a training, or all trials of a sweep, learn from; it lies once in each node's shared memory."""
-
-    train: Split
-    valid: Split
-    words: int
-    vectors: npt.NDArray[np.float32] | None
-
-    @classmethod
-    def load(cls, location: str, spelled: bool) -> "Data":
-        """From a dataset directory; `spelled` as in `Dataset.load`."""
-        dataset = Dataset(location)
-        train, valid = (dataset.load(split, spelled) for split in ("train", "valid"))
-        return cls(train, valid, dataset.info["words"], dataset.vectors())
-
-    def vectors_for(self, config: TaggerConfig) -> torch.Tensor | None:
-        """What a tagger's embedding begins from; None for random numbers."""
-        if not config.vectors or self.vectors is None:
-            return None
-        return torch.from_numpy(self.vectors.copy())  # shared memory is read-only, which torch does not know
 
 
 class Order(NamedTuple):
@@ -123,8 +101,3 @@ class TrialRun:
         return Answer(
             self.order.trial, number, training.history[number - 1], training.finished and number == training.epoch
         )
-
-
-def tell(events: Any, kind: str, value: Any) -> None:
-    """Sends an event to the driver without waiting for it; a trial does not depend on being watched."""
-    events.actor.put_nowait.remote((kind, value))

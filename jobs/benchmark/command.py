@@ -34,7 +34,7 @@ def benchmark(
 
     With --peers: train a CRF, spaCy and both presets on the dataset, on the CPU, and compare them on its test split.
     """
-    from jobs.demo import prepare_corpus, write_corpus
+    from jobs.demo_corpus import prepare_corpus, write_corpus
     from model import storage
     from model.errors import UserError
 

@@ -27,8 +27,9 @@ from jobs.benchmark.reference import hand_made_steps, training_steps
 from model.config import make_config
 from model.data.dataset import Dataset
 from model.errors import RunFailedError
+from model.network.tagger import new_tagger
 from model.training.communicator import Alone
-from model.training.loop import Training, new_tagger
+from model.training.loop import Training
 
 _PATIENCE = timedelta(minutes=5)
 _GO, _END = "go", "end"
@@ -175,8 +176,7 @@ def by_ray(drill: Drill, store: TCPStore, gpu: bool) -> Iterator[Waiting]:
 
     import ray.train
 
-    from distributed.train.network import Torch
-    from distributed.train.worker import Trainer
+    from distributed.train.trainer import Torch, Trainer
 
     with tempfile.TemporaryDirectory(prefix="tandem-drill-") as scratch:
         trainer = Trainer(

@@ -18,9 +18,11 @@ from model.data.dataset import Dataset
 from model.errors import UserError
 from model.inference.bundle import save_bundle
 from model.inference.extractor import TEXTS_HELD, Extractor
-from model.network.tagger import check_precision
+from model.network.device import check_precision
+from model.network.tagger import new_tagger
 from model.prepare.builder import Recipe, prepare
-from model.training.loop import Training, evaluate, new_tagger
+from model.training.evaluation import evaluate
+from model.training.loop import Training
 from model.training.metrics import summarise
 
 CEILING, CEILING_HALF = "one matrix product, float32", "one matrix product, bfloat16"

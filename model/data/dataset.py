@@ -24,13 +24,25 @@ from safetensors.numpy import load
 from tokenizers import Tokenizer
 
 from model import storage
-from model.data.examples import Example
+from model.data.examples import Example, Labelled
 from model.data.features import Speller, Views
 from model.data.labels import tags_of_spans
 from model.data.tokenizer import parse_tokenizer
 from model.errors import UserError
-from model.prepare.readers import Labelled
-from model.prepare.writers import FORMAT_VERSION, SPLITS, part_name
+
+FORMAT_VERSION = 1
+SPLITS = ("train", "valid", "test")
+_INTS = pa.list_(pa.int32())
+SCHEMA = pa.schema(
+    [
+        ("text", pa.string()),
+        ("ids", _INTS),  # vocabulary ids
+        ("starts", _INTS),  # first character of each token
+        ("ends", _INTS),  # one after its last
+        ("span_starts", _INTS),  # first token of each keyphrase
+        ("span_ends", _INTS),  # one after its last
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -191,3 +203,8 @@ def split_of(examples: Iterable[Example], spelled: bool = False) -> Split:
     starts, ends = np.array(offsets, np.int32).reshape(-1, 2).T
     views = Speller()(texts, starts, ends, bounds) if spelled else None
     return Split(np.array(ids, np.int32), tags, bounds, views)
+
+
+def part_name(number: int) -> str:
+    """The file name of a split's part."""
+    return f"part-{number:05d}.parquet"

@@ -15,9 +15,10 @@ from itertools import tee, zip_longest
 from typing import Any, NamedTuple
 
 from model import storage
+from model.data.examples import later
 from model.errors import LineError, UserError
 from model.inference.extractor import TEXTS_HELD, Extractor, Keyphrase
-from model.prepare.readers import later, text_of_line
+from model.prepare.readers import text_of_line
 from model.shards import Over, Range, cut, here
 
 MARKER = "extraction.json"

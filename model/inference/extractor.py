@@ -14,8 +14,8 @@ from model.data.features import Speller
 from model.data.tokenizer import PAD, UNKNOWN, Cut, Cutter
 from model.inference.bundle import load_bundle
 from model.network.decoding import find
-from model.network.device import keep_freed_memory
-from model.network.tagger import Tagger, device_of
+from model.network.device import device_of, keep_freed_memory
+from model.network.tagger import Tagger
 
 TEXTS_HELD = 2048
 BATCH = 256

@@ -15,10 +15,17 @@ from torch import nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from model.data.labels import LEGAL, MAY_END, MAY_START, B, Chain, E, I, O, S
+from model.data.labels import LEGAL, MAY_END, MAY_START, B, E, I, O, S
 
 LONGEST = 12  # tokens of a keyphrase that spans are looked for with
-_MIXER = 6364136223846793005  # of a 64-bit generator: its multiples share no pattern with row and word numbers
+
+
+class Chain(NamedTuple):
+    """Scores beside those of the head: of a first tag (5,), of a tag after another (from, to) and of a last tag (5,)."""
+
+    start: torch.Tensor
+    step: torch.Tensor
+    end: torch.Tensor
 
 
 class Transitions(nn.Module):
@@ -157,52 +164,3 @@ def span_probabilities(logits: torch.Tensor, chain: Chain, lengths: torch.Tensor
         begun = begun[:-1] * weights.step[previous, I] * given[size - 1 :, :, I]
         previous = I
     return likely.transpose(0, 1).float()
-
-
-def highest_of_alike(likely: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
-    """Gives each span the probability of the likeliest span of its text that has the same words.
-
-    Args:
-        likely: (B, T, K) of `span_probabilities`.
-        words: (B, T) equal numbers for equal words.
-    """
-    rows = torch.arange(len(words), device=words.device)[:, None]
-    keys = torch.empty_like(likely, dtype=torch.long)
-    keys[..., 0] = key = words * _MIXER + rows  # overflow does no harm: what counts is whether keys are equal
-    for size in range(1, likely.shape[2]):
-        key = key[:, :-1] * _MIXER + words[:, size:]
-        keys[:, size:, size] = key
-    possible = likely > 0
-    _, alike = keys[possible].unique(return_inverse=True)
-    own = likely[possible]
-    highest = own.new_zeros(len(own)).scatter_reduce_(0, alike, own, "amax")
-    return likely.masked_scatter(possible, highest[alike])
-
-
-def likely_spans(likely: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
-    """The tags (B, T) of the disjoint spans whose probabilities exceed a threshold by the most, in sum.
-
-    Taking a span whose probability is above F / 2, where F is the F1 that is reached in the end, raises the expected F1,
-    and no other does (Lipton et al., ECML 2014); a likeliest sequence leaves such spans out.
-
-    Args:
-        likely: of `span_probabilities`; 0 for spans that reach into the padding.
-        threshold: above 0; a scalar, or (B,) for each row its own.
-    """
-    rows, steps, longest = likely.shape
-    gains = likely - threshold.view(-1, 1, 1)
-    best = gains.new_zeros(rows, steps + 1)  # by how many tokens are decided
-    taken = torch.zeros(rows, steps + 1, dtype=torch.long, device=likely.device)
-    for t in range(1, steps + 1):
-        sizes = min(longest, t)
-        gain, size = (gains[:, t - 1, :sizes] + best[:, t - sizes : t].flip(1)).max(1)
-        taken[:, t] = torch.where(gain > best[:, t - 1], size + 1, 0)
-        best[:, t] = torch.maximum(gain, best[:, t - 1])
-    tags = torch.full((rows, steps), O, device=likely.device)
-    left = torch.zeros(rows, dtype=torch.long, device=likely.device)  # tokens of a span that are still to be tagged
-    for t in range(steps, 0, -1):
-        ends = (left == 0) & (taken[:, t] > 0)
-        inside = torch.where(left > 1, I, torch.where(left == 1, B, O))
-        tags[:, t - 1] = torch.where(ends, torch.where(taken[:, t] > 1, E, S), inside)
-        left = torch.where(ends, taken[:, t], left.clamp(min=1)) - 1
-    return tags

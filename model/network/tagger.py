@@ -7,8 +7,6 @@
 Shapes: B texts, T tokens, D embedding size, W window, H1 and H2 hidden sizes (twice as many when bidirectional).
 """
 
-import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,12 +18,11 @@ from torch import nn
 from model.config import TaggerConfig
 from model.data.features import ROWS as SPELLINGS
 from model.data.features import VIEWS
-from model.data.labels import Chain
 from model.data.tokenizer import PAD, UNKNOWN
-from model.errors import UserError
+from model.network.cpu.dropout import dropout_mask
 from model.network.cpu.layer import layer_of_words, layer_with_head
 from model.network.cpu.packing import joined_rows, pack
-from model.network.crf import Transitions
+from model.network.crf import Chain, Transitions
 
 _CELLS = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 
@@ -33,7 +30,6 @@ _CELLS = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 # is seen, hardly leaves its random place: F1 0.44 against 0.50 on 10,722 tweets after 8 epochs.
 _EMBEDDING_SPREAD = 0.1
 _UNSETTLED = 0.5  # the threshold of a tagger that no validation split has seen
-_LEVELS = 2**16  # of two random bytes
 
 
 class Reading(NamedTuple):
@@ -257,48 +253,15 @@ def _spelling_table(size: int) -> nn.Embedding:
     return table
 
 
-def dropout_mask(shape: Sequence[int], share: float) -> torch.Tensor:
-    """0 for a share of the places, and in the others what keeps the mean: drawn at random, on the CPU.
-
-    A place takes one random bit, or two bytes where the share is not one half. torch takes a number of 64 bits for each, from a
-    generator that makes one after the other: a third of a training step.
-    """
-    size = math.prod(shape)
-    source = np.random.SFC64(int(torch.randint(2**62, ())))  # torch's generator decides, so that one seed is enough
-    if share == 0.5:
-        kept = np.unpackbits(source.random_raw(-(-size // 64)).view(np.uint8), count=size)
-        scale = 2.0
-    else:
-        below = min(round(share * _LEVELS), _LEVELS - 1)
-        kept = (source.random_raw(-(-size // 4)).view(np.uint16)[:size] >= below).view(np.uint8)
-        scale = _LEVELS / (_LEVELS - below)
-    return torch.from_numpy(kept).view(*shape) * scale
-
-
-def device_of(name: str) -> torch.device:
-    """The device `cpu`, `cuda` or `cuda:N`. Raises UserError where this machine or this build of torch has none."""
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"device {name}: cannot be used here ({reason}); choose cpu, or cuda where there is one"
-        ) from None
-    return device
-
-
-def check_precision(precision: str, device: torch.device) -> None:
-    """Raises UserError where a processor would only imitate a precision: it takes a hundred times as long, or fails."""
-    imitated = device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    if precision == "bfloat16" and imitated:
-        raise UserError(
-            "training.precision is bfloat16, and this processor has no instructions for it; use float32, or --device cuda"
-        )
-
-
 def windows(vectors: torch.Tensor, size: int) -> torch.Tensor:
     """Each vector between its neighbours, zeros beyond the ends: (B, T, D) -> (B, T, size * D), leftmost first."""
     time, reach = vectors.shape[1], size // 2
     padded = F.pad(vectors, (0, 0, reach, reach))
     return torch.cat([padded[:, shift : shift + time] for shift in range(size)], dim=-1)
+
+
+def new_tagger(config: TaggerConfig, words: int, seed: int, vectors: torch.Tensor | None = None) -> Tagger:
+    """A tagger with first weights that depend on the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Tagger(config, words, vectors)

@@ -18,14 +18,16 @@ from safetensors.numpy import save
 
 from model import storage
 from model.config import TaggerConfig
+from model.data.dataset import FORMAT_VERSION, SPLITS
+from model.data.examples import Tally, later, told
 from model.data.tokenizer import SPECIAL
 from model.errors import LineError, UserError
 from model.prepare.passes import Facts, Piece, Rules, first_pass, second_pass
-from model.prepare.readers import Tally, later, sources, told
+from model.prepare.readers import sources
 from model.prepare.vectors import joining, read_vectors, start_table
 from model.prepare.vocabulary import WordCounts, save_tokenizer
 from model.prepare.word2vec import FREQUENCY, pretrain, unlabelled
-from model.prepare.writers import FORMAT_VERSION, SPLITS, read_words, write_vocabulary
+from model.prepare.writers import read_words, write_vocabulary
 from model.shards import Over, cut, here
 
 

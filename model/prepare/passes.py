@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from model.data.examples import Span, spans_of
+from model.data.examples import Labelled, Span, Tally, spans_of
 from model.data.tokenizer import Cut, Cutter
 from model.errors import UserError
-from model.prepare.readers import Labelled, Reader, Tally
+from model.prepare.readers import Reader
 from model.prepare.writers import drafts, ids_of, rows_of, write_part, write_words
 from model.shards import Range, checksum
 

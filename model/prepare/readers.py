@@ -13,11 +13,11 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from itertools import islice, repeat
 from typing import Any
 
 from model import storage
+from model.data.examples import Labelled, Tally
 from model.errors import LineError, UserError
 from model.prepare import hashtags
 from model.shards import Range
@@ -25,68 +25,6 @@ from model.shards import Range
 FORMATS = ("tsv", "jsonl", "conll", "raw")
 _TAG = re.compile(r"^(?:O|[BIESLU](?:-\S+)?)$")
 _SAMPLE_LINES = 200
-
-
-@dataclass(frozen=True, slots=True)
-class Labelled:
-    """A text and what is known of its keyphrases: either places or words.
-
-    Attributes:
-        text: the text.
-        place: `file:line` where it stands, 1-based.
-        spans: (start, end) in characters, half-open.
-        keyphrases: phrases to look for in the text, used where `spans` is None.
-        every: mark every occurrence of a keyphrase; otherwise the first alone.
-    """
-
-    text: str
-    place: str
-    spans: tuple[tuple[int, int], ...] | None = None
-    keyphrases: tuple[str, ...] = ()
-    every: bool = False
-
-
-@dataclass
-class Tally:
-    """What was left out, and why: for each reason a count and the first places."""
-
-    limit: int = 10
-    counts: dict[str, int] = field(default_factory=dict)
-    places: dict[str, list[str]] = field(default_factory=dict)
-
-    def add(self, reason: str, place: str) -> None:
-        """Counts one more case of a reason."""
-        self.counts[reason] = self.counts.get(reason, 0) + 1
-        shown = self.places.setdefault(reason, [])
-        if len(shown) < self.limit:
-            shown.append(place)
-
-    def join(self, other: "Tally", lines_before: int) -> None:
-        """Adds what a tally of the next lines counted, whose places begin that many lines later."""
-        for reason, number in other.counts.items():
-            self.counts[reason] = self.counts.get(reason, 0) + number
-            shown = self.places.setdefault(reason, [])
-            places = other.places[reason][: self.limit - len(shown)]
-            shown += [later(place, lines_before) for place in places]
-
-
-def later(place: str, lines_before: int) -> str:
-    """A place whose line is counted from further back."""
-    file, _, line = place.rpartition(":")
-    return f"{file}:{int(line) + lines_before}"
-
-
-def told(counts: dict[str, int], places: dict[str, list[str]]) -> list[str]:
-    """What a tally counted, in words: the most frequent reason first, each with its first lines as `file:1,5,9`."""
-    lines = []
-    for reason, number in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-        by_file: dict[str, list[str]] = {}
-        for place in places[reason]:
-            file, _, line = place.rpartition(":")
-            by_file.setdefault(file, []).append(line)
-        shown = "; ".join(f"{file}:{','.join(dict.fromkeys(each))}" for file, each in by_file.items())
-        lines.append(f"{number:,} x {reason}: {shown}{', ...' if number > len(places[reason]) else ''}")
-    return lines
 
 
 class Reader:

@@ -12,9 +12,10 @@ from typing import IO, Any, NamedTuple
 from zlib import crc32
 
 from model import storage
+from model.data.examples import Tally
 from model.data.tokenizer import Cutter
 from model.errors import LineError, UserError
-from model.prepare.readers import Reader, Tally, first_lines, looks_conll, text_of_line
+from model.prepare.readers import Reader, first_lines, looks_conll, text_of_line
 from model.prepare.vocabulary import COUNTED
 from model.shards import Range, checksum
 

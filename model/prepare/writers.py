@@ -16,33 +16,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from model import storage
+from model.data.dataset import SCHEMA, part_name
 from model.data.examples import Span
 from model.data.tokenizer import SPECIAL, UNKNOWN, Cut
 from model.prepare.vocabulary import bucket_of
 
-FORMAT_VERSION = 1
-SPLITS = ("train", "valid", "test")
 _ROWS_PER_GROUP = 10_000
 _WORDS_AT_ONCE = 50_000
 _VOCABULARY = "vocabulary"
 
-_INTS = pa.list_(pa.int32())
-SCHEMA = pa.schema(
-    [
-        ("text", pa.string()),
-        ("ids", _INTS),  # vocabulary ids
-        ("starts", _INTS),  # first character of each token
-        ("ends", _INTS),  # one after its last
-        ("span_starts", _INTS),  # first token of each keyphrase
-        ("span_ends", _INTS),  # one after its last
-    ]
-)
 _WORDS = pa.schema([("word", pa.string()), ("count", pa.int64()), ("bucket", pa.int8())])
-
-
-def part_name(number: int) -> str:
-    """The file name of a split's part."""
-    return f"part-{number:05d}.parquet"
 
 
 def rows_of(texts: list[str], cut: Cut, rows: list[int], spans: list[list[Span]]) -> pa.RecordBatch:

@@ -12,21 +12,20 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
-from model.config import TaggerConfig, TrainingConfig
-from model.data.batching import Batch, Rows, ahead, collate, epoch_batches, ordered_batches
+from model.config import TrainingConfig
+from model.data.batching import Batch, Rows, ahead, collate, epoch_batches
 from model.data.dataset import Split
 from model.errors import DivergedError
-from model.network.device import keep_freed_memory
-from model.network.tagger import Logits, Tagger, check_precision
+from model.network.device import check_precision, keep_freed_memory
+from model.network.tagger import Tagger
 from model.training import legacy_metrics
 from model.training.communicator import Alone, Workers
+from model.training.evaluation import evaluate
 from model.training.loss import dual_loss
-from model.training.metrics import Counts, count, count_at, count_keywords, score, summarise
+from model.training.metrics import Counts, summarise
 from model.training.optimizer import clip_gradients, lr_at, make_optimizers
 
 RANKED_BY = "valid/keyphrase_f1"
-EVALUATION_BATCH = 256
-_THRESHOLDS = torch.arange(0.1, 0.61, 0.05)
 _SECONDS_BETWEEN_REPORTS = 0.5
 _STEPS_BETWEEN_CHECKS = 20  # each asks the device and the other workers for a number, so not every step
 
@@ -54,64 +53,6 @@ class Keeper(Protocol):
     def keep(self, training: "Training") -> None:
         """Keeps it as it is; called on all workers at the same step where one of them wants it."""
         ...
-
-
-class Evaluation(NamedTuple):
-    """Counts (texts, 8) in the split's order, and each head's loss as a mean per token."""
-
-    counts: Counts
-    keyword_loss: float
-    keyphrase_loss: float
-
-
-def new_tagger(config: TaggerConfig, words: int, seed: int, vectors: torch.Tensor | None = None) -> Tagger:
-    """A tagger with first weights that depend on the seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return Tagger(config, words, vectors)
-
-
-@torch.no_grad()
-def answers(
-    tagger: Tagger, split: Split, device: torch.device, share: slice = slice(None)
-) -> Iterator[tuple[Rows, Batch, Logits]]:
-    """A tagger's answers to the texts of a split, or to a share of its batches: rows, batch and logits of each batch."""
-    tagger.eval()
-    for rows in ordered_batches(split.lengths, EVALUATION_BATCH)[share]:
-        batch = collate(split, rows).to(device)
-        yield rows, batch, tagger(batch.ids, batch.lengths, batch.views)
-
-
-@torch.no_grad()
-def evaluate(
-    tagger: Tagger, split: Split, device: torch.device, workers: Workers | None = None, settle: bool = False
-) -> Evaluation:
-    """Measures a tagger on a split; several workers share the texts and all get the whole result.
-
-    With `settle`, a tagger that reads spans by their probability gets the threshold that is best on this split, and
-    learns whether the same words in a text are to agree; the figures are those of this choice, and so a little better
-    than on texts that had no say in it.
-    """
-    workers = workers or Alone()
-    counts = torch.zeros(len(split), 8, dtype=torch.long, device=device)
-    thresholds = _THRESHOLDS.to(device) if settle and tagger.threshold is not None else None
-    at = torch.zeros(0 if thresholds is None else len(split), 2 * len(_THRESHOLDS), 4, dtype=torch.long, device=device)
-    losses = torch.zeros(2, dtype=torch.float64, device=device)
-    for rows, batch, logits in answers(tagger, split, device, slice(workers.rank, None, workers.size)):
-        place = torch.from_numpy(rows).to(device)
-        if thresholds is None:
-            counts[place] = count(logits, batch)
-        else:
-            counts[place, 4:], at[place] = count_keywords(logits, batch), count_at(logits, batch, thresholds)
-        losses += torch.stack(dual_loss(logits, batch)).double()
-    keyword, keyphrase = (workers.sum(losses) / len(split.ids)).tolist()
-    if thresholds is not None:
-        assert tagger.threshold is not None and tagger.agreement is not None
-        best = int(score(*workers.sum(at.sum(0))[:, :3].T.cpu().numpy()).f1.argmax())
-        tagger.threshold.copy_(thresholds[best % len(thresholds)])
-        tagger.agreement.fill_(best // len(thresholds))
-        counts[:, :4] = at[:, best]
-    return Evaluation(workers.sum(counts).cpu().numpy(), keyword, keyphrase)
 
 
 class Training:

@@ -148,7 +148,7 @@ def main() -> None:
 
 
 def _small(folder: Path) -> str:
-    from jobs.demo import prepare_corpus, write_corpus
+    from jobs.demo_corpus import prepare_corpus, write_corpus
 
     return prepare_corpus(write_corpus(folder / "corpus", 1000), folder / "data")
 

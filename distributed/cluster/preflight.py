@@ -1,0 +1,49 @@
+"""What can be known to fail before any work is done."""
+
+from pathlib import Path
+
+from distributed.cluster.resources import Resources
+from model import storage
+from model.config import Config
+from model.data.batching import smallest_batch
+from model.data.dataset import Dataset
+from model.errors import UserError
+
+
+def check_data(config: Config, dataset: Dataset) -> None:
+    """Raises UserError where the dataset lacks a split, or does not go with the configuration."""
+    dataset.require("train")
+    dataset.require("valid")
+    smallest = smallest_batch(dataset.rows("train"), config.training.batch)
+    if config.run.workers > smallest:
+        raise UserError(
+            f"{config.run.workers} workers, but the smallest batch has {smallest} texts ({dataset.rows('train')} texts in "
+            f"batches of {config.training.batch}); lower --workers or raise --batch"
+        )
+    size = (dataset.info.get("vectors") or {}).get("size", config.tagger.embedding)
+    if config.tagger.vectors and size != config.tagger.embedding:
+        raise UserError(
+            f"{config.data}: its word vectors have {size} values, and tagger.embedding is {config.tagger.embedding}; "
+            f"use --set tagger.embedding={size}, or --set tagger.vectors=false to do without them"
+        )
+
+
+def check_storage(location: str, cluster: Resources, option: str = "--storage") -> None:
+    """Raises UserError where files cannot be written, or where the other nodes would not see them."""
+    several = cluster.at_most.nodes > 1
+    if several and not storage.is_remote(location) and not _is_mounted(Path(storage.absolute(location))):
+        raise UserError(
+            f"storage {location}: is a local path, and the cluster has {cluster.has('node')}; give {option} a path on a "
+            f"file system that every node mounts, or a URI such as s3://bucket/runs"
+        )
+    probe = storage.join(location, ".writable")
+    try:
+        storage.write(probe, b"probe")
+        storage.remove(probe)
+    except OSError as error:
+        raise UserError(f"storage {location}: cannot be written: {error}; choose another with {option}") from None
+
+
+def _is_mounted(path: Path) -> bool:
+    """Whether a path lies on a file system of its own, as network file systems do."""
+    return any(parent != Path("/") and parent.is_mount() for parent in (path, *path.parents))

@@ -1,0 +1,32 @@
+"""What a training, or all trials of a sweep, learn from, once in each node's memory."""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from model.config import TaggerConfig
+from model.data.dataset import Dataset, Split
+
+
+class Data(NamedTuple):
+    """What a training, or all trials of a sweep, learn from; it lies once in each node's shared memory."""
+
+    train: Split
+    valid: Split
+    words: int
+    vectors: npt.NDArray[np.float32] | None
+
+    @classmethod
+    def load(cls, location: str, spelled: bool) -> "Data":
+        """From a dataset directory; `spelled` as in `Dataset.load`."""
+        dataset = Dataset(location)
+        train, valid = (dataset.load(split, spelled) for split in ("train", "valid"))
+        return cls(train, valid, dataset.info["words"], dataset.vectors())
+
+    def vectors_for(self, config: TaggerConfig) -> torch.Tensor | None:
+        """What a tagger's embedding begins from; None for random numbers."""
+        if not config.vectors or self.vectors is None:
+            return None
+        return torch.from_numpy(self.vectors.copy())  # shared memory is read-only, which torch does not know

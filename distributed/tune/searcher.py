@@ -1,0 +1,82 @@
+"""What Ray Tune is given to try."""
+
+from typing import Any
+
+from ray.tune.search import Searcher
+from ray.tune.search.optuna import OptunaSearch
+
+from distributed.sweep.plan import proposal
+from distributed.sweep.space import Space, optuna_space
+from distributed.sweep.state import Trial
+from distributed.tune.recorder import Recorder
+
+
+class Proposals(Searcher):
+    """Tells Tune what to train: first what is known and not at its end, then what the sampler draws."""
+
+    def __init__(self, recorder: Recorder, space: Space) -> None:
+        """With an empty space nothing new is drawn."""
+        super().__init__()
+        self.recorder, self.space, self.plan = recorder, space, recorder.sweep.plan
+        sweep = recorder.sweep
+        self.again = [trial for trial in sweep.all if trial.state in ("running", "unfinished")]
+        drawing = bool(space) or self.plan.sampler in ("record", "ablation")
+        self.new = self.plan.trials - len(sweep.searched) if drawing else 0
+        self.drawn: set[str] = set()  # Tune's ids of what Optuna proposed here
+        self.optuna = self._begin_optuna() if self.plan.sampler == "tpe" and space else None
+
+    def _begin_optuna(self) -> OptunaSearch:
+        """Optuna's TPE, which is told of the trials that have ended."""
+        sweep, metric = self.recorder.sweep, self.plan.metric
+        # A sweep that goes on must not draw again what it drew first.
+        seed = self.plan.config.training.seed + len(sweep.searched)
+        search = OptunaSearch(optuna_space(self.space), metric, "max", seed=seed)
+        for trial in sweep.searched:
+            if trial not in self.again:
+                search.add_evaluated_point(trial.values, max(trial.rank(metric), 0.0))
+        return search
+
+    @property
+    def left(self) -> int:
+        """How many trainings are still to be handed out."""
+        return len(self.again) + self.new
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        """The next training, or FINISHED."""
+        if not self.left or self.recorder.over:
+            return Searcher.FINISHED
+        sweep = self.recorder.sweep
+        if self.again:
+            trial = self.again.pop(0)
+        else:
+            self.new -= 1
+            trial = self._draw(trial_id)
+            self.recorder.propose(trial)
+        config = sweep.config_of(trial).model_dump()
+        return {"trial": trial.name, "config": config, "folder": sweep.folder_of(trial)}
+
+    def _draw(self, trial_id: str) -> Trial:
+        number = len(self.recorder.sweep.searched)
+        name = f"t{number + 1:03d}"
+        if self.optuna is not None:
+            self.drawn.add(trial_id)
+            return Trial(name, self.optuna.suggest(trial_id), self.plan.max_epochs)
+        series, values, epochs = proposal(self.plan, self.space, number)
+        return Trial(name, values, epochs, series)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Tells Optuna of a trial's best epoch."""
+        if self.optuna is None or not result:
+            return
+        trial, metric = self.recorder.sweep.trials[result["answer"].trial], self.plan.metric
+        value = max(trial.rank(metric), 0.0)
+        if trial_id in self.drawn:
+            self.optuna.on_trial_complete(trial_id, {metric: value}, error)
+        else:  # proposed before a restart
+            self.optuna.add_evaluated_point(trial.values, value)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the journal is the state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the journal is the state."""
