@@ -41,7 +41,7 @@ class Terminated(BaseException):
     """SIGTERM arrived."""
 
 
-def say(text: str) -> None:
+def echo(text: str) -> None:
     """A line for the person who watches."""
     print(text, file=sys.stderr, flush=True)
 
@@ -84,11 +84,11 @@ def _terminate(*_: Any) -> None:
 
 
 def _stop(message: str, code: int) -> None:
-    say(message)
+    echo(message)
     raise typer.Exit(code) from None
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """`1:05` or `2:03:00`."""
     minutes, rest = divmod(round(max(seconds, 0)), 60)
     hours, minutes = divmod(minutes, 60)
@@ -111,7 +111,7 @@ def table(figures: dict[str, float]) -> str:
 
 
 @contextmanager
-def counting(what: str) -> Iterator[Callable[[int], None]]:
+def progress_counter(what: str) -> Iterator[Callable[[int], None]]:
     """Gives a function to tell how many are done; shows it live on a terminal, elsewhere as a line now and then."""
     began = shown = time.monotonic()
     live = sys.stderr.isatty()

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.console import INVOCATION, command, print_json, say, table
+from jobs.console import INVOCATION, command, echo, print_json, table
 from jobs.demo_corpus import prepare_corpus, write_corpus
 
 # No name in these stands in the corpus, and each holds one that is no keyphrase: what stands around a name decides.
@@ -25,17 +25,17 @@ def demo(
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Build the corpus, train on this machine, evaluate, and extract from three new sentences."""
-    from distributed.cluster.connection import stay_on_this_machine
+    from distributed.cluster.connection import force_local_cluster
     from jobs.train import run
     from model.config import make_config
     from model.inference.extractor import Extractor
 
-    stay_on_this_machine()  # where the demo's files lie
+    force_local_cluster()  # where the demo's files lie
     place = Path(folder)
-    say(f"1 of 4  corpus: {texts:,} generated texts in {place / 'corpus'}")
+    echo(f"1 of 4  corpus: {texts:,} generated texts in {place / 'corpus'}")
     files = write_corpus(place / "corpus", texts)
     data = prepare_corpus(files, place / "dataset")
-    say(f"2 of 4  training with {workers} workers")
+    echo(f"2 of 4  training with {workers} workers")
     config = make_config(
         {
             "data": data,
@@ -44,16 +44,16 @@ def demo(
         }
     )
     result = run(config)
-    say("3 of 4  evaluation on texts that the training has not seen")
+    echo("3 of 4  evaluation on texts that the training has not seen")
     figures = measure(result["bundle"], data)
-    say(table(figures))
-    say("4 of 4  extraction from new sentences")
+    echo(table(figures))
+    echo("4 of 4  extraction from new sentences")
     extractor = Extractor.load(result["bundle"])
     for sentence in SENTENCES:
         print(sentence)
         for each in extractor.one(sentence):
             print(f"    {each.text}  [{each.start}:{each.end}]  {each.score:.3f}")
-    say(
+    echo(
         f"\ncorpus   {place / 'corpus'}\ndataset  {data}\nbundle   {result['bundle']}\n\nNext:\n"
         f'  echo "a text of yours" | {INVOCATION} extract {result["bundle"]}\n'
         f"  {INVOCATION} prepare YOUR.tsv --out data/mine       # text<TAB>keyphrase;keyphrase\n"
@@ -76,8 +76,8 @@ def measure(bundle: str, data: str) -> dict[str, float]:
     from model.data.dataset import Dataset
     from model.inference.bundle import load_bundle
     from model.training.evaluation import evaluate
-    from model.training.metrics import summarise
+    from model.training.metrics import summarize
 
     tagger = load_bundle(bundle).tagger
     test = Dataset(data).load("test", tagger.config.spelled)
-    return summarise(evaluate(tagger, test, torch.device("cpu")).counts)
+    return summarize(evaluate(tagger, test, torch.device("cpu")).counts)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 
-class LabelledText(NamedTuple):
+class GeneratedText(NamedTuple):
     """A text with its keyphrases as character offsets: half-open, sorted, not overlapping."""
 
     text: str
@@ -371,7 +371,7 @@ class Writer:
             return mention(rng, self.daily, name)
         return pick(rng, PLAIN if kind < OTHER_NAME + PLAIN_SENSE else FILLERS)
 
-    def write(self) -> LabelledText:
+    def write(self) -> GeneratedText:
         """An opening, clauses in random order up to a random length, and what tweets have at both ends."""
         rng = self.rng
         length = min(max(rng.lognormvariate(*LENGTH), 8), 42) - 5  # the ends and joints take about five tokens
@@ -411,16 +411,16 @@ def restyle(rng: random.Random, text: str) -> str:
     return re.sub(r"(^|[.!?:>] )([a-z])", lambda start: start[1] + start[2].upper(), text)
 
 
-def unmark(marked: str) -> LabelledText:
+def unmark(marked: str) -> GeneratedText:
     """The text without the marks of its keyphrases, with their offsets instead."""
     spans = []
     for earlier, found in enumerate(MARKED.finditer(marked)):
         start = found.start() - 2 * earlier
         spans.append((start, start + len(found[1])))
-    return LabelledText(MARKED.sub(r"\1", marked), spans)
+    return GeneratedText(MARKED.sub(r"\1", marked), spans)
 
 
-def mislabel(rng: random.Random, labelled: LabelledText) -> LabelledText:
+def mislabel(rng: random.Random, labelled: GeneratedText) -> GeneratedText:
     """The text with one keyphrase dropped, put on another word, or with a boundary moved by a word."""
     text, spans = labelled.text, list(labelled.spans)
     start, end = spans.pop(rng.randrange(len(spans)))
@@ -437,17 +437,17 @@ def mislabel(rng: random.Random, labelled: LabelledText) -> LabelledText:
         at = tokens.index(inside[0])
         beside = [token for token in tokens[max(at - 1, 0) : at + 2] if token in free]
         spans += [(min(start, token[0]), max(end, token[1])) for token in beside[:1]]
-    return LabelledText(text, sorted(spans))
+    return GeneratedText(text, sorted(spans))
 
 
-def generate(texts: int = 24_000, seed: int = 0) -> dict[str, list[LabelledText]]:
+def generate(texts: int = 24_000, seed: int = 0) -> dict[str, list[GeneratedText]]:
     """Generate distinct labelled texts of all domains in random order; the same seed gives the same on any machine.
 
     The keys are "train", "valid" and "test", in shares 70/10/20.
     """
     rng = random.Random(seed)
     writers = [Writer(rng, domain) for domain in DOMAINS.values()]
-    written: dict[str, LabelledText] = {}
+    written: dict[str, GeneratedText] = {}
     while len(written) < texts:
         labelled = rng.choice(writers).write()
         written.setdefault(labelled.text, labelled)
@@ -472,8 +472,10 @@ def write_corpus(folder: Path, texts: int) -> dict[str, str]:
 
 def prepare_corpus(files: dict[str, str], out: Path) -> str:
     """The dataset directory of the corpus."""
-    from model.prepare.builder import Recipe, prepare
+    from model.prepare.builder import PrepareConfig, prepare
 
-    recipe = Recipe([files["train"]], str(out), [files["valid"]], [files["test"]], min_frequency=2, overwrite=True)
+    recipe = PrepareConfig(
+        [files["train"]], str(out), [files["valid"]], [files["test"]], min_frequency=2, overwrite=True
+    )
     prepare(recipe)
     return str(out.resolve())

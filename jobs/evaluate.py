@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.console import command, print_json, say, table
+from jobs.console import command, echo, print_json, table
 from jobs.prepare import tell_skipped
 
 
@@ -27,43 +27,43 @@ def evaluate(
     from itertools import compress
 
     from model import storage
-    from model.data.dataset import split_of
-    from model.data.examples import Example, Tally, examples
+    from model.data.dataset import split_from_examples
+    from model.data.examples import Example, SkipCounts, examples
     from model.errors import UserError
     from model.inference.bundle import load_bundle
-    from model.inference.error_analysis import by_kind, review
-    from model.network.device import device_of
+    from model.inference.error_analysis import by_kind, find_errors
+    from model.network.device import resolve_device
     from model.training.evaluation import evaluate as measure
-    from model.training.metrics import summarise
+    from model.training.metrics import summarize
 
     if mistakes is not None and storage.exists(mistakes):
         raise UserError(f"{mistakes}: exists already, and may hold labels; give --mistakes another file, or delete it")
     loaded = load_bundle(bundle)
     train = _trained_on(loaded, data, wanted=mistakes is not None)
-    tally = Tally()
+    tally = SkipCounts()
 
-    def read(tally: Tally) -> Iterator[Example]:
+    def read(tally: SkipCounts) -> Iterator[Example]:
         return examples(labelled_texts(data, split, format, tally), loaded.tokenizer, tally, max_tokens)
 
-    rows = split_of(read(tally), loaded.tagger.config.spelled)
+    rows = split_from_examples(read(tally), loaded.tagger.config.spelled)
     tell_skipped(tally.counts, tally.places)
     if not len(rows):
         raise UserError(f"{data}: no text is left to measure on; see the reasons above")
-    place = device_of(device)
+    place = resolve_device(device)
     counts = measure(loaded.tagger.to(place), rows, place).counts
-    figures = summarise(counts)
-    say(f"{len(rows):,} texts of {data}")
-    say(table(figures))
+    figures = summarize(counts)
+    echo(f"{len(rows):,} texts of {data}")
+    echo(table(figures))
     kinds = None
     if train is not None:
-        wrong = compress(read(Tally()), counts[:, 3] == 0)  # read again, so that not all texts have to be held
-        found = review(loaded.tagger, wrong, train, place)
+        wrong = compress(read(SkipCounts()), counts[:, 3] == 0)  # read again, so that not all texts have to be held
+        found = find_errors(loaded.tagger, wrong, train, place)
         kinds = by_kind(found)
-        say(_kinds_table(kinds))
+        echo(_kinds_table(kinds))
         if mistakes is not None:
             lines = "".join(f"{encoder.dumps(each.line(), ensure_ascii=False)}\n" for each in found)
             storage.write(mistakes, lines.encode())
-            say(f"{len(found):,} mistakes are in {mistakes}, by kind, the most informative first")
+            echo(f"{len(found):,} mistakes are in {mistakes}, by kind, the most informative first")
     if json:
         print_json({"rows": len(rows), **figures, "mistakes": kinds, "skipped": tally.counts})
 
@@ -73,13 +73,13 @@ def labelled_texts(data: str, split: str, format: str, tally: Any) -> Any:
     from model import storage
     from model.data.dataset import SPLITS, Dataset
     from model.errors import UserError
-    from model.prepare.readers import Reader, sources
+    from model.prepare.readers import Reader, resolve_inputs
 
-    if storage.kind(data).name == "Directory":
+    if storage.file_type(data).name == "Directory":
         if split not in SPLITS:
             raise UserError(f"--split {split}: is unknown; choose one of {', '.join(SPLITS)}")
         return Dataset(data).texts(split)
-    return (text for source in sources([data], format) for text in Reader(source).read(tally))
+    return (text for source in resolve_inputs([data], format) for text in Reader(source).read(tally))
 
 
 def _trained_on(bundle: Any, data: str, wanted: bool) -> Any:
@@ -92,7 +92,7 @@ def _trained_on(bundle: Any, data: str, wanted: bool) -> Any:
     except UserError as error:
         if wanted:
             raise
-        say(f"no mistakes by kind: {error}")
+        echo(f"no mistakes by kind: {error}")
         return None
 
 

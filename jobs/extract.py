@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.console import command, counting, print_json, say
+from jobs.console import command, echo, print_json, progress_counter
 
 
 @command
@@ -46,19 +46,19 @@ def extract(
 
 
 def _to_stdout(bundle: str, files: list[str], device: str, json: bool) -> None:
-    from model.inference.batch_inference import answers_to_files, answers_to_lines, as_json
+    from model.inference.batch_inference import as_json, extract_from_files, extract_from_stream
     from model.inference.extractor import TEXTS_HELD, Extractor
 
     stdin = files == ["-"]
     typed = stdin and sys.stdin.isatty()
     if typed:
-        say("reading texts from the terminal; end with Ctrl-D")
+        echo("reading texts from the terminal; end with Ctrl-D")
     extractor = Extractor.load(bundle, device)
     if stdin:
-        answers = answers_to_lines(extractor, sys.stdin.buffer, "stdin", 1 if typed else TEXTS_HELD)
+        answers = extract_from_stream(extractor, sys.stdin.buffer, "stdin", 1 if typed else TEXTS_HELD)
     else:
-        answers = answers_to_files(extractor, files)
-    with counting("texts") as tell:
+        answers = extract_from_files(extractor, files)
+    with progress_counter("texts") as tell:
         for number, (text, keyphrases) in enumerate(answers, 1):
             if json:
                 print(as_json(text, keyphrases))
@@ -71,13 +71,13 @@ def _to_stdout(bundle: str, files: list[str], device: str, json: bool) -> None:
 def _to_parts(
     bundle: str, files: list[str], out: str, device: str, workers: int | None, overwrite: bool, json: bool
 ) -> None:
-    from distributed.cluster.ray_data import over
-    from model.inference.batch_inference import Request
+    from distributed.cluster.ray_data import parallel_map
+    from model.inference.batch_inference import ExtractionConfig
     from model.inference.batch_inference import extract as make
 
-    request = Request(bundle, files, out, device, overwrite)
-    with counting("texts") as tell:
-        info = make(request, over(out, workers, actors=True, gpu=device == "cuda"), tell)
-    say(f"{info['texts']:,} texts, {info['keyphrases']:,} keyphrases in {info['parts']} part(s); {out} is ready")
+    request = ExtractionConfig(bundle, files, out, device, overwrite)
+    with progress_counter("texts") as tell:
+        info = make(request, parallel_map(out, workers, actors=True, gpu=device == "cuda"), tell)
+    echo(f"{info['texts']:,} texts, {info['keyphrases']:,} keyphrases in {info['parts']} part(s); {out} is ready")
     if json:
         print_json({"out": out, **info})

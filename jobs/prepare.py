@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.console import INVOCATION, command, counting, print_json, say
+from jobs.console import INVOCATION, command, echo, print_json, progress_counter
 
 
 @command
@@ -56,12 +56,12 @@ def prepare(
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Make a dataset directory from labelled files, and say what was left out and why."""
-    from distributed.cluster.ray_data import over
-    from model.prepare.builder import Recipe
+    from distributed.cluster.ray_data import parallel_map
+    from model.prepare.builder import PrepareConfig
     from model.prepare.builder import prepare as make
     from model.prepare.word2vec import PASSES
 
-    recipe = Recipe(
+    recipe = PrepareConfig(
         train=train,
         out=out,
         valid=valid or [],
@@ -80,27 +80,27 @@ def prepare(
         overwrite=overwrite,
     )
     passes = f"texts for word vectors, each {PASSES} times"
-    with counting("texts") as tell, counting(passes) as tell_pretraining:
-        info = make(recipe, over(out, workers), tell, tell_pretraining)
+    with progress_counter("texts") as tell, progress_counter(passes) as tell_pretraining:
+        info = make(recipe, parallel_map(out, workers), tell, tell_pretraining)
     for split, facts in info["splits"].items():
-        say(f"{split}: {facts['rows']:,} texts, {facts['tokens']:,} tokens, {facts['keyphrases']:,} keyphrases")
+        echo(f"{split}: {facts['rows']:,} texts, {facts['tokens']:,} tokens, {facts['keyphrases']:,} keyphrases")
         tell_skipped(facts["skipped"], facts["skipped_places"])
     if info["vectors"]:
         found = info["vectors"]
         share = found["words_covered"] / found["words"]
         joined = f"; {found['words_joined']:,} words joined" if found["words_joined"] else ""
         covered = f"{found['words_covered']:,} of {found['words']:,} words ({share:.1%}) have one"
-        say(f"vectors: {covered}, of {found['size']} values{joined}")
+        echo(f"vectors: {covered}, of {found['size']} values{joined}")
         if pretrained := found.get("pretrained"):
             tell_skipped(pretrained["skipped"], pretrained["skipped_places"])
-    say(f"{info['words']:,} words; {out} is ready: {INVOCATION} train --data {out}")
+    echo(f"{info['words']:,} words; {out} is ready: {INVOCATION} train --data {out}")
     if json:
         print_json({"out": out, **info})
 
 
 def tell_skipped(counts: dict[str, int], places: dict[str, list[str]]) -> None:
     """Says what was left out or changed, and where."""
-    from model.data.examples import told
+    from model.data.examples import format_skips
 
-    for line in told(counts, places):
-        say(f"  {line}")
+    for line in format_skips(counts, places):
+        echo(f"  {line}")

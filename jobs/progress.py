@@ -4,10 +4,10 @@ import sys
 import time
 from typing import Any
 
-from jobs.console import clock, say
+from jobs.console import echo, format_duration
 
 
-class TrainingView:
+class TrainingProgress:
     """Shows a training: one line that is rewritten on a terminal, else a plain line now and then."""
 
     PLAIN_SECONDS = 10.0
@@ -20,7 +20,7 @@ class TrainingView:
         self.printed = 0.0
         self.live: Any = None
 
-    def __enter__(self) -> "TrainingView":
+    def __enter__(self) -> "TrainingProgress":
         if sys.stderr.isatty():
             from rich.console import Console
             from rich.live import Live
@@ -56,14 +56,14 @@ class TrainingView:
             self.live.update(Text(text, no_wrap=True, overflow="ellipsis"))  # one line, whatever the width
         elif time.monotonic() - self.printed > self.PLAIN_SECONDS:
             self.printed = time.monotonic()
-            say(text)
+            echo(text)
 
     def _left(self, at: dict[str, Any]) -> str:
         done = (at["epoch"] - 1 + at["step"] / at["steps"]) / self.epochs
         if self.first is None:
             self.first, self.began = done, time.monotonic()
         gone = done - self.first
-        return clock((time.monotonic() - self.began) / gone * (1 - done)) if gone > 0 else "-"
+        return format_duration((time.monotonic() - self.began) / gone * (1 - done)) if gone > 0 else "-"
 
     def _epoch(self, figures: dict[str, float]) -> None:
         self.f1 = figures["valid/keyphrase_f1"]
@@ -78,10 +78,10 @@ class TrainingView:
         if self.live:
             self.live.console.print(text, highlight=False, markup=False)
         else:
-            say(text)
+            echo(text)
 
 
-class SweepView:
+class SweepProgress:
     """Shows a sweep: a table that is redrawn on a terminal, else a plain line for each epoch."""
 
     ROWS = 20
@@ -93,7 +93,7 @@ class SweepView:
         self.told: dict[str, tuple[int, str]] = {}  # epochs and state of each trial that a line has told
         self.drawn = 0.0
 
-    def __enter__(self) -> "SweepView":
+    def __enter__(self) -> "SweepProgress":
         if sys.stderr.isatty():
             from rich.console import Console
             from rich.live import Live
@@ -111,7 +111,7 @@ class SweepView:
         """Takes an event of `distributed.tune.driver.tune`."""
         if kind == "progress":
             self.at[value["trial"]] = value
-            if not self.live and time.monotonic() - self.drawn > TrainingView.PLAIN_SECONDS:
+            if not self.live and time.monotonic() - self.drawn > TrainingProgress.PLAIN_SECONDS:
                 self._say_progress()
         elif kind == "sweep":
             self.sweep = value
@@ -120,7 +120,7 @@ class SweepView:
         elif self.live:
             self.live.console.print(value, highlight=False, markup=False)
         else:
-            say(value)
+            echo(value)
         if self.live and time.monotonic() - self.drawn > 0.5:
             self._draw()
 
@@ -132,7 +132,7 @@ class SweepView:
             for name in running
             if name in self.at
         ]
-        say(f"  {'; '.join(parts)}  left {self._left()}")
+        echo(f"  {'; '.join(parts)}  left {self._left()}")
 
     def _say_changes(self) -> None:
         for trial in self.sweep.all:
@@ -143,7 +143,7 @@ class SweepView:
             self.drawn = time.monotonic()
             f1 = f"{trial.figures[-1][self.sweep.plan.metric]:.4f}" if trial.figures else "-"
             values = " ".join(f"{name.rpartition('.')[2]}={value}" for name, value in _told_apart_by(trial).items())
-            say(
+            echo(
                 f"{trial.name}  {values}  epoch {len(trial.figures)}/{trial.epochs}  {f1}  {trial.state}  "
                 f"[{self._summary()}]"
             )
@@ -165,7 +165,7 @@ class SweepView:
         again = sweep.plan.finalists * sweep.plan.seeds * sweep.plan.max_epochs
         finals = again - sum(len(trial.figures) for trial in sweep.finalists)
         running = sum(len(trial.figures) for trial in sweep.searched if trial.state == "running")
-        return clock(sweep.seconds / spent * (max(searching - running, 0) + max(finals, 0)))
+        return format_duration(sweep.seconds / spent * (max(searching - running, 0) + max(finals, 0)))
 
     def _draw(self) -> None:
         """The best and the running trials, and under them the rungs and what the sweep has spent."""
@@ -205,7 +205,7 @@ class SweepView:
         ]
         ended = sum(trial.state != "running" for trial in sweep.searched)
         lines.append(f"{ended} of {sweep.plan.trials} trials ended; stopped: {', '.join(rungs) or 'none'}")
-        lines.append(f"{self._summary()}, gone {clock(sweep.seconds)}")
+        lines.append(f"{self._summary()}, gone {format_duration(sweep.seconds)}")
         self.live.update(Group(grid, Text("\n".join(lines))), refresh=True)
 
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.console import command, print_json, say
+from jobs.console import command, echo, print_json
 
 
 @command
@@ -25,6 +25,6 @@ def report(
     if not files.exists(folder) and files.exists(named):
         folder = named
     location = write_report(folder, out)
-    say(f"report: {location}")
+    echo(f"report: {location}")
     if json:
         print_json({"report": location})

@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.console import INVOCATION, command, print_json, say, table
-from jobs.progress import TrainingView
+from jobs.console import INVOCATION, command, echo, print_json, table
+from jobs.progress import TrainingProgress
 
 
 @command
@@ -54,7 +54,7 @@ def train(
         "run.storage": storage,
         "run.project": project,
     }
-    tree = gather(preset, config, set or [], flags)
+    tree = merge_sources(preset, config, set or [], flags)
     resolved = resolve(tree, resume)
     if dry_run:
         from distributed.train.driver import dry_run as plan
@@ -62,9 +62,9 @@ def train(
         print_json(plan(resolved))
         return
     result = run(resolved)
-    say(table(result["valid"]))
-    say(f"bundle: {result['bundle']} (epoch {result['best_epoch']} of {result['epochs']})")
-    say(f"next: {INVOCATION} evaluate {result['bundle']} --data {resolved.data}")
+    echo(table(result["valid"]))
+    echo(f"bundle: {result['bundle']} (epoch {result['best_epoch']} of {result['epochs']})")
+    echo(f"next: {INVOCATION} evaluate {result['bundle']} --data {resolved.data}")
     if json:
         print_json(result)
 
@@ -82,18 +82,20 @@ def _workers(text: str | None) -> dict[str, int]:
         raise UserError(f"--workers {text}: write it as 4, or as 2:8 for the fewest and the most") from None
 
 
-def gather(preset: str | None, path: str | None, assignments: list[str], flags: dict[str, Any]) -> dict[str, Any]:
+def merge_sources(
+    preset: str | None, path: str | None, assignments: list[str], flags: dict[str, Any]
+) -> dict[str, Any]:
     """The tree of values that were given: by preset, then by file, then by --set, then by flag."""
-    from model.config import assign, merge, put, read_config, tree_of
+    from model.config import assign, merge, preset_values, read_config, set_dotted
 
-    tree = tree_of(preset) if preset else {}
+    tree = preset_values(preset) if preset else {}
     if path:
         merge(tree, read_config(path))
     for assignment in assignments:
         assign(tree, assignment)
     for dotted, value in flags.items():
         if value is not None:
-            put(tree, dotted, value)
+            set_dotted(tree, dotted, value)
     return tree
 
 
@@ -115,15 +117,15 @@ def run(config: Any) -> dict[str, Any]:
     from model.errors import NotGrantedError
 
     try:
-        with TrainingView(config.training.epochs) as view:
+        with TrainingProgress(config.training.epochs) as view:
             return fit(config, view.event)
     except (KeyboardInterrupt, Terminated) as stop:
-        say(f"stopped; go on with: {INVOCATION} train --resume {config.run.name} --storage {config.run.storage}")
+        echo(f"stopped; go on with: {INVOCATION} train --resume {config.run.name} --storage {config.run.storage}")
         # The trainer's thread still speaks to Ray, and Ray ends a process with code 1 that does so after a shutdown. So
         # the process ends at once; Ray's own processes end with it.
         os._exit(INTERRUPTED if isinstance(stop, KeyboardInterrupt) else TERMINATED)
     except NotGrantedError as error:  # as above: Ray Train still waits
-        say(f"error: {error}")
+        echo(f"error: {error}")
         os._exit(FAILED)
     finally:
         import ray

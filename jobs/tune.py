@@ -5,9 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.console import INVOCATION, command, print_json, say
-from jobs.progress import SweepView
-from jobs.train import gather
+from jobs.console import INVOCATION, command, echo, print_json
+from jobs.progress import SweepProgress
+from jobs.train import merge_sources
 
 # Flags whose default lies in the plan, by name.
 _PLAN = (
@@ -81,7 +81,7 @@ def tune(
         "run.storage": storage,
         "run.project": project,
     }
-    plan = _plan(preset, gather(None, config, set or [], flags), asked, resume)
+    plan = _plan(preset, merge_sources(None, config, set or [], flags), asked, resume)
     if dry_run:
         from distributed.sweep.plan import dry_run as look_ahead
 
@@ -96,7 +96,7 @@ def tune(
 def _plan(preset: str | None, given: dict[str, Any], asked: dict[str, Any], resume: str | None) -> Any:
     from distributed.sweep.plan import make_plan, new_sweep
     from distributed.sweep.state import resumed_sweep
-    from model.config import RunConfig, make_config, merge, tree_of
+    from model.config import RunConfig, make_config, merge, preset_values
     from model.errors import UserError
 
     if resume is not None:
@@ -108,7 +108,7 @@ def _plan(preset: str | None, given: dict[str, Any], asked: dict[str, Any], resu
         return resumed_sweep(resume, location, asked)
     if "epochs" in given.get("training", {}):
         raise UserError("training.epochs: a trial's epochs are given with --max-epochs")
-    tree = tree_of(preset) if preset else {}
+    tree = preset_values(preset) if preset else {}
     training = tree.setdefault("training", {})
     if "epochs" in training:
         asked = {"max_epochs": training["epochs"], **asked}
@@ -133,28 +133,28 @@ def _seconds(text: str) -> float:
 
 def run(plan: Any) -> dict[str, Any]:
     """Carries the sweep out, shows how it goes, and leaves a bundle and the way to go on if it is stopped."""
-    from distributed.sweep.state import begun
-    from distributed.tune.driver import best_so_far
+    from distributed.sweep.state import sweep_exists
     from distributed.tune.driver import tune as carry_out
+    from distributed.tune.driver import write_best_bundle
     from jobs.console import FAILED, INTERRUPTED, TERMINATED, Terminated
     from model.errors import NotGrantedError
 
     again = f"{plan.config.run.name} --storage {plan.config.run.storage}"
     try:
-        with SweepView() as view:
+        with SweepProgress() as view:
             return carry_out(plan, view.event)
     except (KeyboardInterrupt, Terminated) as stop:
-        if begun(plan.folder):
-            say("stopped; writing the bundle of the best trial so far ...")
-            bundle = best_so_far(plan.folder)
-            say(f"bundle: {bundle}" if bundle else "no trial has finished an epoch yet: there is no bundle")
-            say(f"go on with: {INVOCATION} tune --resume {again}")
+        if sweep_exists(plan.folder):
+            echo("stopped; writing the bundle of the best trial so far ...")
+            bundle = write_best_bundle(plan.folder)
+            echo(f"bundle: {bundle}" if bundle else "no trial has finished an epoch yet: there is no bundle")
+            echo(f"go on with: {INVOCATION} tune --resume {again}")
         else:
-            say("stopped before the sweep began")
+            echo("stopped before the sweep began")
         # Tune's thread still speaks to Ray; see jobs/train.py.
         os._exit(INTERRUPTED if isinstance(stop, KeyboardInterrupt) else TERMINATED)
     except NotGrantedError as error:  # as above: Tune still waits
-        say(f"error: {error}; go on with: {INVOCATION} tune --resume {again}")
+        echo(f"error: {error}; go on with: {INVOCATION} tune --resume {again}")
         os._exit(FAILED)
     finally:
         import ray
@@ -165,30 +165,30 @@ def run(plan: Any) -> dict[str, Any]:
 def _tell(result: dict[str, Any], metric: str) -> None:
     best = result["best"]
     values = ", ".join(f"{name} {value}" for name, value in best["config"].items())
-    say(
+    echo(
         f"{result['trials']} trials: {result['stopped']} stopped early, {result['failed']} failed; "
         f"{result['epochs_spent']} epochs of {result['epochs_full']} in full"
     )
-    say(
+    echo(
         f"best: {best['trial']}, valid keyphrase F1 {best['keyphrase_f1']:.4f} ({best['low']:.4f} to {best['high']:.4f}) "
         f"at epoch {best['epoch']:.0f}; {values}"
     )
     if "ablation" in result:
         from distributed.sweep.ablation import as_text
 
-        say(as_text(result["ablation"], metric))
-    say(result["verdict"])
+        echo(as_text(result["ablation"], metric))
+    echo(result["verdict"])
     if "test" in result:
         test = result["test"]
-        say(
+        echo(
             f"test: keyphrase F1 {test['keyphrase_f1']:.4f} ({test['keyphrase_f1_low']:.4f} to "
             f"{test['keyphrase_f1_high']:.4f}), keyword F1 {test['keyword_f1']:.4f}"
         )
     for row in result.get("record", []):
-        say(_record_line(row))
+        echo(_record_line(row))
     for sentence in result.get("conclusions", []):
-        say(sentence)
-    say(f"bundle: {result['bundle']}\nreport: {result['report']}")
+        echo(sentence)
+    echo(f"bundle: {result['bundle']}\nreport: {result['report']}")
 
 
 def _record_line(row: dict[str, Any]) -> str:

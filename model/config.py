@@ -36,8 +36,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+PositiveInt = Annotated[int, Field(ge=1)]
 
 
 class _Tree(BaseModel):
@@ -49,10 +49,10 @@ class TaggerConfig(_Tree):
 
     cell: Literal["rnn", "gru", "lstm"] = "rnn"
     bidirectional: bool = False
-    embedding: Count = Field(300, description="size of a word's vector")
-    hidden1: Count = Field(300, description="size of the first recurrent layer, under the keyword head")
-    hidden2: Count = Field(300, description="size of the second recurrent layer, under the keyphrase head")
-    window: Count = Field(3, description="tokens seen at once, centred; odd")
+    embedding: PositiveInt = Field(300, description="size of a word's vector")
+    hidden1: PositiveInt = Field(300, description="size of the first recurrent layer, under the keyword head")
+    hidden2: PositiveInt = Field(300, description="size of the second recurrent layer, under the keyphrase head")
+    window: PositiveInt = Field(3, description="tokens seen at once, centred; odd")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.5, description="share of inputs dropped in training")
     word_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="share of words read as <unk> in training"
@@ -88,15 +88,15 @@ class TaggerConfig(_Tree):
 class TrainingConfig(_Tree):
     """The objective, the optimiser and the order of the data."""
 
-    alpha: Share = Field(0.3, description="weight of the keyword loss; the keyphrase loss has 1 - alpha")
+    alpha: Fraction = Field(0.3, description="weight of the keyword loss; the keyphrase loss has 1 - alpha")
     lr: Annotated[float, Field(gt=0)] = Field(1e-3, description="learning rate")
-    epochs: Count = Field(8, description="budget of passes over the training split")
-    batch: Count = Field(64, description="texts of a global batch, over all workers")
+    epochs: PositiveInt = Field(8, description="budget of passes over the training split")
+    batch: PositiveInt = Field(64, description="texts of a global batch, over all workers")
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="adamw only; not on the embedding")
     schedule: Literal["constant", "step", "cosine"] = "constant"
-    warmup: Share = Field(0.1, description="cosine only: share of all steps over which lr rises from 0")
-    step_epochs: Count = Field(3, description="step only: epochs after which lr is multiplied by step_factor")
+    warmup: Fraction = Field(0.1, description="cosine only: share of all steps over which lr rises from 0")
+    step_epochs: PositiveInt = Field(3, description="step only: epochs after which lr is multiplied by step_factor")
     step_factor: Annotated[float, Field(gt=0, le=1)] = 0.5
     clip: Annotated[float, Field(ge=0)] = Field(5.0, description="largest norm of the gradient; 0 for no limit")
     patience: Annotated[int, Field(ge=0)] = Field(3, description="epochs without a better valid F1 to stop; 0: never")
@@ -119,12 +119,14 @@ class RunConfig(_Tree):
         default_factory=lambda: os.environ.get("TANDEM_STORAGE", "runs"),
         description="path or URI under which the run's folder lies; default: TANDEM_STORAGE, else runs",
     )
-    workers: Count = Field(1, description="processes that share each batch")
-    min_workers: Count | None = Field(None, description="go on with as few where nodes are lost; default: all of them")
+    workers: PositiveInt = Field(1, description="processes that share each batch")
+    min_workers: PositiveInt | None = Field(
+        None, description="go on with as few where nodes are lost; default: all of them"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: cuda where the cluster has a GPU per worker"
     )
-    cpus_per_worker: Count | None = Field(
+    cpus_per_worker: PositiveInt | None = Field(
         None, description="default: the cluster's CPUs shared out on one machine, else 1"
     )
     checkpoint_minutes: Annotated[float, Field(ge=0)] = Field(
@@ -188,10 +190,10 @@ def assign(tree: dict[str, Any], assignment: str) -> None:
     path, sign, value = assignment.partition("=")
     if not sign or not path:
         raise UserError(f"--set {assignment}: write it as --set training.lr=0.001")
-    put(tree, path, plain(value))
+    set_dotted(tree, path, parse_scalar(value))
 
 
-def put(tree: dict[str, Any], dotted: str, value: Any) -> None:
+def set_dotted(tree: dict[str, Any], dotted: str, value: Any) -> None:
     """Puts a value at its dotted name in a tree. Raises UserError where the name leads through a value."""
     *parents, leaf = dotted.split(".")
     for parent in parents:
@@ -210,7 +212,7 @@ def merge(tree: dict[str, Any], other: dict[str, Any]) -> None:
             tree[name] = value
 
 
-def plain(value: str) -> Any:
+def parse_scalar(value: str) -> Any:
     """A value as it is typed: YAML, with `1e-3` for a number."""
     try:
         return float(value) if "e" in value.lower() else yaml.safe_load(value)  # YAML 1.1 takes 1e-3 for a string
@@ -241,11 +243,11 @@ def _explain(error: Any) -> str:
     return f"{path} is {json.dumps(error['input'], default=str)}: {error['msg'].removeprefix('Value error, ')}"
 
 
-def tree_of(name: str) -> dict[str, Any]:
+def preset_values(name: str) -> dict[str, Any]:
     """The values that a preset sets. Raises UserError where there is no such preset."""
     if name not in PRESETS:
         raise UserError(f"--preset {name}: is unknown; known are {', '.join(PRESETS)}")
     tree: dict[str, Any] = {}
     for dotted, value in PRESETS[name].items():
-        put(tree, dotted, value)
+        set_dotted(tree, dotted, value)
     return tree

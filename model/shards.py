@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 from model import storage
 from model.errors import UserError
 
-PIECE = 16 * 2**20  # bytes
+SHARD_BYTES = 16 * 2**20  # bytes
 _BUFFER = 2**20
 _UNPACKED = 3  # how many times its size a compressed file has about, unpacked
 _AT_ONCE = 16  # files that are asked for their size or their first lines at once
 
 
-class Range(NamedTuple):
+class FileRange(NamedTuple):
     """The lines of a file whose first byte lies in `start` to `end`, or of a whole file.
 
     Attributes:
@@ -77,19 +77,19 @@ class Range(NamedTuple):
 
 
 # Carries a function out over the items of a list, somewhere, and gives the results in their order.
-Over = Callable[[Callable[[Any], Any], list[Any]], Generator[Any, None, None]]
+ParallelMap = Callable[[Callable[[Any], Any], list[Any]], Generator[Any, None, None]]
 
 
-def here(function: Callable[[Any], Any], items: list[Any]) -> Generator[Any, None, None]:
+def serial_map(function: Callable[[Any], Any], items: list[Any]) -> Generator[Any, None, None]:
     """Carries a function out over the items in this process, one after the other."""
     for item in items:
         yield function(item)
 
 
-def cut(files: list[Range], size: int = PIECE) -> list[list[Range]]:
+def make_shards(files: list[FileRange], size: int = SHARD_BYTES) -> list[list[FileRange]]:
     """The pieces of whole files, in their order."""
     files = [file._replace(location=storage.absolute(file.path)) for file in files]
-    pieces: list[list[Range]] = []
+    pieces: list[list[FileRange]] = []
     room = 0
     for part, weight in (each for file, bytes_ in _sizes(files) for each in _ranges(file, bytes_, size)):
         if not pieces or weight > room:
@@ -100,12 +100,12 @@ def cut(files: list[Range], size: int = PIECE) -> list[list[Range]]:
     return pieces
 
 
-def _sizes(files: list[Range]) -> Iterator[tuple[Range, int]]:
+def _sizes(files: list[FileRange]) -> Iterator[tuple[FileRange, int]]:
     with ThreadPoolExecutor(_AT_ONCE) as threads:
         yield from zip(files, threads.map(storage.size, [file.path for file in files]), strict=True)
 
 
-def _ranges(file: Range, size: int, most: int) -> Iterator[tuple[Range, int]]:
+def _ranges(file: FileRange, size: int, most: int) -> Iterator[tuple[FileRange, int]]:
     """The ranges of a file, each with the bytes that it counts for."""
     if storage.is_compressed(file.path):
         yield file, size * _UNPACKED
@@ -115,7 +115,7 @@ def _ranges(file: Range, size: int, most: int) -> Iterator[tuple[Range, int]]:
             yield file._replace(start=start, end=end), min(most, size - start)
 
 
-def checksum(file: Range) -> tuple[int, str]:
+def checksum(file: FileRange) -> tuple[int, str]:
     """The bytes of the unpacked content of all of a file, and their SHA-256. Raises UserError where it cannot be read."""
     digest, size = hashlib.sha256(), 0
     filesystem, inside = storage.resolve(file.location or file.path)

@@ -77,7 +77,7 @@ def parent(location: str) -> str:
     return base + mark + options if above.endswith("/") else (above or "/") + mark + options
 
 
-def kind(location: str) -> fs.FileType:
+def file_type(location: str) -> fs.FileType:
     """File, Directory or NotFound."""
     filesystem, path = resolve(location)
     return filesystem.get_file_info(path).type
@@ -85,10 +85,10 @@ def kind(location: str) -> fs.FileType:
 
 def exists(location: str) -> bool:
     """Whether there is a file or directory."""
-    return kind(location) != fs.FileType.NotFound
+    return file_type(location) != fs.FileType.NotFound
 
 
-def check_new(location: str, marker: str, kind: str, overwrite: bool) -> None:
+def require_absent(location: str, marker: str, kind: str, overwrite: bool) -> None:
     """Raises UserError where a directory cannot be made, for something stands there.
 
     Args:
@@ -122,7 +122,7 @@ def expand(pattern: str) -> list[str]:
     Raises:
         UserError: there are none, or the path is a directory.
     """
-    found = kind(pattern)
+    found = file_type(pattern)
     if found == fs.FileType.File:
         return [pattern]
     if found == fs.FileType.Directory:
@@ -174,7 +174,7 @@ def write(location: str, content: bytes) -> None:
 
 
 @contextmanager
-def output(location: str) -> Iterator[Any]:
+def open_atomic(location: str) -> Iterator[Any]:
     """A file to fill by and by, in a directory that exists; there is none when the block ends with an error.
 
     Raises OSError.
@@ -204,7 +204,7 @@ def remove(location: str) -> None:
     filesystem.delete_file(path)
 
 
-def names(location: str) -> list[str]:
+def list_directory(location: str) -> list[str]:
     """What a directory holds, sorted; nothing where there is none."""
     filesystem, path = resolve(location)
     return sorted(info.base_name for info in filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True)))
@@ -224,7 +224,7 @@ def make_directory(location: str) -> None:
 
 
 @contextmanager
-def new_directory(location: str, marker: str) -> Iterator[Path]:
+def staged_local_directory(location: str, marker: str) -> Iterator[Path]:
     """A local folder to fill, which becomes the directory `location` when the block ends without an error.
 
     A local directory is moved into place in one step. On other storage the files are copied and `marker`, the file
@@ -238,12 +238,12 @@ def new_directory(location: str, marker: str) -> Iterator[Path]:
             yield Path(name)
             _upload(Path(name), location, marker)
         return
-    with common_directory(location, marker) as staging:
+    with staged_shared_directory(location, marker) as staging:
         yield Path(staging)
 
 
 @contextmanager
-def common_directory(location: str, marker: str) -> Iterator[str]:
+def staged_shared_directory(location: str, marker: str) -> Iterator[str]:
     """A place that many machines can fill, which is the directory `location` when the block ends without an error.
 
     On a file system that they all mount it is a hidden directory beside `location`, moved into place in one step. On
@@ -297,7 +297,7 @@ def scratch_directory(location: str) -> Iterator[str]:
     finally:
         with suppress(OSError):
             remove_directory(place)
-            if not names(location):
+            if not list_directory(location):
                 remove_directory(location)
 
 
@@ -311,10 +311,10 @@ def _delete(folder: Path) -> None:
 
 def _clear(location: str, marker: str) -> None:
     """Deletes what a remote directory holds, the marker first, but for drafts."""
-    held = [name for name in names(location) if not name.startswith(_SCRATCH)]
+    held = [name for name in list_directory(location) if not name.startswith(_SCRATCH)]
     for name in sorted(held, key=lambda name: name != marker):
         place = join(location, name)
-        if kind(place) == fs.FileType.Directory:
+        if file_type(place) == fs.FileType.Directory:
             remove_directory(place)
         else:
             remove(place)

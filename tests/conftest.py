@@ -32,13 +32,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def generated_dataset(folder: Path, count: int) -> str:
     """A dataset directory of `count` texts of the built-in corpus: 7 in 10 for training, 1 for validation, 2 for the test."""
     from jobs.demo_corpus import generate
-    from model.prepare.builder import Recipe, prepare
+    from model.prepare.builder import PrepareConfig, prepare
 
     files = {}
     for split, texts in generate(count).items():
         files[split] = folder / f"{split}.jsonl"
         files[split].write_text("".join(json.dumps({"text": t.text, "spans": t.spans}) + "\n" for t in texts))
-    prepare(Recipe([str(files["train"])], str(folder / "data"), [str(files["valid"])], [str(files["test"])]))
+    prepare(PrepareConfig([str(files["train"])], str(folder / "data"), [str(files["valid"])], [str(files["test"])]))
     return str(folder / "data")
 
 

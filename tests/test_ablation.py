@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from conftest import SMALL, counts_of, refused
 
-from distributed.cluster.resources import Resources
+from distributed.cluster.resources import ClusterResources
 from distributed.sweep import ablation
-from distributed.sweep.ablation_rows import rows_of
-from distributed.sweep.plan import Plan, check, dry_run, make_plan, new_sweep, proposal
-from distributed.sweep.space import read_space
-from distributed.sweep.state import Sweep, read_sweep, resumed_sweep
+from distributed.sweep.ablation_rows import ablation_rows
+from distributed.sweep.plan import SweepConfig, dry_run, make_plan, new_sweep, propose, validate_plan
+from distributed.sweep.space import parse_space
+from distributed.sweep.state import SweepState, read_sweep, resumed_sweep
 from distributed.train.checkpoint import keep_best
 from distributed.tune.driver import tune
 from model import storage
@@ -23,15 +23,15 @@ from model.config import Config, TaggerConfig, make_config
 from model.errors import UserError
 from model.inference.bundle import load_bundle
 from model.network.tagger import new_tagger
-from model.training.significance import compare, resample_means
+from model.training.significance import bootstrap_means, paired_bootstrap_test
 
 BEST = {"cell": "lstm", "bidirectional": True, "spelling": 8}
-HERE = Resources(4, 0, 1)
+HERE = ClusterResources(4, 0, 1)
 
 
 def rows(tagger: dict[str, Any], *space: str, training: dict[str, Any] | None = None, check: Any = lambda config: None):
     base = make_config({"data": "d", "tagger": tagger, "training": training or {}})
-    return rows_of(base, read_space(list(space), "ablation", set()), check)
+    return ablation_rows(base, parse_space(list(space), "ablation", set()), check)
 
 
 def test_a_row_puts_one_field_back_and_the_last_one_all():
@@ -81,7 +81,7 @@ def test_a_field_that_cannot_be_put_back_alone_is_left_out_with_its_reason():
     refused(lambda: rows({"embedding": 200}, "tagger.embedding=100", check=goes_with_vectors_of_200), "200 values")
 
 
-def plan_of(data: str, where: Path, tagger: dict[str, Any], **asked: Any) -> Plan:
+def plan_of(data: str, where: Path, tagger: dict[str, Any], **asked: Any) -> SweepConfig:
     config = {
         "data": data,
         "tagger": tagger,
@@ -92,9 +92,11 @@ def plan_of(data: str, where: Path, tagger: dict[str, Any], **asked: Any) -> Pla
 
 
 def test_all_rows_are_trained_with_a_seed_before_the_next(small_dataset: str, tmp_path: Path):
-    plan, space, _ = check(plan_of(small_dataset, tmp_path, {"cell": "gru"}, seeds=2, space=["training.lr=0.1"]), HERE)
+    plan, space, _ = validate_plan(
+        plan_of(small_dataset, tmp_path, {"cell": "gru"}, seeds=2, space=["training.lr=0.1"]), HERE
+    )
     assert (plan.trials, plan.rungs, plan.epochs_planned) == (6, [], 6 * plan.max_epochs)
-    assert [proposal(plan, space, number)[:2] for number in range(6)] == [
+    assert [propose(plan, space, number)[:2] for number in range(6)] == [
         (row, values | {"training.seed": seed})
         for seed in (5, 6)
         for row, values in (
@@ -107,7 +109,7 @@ def test_all_rows_are_trained_with_a_seed_before_the_next(small_dataset: str, tm
     assert looked_at["rows"] == plan.rows and looked_at["trainings"] == 6
     # A field that was given a value may be tried with others, and what the base is without stays as it is.
     fixed = plan_of(small_dataset, tmp_path, {"cell": "gru"}, fixed=["tagger.cell"], space=["tagger.cell=lstm"])
-    assert list(check(fixed, HERE)[0].rows) == ["whole", "tagger.cell=rnn", "tagger.cell=lstm"]
+    assert list(validate_plan(fixed, HERE)[0].rows) == ["whole", "tagger.cell=rnn", "tagger.cell=lstm"]
 
 
 counts = partial(counts_of, texts=400)
@@ -115,14 +117,14 @@ RATES = {"whole": 0.6, "tagger.cell=rnn": 0.4, "training.lr=0.1": 0.6}
 
 
 @pytest.fixture
-def trained(small_dataset: str, tmp_path: Path) -> Sweep:
+def trained(small_dataset: str, tmp_path: Path) -> SweepState:
     """A sweep of three rows with two seeds that has been trained."""
     plan = plan_of(small_dataset, tmp_path, {"cell": "gru"}, seeds=2, space=["training.lr=0.1"], max_epochs=2)
-    plan, space, _ = check(plan, HERE)
-    sweep = Sweep(plan)
+    plan, space, _ = validate_plan(plan, HERE)
+    sweep = SweepState(plan)
     for number in range(plan.trials):
         name = f"t{number + 1:03d}"
-        row, values, epochs = proposal(plan, space, number)
+        row, values, epochs = propose(plan, space, number)
         about = {"name": name, "values": values, "epochs": epochs, "series": row, "finalist_of": None}
         sweep.apply({"event": "trial", "time": 0.0, **about})
         best = counts(RATES[row or ""], number)
@@ -134,16 +136,16 @@ def trained(small_dataset: str, tmp_path: Path) -> Sweep:
     return sweep
 
 
-def test_rows_are_compared_with_the_whole(trained: Sweep, small_dataset: str):
-    found, verdict = ablation.judge(trained)
+def test_rows_are_compared_with_the_whole(trained: SweepState, small_dataset: str):
+    found, verdict = ablation.compare_rows(trained)
     assert [row["row"] for row in found] == ["whole", "training.lr=0.1", "tagger.cell=rnn"]
     whole, same, worse = found
     assert whole["seeds"] == [5, 6] and whole["best_epochs"] == [1, 1] and whole["against_whole"] is None
     assert whole["figures"] == [counts(0.6, seed)[:, 0].mean() for seed in (0, 3)]
     assert whole["low"] < whole["mean"] == np.mean(whole["figures"]) < whole["high"]
     assert whole["seconds_per_epoch"] == 4.5 and whole["lost"] == [] and worse["values"] == {"tagger.cell": "rnn"}
-    draws = resample_means([[counts(0.6, 0), counts(0.6, 3)], [counts(0.4, 1), counts(0.4, 4)]], "keyphrase")
-    expected = compare(draws[:, 1], draws[:, 0], worse["mean"] - whole["mean"])
+    draws = bootstrap_means([[counts(0.6, 0), counts(0.6, 3)], [counts(0.4, 1), counts(0.4, 4)]], "keyphrase")
+    expected = paired_bootstrap_test(draws[:, 1], draws[:, 0], worse["mean"] - whole["mean"])
     assert worse["against_whole"]["difference"] == expected.difference < -0.1
     assert worse["against_whole"]["low"] == pytest.approx(expected.low, abs=0.02)
     assert worse["against_whole"]["p"] < 0.05 < same["against_whole"]["p"]
@@ -152,44 +154,44 @@ def test_rows_are_compared_with_the_whole(trained: Sweep, small_dataset: str):
     assert shown == "no difference is shown for training.lr=0.1"
 
 
-def test_an_ablation_goes_on_with_more_seeds_when_its_weights_are_gone(trained: Sweep, tmp_path: Path):
-    before = ablation.judge(trained)
+def test_an_ablation_goes_on_with_more_seeds_when_its_weights_are_gone(trained: SweepState, tmp_path: Path):
+    before = ablation.compare_rows(trained)
     for trial in trained.searched:
         ablation.keep_counts(trained, trial)
         storage.remove_directory(trained.folder_of(trial))
         ablation.keep_counts(trained, trial)  # what is kept already is not looked for
-    assert ablation.judge(trained) == before
+    assert ablation.compare_rows(trained) == before
     storage.write(f"{trained.plan.folder}/sweep.json", trained.plan.model_dump_json().encode())
     refused(lambda: resumed_sweep("a", str(tmp_path), {"seeds": 1}), "--seeds 1", "begun with 2")
-    plan, space, _ = check(resumed_sweep("a", str(tmp_path), {"seeds": 3}), HERE)
+    plan, space, _ = validate_plan(resumed_sweep("a", str(tmp_path), {"seeds": 3}), HERE)
     assert plan.rows == trained.plan.rows and plan.trials == 9
-    assert proposal(plan, space, 6)[:2] == ("whole", {"training.seed": 7})
+    assert propose(plan, space, 6)[:2] == ("whole", {"training.seed": 7})
     trained.plan = plan
-    found, _ = ablation.judge(trained)
+    found, _ = ablation.compare_rows(trained)
     assert [row["lost"] for row in found] == [["a seed was not begun"]] * 3
 
 
-def test_a_training_that_broke_down_is_told_of(trained: Sweep):
+def test_a_training_that_broke_down_is_told_of(trained: SweepState):
     trained.apply({"event": "broken", "time": 2.0, "trial": "t002", "state": "diverged", "error": "loss is nan"})
-    found, _ = ablation.judge(trained)
+    found, _ = ablation.compare_rows(trained)
     worse = found[-1]
     assert worse["seeds"] == [6] and worse["mean"] == counts(0.4, 4)[:, 0].mean()
     assert worse["lost"] == ["t002 (seed 5) diverged: loss is nan"]
     text = ablation.as_text(found, "valid/keyphrase_f1")
     assert "1 of 2" in text and text.endswith("tagger.cell=rnn: t002 (seed 5) diverged: loss is nan")
     trained.apply({"event": "broken", "time": 2.0, "trial": "t005", "state": "failed", "error": "killed"})
-    found, verdict = ablation.judge(trained)
+    found, verdict = ablation.compare_rows(trained)
     assert found[-1]["mean"] is None and found[-1]["against_whole"] is None and len(found[-1]["lost"]) == 2
     assert verdict.endswith("there is no figure for tagger.cell=rnn")
     for name in ("t001", "t004"):
         trained.apply({"event": "broken", "time": 2.0, "trial": name, "state": "failed", "error": "killed"})
-    found, verdict = ablation.judge(trained)
+    found, verdict = ablation.compare_rows(trained)
     assert "no row can be compared" in verdict and found[1]["mean"] is not None
     assert ablation.as_text(found, "valid/keyphrase_f1").count("0 of 2") == 2
 
 
-def test_the_table_is_the_same_as_text_and_as_markdown(trained: Sweep):
-    found, verdict = ablation.judge(trained)
+def test_the_table_is_the_same_as_text_and_as_markdown(trained: SweepState):
+    found, verdict = ablation.compare_rows(trained)
     worse = found[-1]
     header, *lines = ablation.as_text(found, "valid/keyphrase_f1").splitlines()
     assert header.startswith("row ") and "keyphrase F1" in header and len(lines) == 3

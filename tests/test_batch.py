@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.data.batching import ahead, collate, epoch_batches, ordered_batches, smallest_batch
+from model.data.batching import collate, epoch_batches, length_sorted_batches, min_batch_size, prefetch
 from model.data.dataset import Split
 from model.data.labels import IGNORED, B, E, O, S
 
@@ -13,7 +13,7 @@ def test_every_row_comes_once_and_batches_are_even():
     batches = epoch_batches(LENGTHS, 64, seed=1, epoch=0)
     assert sorted(np.concatenate(batches)) == list(range(len(LENGTHS)))
     assert {len(batch) for batch in batches} <= {63, 64}
-    assert min(len(batch) for batch in batches) == smallest_batch(len(LENGTHS), 64)
+    assert min(len(batch) for batch in batches) == min_batch_size(len(LENGTHS), 64)
 
 
 def test_order_depends_on_seed_and_epoch_alone():
@@ -49,21 +49,21 @@ def test_what_is_made_ahead_comes_in_order_and_so_do_errors():
         begun.append(item)
         return 10 // item
 
-    made = ahead(make, [5, 2, 1, 0, 3])
+    made = prefetch(make, [5, 2, 1, 0, 3])
     assert [next(made) for _ in range(3)] == [2, 5, 10]
     with pytest.raises(ZeroDivisionError):
         next(made)
-    assert begun[:3] == [5, 2, 1] and list(ahead(make, [])) == []
+    assert begun[:3] == [5, 2, 1] and list(prefetch(make, [])) == []
 
 
 def test_batches_of_very_long_texts_have_fewer():
-    batches = ordered_batches(np.array([10] * 300 + [1000] * 70 + [10**6]), 256)
+    batches = length_sorted_batches(np.array([10] * 300 + [1000] * 70 + [10**6]), 256)
     assert [len(batch) for batch in batches] == [256, 44, 32, 32, 6, 1]
     assert sorted(np.concatenate(batches)) == list(range(371))
 
 
 def test_ordered_batches_hold_all_rows():
-    assert sorted(np.concatenate(ordered_batches(LENGTHS, 256))) == list(range(len(LENGTHS)))
+    assert sorted(np.concatenate(length_sorted_batches(LENGTHS, 256))) == list(range(len(LENGTHS)))
 
 
 def test_collate_pads_at_the_end_and_ignores_the_padding():

@@ -9,10 +9,10 @@ from conftest import SMALL
 from torch.distributed import TCPStore
 
 from jobs.benchmark import reference
-from jobs.benchmark.process_groups import Drill, by_ray, by_torchrun
-from jobs.benchmark.reference import flops_per_token, hand_made_steps, products, timed, training_steps
-from jobs.benchmark.single_process import Lanes, prepare_again
-from jobs.benchmark.speed import Request, exchange
+from jobs.benchmark.process_groups import GroupSpec, by_ray, by_torchrun
+from jobs.benchmark.reference import flops_per_token, gemm_roofline, reference_steps, timed, training_steps
+from jobs.benchmark.single_process import Measurements, prepare_again
+from jobs.benchmark.speed import BenchmarkConfig, exchange
 from model.config import Config, TaggerConfig, TrainingConfig
 from model.data.dataset import Dataset
 from model.errors import RunFailedError
@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 def test_operations_of_the_records_model():
     forward = 2 * (900 * 300 + 300 * 300 + 300 * 300 + 300 * 300 + 300 * 2 + 300 * 5)
     assert flops_per_token(TaggerConfig()) == 3 * forward
-    [tokens] = islice(products(TaggerConfig(), torch.float32, CPU), 1)
+    [tokens] = islice(gemm_roofline(TaggerConfig(), torch.float32, CPU), 1)
     assert tokens * 3 * forward == pytest.approx(2 * 2048 * 900 * 300)
 
 
@@ -42,7 +42,7 @@ def test_the_hand_made_loop_is_a_training(small_dataset: str, monkeypatch: pytes
     entropy = reference.F.cross_entropy
     monkeypatch.setattr(reference.F, "cross_entropy", lambda *a: (losses.append(entropy(*a)), losses[-1])[1])
     config, train = TrainingConfig(lr=0.01), data.load("train")
-    steps = hand_made_steps(TaggerConfig(**SMALL), config, train, data.info["words"], CPU)
+    steps = reference_steps(TaggerConfig(**SMALL), config, train, data.info["words"], CPU)
     tokens = list(islice(steps, 40))
     first, last = (torch.stack(some).mean().item() for some in (losses[:8], losses[-8:]))
     assert last < first / 2
@@ -67,7 +67,7 @@ def test_steps_go_over_an_epoch_again_and_again(small_dataset: str):
 
 
 def test_ratios_are_medians_of_rounds():
-    lanes = Lanes()
+    lanes = Measurements()
     for fast, slow in ((10, 1), (40, 2), (12, 1)):  # the second round was disturbed
         lanes.add("fast", "/s", fast)
         lanes.add("slow", "/s", slow)
@@ -76,14 +76,14 @@ def test_ratios_are_medians_of_rounds():
 
 
 def test_prepare_is_measured_on_all_texts(small_dataset: str, tmp_path: Path):
-    lanes = Lanes()
+    lanes = Measurements()
     prepare_again(small_dataset, 3000, 2, tmp_path, lanes)
     [row] = lanes.rows()
     assert row.low > 100 and len(lanes.rates[row.name]) == 2
 
 
 def test_what_is_computed_of_the_exchange(small_dataset: str):
-    rows = exchange(Request(small_dataset))
+    rows = exchange(BenchmarkConfig(small_dataset))
     two, many = rows[0], rows[-1]
     assert (two["workers"], two["words"], many["workers"], many["words"]) == (2, 30_000, 64, 3_000_000)
     network = sum(each.numel() for each in new_tagger(TaggerConfig(), 5, 0).parameters()) - 5 * 300
@@ -95,7 +95,7 @@ def test_what_is_computed_of_the_exchange(small_dataset: str):
 def test_groups_of_torchrun_and_of_ray_train_take_turns(cluster, small_dataset: str):
     config = Config(data=small_dataset, tagger=TaggerConfig(**SMALL)).model_dump()
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    drill = Drill("torchrun", 2, ("127.0.0.1", store.port), config, 1)
+    drill = GroupSpec("torchrun", 2, ("127.0.0.1", store.port), config, 1)
     with by_torchrun(drill, store) as one, by_ray(drill._replace(name="ray"), store, gpu=False) as other:
         turns = [group.turn() for _ in range(2) for group in (one, other)]
     assert all(turn.tokens_per_s > 100 for turn in turns)

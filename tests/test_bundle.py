@@ -9,7 +9,7 @@ from conftest import ROOT, refused
 
 from model.data.dataset import Dataset
 from model.inference.bundle import load_bundle
-from model.inference.extractor import LONGEST, Extractor
+from model.inference.extractor import MAX_CHUNK_TOKENS, Extractor
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_a_very_long_text_is_read_in_pieces(extractor: Extractor):
     text = sentence * (100_000 // 5)
     found = extractor.one(text)
     assert all(text[each.start : each.end] == each.text for each in found)
-    assert found[0].end > LONGEST and found[-1].end > len(text) * 0.9
+    assert found[0].end > MAX_CHUNK_TOKENS and found[-1].end > len(text) * 0.9
 
 
 def test_extraction_reads_as_it_goes(extractor: Extractor):

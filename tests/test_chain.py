@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from model.data.labels import IGNORED, LEGAL, MAY_END, MAY_START, B, E, I, O, S, spans_of_tags
-from model.network.crf import LONGEST, Transitions, no_chain, sequence_loss, span_probabilities
-from model.network.decoding import decode, find, highest_of_alike, likely_spans
-from model.network.tagger import Logits, Reading
+from model.data.labels import IGNORED, LEGAL, MAY_END, MAY_START, B, E, I, O, S, tags_to_spans
+from model.network.crf import MAX_SPAN_TOKENS, CrfTransitions, crf_nll, legality_only, span_marginals
+from model.network.decoding import max_over_repeats, predict_spans, select_spans, viterbi_decode
+from model.network.tagger import Logits, SpanDecoding
 
 LENGTHS = [5, 3, 1, 4]
 
@@ -22,7 +22,7 @@ class Case:
     def __init__(self, seed: int) -> None:
         torch.manual_seed(seed)
         self.logits = torch.randn(len(LENGTHS), max(LENGTHS), 5, requires_grad=True)
-        self.transitions = Transitions()
+        self.transitions = CrfTransitions()
         for scores in self.transitions.parameters():
             torch.nn.init.normal_(scores)
         self.lengths = torch.tensor(LENGTHS)
@@ -53,7 +53,7 @@ def test_the_loss_and_its_gradients_are_those_of_all_sequences_added_up(seed: in
         wanted = wanted + scores.logsumexp(0) - scores[found.index(tuple(tags[row, :length].tolist()))]
     inputs = [case.logits, *case.transitions.parameters()]
     gradients = torch.autograd.grad(wanted, inputs)
-    loss = sequence_loss(case.logits, case.transitions(), tags, case.lengths)
+    loss = crf_nll(case.logits, case.transitions(), tags, case.lengths)
     torch.testing.assert_close(loss, wanted)
     for one, other in zip(torch.autograd.grad(loss, inputs), gradients, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
@@ -62,12 +62,12 @@ def test_the_loss_and_its_gradients_are_those_of_all_sequences_added_up(seed: in
 @pytest.mark.parametrize("seed", range(3))
 def test_a_spans_probability_is_that_of_the_sequences_that_have_it(seed: int):
     case = Case(seed)
-    likely = span_probabilities(case.logits, case.transitions(), case.lengths)
+    likely = span_marginals(case.logits, case.transitions(), case.lengths)
     wanted = torch.zeros_like(likely)
     for row in range(len(LENGTHS)):
         found, scores = case.sequences(row)
         for tags, share in zip(found, scores.softmax(0).tolist(), strict=True):
-            for _, start, end in spans_of_tags(torch.tensor([tags])).tolist():
+            for _, start, end in tags_to_spans(torch.tensor([tags])).tolist():
                 wanted[row, end - 1, end - start - 1] += share
     torch.testing.assert_close(likely, wanted)
 
@@ -75,7 +75,7 @@ def test_a_spans_probability_is_that_of_the_sequences_that_have_it(seed: int):
 @pytest.mark.parametrize("seed", range(3))
 def test_decode_reads_the_likeliest_sequence_of_a_chain(seed: int):
     case = Case(seed)
-    tags = decode(case.logits, case.lengths, case.transitions())
+    tags = viterbi_decode(case.logits, case.lengths, case.transitions())
     for row, length in enumerate(LENGTHS):
         found, scores = case.sequences(row)
         assert tags[row].tolist() == [*found[int(scores.argmax())], *[O] * (max(LENGTHS) - length)]
@@ -84,7 +84,7 @@ def test_decode_reads_the_likeliest_sequence_of_a_chain(seed: int):
 def test_scores_far_apart_do_not_overflow():
     logits = torch.zeros(1, 400, 5)
     logits[..., I] = 300.0
-    loss = sequence_loss(logits, no_chain(logits.device), torch.full((1, 400), O), torch.tensor([400]))
+    loss = crf_nll(logits, legality_only(logits.device), torch.full((1, 400), O), torch.tensor([400]))
     assert loss.item() == pytest.approx(398 * 300, rel=1e-3)  # the best sequence begins with B and ends with E
 
 
@@ -102,12 +102,12 @@ def test_the_spans_read_are_the_best_of_all_disjoint_ones(seed: int):
         [span for span, take in zip(spans, bits, strict=True) if take] for bits in product((0, 1), repeat=len(spans))
     ]
     best = max(sum(gain[span] for span in each) for each in chosen if disjoint(each))
-    found = [(start, end) for _, start, end in spans_of_tags(likely_spans(likely, torch.tensor(0.4))).tolist()]
+    found = [(start, end) for _, start, end in tags_to_spans(select_spans(likely, torch.tensor(0.4))).tolist()]
     assert disjoint(found) and sum(gain[span] for span in found) == pytest.approx(best, abs=1e-6)
 
 
-def reading(threshold: float, tokens: int) -> Reading:
-    return Reading(torch.tensor(threshold), torch.tensor(0.0), torch.arange(tokens))
+def reading(threshold: float, tokens: int) -> SpanDecoding:
+    return SpanDecoding(torch.tensor(threshold), torch.tensor(0.0), torch.arange(tokens))
 
 
 def test_equal_words_agree_within_their_text():
@@ -116,7 +116,7 @@ def test_equal_words_agree_within_their_text():
     likely[0, 1:, 1] = torch.tensor([0.05, 0.01, 0.02, 0.5])
     likely[1, :2, 0] = 0.9
     words = torch.tensor([[7, 8, 9, 7, 8], [7, 8, 0, 0, 0]])
-    found = highest_of_alike(likely, words)
+    found = max_over_repeats(likely, words)
     assert found[0, :, 0].tolist() == pytest.approx([0.3, 0.6, 0.2, 0.3, 0.6])
     assert found[0, 1:, 1].tolist() == pytest.approx([0.5, 0.01, 0.02, 0.5])
     assert torch.equal(found[1], likely[1])
@@ -129,7 +129,7 @@ def test_words_agree_with_equal_words_of_their_text_alone():
     words[:, 6:] = words[:, :6].flip(1)  # each pair of words stands the other way round as well
     likely = torch.rand(rows, steps, 3, generator=torch.Generator().manual_seed(0))
     likely[:, 0, 1:], likely[:, 1, 2] = 0, 0  # would begin before the text
-    found = highest_of_alike(likely, words)
+    found = max_over_repeats(likely, words)
     spans = [(end - size, end) for end in range(1, steps + 1) for size in (1, 2, 3) if end >= size]
     for row in range(rows):
         highest: dict[tuple[int, ...], float] = {}
@@ -143,17 +143,18 @@ def test_words_agree_with_equal_words_of_their_text_alone():
 def test_a_span_below_one_half_is_found_where_the_threshold_lets_it():
     logits = torch.tensor([[[0.5, -5, -5, -5, 0.0], [5, -5, -5, -5, -5]]])
     lengths = torch.tensor([2])
-    assert find(Logits(torch.zeros(1, 2, 2), logits), lengths).spans.tolist() == []
-    found = find(Logits(torch.zeros(1, 2, 2), logits, None, reading(0.3, 2)), lengths)
+    assert predict_spans(Logits(torch.zeros(1, 2, 2), logits), lengths).spans.tolist() == []
+    found = predict_spans(Logits(torch.zeros(1, 2, 2), logits, None, reading(0.3, 2)), lengths)
     assert found.spans.tolist() == [[0, 0, 1]]
     assert found.scores.item() == pytest.approx(1 / (1 + np.exp(0.5)), abs=1e-3)
 
 
 def test_nothing_is_found_in_the_padding_and_no_span_is_longer_than_the_longest():
-    logits = torch.zeros(2, LONGEST + 4, 5)
+    logits = torch.zeros(2, MAX_SPAN_TOKENS + 4, 5)
     logits[..., I], logits[..., O], logits[..., S] = 9.0, -9.0, -9.0
     logits[:, 0, B], logits[0, -1, E], logits[1, 2, E] = 99.0, 99.0, 99.0
-    found = find(
-        Logits(torch.zeros(2, LONGEST + 4, 2), logits, None, reading(0.5, LONGEST + 4)), torch.tensor([LONGEST + 4, 3])
+    found = predict_spans(
+        Logits(torch.zeros(2, MAX_SPAN_TOKENS + 4, 2), logits, None, reading(0.5, MAX_SPAN_TOKENS + 4)),
+        torch.tensor([MAX_SPAN_TOKENS + 4, 3]),
     )
     assert found.spans.tolist() == [[1, 0, 3]]

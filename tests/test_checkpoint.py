@@ -8,23 +8,23 @@ import pytest
 import torch
 from conftest import SMALL, refused
 
-from distributed.train.checkpoint import Keeper, checkpoints, load_best, load_checkpoint, save_checkpoint
+from distributed.train.checkpoint import StorageCheckpointer, checkpoints, load_best, load_checkpoint, save_checkpoint
 from model.config import make_config
 from model.data.dataset import Dataset
 from model.network.tagger import new_tagger
-from model.training.communicator import Alone
-from model.training.loop import RANKED_BY, Training
+from model.training.communicator import SingleProcess
+from model.training.loop import SELECTION_METRIC, Training
 
 
 class CutOffError(Exception):
     """Stands for a kill: nothing of the training runs after it."""
 
 
-class Cut(Keeper):
+class Cut(StorageCheckpointer):
     """Keeps at every opportunity, and is cut off after some."""
 
     def __init__(self, folder: str, after: int, notes: list[str]) -> None:
-        super().__init__(folder, RANKED_BY, Alone(), note=notes.append)
+        super().__init__(folder, SELECTION_METRIC, SingleProcess(), note=notes.append)
         self.after = after
 
     def due(self) -> bool:
@@ -127,10 +127,10 @@ def test_a_checkpoint_cut_off_anywhere_is_never_taken_for_whole(tmp_path: Path):
 
 
 def test_a_checkpoint_inside_an_epoch_comes_with_the_minutes(tmp_path: Path):
-    keeper = Keeper(str(tmp_path), RANKED_BY, Alone(), minutes=1.0)
+    keeper = StorageCheckpointer(str(tmp_path), SELECTION_METRIC, SingleProcess(), minutes=1.0)
     assert not keeper.due()
     keeper.kept -= 61
     assert keeper.due()
-    never = Keeper(str(tmp_path), RANKED_BY, Alone(), minutes=0.0)
+    never = StorageCheckpointer(str(tmp_path), SELECTION_METRIC, SingleProcess(), minutes=0.0)
     never.kept -= 1e6
     assert not never.due()

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from conftest import refused
 
-from model.config import PRESETS, assign, fields, make_config, merge, put, read_config, tree_of
+from model.config import PRESETS, assign, fields, make_config, merge, preset_values, read_config, set_dotted
 
 RECORD = {"alpha": 0.3, "lr": 1e-3, "batch": 64}
 
@@ -69,7 +69,7 @@ def test_files(tmp_path: Path):
 
 
 def test_a_value_where_fields_should_be_is_named():
-    refused(lambda: put({"training": 5}, "training.lr", 0.1), "training is 5", "no fields below it")
+    refused(lambda: set_dotted({"training": 5}, "training.lr", 0.1), "training is 5", "no fields below it")
     refused(lambda: make_config({"data": "d", "training": 5}), "training is 5")
 
 
@@ -97,12 +97,12 @@ def test_a_section_of_a_file_may_be_empty(tmp_path: Path):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_configurations(name: str):
-    make_config({"data": "d", **tree_of(name)})
+    make_config({"data": "d", **preset_values(name)})
 
 
 def test_the_preset_of_the_record_is_the_default():
-    assert make_config({"data": "d", **tree_of("record")}) == make_config({"data": "d"})
+    assert make_config({"data": "d", **preset_values("record")}) == make_config({"data": "d"})
 
 
 def test_an_unknown_preset_is_named():
-    refused(lambda: tree_of("bst"), "--preset bst", "record, best")
+    refused(lambda: preset_values("bst"), "--preset bst", "record, best")

@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 from conftest import refused, trained_tokenizer
 
-from model.data.examples import Labelled, Tally, examples
-from model.prepare.hashtags import example, words
-from model.prepare.readers import Reader, detect, sources
-from model.shards import Range, checksum
+from model.data.examples import LabelledText, SkipCounts, examples
+from model.prepare.hashtags import label_by_hashtag, words
+from model.prepare.readers import Reader, detect_format, resolve_inputs
+from model.shards import FileRange, checksum
 
 
-def read(path: Path, format: str = "auto", **options: bool) -> tuple[list[Labelled], Tally]:
-    tally = Tally()
-    return [text for part in sources([str(path)], format) for text in Reader(part, **options).read(tally)], tally
+def read(path: Path, format: str = "auto", **options: bool) -> tuple[list[LabelledText], SkipCounts]:
+    tally = SkipCounts()
+    return [text for part in resolve_inputs([str(path)], format) for text in Reader(part, **options).read(tally)], tally
 
 
 def file(folder: Path, name: str, content: str | bytes) -> Path:
@@ -105,13 +105,13 @@ def test_a_keyphrase_must_be_whole_words(tmp_path: Path):
     ],
 )
 def test_the_format_is_told_by_the_content(tmp_path: Path, content: str, format: str):
-    assert detect(str(file(tmp_path, "a.txt", content))) == format
+    assert detect_format(str(file(tmp_path, "a.txt", content))) == format
 
 
 def test_gzip_globs_bom_and_windows_line_ends(tmp_path: Path):
     (tmp_path / "1.tsv.gz").write_bytes(gzip.compress("\ufeffred car\tcar\r\n".encode()))
     (tmp_path / "2.tsv.gz").write_bytes(gzip.compress(b"big dog\tdog\r\n\r\n"))
-    found = [text for part in sources([f"{tmp_path}/*.gz"]) for text in Reader(part).read(Tally())]
+    found = [text for part in resolve_inputs([f"{tmp_path}/*.gz"]) for text in Reader(part).read(SkipCounts())]
     assert [(text.text, text.keyphrases) for text in found] == [("red car", ("car",)), ("big dog", ("dog",))]
 
 
@@ -119,7 +119,7 @@ def test_a_checksum_is_of_the_unpacked_content(tmp_path: Path):
     content = b"a b\tb\n\nc d\td\n"
     (tmp_path / "a.tsv.gz").write_bytes(gzip.compress(content))
     for path in (file(tmp_path, "a.tsv", content), tmp_path / "a.tsv.gz"):
-        assert checksum(Range(str(path), "tsv")) == (13, hashlib.sha256(content).hexdigest())
+        assert checksum(FileRange(str(path), "tsv")) == (13, hashlib.sha256(content).hexdigest())
 
 
 BAD_LINES = [
@@ -167,8 +167,8 @@ def test_missing_empty_mixed_and_strange_files_are_refused(tmp_path: Path):
     refused(lambda: read(tmp_path), "is a directory")
     refused(lambda: read(file(tmp_path, "empty", "\n \n")), "is empty")
     refused(lambda: read(file(tmp_path, "prose", "just words\nand more\n")), "prose:1", "--format")
-    refused(lambda: sources([str(tsv), str(jsonl)]), "a.tsv is tsv", "b.jsonl is jsonl")
-    refused(lambda: sources([str(tsv)], "xml"), "xml", "tsv")
+    refused(lambda: resolve_inputs([str(tsv), str(jsonl)]), "a.tsv is tsv", "b.jsonl is jsonl")
+    refused(lambda: resolve_inputs([str(tsv)], "xml"), "xml", "tsv")
     refused(lambda: read(file(tmp_path, "bad.tsv.gz", b"no gzip at all")), "bad.tsv.gz", "cannot be read")
     whole = gzip.compress(b"red car\tcar\n" * 5000)
     refused(lambda: read(file(tmp_path, "cut.tsv.gz", whole[: len(whole) // 2]), "tsv"), "cut.tsv.gz", "cannot be read")
@@ -185,7 +185,7 @@ def test_missing_empty_mixed_and_strange_files_are_refused(tmp_path: Path):
     ],
 )
 def test_a_tweet_with_one_hashtag_inside_is_an_example(tweet: str, text: str, phrase: str):
-    made = example(tweet)
+    made = label_by_hashtag(tweet)
     assert not isinstance(made, str)
     assert (made[0], made[0][slice(*made[1])]) == (text, phrase)
 
@@ -203,7 +203,7 @@ def test_a_tweet_with_one_hashtag_inside_is_an_example(tweet: str, text: str, ph
     ],
 )
 def test_other_tweets_are_not(tweet: str, reason: str):
-    assert example(tweet) == reason
+    assert label_by_hashtag(tweet) == reason
 
 
 def test_words_of_hashtags():

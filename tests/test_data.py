@@ -16,13 +16,13 @@ import pytest
 from conftest import refused, trained_tokenizer
 from test_jobs import call, disk_of, last_json
 
-from distributed.cluster.ray_data import over
+from distributed.cluster.ray_data import parallel_map
 from model import storage
 from model.data.dataset import Dataset
-from model.prepare.builder import Recipe, prepare
+from model.prepare.builder import PrepareConfig, prepare
 from model.prepare.readers import FORMATS
 from model.prepare.vocabulary import BUCKETS, WordCounts, save_tokenizer
-from model.shards import PIECE, Range, cut, here
+from model.shards import SHARD_BYTES, FileRange, make_shards, serial_map
 
 WORDS = (
     "Storm storm rain RAIN red car, big dog! Ünïcode ΟΔΟΣ don't 3.5m <url> https://t.co/x @ann e\u0301cole 😀".split()
@@ -63,8 +63,8 @@ def files(folder: Path, format: str) -> list[str]:
 
 
 def in_pieces(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    monkeypatch.setattr("model.prepare.builder.cut", partial(cut, size=size))
-    monkeypatch.setattr("model.inference.batch_inference.cut", partial(cut, size=size))
+    monkeypatch.setattr("model.prepare.builder.cut", partial(make_shards, size=size))
+    monkeypatch.setattr("model.inference.batch_inference.cut", partial(make_shards, size=size))
 
 
 def held(folder: Path) -> dict[str, bytes]:
@@ -92,10 +92,10 @@ def test_rows_words_and_tallies_do_not_depend_on_the_size_of_the_pieces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str, size: int
 ):
     paths = files(tmp_path, format)
-    whole = prepare(Recipe(paths, str(tmp_path / "whole"), format=format))
+    whole = prepare(PrepareConfig(paths, str(tmp_path / "whole"), format=format))
     assert whole["splits"]["train"]["parts"] == 1
     in_pieces(monkeypatch, size)
-    pieces = prepare(Recipe(paths, str(tmp_path / "pieces"), format=format))
+    pieces = prepare(PrepareConfig(paths, str(tmp_path / "pieces"), format=format))
     assert pieces["splits"]["train"]["parts"] > 5
     assert without_parts(pieces) == without_parts(whole)
     assert rows(tmp_path / "pieces") == rows(tmp_path / "whole")
@@ -106,33 +106,33 @@ def test_rows_words_and_tallies_do_not_depend_on_the_size_of_the_pieces(
 @pytest.mark.parametrize("format", FORMATS)
 def test_every_line_belongs_to_one_range(tmp_path: Path, format: str):
     [path, *_] = files(tmp_path, format)
-    lines = list(Range(path, format).lines())
+    lines = list(FileRange(path, format).lines())
     for size in (1, 2, 3, 7, 20, 50, 99, 100, 101, 250, 400, 1500):
-        pieces = cut([Range(path, format)], size)
+        pieces = make_shards([FileRange(path, format)], size)
         shared_out = [list(part.lines()) for ranges in pieces for part in ranges]
         assert [line for each in shared_out for line in each] == lines, size
         if format == "conll":  # no text is torn
             full = [each for each in shared_out if each]
             assert not any(each[-1].strip() for each in full[:-1])
-    assert cut([Range(path, format)], PIECE)[0][0].end is None
+    assert make_shards([FileRange(path, format)], SHARD_BYTES)[0][0].end is None
 
 
 def test_small_files_share_a_piece_and_compressed_ones_are_not_cut(tmp_path: Path):
     paths = files(tmp_path, "tsv")
-    small = cut([Range(path, "tsv") for path in paths], 10**6)
+    small = make_shards([FileRange(path, "tsv") for path in paths], 10**6)
     assert [[Path(part.path).name for part in ranges] for ranges in small] == [["a", "b", "c.gz", "d", "e"]]
-    large = cut([Range(path, "tsv") for path in paths], 100)
+    large = make_shards([FileRange(path, "tsv") for path in paths], 100)
     assert sum(part.path.endswith(".gz") for ranges in large for part in ranges) == 1
 
 
-@pytest.mark.parametrize("size", [150, PIECE])
+@pytest.mark.parametrize("size", [150, SHARD_BYTES])
 def test_a_bad_line_is_named_by_its_place_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int):
     in_pieces(monkeypatch, size)
     path, out = tmp_path / "a.tsv", str(tmp_path / "d")
     good = [f"text {i} of rain\train" for i in range(60)]
     path.write_text("\n".join([*good[:45], "no tab", *good, "nor here"]))
-    refused(lambda: prepare(Recipe([str(path)], out)), f"{path}:46: ", "no tab")
-    skipped = prepare(Recipe([str(path)], out, skip_bad_lines=True))["splits"]["train"]["skipped_places"]
+    refused(lambda: prepare(PrepareConfig([str(path)], out)), f"{path}:46: ", "no tab")
+    skipped = prepare(PrepareConfig([str(path)], out, skip_bad_lines=True))["splits"]["train"]["skipped_places"]
     assert list(skipped.values()) == [[f"{path}:46", f"{path}:107"]]
 
 
@@ -143,7 +143,7 @@ def test_the_vocabulary_is_that_of_the_tokenizers_library(tmp_path: Path, monkey
     texts = [line.split("\t")[0] for line in lines if line]  # of those too that have no keyphrase left
     for min_frequency, max_words in [(1, 1_000_000), (2, 1_000_000), (1, 12), (1, 3)]:
         limits = {"min_frequency": min_frequency, "max_words": max_words}
-        info = prepare(Recipe([path], str(tmp_path / "out"), [path], [path], overwrite=True, **limits))
+        info = prepare(PrepareConfig([path], str(tmp_path / "out"), [path], [path], overwrite=True, **limits))
         trained = trained_tokenizer(texts, **limits)
         assert Dataset(str(tmp_path / "out")).tokenizer().get_vocab() == trained.get_vocab()
         assert info["words"] == trained.get_vocab_size()
@@ -188,9 +188,9 @@ def test_a_file_that_another_machine_does_not_see_is_named(tmp_path: Path):
 
     def elsewhere(function: Callable[[Any], Any], items: list[Any]) -> Generator[Any, None, None]:
         path.unlink(missing_ok=True)
-        yield from here(function, items)
+        yield from serial_map(function, items)
 
-    refused(lambda: prepare(Recipe([str(path)], str(tmp_path / "d")), elsewhere), str(path), "every node mounts")
+    refused(lambda: prepare(PrepareConfig([str(path)], str(tmp_path / "d")), elsewhere), str(path), "every node mounts")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -199,21 +199,21 @@ def test_other_storage_keeps_the_old_dataset_until_the_new_one_is_read(tmp_path:
     good, bad = tmp_path / "good.tsv", tmp_path / "bad.tsv"
     good.write_bytes(content("tsv", 60))
     bad.write_text("no tab\n")
-    refused(lambda: prepare(Recipe([str(bad)], out, format="tsv")), "no tab")
+    refused(lambda: prepare(PrepareConfig([str(bad)], out, format="tsv")), "no tab")
     assert not storage.exists(out)
-    info = prepare(Recipe([str(good)], out))
-    refused(lambda: prepare(Recipe([str(bad)], out, format="tsv", overwrite=True)), "no tab")
+    info = prepare(PrepareConfig([str(good)], out))
+    refused(lambda: prepare(PrepareConfig([str(bad)], out, format="tsv", overwrite=True)), "no tab")
     assert len(Dataset(out).load("train")) == info["splits"]["train"]["rows"]
     good.write_bytes(content("tsv", 90))
-    prepare(Recipe([str(good)], out, overwrite=True))
-    assert storage.names(out) == ["dataset.json", "test", "tokenizer.json", "train", "valid"]
+    prepare(PrepareConfig([str(good)], out, overwrite=True))
+    assert storage.list_directory(out) == ["dataset.json", "test", "tokenizer.json", "train", "valid"]
 
     def full(function: Callable[[Any], Any], items: list[Any]) -> Generator[Any, None, None]:
-        for result in here(function, items):
+        for result in serial_map(function, items):
             yield result or OSError(errno.ENOSPC, "full")  # the second pass returns nothing else
 
     with pytest.raises(OSError, match="full"):
-        prepare(Recipe([str(good)], out, overwrite=True), full)
+        prepare(PrepareConfig([str(good)], out, overwrite=True), full)
     assert not storage.exists(out)
 
 
@@ -276,9 +276,9 @@ def test_what_cannot_be_extracted_leaves_nothing(small_bundle: str, tmp_path: Pa
 def test_a_dataset_made_on_ray_is_the_same_byte_for_byte(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     in_pieces(monkeypatch, 1000)
     paths = files(tmp_path, "conll")
-    alone = prepare(Recipe(paths, str(tmp_path / "alone"), [paths[0]]))
+    alone = prepare(PrepareConfig(paths, str(tmp_path / "alone"), [paths[0]]))
     monkeypatch.chdir(tmp_path)  # what is named from here is found there
-    on_ray = prepare(Recipe([Path(path).name for path in paths], "ray", ["a"]), over("ray", 3))
+    on_ray = prepare(PrepareConfig([Path(path).name for path in paths], "ray", ["a"]), parallel_map("ray", 3))
     assert on_ray["splits"] == alone["splits"] and on_ray["splits"]["train"]["parts"] > 5
     files_alone, files_on_ray = held(tmp_path / "alone"), held(tmp_path / "ray")
     del files_alone["dataset.json"], files_on_ray["dataset.json"]  # the paths in it are as they were given
@@ -331,5 +331,5 @@ def test_a_piece_whose_worker_was_killed_is_done_again(cluster: Any, tmp_path: P
 
     for actors in (False, True):
         (tmp_path / "1").unlink(missing_ok=True)
-        results = over(str(tmp_path / "d"), 2, actors=actors)(dies_once, [0, 1, 2])
+        results = parallel_map(str(tmp_path / "d"), 2, actors=actors)(dies_once, [0, 1, 2])
         assert list(results) == [0, 2, 4] and (tmp_path / "1").exists()

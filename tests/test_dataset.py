@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 from model import storage
 from model.data.dataset import Dataset
 from model.errors import UserError
-from model.prepare.builder import Recipe, prepare
+from model.prepare.builder import PrepareConfig, prepare
 
 
 def tsv(path: Path, texts: int, word: str = "rain") -> str:
@@ -22,7 +22,7 @@ def test_a_row_keeps_its_text_ids_and_spans(tmp_path: Path):
     source.write_text(
         '{"text": "Red  car, big dog", "spans": [[0, 8], [10, 17]]}\n{"text": "nothing", "spans": []}\n' * 2
     )
-    prepare(Recipe([str(source)], str(tmp_path / "d"), [str(source)]))
+    prepare(PrepareConfig([str(source)], str(tmp_path / "d"), [str(source)]))
     dataset = Dataset(str(tmp_path / "d"))
     assert [(text.text, text.spans) for text in dataset.texts("train")][:2] == [
         ("Red  car, big dog", ((0, 8), (10, 17))),
@@ -36,33 +36,33 @@ def test_a_row_keeps_its_text_ids_and_spans(tmp_path: Path):
 
 def test_texts_tell_their_row_in_a_part_of_any_size(tmp_path: Path):
     rows = 66_000  # more than are read at once
-    prepare(Recipe([tsv(tmp_path / "a.tsv", rows)], str(tmp_path / "d"), [tsv(tmp_path / "b.tsv", 10)]))
+    prepare(PrepareConfig([tsv(tmp_path / "a.tsv", rows)], str(tmp_path / "d"), [tsv(tmp_path / "b.tsv", 10)]))
     told = [int(text.place.rpartition(":")[2]) for text in Dataset(str(tmp_path / "d")).texts("train")]
     assert told == list(range(1, rows + 1))
 
 
 def test_splits_that_are_not_given_are_carved_and_stay_the_same(tmp_path: Path):
     source = tsv(tmp_path / "a.tsv", 1000)
-    info = prepare(Recipe([source], str(tmp_path / "d1")))
+    info = prepare(PrepareConfig([source], str(tmp_path / "d1")))
     rows = {split: facts["rows"] for split, facts in info["splits"].items()}
     assert sum(rows.values()) == 1000 and 60 < rows["valid"] < 140 and 60 < rows["test"] < 140
-    assert prepare(Recipe([source], str(tmp_path / "d2"))) == info
+    assert prepare(PrepareConfig([source], str(tmp_path / "d2"))) == info
     texts = [{text.text for text in Dataset(str(tmp_path / "d1")).texts(split)} for split in rows]
     assert not (texts[0] & texts[1] or texts[0] & texts[2] or texts[1] & texts[2])
-    given = prepare(Recipe([source], str(tmp_path / "d3"), [tsv(tmp_path / "v.tsv", 5)]))
+    given = prepare(PrepareConfig([source], str(tmp_path / "d3"), [tsv(tmp_path / "v.tsv", 5)]))
     assert {split: facts["rows"] for split, facts in given["splits"].items()} == {"train": 1000, "valid": 5}
 
 
 def test_what_a_reader_leaves_out_of_a_file_is_told_once(tmp_path: Path):
     source = tmp_path / "raw.txt"
     source.write_text("".join(f"text {i} of #rain today\n" for i in range(100)) + "RT @ann: so #good it is\n" * 3)
-    info = prepare(Recipe([str(source)], str(tmp_path / "d")))
+    info = prepare(PrepareConfig([str(source)], str(tmp_path / "d")))
     assert info["splits"]["train"]["skipped"] == {"a retweet": 3}
     assert info["splits"]["valid"]["skipped"] == info["splits"]["test"]["skipped"] == {}
 
 
 def test_the_vocabulary_comes_from_training_alone(tmp_path: Path):
-    prepare(Recipe([tsv(tmp_path / "a.tsv", 5)], str(tmp_path / "d"), [tsv(tmp_path / "v.tsv", 5, "snow")]))
+    prepare(PrepareConfig([tsv(tmp_path / "a.tsv", 5)], str(tmp_path / "d"), [tsv(tmp_path / "v.tsv", 5, "snow")]))
     words = Dataset(str(tmp_path / "d")).tokenizer().get_vocab()
     assert "rain" in words and "snow" not in words
 
@@ -70,7 +70,7 @@ def test_the_vocabulary_comes_from_training_alone(tmp_path: Path):
 def test_dataset_json_tells_the_sources_and_what_was_left_out(tmp_path: Path):
     source = tmp_path / "a.tsv"
     source.write_text("red car\tcar\nred car\tdog\n")
-    info = prepare(Recipe([str(source)], str(tmp_path / "d"), [tsv(tmp_path / "v.tsv", 2)]))
+    info = prepare(PrepareConfig([str(source)], str(tmp_path / "d"), [tsv(tmp_path / "v.tsv", 2)]))
     assert info == json.loads((tmp_path / "d" / "dataset.json").read_text())
     assert info["splits"]["train"]["skipped_places"]["keyphrase not in its text"] == [f"{source}:2"]
     [facts] = info["sources"]["train"]
@@ -82,12 +82,12 @@ def test_what_cannot_be_prepared_leaves_nothing_behind(tmp_path: Path):
     bad.write_text("red car\tcar\nred car\tdog\nno tab\n")
     out = str(tmp_path / "out" / "d")
     before = sorted(tmp_path.iterdir())
-    refused(lambda: prepare(Recipe([good], out, [str(bad)])), "bad.tsv:3", "no tab")
+    refused(lambda: prepare(PrepareConfig([good], out, [str(bad)])), "bad.tsv:3", "no tab")
     bad.write_text("red car\tcar\nred car\tdog\n")
-    refused(lambda: prepare(Recipe([good], out, [str(bad)], strict=True)), "--strict", "bad.tsv:2")
+    refused(lambda: prepare(PrepareConfig([good], out, [str(bad)], strict=True)), "--strict", "bad.tsv:2")
     bad.write_text("red car\tdog\n")
-    refused(lambda: prepare(Recipe([good], out, [str(bad)])), "no text is left", "keyphrase not in its text")
-    refused(lambda: prepare(Recipe([tsv(tmp_path / "one.tsv", 1)], out)), "no text is left")
+    refused(lambda: prepare(PrepareConfig([good], out, [str(bad)])), "no text is left", "keyphrase not in its text")
+    refused(lambda: prepare(PrepareConfig([tsv(tmp_path / "one.tsv", 1)], out)), "no text is left")
     (tmp_path / "one.tsv").unlink()
     assert list((tmp_path / "out").iterdir()) == []
     (tmp_path / "out").rmdir()
@@ -96,11 +96,11 @@ def test_what_cannot_be_prepared_leaves_nothing_behind(tmp_path: Path):
 
 def test_an_existing_directory_is_replaced_only_when_asked(tmp_path: Path):
     source, out = tsv(tmp_path / "a.tsv", 50), str(tmp_path / "d")
-    prepare(Recipe([source], out))
-    refused(lambda: prepare(Recipe([source], out)), "exists already", "--overwrite")
-    refused(lambda: prepare(Recipe([source], str(tmp_path), overwrite=True)), "no dataset", "another --out")
-    refused(lambda: prepare(Recipe([source], source, overwrite=True)), "no dataset", "another --out")
-    prepare(Recipe([tsv(tmp_path / "b.tsv", 80)], out, overwrite=True))
+    prepare(PrepareConfig([source], out))
+    refused(lambda: prepare(PrepareConfig([source], out)), "exists already", "--overwrite")
+    refused(lambda: prepare(PrepareConfig([source], str(tmp_path), overwrite=True)), "no dataset", "another --out")
+    refused(lambda: prepare(PrepareConfig([source], source, overwrite=True)), "no dataset", "another --out")
+    prepare(PrepareConfig([tsv(tmp_path / "b.tsv", 80)], out, overwrite=True))
     assert sum(Dataset(out).rows(split) for split in ("train", "valid", "test")) == 80
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tsv", "b.tsv", "d"]
 
@@ -119,7 +119,7 @@ def test_what_is_no_dataset_is_refused(tmp_path: Path, small_dataset: str):
 
 
 def test_a_damaged_dataset_is_refused(tmp_path: Path):
-    prepare(Recipe([tsv(tmp_path / "a.tsv", 100)], str(tmp_path / "d")))
+    prepare(PrepareConfig([tsv(tmp_path / "a.tsv", 100)], str(tmp_path / "d")))
     part = tmp_path / "d" / "train" / "part-00000.parquet"
     part.write_bytes(part.read_bytes()[:-20])
     refused(lambda: Dataset(str(tmp_path / "d")).load("train"), "damaged", "prepare the dataset again")
@@ -129,7 +129,7 @@ def test_a_damaged_dataset_is_refused(tmp_path: Path):
 
 def test_a_dataset_on_other_storage(tmp_path: Path):
     out = "memory://bucket/d"
-    info = prepare(Recipe([tsv(tmp_path / "a.tsv", 100)], out))
+    info = prepare(PrepareConfig([tsv(tmp_path / "a.tsv", 100)], out))
     dataset = Dataset(out)
     assert len(dataset.load("train")) == info["splits"]["train"]["rows"] == len(list(dataset.texts("train")))
 
@@ -156,7 +156,7 @@ def vectors_file(path: Path, kind: str) -> Path:
 @pytest.mark.parametrize("kind", ["word2vec", "word2vec-binary", "glove", "fasttext"])
 def test_pretrained_vectors_of_every_kind(tmp_path: Path, kind: str):
     path = vectors_file(tmp_path / "vectors", kind)
-    info = prepare(Recipe([tsv(tmp_path / "a.tsv", 30)], str(tmp_path / "d"), vectors=str(path)))
+    info = prepare(PrepareConfig([tsv(tmp_path / "a.tsv", 30)], str(tmp_path / "d"), vectors=str(path)))
     table = load_file(tmp_path / "d" / "vectors.safetensors")["vectors"]
     words = Dataset(str(tmp_path / "d")).tokenizer().get_vocab()
     assert table.shape == (len(words), 3) and not table[0].any()
@@ -174,10 +174,13 @@ def test_bad_vectors_are_refused(tmp_path: Path, content: str):
     path = tmp_path / "vectors.txt"
     path.write_text(content)
     refused(
-        lambda: prepare(Recipe([tsv(tmp_path / "a.tsv", 30)], str(tmp_path / "d"), vectors=str(path))), "vectors.txt"
+        lambda: prepare(PrepareConfig([tsv(tmp_path / "a.tsv", 30)], str(tmp_path / "d"), vectors=str(path))),
+        "vectors.txt",
     )
     assert not (tmp_path / "d").exists()
-    refused(lambda: prepare(Recipe([str(tmp_path / "a.tsv")], str(tmp_path / "d"), vectors="none.vec")), "none.vec")
+    refused(
+        lambda: prepare(PrepareConfig([str(tmp_path / "a.tsv")], str(tmp_path / "d"), vectors="none.vec")), "none.vec"
+    )
 
 
 @pytest.mark.parametrize(

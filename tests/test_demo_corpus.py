@@ -10,20 +10,20 @@ from collections import Counter
 import pytest
 from conftest import trained_tokenizer
 
-from jobs.demo_corpus import DOMAINS, TOKEN, LabelledText, generate
+from jobs.demo_corpus import DOMAINS, TOKEN, GeneratedText, generate
 from model.config import TaggerConfig, TrainingConfig
-from model.data.dataset import split_of
-from model.data.examples import Labelled, Tally, examples
+from model.data.dataset import split_from_examples
+from model.data.examples import LabelledText, SkipCounts, examples
 from model.network.tagger import new_tagger
 from model.training.evaluation import evaluate
 from model.training.loop import Training
-from model.training.metrics import summarise
+from model.training.metrics import summarize
 
 Run = tuple[str, ...]  # lower-case tokens in a row
 
 
 @pytest.fixture(scope="module")
-def corpus() -> dict[str, list[LabelledText]]:
+def corpus() -> dict[str, list[GeneratedText]]:
     return generate()
 
 
@@ -31,11 +31,11 @@ def tokens(text: str) -> Run:
     return tuple(TOKEN.findall(text.lower()))
 
 
-def keyphrases(texts: list[LabelledText]) -> list[Run]:
+def keyphrases(texts: list[GeneratedText]) -> list[Run]:
     return [tokens(one.text[start:end]) for one in texts for start, end in one.spans]
 
 
-def gold_runs(labelled: LabelledText) -> set[tuple[int, int]]:
+def gold_runs(labelled: GeneratedText) -> set[tuple[int, int]]:
     """The keyphrases as half-open token positions."""
     found = list(TOKEN.finditer(labelled.text))
     starts = {token.start(): at for at, token in enumerate(found)}
@@ -56,7 +56,7 @@ def longest_matches(text: Run, known: set[Run]) -> list[tuple[int, int]]:
     return matches
 
 
-def lookup_f1(known: set[Run], test: list[LabelledText]) -> float:
+def lookup_f1(known: set[Run], test: list[GeneratedText]) -> float:
     """Exact-span micro F1 of marking every known keyphrase."""
     hits = marked = gold = 0
     for one in test:
@@ -79,14 +79,14 @@ def test_texts_do_not_depend_on_the_hash_seed(hash_seed: str) -> None:
     assert run.stdout.strip() == hashlib.sha256(repr(generate(300, 5)).encode()).hexdigest()
 
 
-def test_splits_have_their_shares_and_no_text_twice(corpus: dict[str, list[LabelledText]]) -> None:
+def test_splits_have_their_shares_and_no_text_twice(corpus: dict[str, list[GeneratedText]]) -> None:
     sizes = {split: len(texts) for split, texts in corpus.items()}
     assert sizes == {"train": 16_800, "valid": 2_400, "test": 4_800}
     assert sum(sizes.values()) >= 20_000
     assert len({one.text.lower() for texts in corpus.values() for one in texts}) > 0.999 * sum(sizes.values())
 
 
-def test_spans_are_sorted_and_on_token_boundaries(corpus: dict[str, list[LabelledText]]) -> None:
+def test_spans_are_sorted_and_on_token_boundaries(corpus: dict[str, list[GeneratedText]]) -> None:
     for one in (one for texts in corpus.values() for one in texts):
         assert len(gold_runs(one)) == len(one.spans)  # a KeyError here is a span off the token boundaries
         edges = [edge for span in one.spans for edge in span]
@@ -95,7 +95,7 @@ def test_spans_are_sorted_and_on_token_boundaries(corpus: dict[str, list[Labelle
 
 
 @pytest.mark.parametrize("split", ["train", "valid", "test"])
-def test_texts_are_shaped_like_tweets(corpus: dict[str, list[LabelledText]], split: str) -> None:
+def test_texts_are_shaped_like_tweets(corpus: dict[str, list[GeneratedText]], split: str) -> None:
     texts = corpus[split]
     lengths = sorted(len(tokens(one.text)) for one in texts)
     assert sum(lengths) / len(lengths) == pytest.approx(21, abs=1)
@@ -109,13 +109,13 @@ def test_texts_are_shaped_like_tweets(corpus: dict[str, list[LabelledText]], spl
     assert 0.3 < counts[2] / len(texts) < 0.5
 
 
-def test_nearly_half_of_the_test_keyphrases_are_unseen(corpus: dict[str, list[LabelledText]]) -> None:
+def test_nearly_half_of_the_test_keyphrases_are_unseen(corpus: dict[str, list[GeneratedText]]) -> None:
     known = set(keyphrases(corpus["train"]))
     wanted = keyphrases(corpus["test"])
     assert sum(phrase not in known for phrase in wanted) / len(wanted) == pytest.approx(0.45, abs=0.03)
 
 
-def test_ambiguous_words_are_keyphrases_in_some_texts_only(corpus: dict[str, list[LabelledText]]) -> None:
+def test_ambiguous_words_are_keyphrases_in_some_texts_only(corpus: dict[str, list[GeneratedText]]) -> None:
     labelled, all_words = Counter[str](), Counter[str]()
     for one in corpus["train"]:
         all_words.update(tokens(one.text))
@@ -125,12 +125,12 @@ def test_ambiguous_words_are_keyphrases_in_some_texts_only(corpus: dict[str, lis
         assert all_words[word] - labelled[word] >= 5
 
 
-def test_lookup_of_training_keyphrases_fails(corpus: dict[str, list[LabelledText]]) -> None:
+def test_lookup_of_training_keyphrases_fails(corpus: dict[str, list[GeneratedText]]) -> None:
     known = Counter(keyphrases(corpus["train"]))
     assert lookup_f1(set(known), corpus["test"]) < 0.60
 
 
-def test_lookup_of_the_mostly_labelled_training_keyphrases_fails(corpus: dict[str, list[LabelledText]]) -> None:
+def test_lookup_of_the_mostly_labelled_training_keyphrases_fails(corpus: dict[str, list[GeneratedText]]) -> None:
     known = Counter(keyphrases(corpus["train"]))
     longest = max(map(len, known))
     seen: Counter[Run] = Counter()
@@ -141,18 +141,18 @@ def test_lookup_of_the_mostly_labelled_training_keyphrases_fails(corpus: dict[st
     assert lookup_f1(reliable, corpus["test"]) < 0.60
 
 
-def test_a_good_model_passes_and_settings_matter(corpus: dict[str, list[LabelledText]]) -> None:
-    def labelled(split: str) -> list[Labelled]:
-        return [Labelled(text.text, "here:1", tuple(text.spans)) for text in corpus[split][:4000]]
+def test_a_good_model_passes_and_settings_matter(corpus: dict[str, list[GeneratedText]]) -> None:
+    def labelled(split: str) -> list[LabelledText]:
+        return [LabelledText(text.text, "here:1", tuple(text.spans)) for text in corpus[split][:4000]]
 
     tokenizer = trained_tokenizer((text.text for text in labelled("train")), min_frequency=2)
-    splits = {split: split_of(examples(labelled(split), tokenizer, Tally(), 1000)) for split in corpus}
+    splits = {split: split_from_examples(examples(labelled(split), tokenizer, SkipCounts(), 1000)) for split in corpus}
 
     def f1(**settings: float) -> float:
         tagger = new_tagger(TaggerConfig(), tokenizer.get_vocab_size(), seed=0)
         training = Training(TrainingConfig(**settings), tagger, splits["train"], splits["valid"])
         list(training.epochs())
-        return summarise(evaluate(tagger, splits["test"], training.device).counts)["keyphrase_f1"]
+        return summarize(evaluate(tagger, splits["test"], training.device).counts)["keyphrase_f1"]
 
     assert f1(epochs=2) > 0.70  # of 4,000 texts; 0.94 of all of them after five epochs
     assert f1(epochs=1, lr=1e-5) < 0.40

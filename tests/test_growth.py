@@ -8,19 +8,19 @@ import pytest
 import yaml
 from conftest import ROOT, refused
 
-from distributed.cluster.autoscaler import Growth, growth_of, read_on_head
+from distributed.cluster.autoscaler import AutoscalerLimits, growth_of, read_on_head
 from distributed.cluster.preflight import check_storage
-from distributed.cluster.resources import Resources, describe, grown, share_out
-from distributed.sweep.plan import check, make_plan
+from distributed.cluster.resources import ClusterResources, describe_request, plan_workers, with_autoscaler
+from distributed.sweep.plan import make_plan, validate_plan
 from model.config import RunConfig
 
 CLUSTER: dict[str, Any] = yaml.safe_load((ROOT / "cluster.yaml").read_text("utf-8"))
 HEAD = (0.0, 0.0)
-FRESH = grown(Resources(0, 0, 1, (HEAD,), 1), growth_of(CLUSTER))
+FRESH = with_autoscaler(ClusterResources(0, 0, 1, (HEAD,), 1), growth_of(CLUSTER))
 
 
 def test_cluster_yaml_tells_what_can_come():
-    assert growth_of(CLUSTER) == Growth(((4.0, 1.0, 8), (48.0, 4.0, 2)), 8)
+    assert growth_of(CLUSTER) == AutoscalerLimits(((4.0, 1.0, 8), (48.0, 4.0, 2)), 8)
     assert FRESH.most is not None
     # Of eight nodes two have four GPUs and 48 CPUs, and six have one GPU and 4 CPUs; the head comes on top, with nothing.
     assert (FRESH.most.cpus, FRESH.most.gpus, FRESH.most.nodes) == (120, 14, 9)
@@ -29,38 +29,38 @@ def test_cluster_yaml_tells_what_can_come():
 
 
 def test_what_runs_already_counts_as_come():
-    running = grown(Resources(52, 5, 3, (HEAD, (4.0, 1.0), (48.0, 4.0)), 3), growth_of(CLUSTER))
+    running = with_autoscaler(ClusterResources(52, 5, 3, (HEAD, (4.0, 1.0), (48.0, 4.0)), 3), growth_of(CLUSTER))
     assert running.most == FRESH.most
-    full = Resources(48, 4, 3, (HEAD, (24.0, 2.0), (24.0, 2.0)), 3)
-    assert grown(full, Growth(((24.0, 2.0, 2),), 2)).most is None  # nothing more can come
-    beside = grown(
-        Resources(16, 0, 2, (HEAD, (16.0, 0.0)), 2), growth_of(CLUSTER)
+    full = ClusterResources(48, 4, 3, (HEAD, (24.0, 2.0), (24.0, 2.0)), 3)
+    assert with_autoscaler(full, AutoscalerLimits(((24.0, 2.0, 2),), 2)).most is None  # nothing more can come
+    beside = with_autoscaler(
+        ClusterResources(16, 0, 2, (HEAD, (16.0, 0.0)), 2), growth_of(CLUSTER)
     ).most  # somebody added a node by hand
     assert beside is not None and (beside.cpus, beside.nodes) == (136, 10)
 
 
 def test_a_fixed_set_of_machines_has_nothing_to_come():
     kinds = {"local.cluster.node": {"resources": {}, "min_workers": 2, "max_workers": 2}}
-    assert growth_of({"max_workers": 2, "available_node_types": kinds}) == Growth((), 0)
-    assert grown(Resources(2, 0, 1, ((2.0, 0.0),), 1), Growth((), 0)).most is None
+    assert growth_of({"max_workers": 2, "available_node_types": kinds}) == AutoscalerLimits((), 0)
+    assert with_autoscaler(ClusterResources(2, 0, 1, ((2.0, 0.0),), 1), AutoscalerLimits((), 0)).most is None
 
 
 def test_from_no_nodes_a_request_is_judged_by_what_can_come():
-    assert str(share_out(RunConfig(workers=4), FRESH)) == "4 x (1 CPU, 1 GPU)"
-    assert str(share_out(RunConfig(workers=15), FRESH)) == "15 x (1 CPU)"  # not every worker would have a GPU
-    refused(lambda: share_out(RunConfig(workers=15, device="cuda"), FRESH), "15 GPUs", "has 0 GPUs, at most 14")
-    refused(lambda: share_out(RunConfig(workers=121), FRESH), "121 CPUs", "has 0 CPUs, at most 120")
-    refused(lambda: share_out(RunConfig(workers=9, cpus_per_worker=8), FRESH), "9 x (8 CPU, 1 GPU)", "room for 8")
-    assert str(share_out(RunConfig(workers=20, min_workers=14), FRESH)) == "20 x (1 CPU, 1 GPU)"
-    told = describe(share_out(RunConfig(workers=4), FRESH), FRESH)
+    assert str(plan_workers(RunConfig(workers=4), FRESH)) == "4 x (1 CPU, 1 GPU)"
+    assert str(plan_workers(RunConfig(workers=15), FRESH)) == "15 x (1 CPU)"  # not every worker would have a GPU
+    refused(lambda: plan_workers(RunConfig(workers=15, device="cuda"), FRESH), "15 GPUs", "has 0 GPUs, at most 14")
+    refused(lambda: plan_workers(RunConfig(workers=121), FRESH), "121 CPUs", "has 0 CPUs, at most 120")
+    refused(lambda: plan_workers(RunConfig(workers=9, cpus_per_worker=8), FRESH), "9 x (8 CPU, 1 GPU)", "room for 8")
+    assert str(plan_workers(RunConfig(workers=20, min_workers=14), FRESH)) == "20 x (1 CPU, 1 GPU)"
+    told = describe_request(plan_workers(RunConfig(workers=4), FRESH), FRESH)
     assert told["cluster"] == {"cpus": 0, "gpus": 0, "nodes": 1}
     assert told["can_become"] == {"cpus": 120, "gpus": 14, "nodes": 9}
-    assert Resources(2, 0, 1).told()["can_become"] is None
+    assert ClusterResources(2, 0, 1).told()["can_become"] is None
 
 
 def test_a_sweep_from_no_nodes_takes_the_gpus_that_can_come(small_dataset: str):
     plan = make_plan({"config": {"data": small_dataset}, "trials": 20})
-    seats = check(plan, FRESH)[2]
+    seats = validate_plan(plan, FRESH)[2]
     assert (seats.gpus, seats.at_once) == (1, 14)
 
 
@@ -95,7 +95,7 @@ def test_on_kubernetes_the_raycluster_is_read(monkeypatch: pytest.MonkeyPatch, a
     monkeypatch.setenv("RAY_CLUSTER_NAMESPACE", "here")
     config = read_on_head("10.0.0.1:6379")
     assert asked == ["rayclusters/tandem"] and (config is not None) == autoscaling
-    assert config is None or growth_of(config) == Growth(((4.0, 1.0, 8),), 8)
+    assert config is None or growth_of(config) == AutoscalerLimits(((4.0, 1.0, 8),), 8)
 
 
 def test_outside_of_a_cluster_nothing_is_found(monkeypatch: pytest.MonkeyPatch):

@@ -11,12 +11,12 @@ from model.data.dataset import Dataset, Split
 from model.data.labels import IGNORED
 from model.errors import DivergedError
 from model.network.tagger import new_tagger
-from model.training.communicator import Alone
+from model.training.communicator import SingleProcess
 from model.training.evaluation import evaluate
 from model.training.loop import Progress, Training
 from model.training.loss import dual_loss
-from model.training.metrics import summarise
-from model.training.optimizer import clip_gradients, lr_at, make_optimizers
+from model.training.metrics import summarize
+from model.training.optimizer import clip_gradients, learning_rate, make_optimizers
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ class Half:
         self.rank = rank
 
     def sum_gradients(self, module: torch.nn.Module, tokens: int, kind: torch.dtype = torch.float32) -> None:
-        Alone().sum_gradients(module, tokens)
+        SingleProcess().sum_gradients(module, tokens)
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor
@@ -171,7 +171,7 @@ def test_the_threshold_is_settled_where_the_f1_is_best(splits: tuple[Split, Spli
     assert np.array_equal(evaluate(tagger, splits[1], device).counts, training.counts)
     for other in (0.1, 0.3, 0.5):
         tagger.threshold.fill_(other)
-        assert summarise(evaluate(tagger, splits[1], device).counts)["keyphrase_f1"] <= figures["valid/keyphrase_f1"]
+        assert summarize(evaluate(tagger, splits[1], device).counts)["keyphrase_f1"] <= figures["valid/keyphrase_f1"]
     evaluate(tagger, splits[1], device, settle=True)
     assert tagger.threshold.item() == settled
 
@@ -210,14 +210,16 @@ def test_progress_tells_where_an_epoch_stands(splits: tuple[Split, Split, int], 
 
 def test_schedules():
     step = TrainingConfig(lr=1.0, epochs=6, schedule="step", step_epochs=2, step_factor=0.5)
-    assert [lr_at(step, epoch * 10, 10) for epoch in range(6)] == [1, 1, 0.5, 0.5, 0.25, 0.25]
+    assert [learning_rate(step, epoch * 10, 10) for epoch in range(6)] == [1, 1, 0.5, 0.5, 0.25, 0.25]
     cosine = TrainingConfig(lr=1.0, epochs=10, schedule="cosine", warmup=0.1)
-    rates = [lr_at(cosine, i, 10) for i in range(100)]
+    rates = [learning_rate(cosine, i, 10) for i in range(100)]
     assert rates[:3] == pytest.approx([0.1, 0.2, 0.3]) and max(rates) == 1.0 and rates.index(1.0) in (9, 10)
     assert rates[55] == pytest.approx(0.5, abs=0.01) and rates[-1] < 0.001
     assert sorted(rates[10:], reverse=True) == rates[10:]
-    assert lr_at(TrainingConfig(lr=0.5), 999, 10) == 0.5
-    assert all(math.isfinite(lr_at(TrainingConfig(schedule="cosine", warmup=w, epochs=1), 0, 1)) for w in (0, 1))
+    assert learning_rate(TrainingConfig(lr=0.5), 999, 10) == 0.5
+    assert all(
+        math.isfinite(learning_rate(TrainingConfig(schedule="cosine", warmup=w, epochs=1), 0, 1)) for w in (0, 1)
+    )
 
 
 def test_clipping_bounds_the_common_norm(splits: tuple[Split, Split, int]):

@@ -7,7 +7,7 @@ from model.data.batching import Batch
 from model.data.labels import IGNORED, B, E, I, O, S
 from model.network.tagger import Logits
 from model.training.legacy_metrics import evaluation_keys, sums, training_keys
-from model.training.metrics import count, score, summarise
+from model.training.metrics import count, precision_recall_f1, summarize
 
 X = IGNORED
 
@@ -54,13 +54,17 @@ def test_a_span_counts_only_in_its_own_text():
 
 
 def test_score_and_its_empty_cases():
-    assert score(2, 4, 3) == (0.5, pytest.approx(2 / 3), pytest.approx(4 / 7))
-    assert score(0, 0, 5) == (0, 0, 0) and score(0, 5, 0) == (0, 0, 0) and score(0, 0, 0) == (0, 0, 0)
+    assert precision_recall_f1(2, 4, 3) == (0.5, pytest.approx(2 / 3), pytest.approx(4 / 7))
+    assert (
+        precision_recall_f1(0, 0, 5) == (0, 0, 0)
+        and precision_recall_f1(0, 5, 0) == (0, 0, 0)
+        and precision_recall_f1(0, 0, 0) == (0, 0, 0)
+    )
 
 
 def test_figures_are_micro_averages_not_means_of_texts():
     counts = np.array([[9, 10, 10, 0, 1, 1, 1, 1], [0, 0, 1, 0, 0, 1, 1, 0]])
-    figures = summarise(counts)
+    figures = summarize(counts)
     assert figures["keyphrase_precision"] == pytest.approx(0.9)
     assert figures["keyphrase_recall"] == pytest.approx(9 / 11)
     assert figures["keyphrase_f1"] == pytest.approx(18 / 21)
@@ -76,8 +80,8 @@ def test_the_interval_is_that_of_resampled_texts():
     draw = np.random.default_rng(3)
     counts = np.zeros((400, 8), int)
     counts[:, 0], counts[:, 1], counts[:, 2] = draw.integers(0, 2, 400), 1, draw.integers(1, 3, 400)
-    figures = summarise(counts)
-    again = [score(*counts[draw.integers(0, 400, 400)].sum(0)[:3]).f1 for _ in range(4000)]
+    figures = summarize(counts)
+    again = [precision_recall_f1(*counts[draw.integers(0, 400, 400)].sum(0)[:3]).f1 for _ in range(4000)]
     low, high = np.percentile(again, [2.5, 97.5])
     assert figures["keyphrase_f1_low"] == pytest.approx(low, abs=0.01)
     assert figures["keyphrase_f1_high"] == pytest.approx(high, abs=0.01)
@@ -86,7 +90,7 @@ def test_the_interval_is_that_of_resampled_texts():
 
 def test_figures_do_not_depend_on_the_order_of_the_texts():
     counts = np.random.default_rng(0).integers(0, 4, (50, 8))
-    assert summarise(counts) == summarise(counts[::-1])
+    assert summarize(counts) == summarize(counts[::-1])
 
 
 def test_the_records_figures_by_its_own_definitions():

@@ -11,11 +11,20 @@ from conftest import refused, trained_tokenizer
 from typer.testing import CliRunner
 
 from jobs.__main__ import app
-from model.data.dataset import Dataset, Split, split_of
-from model.data.examples import Example, Labelled, Tally, examples
-from model.data.labels import tags_of_spans
+from model.data.dataset import Dataset, Split, split_from_examples
+from model.data.examples import Example, LabelledText, SkipCounts, examples
+from model.data.labels import spans_to_tags
 from model.inference.bundle import load_bundle, save_bundle
-from model.inference.error_analysis import KINDS, Marked, Mistake, Seen, by_kind, mistakes_in, review, training_split
+from model.inference.error_analysis import (
+    KINDS,
+    AnnotatedText,
+    Mistake,
+    TrainingStats,
+    by_kind,
+    classify_errors,
+    find_errors,
+    training_split,
+)
 from model.inference.extractor import Extractor
 from model.training.evaluation import evaluate
 
@@ -34,7 +43,7 @@ TRAINING = [
 ]
 
 
-def labelled(text: str) -> Labelled:
+def labelled(text: str) -> LabelledText:
     """A text whose keyphrases stand in brackets."""
     plain, spans, begin = "", [], 0
     for sign in text:
@@ -44,14 +53,14 @@ def labelled(text: str) -> Labelled:
             spans.append((begin, len(plain)))
         else:
             plain += sign
-    return Labelled(plain, "here:1", tuple(spans))
+    return LabelledText(plain, "here:1", tuple(spans))
 
 
 TOKENIZER = trained_tokenizer(labelled(text).text for text in TRAINING)
 
 
 def read(texts: list[str]) -> list[Example]:
-    return list(examples(map(labelled, texts), TOKENIZER, Tally(), 100))
+    return list(examples(map(labelled, texts), TOKENIZER, SkipCounts(), 100))
 
 
 def mistakes(*pairs: tuple[str, str], score: float = 0.5) -> list[Mistake]:
@@ -60,8 +69,8 @@ def mistakes(*pairs: tuple[str, str], score: float = 0.5) -> list[Mistake]:
     for gold, predicted in pairs:
         [wanted], [has] = read([gold]), read([predicted])
         sides = ([(start, end, score) for start, end in each.spans] for each in (wanted, has))
-        texts.append(Marked(wanted.text, wanted.place, wanted.ids, wanted.offsets, *sides))
-    return mistakes_in(texts, split_of(read(TRAINING)))
+        texts.append(AnnotatedText(wanted.text, wanted.place, wanted.ids, wanted.offsets, *sides))
+    return classify_errors(texts, split_from_examples(read(TRAINING)))
 
 
 def only(gold: str, predicted: str, score: float = 0.5) -> Mistake:
@@ -151,13 +160,16 @@ def test_the_word_of_most_mistakes_comes_first_then_the_largest_distance():
     found = mistakes(("[yoga]", "yoga"), ("[zelda] now", "zelda now"), ("[zelda] then", "zelda then"))
     assert [each.about for each in found] == ["zelda", "zelda", "yoga"]
     texts = [
-        Marked(name, "here:1", [1], [(0, 4)], [(0, 1, score)], []) for name, score in (("near", 0.7), ("afar", 0.1))
+        AnnotatedText(name, "here:1", [1], [(0, 4)], [(0, 1, score)], [])
+        for name, score in (("near", 0.7), ("afar", 0.1))
     ]
-    assert [each.text for each in mistakes_in(texts, split_of(read(TRAINING)))] == ["afar", "near"]
+    assert [each.text for each in classify_errors(texts, split_from_examples(read(TRAINING)))] == ["afar", "near"]
 
 
 def test_a_phrase_inside_a_longer_keyphrase_is_neither_marked_nor_unmarked():
-    seen = Seen(split_of(read(TRAINING)), {tuple(read(["tennis"])[0].ids), tuple(read(["storm"])[0].ids)})
+    seen = TrainingStats(
+        split_from_examples(read(TRAINING)), {tuple(read(["tennis"])[0].ids), tuple(read(["storm"])[0].ids)}
+    )
     assert seen.phrase(tuple(read(["tennis"])[0].ids)) == (2, 2)
     assert seen.phrase(tuple(read(["storm"])[0].ids)) == (0, 0)
     assert seen.word(read(["storm"])[0].ids[0]) == (6, 6) and seen.word(10**6) == (0, 0)
@@ -170,9 +182,9 @@ def test_phrases_are_counted_as_a_plain_search_counts_them():
     ids = draw.integers(1, 5, size=begins[-1]).astype(np.int32)
     spans = [(b + at, b + at + size) for b, n in zip(begins, lengths, strict=False) if (at := draw.integers(4)) < n
              for size in [int(draw.integers(1, n - at + 1))]]  # fmt: skip
-    train = Split(ids, tags_of_spans(np.array(spans), len(ids)), begins)
+    train = Split(ids, spans_to_tags(np.array(spans), len(ids)), begins)
     phrases = {tuple(draw.integers(1, 6, size=size).tolist()) for size in (1, 2, 3, 4) for _ in range(20)}
-    seen = Seen(train, phrases)
+    seen = TrainingStats(train, phrases)
     counted = 0
     for phrase in phrases:
         marked = outside = 0
@@ -189,10 +201,10 @@ def test_phrases_are_counted_as_a_plain_search_counts_them():
 
 def test_a_taggers_mistakes_add_up_to_its_figures(small_bundle: str, small_dataset: str):
     bundle, dataset = load_bundle(small_bundle), Dataset(small_dataset)
-    texts = list(examples(dataset.texts("test"), bundle.tokenizer, Tally(), 100))
-    right, predicted, gold = evaluate(bundle.tagger, split_of(texts), torch.device("cpu")).counts.sum(0)[:3]
+    texts = list(examples(dataset.texts("test"), bundle.tokenizer, SkipCounts(), 100))
+    right, predicted, gold = evaluate(bundle.tagger, split_from_examples(texts), torch.device("cpu")).counts.sum(0)[:3]
     train = training_split(bundle, "nowhere", small_dataset)
-    found = review(bundle.tagger, texts, train, torch.device("cpu"))
+    found = find_errors(bundle.tagger, texts, train, torch.device("cpu"))
     counts = by_kind(found).values()
     assert sum(kind["misses"] for kind in counts) == gold - right > 0
     assert sum(kind["false_positives"] for kind in counts) == predicted - right > 0
@@ -207,11 +219,11 @@ def test_a_taggers_mistakes_add_up_to_its_figures(small_bundle: str, small_datas
 
 
 def test_the_split_that_taught_the_tagger_is_known_by_its_vocabulary(small_bundle: str, tmp_path: Path):
-    from model.prepare.builder import Recipe, prepare
+    from model.prepare.builder import PrepareConfig, prepare
 
     source = tmp_path / "a.tsv"
     source.write_text("red car\tcar\n" * 3)
-    prepare(Recipe([str(source)], str(tmp_path / "other"), [str(source)]))
+    prepare(PrepareConfig([str(source)], str(tmp_path / "other"), [str(source)]))
     bundle = load_bundle(small_bundle)
     places = (str(tmp_path / "none"), str(tmp_path / "other"))
     refused(lambda: training_split(bundle, *places), "none: no such directory", "another vocabulary", "--data")

@@ -7,7 +7,7 @@ import pytest
 from ray.train.torch.config import _TorchBackend
 
 from distributed.train import trainer
-from distributed.train.trainer import Torch, choose_interface, interface_of
+from distributed.train.trainer import ClusterTorchConfig, interface_of, set_gloo_interface
 
 
 def test_the_interface_with_an_address_is_found():
@@ -28,7 +28,7 @@ def test_gloo_is_told_before_its_group_is_made(monkeypatch: pytest.MonkeyPatch):
             steps.append(step.__name__)
 
     monkeypatch.setattr(_TorchBackend, "on_start", lambda *_: steps.append("made"))
-    config = Torch(backend="gloo")
+    config = ClusterTorchConfig(backend="gloo")
     config.backend_cls().on_start(Workers(), config)
     assert steps == ["choose_interface", "made"]
 
@@ -36,8 +36,8 @@ def test_gloo_is_told_before_its_group_is_made(monkeypatch: pytest.MonkeyPatch):
 def test_what_a_user_has_set_stays(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(trainer.ray.util, "get_node_ip_address", lambda: "127.0.0.1")
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
-    choose_interface()
+    set_gloo_interface()
     assert interface_of("127.0.0.1") == trainer.os.environ["GLOO_SOCKET_IFNAME"]
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "mine")
-    choose_interface()
+    set_gloo_interface()
     assert trainer.os.environ["GLOO_SOCKET_IFNAME"] == "mine"

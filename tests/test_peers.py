@@ -16,16 +16,16 @@ from typer.testing import CliRunner
 
 from jobs.__main__ import app
 from jobs.benchmark import accuracy, baselines
-from jobs.benchmark.accuracy import Outcome, Request, compare, finder, measure, row_of
+from jobs.benchmark.accuracy import ComparisonConfig, SystemResult, compare_systems, measure, raw_text_adapter, row_of
 from jobs.benchmark.baselines import bio_tags, features, spans_of_bio
-from jobs.console import say
+from jobs.console import echo
 from model.data.dataset import Dataset
-from model.data.examples import Tally, examples
+from model.data.examples import SkipCounts, examples
 from model.errors import RunFailedError
 from model.inference.extractor import Extractor
-from model.prepare.builder import Recipe, prepare
+from model.prepare.builder import PrepareConfig, prepare
 from model.training.evaluation import evaluate
-from model.training.metrics import counts_of_spans, score, summarise, summarise_seeds
+from model.training.metrics import counts_of_spans, precision_recall_f1, summarize, summarize_seeds
 
 KEYS = ["system", "keyphrase_f1", "low", "high", "precision", "recall", "seeds", "spread", "train_s", "stopped_s"]
 
@@ -78,30 +78,30 @@ def test_the_interval_over_seeds_is_that_of_resampled_texts():
         counts = np.zeros((300, 8), np.int64)
         counts[:, 0], counts[:, 1], counts[:, 2] = draw.random(300) < hit, 1, gold
         runs.append(counts)
-    figures = summarise_seeds(runs)
-    assert figures["keyphrase_f1"] == pytest.approx(np.mean([summarise(each)["keyphrase_f1"] for each in runs]))
-    assert figures["keyphrase_recall"] == pytest.approx(np.mean([summarise(each)["keyphrase_recall"] for each in runs]))
+    figures = summarize_seeds(runs)
+    assert figures["keyphrase_f1"] == pytest.approx(np.mean([summarize(each)["keyphrase_f1"] for each in runs]))
+    assert figures["keyphrase_recall"] == pytest.approx(np.mean([summarize(each)["keyphrase_recall"] for each in runs]))
     means = []
     for _ in range(4000):
         texts = draw.integers(300, size=300)
-        means.append(np.mean([score(*counts[texts].sum(0)[:3]).f1 for counts in runs]))
+        means.append(np.mean([precision_recall_f1(*counts[texts].sum(0)[:3]).f1 for counts in runs]))
     low, high = np.percentile(means, [2.5, 97.5])
     assert figures["keyphrase_f1_low"] == pytest.approx(low, abs=0.005)
     assert figures["keyphrase_f1_high"] == pytest.approx(high, abs=0.005)
-    widths = [summarise(each)["keyphrase_f1_high"] - summarise(each)["keyphrase_f1_low"] for each in runs]
+    widths = [summarize(each)["keyphrase_f1_high"] - summarize(each)["keyphrase_f1_low"] for each in runs]
     assert high - low < min(widths)  # what differs between trainings averages out, and counts for no noise of the texts
 
 
 def test_the_same_training_three_times_is_one_training():
     counts = np.random.default_rng(0).integers(0, 4, (50, 8))
-    assert summarise_seeds([counts] * 3) == pytest.approx(summarise(counts))
+    assert summarize_seeds([counts] * 3) == pytest.approx(summarize(counts))
 
 
 def test_a_row_holds_means_over_trainings_and_their_spread():
-    def outcome(right: int, seconds: float) -> Outcome:
+    def outcome(right: int, seconds: float) -> SystemResult:
         counts = np.tile([0, 1, 1, 0, 0, 0, 0, 0], (10, 1))
         counts[:right, 0] = 1
-        return Outcome(counts, seconds, seconds + 1, 1.5, 100 * seconds, 1.0)
+        return SystemResult(counts, seconds, seconds + 1, 1.5, 100 * seconds, 1.0)
 
     row = row_of("spacy", [outcome(4, 2.0), outcome(8, 4.0)])
     assert (row["keyphrase_f1"], row["seeds"], row["train_s"], row["stopped_s"]) == (pytest.approx(0.6), 2, 3.0, 4.0)
@@ -134,8 +134,12 @@ def test_what_cannot_be_compared_is_refused(tiny_dataset: str, tmp_path: Path):
         assert all(part in result.stderr for part in parts), result.stderr
     source = tmp_path / "a.tsv"
     source.write_text("".join(f"text {i} of rain\train\n" for i in range(20)))
-    prepare(Recipe([str(source)], str(tmp_path / "d"), [str(source)]))
-    refused(lambda: compare(Request(str(tmp_path / "d"), ("record",)), say), "has no test split", "--test FILE")
+    prepare(PrepareConfig([str(source)], str(tmp_path / "d"), [str(source)]))
+    refused(
+        lambda: compare_systems(ComparisonConfig(str(tmp_path / "d"), ("record",)), echo),
+        "has no test split",
+        "--test FILE",
+    )
 
 
 def test_the_records_preset_is_compared_from_beginning_to_end(tiny_dataset: str):
@@ -157,7 +161,7 @@ def test_what_is_measured_of_a_preset_in_use_is_what_evaluate_measures(
     monkeypatch.setattr(accuracy, "Extractor", lambda *a: (kept.append(a[0]), Extractor(*a))[1])
     small = {"tagger": SMALL | {"dropout": 0.1}, "training": {"lr": 0.01, "epochs": 6}}
     monkeypatch.setattr(accuracy, "tree_of", lambda name: small)
-    outcome = measure(Dataset(small_dataset), "record", 0, 1, say)
+    outcome = measure(Dataset(small_dataset), "record", 0, 1, echo)
     counts = evaluate(kept[0], Dataset(small_dataset).load("test"), torch.device("cpu")).counts
     assert counts[:, 0].sum() > 50
     assert (outcome.counts[:, :4] == counts[:, :4]).all()
@@ -174,20 +178,20 @@ def _raises(*_: object) -> None:
 @pytest.mark.parametrize(("note", "how"), [(_dies, "killed by signal 9"), (_raises, "ended with code 1")])
 def test_a_system_whose_process_fails_is_an_error(tiny_dataset: str, note, how: str, capfd: pytest.CaptureFixture[str]):
     with pytest.raises(RunFailedError, match=rf"record, seed 0: its process.* {how}"):
-        accuracy._in_a_process(Request(tiny_dataset), "record", 0, note)
+        accuracy._in_a_process(ComparisonConfig(tiny_dataset), "record", 0, note)
     if note is _raises:
         assert "ValueError: of its own" in capfd.readouterr().err
 
 
 def test_an_error_of_the_user_comes_through_from_a_systems_process(tmp_path: Path):
-    refused(lambda: accuracy._in_a_process(Request(str(tmp_path)), "record", 0, say), "is no dataset")
+    refused(lambda: accuracy._in_a_process(ComparisonConfig(str(tmp_path)), "record", 0, echo), "is no dataset")
 
 
 @pytest.mark.parametrize(("system", "package"), [("crf", "sklearn_crfsuite"), ("spacy", "spacy")])
 def test_a_peer_learns_and_finds_characters(system: str, package: str, small_dataset: str, capsys):
     pytest.importorskip(package, reason=f"{package} is not installed; make peers installs it")
-    outcome = measure(Dataset(small_dataset), system, 0, 1, say)
-    figures = summarise(outcome.counts)
+    outcome = measure(Dataset(small_dataset), system, 0, 1, echo)
+    figures = summarize(outcome.counts)
     assert figures["keyphrase_f1"] > 0.3
     gold = [each.spans for each in Dataset(small_dataset).texts("test")]
     assert outcome.counts[:, 2].sum() == sum(map(len, gold))
@@ -199,11 +203,13 @@ def test_a_peer_learns_and_finds_characters(system: str, package: str, small_dat
 def test_a_peer_finds_in_raw_texts_what_it_finds_in_their_words(system: str, package: str, small_dataset: str):
     pytest.importorskip(package, reason=f"{package} is not installed; make peers installs it")
     data = Dataset(small_dataset)
-    train, valid = (list(examples(data.texts(split), data.tokenizer(), Tally(), 1000)) for split in ("train", "valid"))
-    tag, _ = (baselines.fit_crf if system == "crf" else baselines.fit_spacy)(
-        train[:200], valid[:20], 0, baselines.Clock(), say
+    train, valid = (
+        list(examples(data.texts(split), data.tokenizer(), SkipCounts(), 1000)) for split in ("train", "valid")
     )
-    find = finder(tag, data)
+    tag, _ = (baselines.fit_crf if system == "crf" else baselines.fit_spacy)(
+        train[:200], valid[:20], 0, baselines.Stopwatch(), echo
+    )
+    find = raw_text_adapter(tag, data)
     found = find([each.text for each in valid] + ["", "  "])
     expected = [
         [(each.offsets[start][0], each.offsets[end - 1][1]) for start, end in spans]

@@ -10,10 +10,10 @@ from conftest import refused
 
 from model.config import TaggerConfig
 from model.data.dataset import Dataset
-from model.prepare.builder import Recipe, prepare
+from model.prepare.builder import PrepareConfig, prepare
 from model.prepare.readers import first_lines
-from model.prepare.vectors import joining
-from model.prepare.word2vec import PASSES, pretrain, unlabelled
+from model.prepare.vectors import extra_words
+from model.prepare.word2vec import PASSES, train_word2vec, unlabelled_files
 
 UNLABELLED = ["Storms close schools in Leeds", "storms close roads in york", "see http://a.b/c @ann", "", "rare"]
 
@@ -30,7 +30,7 @@ def texts_file(path: Path, times: int = 6) -> str:
 
 def prepared(folder: Path, **settings) -> tuple[dict, Dataset, dict[str, int]]:
     """A dataset of a few labelled texts with the settings given: its dataset.json, itself and its words."""
-    recipe = Recipe([labelled_file(folder / "a.tsv")], str(folder / "d"), overwrite=True, **settings)
+    recipe = PrepareConfig([labelled_file(folder / "a.tsv")], str(folder / "d"), overwrite=True, **settings)
     info, dataset = prepare(recipe), Dataset(str(folder / "d"))
     return info, dataset, dataset.tokenizer().get_vocab()
 
@@ -55,7 +55,7 @@ def test_words_that_the_texts_do_not_have_keep_a_random_start(tmp_path: Path):
     path = texts_file(tmp_path / "texts.txt")
     info, dataset, words = prepared(tmp_path, pretrain=[path], vector_size=8, join=0)
     assert "storms" not in words and info["vectors"]["words_joined"] == 0 and info["vectors"]["words_covered"] == 3
-    table, trained = dataset.vectors(), pretrain(unlabelled([path]), 8).vectors
+    table, trained = dataset.vectors(), train_word2vec(unlabelled_files([path]), 8).vectors
     assert table is not None and np.array_equal(table[words["leeds"]], trained["leeds"])
     assert "rain" not in trained and table[words["rain"]].any()
     assert not np.array_equal(table[words["rain"]], table[words["closes"]])
@@ -89,7 +89,7 @@ def test_what_joins_is_what_the_tokenizer_finds():
     class Known:
         index_to_key = ("Red", "two words", "red", "a.b", "U.S.", "@ann", "café", "")
 
-    assert joining(Known, ["café"], 10) == ["red", "u.s.", "<user>"]
+    assert extra_words(Known, ["café"], 10) == ["red", "u.s.", "<user>"]
 
 
 def test_the_files_of_every_format_give_their_texts_and_are_told(tmp_path: Path):
@@ -104,12 +104,12 @@ def test_the_files_of_every_format_give_their_texts_and_are_told(tmp_path: Path)
         path = tmp_path / name
         path.write_text(content * 3)
         done: list[int] = []
-        vectors, about = pretrain(unlabelled([str(path)]), 4, frequency=1, tell=done.append)
+        vectors, about = train_word2vec(unlabelled_files([str(path)]), 4, frequency=1, tell=done.append)
         assert "red" in vectors and "car" in vectors and "blue" not in vectors, name
         [source] = about["sources"]
         assert source["format"] == format and source["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
         assert about["texts"] == source["texts"] and done[0] == about["texts"]
-    [first, second] = unlabelled([str(tmp_path / "*.jsonl")])
+    [first, second] = unlabelled_files([str(tmp_path / "*.jsonl")])
     assert first.path.endswith("a.jsonl") and second.path.endswith("b.jsonl")
 
 
@@ -117,7 +117,7 @@ def test_progress_goes_through_all_passes(tmp_path: Path):
     path = tmp_path / "texts.txt"
     path.write_text("red car\n" * 5000)
     done: list[int] = []
-    pretrain(unlabelled([str(path)]), 4, tell=done.append)
+    train_word2vec(unlabelled_files([str(path)]), 4, tell=done.append)
     assert done == sorted(done) and 6 * 5000 < done[-1] <= PASSES * 5000
 
 
@@ -145,8 +145,8 @@ def test_bad_lines_are_refused_or_left_out(tmp_path: Path):
 def test_what_contradicts_itself_is_refused_before_anything_is_read(tmp_path: Path):
     path, out = texts_file(tmp_path / "texts.txt"), str(tmp_path / "d")
 
-    def recipe(**settings) -> Recipe:
-        return Recipe([labelled_file(tmp_path / "a.tsv")], out, **settings)
+    def recipe(**settings) -> PrepareConfig:
+        return PrepareConfig([labelled_file(tmp_path / "a.tsv")], out, **settings)
 
     never = pytest.fail
     for settings, parts in (

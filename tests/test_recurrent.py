@@ -8,8 +8,8 @@ from torch import nn
 
 from model.config import TaggerConfig
 from model.network.cpu.dropout import dropout_mask
-from model.network.cpu.layer import layer_of_words, layer_with_head
-from model.network.cpu.packing import Step, joined_rows, pack
+from model.network.cpu.layer import packed_rnn_from_ids, packed_rnn_with_head
+from model.network.cpu.packing import PackedStep, gather_windows, pack
 from model.network.tagger import Tagger, new_tagger
 
 LENGTHS = torch.tensor([4, 9, 1, 9, 6])
@@ -20,11 +20,11 @@ CELLS = (nn.RNN, nn.LSTM, nn.GRU)
 
 def test_tokens_are_packed_by_step_with_the_longer_texts_first():
     places, steps = pack(np.array([1, 3]), time=4)
-    assert steps == [Step(2, 16), Step(1, 16), Step(1, 16)]
+    assert steps == [PackedStep(2, 16), PackedStep(1, 16), PackedStep(1, 16)]
     filler = 8
     assert places.tolist() == [4, 0, *[filler] * 14, 5, *[filler] * 15, 6, *[filler] * 15]
     wide = pack(np.array([2] * 17 + [1] * 3), time=2).steps
-    assert wide == [Step(20, 32), Step(17, 32)]
+    assert wide == [PackedStep(20, 32), PackedStep(17, 32)]
 
 
 def packed(padded: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
@@ -50,7 +50,7 @@ def test_values_and_gradients_are_those_of_torch(lengths: torch.Tensor, cell: ty
 
     ours = inputs.clone().requires_grad_()
     places, steps = pack(lengths.numpy(), TIME)
-    states, logits = layer_with_head(packed(ours, places), steps, own, head)
+    states, logits = packed_rnn_with_head(packed(ours, places), steps, own, head)
     ((states * packed(of_states, places)).sum() + (logits * packed(of_logits, places)).sum()).backward()
     gradients = [ours.grad, *(weight.grad for rnn in own for weight in rnn.parameters()), head.weight.grad]
     head.zero_grad()
@@ -74,7 +74,7 @@ def test_rows_and_their_gradient_are_those_of_an_embedding():
     ids, mask, of_rows = torch.randint(0, 50, (40, 3)), torch.rand(40, 18), torch.randn(40, 18)
     ids[3] = 0
     ours, theirs = (table.clone().requires_grad_() for _ in range(2))
-    rows = joined_rows(ours, ids, mask.clone())
+    rows = gather_windows(ours, ids, mask.clone())
     expected = F.embedding(ids, theirs, padding_idx=0).flatten(1) * mask
     for result in (rows, expected):
         (result * of_rows).sum().backward()
@@ -93,8 +93,8 @@ def test_going_over_distinct_words_gives_what_going_over_tokens_gives(cell: type
     places, steps = pack(LENGTHS.numpy(), TIME)
     around = packed(ids, places)
     with torch.no_grad():
-        by_word = layer_of_words(table, around, steps, layers, head)
-        by_token = layer_with_head(joined_rows(table, around, None), steps, layers, head)
+        by_word = packed_rnn_from_ids(table, around, steps, layers, head)
+        by_token = packed_rnn_with_head(gather_windows(table, around, None), steps, layers, head)
     for one, other in zip(by_word, by_token, strict=True):
         assert torch.allclose(one, other, atol=1e-5)
 

@@ -11,8 +11,8 @@ from conftest import SMALL, refused
 from typer.testing import CliRunner
 
 from distributed.report.page import write_report
-from distributed.report.samples import marked
-from distributed.sweep.comparison import Judgement
+from distributed.report.samples import highlight
+from distributed.sweep.comparison import FinalistComparison
 from distributed.sweep.journal import Journal
 from distributed.sweep.plan import make_plan
 from jobs.__main__ import app
@@ -59,7 +59,7 @@ def sweep_folder(tmp_path: Path, small_dataset: str, small_bundle: str, history:
         {"trial": name, "figures": [mean, mean], "mean": mean, "low": mean - 0.1, "high": mean + 0.1}
         for name, mean in (("t001", 0.5), ("t004", 0.4))
     ]
-    judged = Judgement(finalists, "no difference is shown between t001 and t004", "t001")
+    judged = FinalistComparison(finalists, "no difference is shown between t001 and t004", "t001")
     result = {"finalists": judged.finalists, "verdict": judged.verdict, "test": load_bundle(small_bundle).metrics}
     storage.write(storage.join(plan.folder, "result.json"), json.dumps(result).encode())
     return plan.folder
@@ -183,8 +183,8 @@ def test_a_report_says_why_it_has_no_texts(run_folder: str, small_dataset: str, 
 
 
 def test_gold_and_predicted_characters_are_marked_apart():
-    assert marked("see <b> roger federer", [(8, 21)], [(14, 21)]) == (
+    assert highlight("see <b> roger federer", [(8, 21)], [(14, 21)]) == (
         'see &lt;b&gt; <span class="gold">roger </span><span class="gold predicted">federer</span>'
     )
-    assert marked("a b", [(0, 1)], [(0, 1)]) == '<span class="gold predicted">a</span> b'
-    assert marked("", [], []) == ""
+    assert highlight("a b", [(0, 1)], [(0, 1)]) == '<span class="gold predicted">a</span> b'
+    assert highlight("", [], []) == ""

@@ -10,7 +10,7 @@ from model.config import TaggerConfig
 from model.data.dataset import Dataset
 from model.inference.extractor import Extractor
 from model.network.tagger import new_tagger
-from model.prepare.builder import Recipe, prepare
+from model.prepare.builder import PrepareConfig, prepare
 
 pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the collections are not at {SHARED}")
 
@@ -28,7 +28,9 @@ def info_count(info: dict, reason: str) -> int:
 
 def dataset_of(name: str, out: Path) -> Dataset:
     train, valid, test, _ = SETS[name]
-    prepare(Recipe([str(SHARED / name / train)], str(out), [str(SHARED / name / valid)], [str(SHARED / name / test)]))
+    prepare(
+        PrepareConfig([str(SHARED / name / train)], str(out), [str(SHARED / name / valid)], [str(SHARED / name / test)])
+    )
     return Dataset(str(out))
 
 
@@ -41,7 +43,7 @@ def test_a_collection_prepares_as_it_lies(name: str, tmp_path: Path):
 
 
 def test_tags_as_keyphrases_are_mostly_not_in_their_texts(tmp_path: Path):
-    info = prepare(Recipe([str(SHARED / "stackexchange" / "train.jsonl")], str(tmp_path / "d")))
+    info = prepare(PrepareConfig([str(SHARED / "stackexchange" / "train.jsonl")], str(tmp_path / "d")))
     assert sum(facts["rows"] for facts in info["splits"].values()) == 4945 - info_count(
         info, "text with no keyphrase left"
     )
@@ -49,7 +51,7 @@ def test_tags_as_keyphrases_are_mostly_not_in_their_texts(tmp_path: Path):
 
 
 def test_raw_tweets_become_examples_by_the_papers_rule(tmp_path: Path):
-    info = prepare(Recipe([str(SHARED / "tweets" / "raw_sample.jsonl")], str(tmp_path / "d")))
+    info = prepare(PrepareConfig([str(SHARED / "tweets" / "raw_sample.jsonl")], str(tmp_path / "d")))
     assert sum(facts["rows"] for facts in info["splits"].values()) == 499
     assert info["splits"]["train"]["skipped"]["more than one hashtag"] == 1097
 

@@ -8,25 +8,34 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distributed.sweep.record_runs import record_settings
-from distributed.sweep.space import Choice, Range, check_space, configure, draw_random, grid, optuna_space, read_space
+from distributed.sweep.space import (
+    Choice,
+    NumericRange,
+    apply_values,
+    check_space,
+    grid,
+    optuna_space,
+    parse_space,
+    sample,
+)
 from model.config import make_config
 
 BASE = make_config({"data": "d"})
 
 
 def space(*texts: str, sampler: str = "random", fixed: tuple[str, ...] = ()):
-    found = read_space(list(texts), sampler, set(fixed))
+    found = parse_space(list(texts), sampler, set(fixed))
     check_space(found, BASE)
     return found
 
 
 def test_lr_and_alpha_are_searched_unless_something_else_is_said():
     assert space() == {
-        "training.lr": Range(1e-4, 1e-2, log=True, whole=False),
-        "training.alpha": Range(0.1, 0.9, log=False, whole=False),
+        "training.lr": NumericRange(1e-4, 1e-2, log=True, whole=False),
+        "training.alpha": NumericRange(0.1, 0.9, log=False, whole=False),
     }
     assert set(space(fixed=("training.alpha",))) == {"training.lr"}
-    assert space("training.lr=0.001:0.002")["training.lr"] == Range(0.001, 0.002, log=False, whole=False)
+    assert space("training.lr=0.001:0.002")["training.lr"] == NumericRange(0.001, 0.002, log=False, whole=False)
     assert space("tagger.cell=rnn,gru")["tagger.cell"] == Choice(("rnn", "gru"))
     assert space("tagger.bidirectional=true,false")["tagger.bidirectional"] == Choice((True, False))
 
@@ -34,17 +43,17 @@ def test_lr_and_alpha_are_searched_unless_something_else_is_said():
 @given(st.integers(0, 10_000), st.integers(0, 500))
 def test_draws_are_in_their_ranges_and_depend_on_seed_and_number_alone(seed: int, number: int):
     ranges = space("tagger.hidden1=100:400", "tagger.hidden2=log:8:64", "training.batch=16,32")
-    values = draw_random(ranges, seed, number)
-    assert values == draw_random(ranges, seed, number)
+    values = sample(ranges, seed, number)
+    assert values == sample(ranges, seed, number)
     assert 1e-4 <= values["training.lr"] <= 1e-2 and 0.1 <= values["training.alpha"] <= 0.9
     assert isinstance(values["tagger.hidden1"], int) and 100 <= values["tagger.hidden1"] <= 400
     assert isinstance(values["tagger.hidden2"], int) and 8 <= values["tagger.hidden2"] <= 64
     assert values["training.batch"] in (16, 32)
-    configure(BASE, values)
+    apply_values(BASE, values)
 
 
 def test_log_draws_are_uniform_in_the_logarithm():
-    lrs = [draw_random(space(), 0, number)["training.lr"] for number in range(2000)]
+    lrs = [sample(space(), 0, number)["training.lr"] for number in range(2000)]
     below = sum(lr < 1e-3 for lr in lrs)  # the geometric middle of the range
     assert abs(below - 1000) < 4 * math.sqrt(2000) / 2
 

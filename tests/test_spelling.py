@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from model.config import TaggerConfig
-from model.data.dataset import Dataset, split_of
+from model.data.dataset import Dataset, split_from_examples
 from model.data.examples import Example
-from model.data.features import ROWS, VIEWS, Speller, views_of
+from model.data.features import NUM_FEATURES, ROWS, WordFeatures, word_features
 from model.inference.extractor import Extractor
 from model.network.tagger import new_tagger
 
@@ -21,12 +21,12 @@ from model.network.tagger import new_tagger
     ],
 )
 def test_views(word: str, views: tuple[str, ...]):
-    assert views_of(word) == views
+    assert word_features(word) == views
 
 
 def rows(text: str, *spans: tuple[int, int]) -> np.ndarray:
     starts, ends = np.array(spans, np.int32).T
-    return Speller()([text], starts, ends, np.array([0, len(spans)]))
+    return WordFeatures()([text], starts, ends, np.array([0, len(spans)]))
 
 
 def test_words_that_are_written_alike_share_rows():
@@ -36,22 +36,22 @@ def test_words_that_are_written_alike_share_rows():
 
 def test_a_word_is_counted_in_its_own_text_whatever_its_case():
     starts, ends = np.array([0, 2, 4, 0], np.int32), np.array([1, 3, 5, 1], np.int32)
-    found = Speller()(["a b A", "a"], starts, ends, np.array([0, 3, 4]))
+    found = WordFeatures()(["a b A", "a"], starts, ends, np.array([0, 3, 4]))
     assert (found[:, 4] - found[1, 4]).tolist() == [1, 0, 1, 0]  # two of a, one of b; one in the other text
 
 
 def test_places_are_told_in_steps_that_grow():
     count = 100
     starts = np.arange(0, 2 * count, 2, dtype=np.int32)
-    places = Speller()(["a " * count], starts, starts + 1, np.array([0, count]))[:, 5].astype(int)
+    places = WordFeatures()(["a " * count], starts, starts + 1, np.array([0, count]))[:, 5].astype(int)
     assert (np.diff(places) >= 0).all() and len(set(places[:8].tolist())) == 8
     assert places[10] > places[8] == places[9] > places[7] and 20 <= len(set(places.tolist())) <= 30
 
 
 def test_each_view_has_rows_of_its_own_and_none_is_the_paddings():
     found = rows("aaa b", (0, 3), (4, 5))
-    assert found.min() > 0 and found.max() < ROWS and found.shape == (2, VIEWS)
-    assert len(set(found[0].tolist())) == VIEWS
+    assert found.min() > 0 and found.max() < ROWS and found.shape == (2, NUM_FEATURES)
+    assert len(set(found[0].tolist())) == NUM_FEATURES
 
 
 def test_rows_do_not_change_from_run_to_run():
@@ -66,7 +66,7 @@ def test_a_dataset_and_examples_in_memory_have_the_same_views(small_dataset: str
     table = data._table("valid", ["starts", "ends"])
     offsets = list(zip(table["starts"][0].as_py(), table["ends"][0].as_py(), strict=True))
     example = Example(text.text, split.ids[first].tolist(), offsets, [], "here")
-    assert np.array_equal(split_of([example], spelled=True).views, split.views[first])
+    assert np.array_equal(split_from_examples([example], spelled=True).views, split.views[first])
     assert data.load("valid").views is None
 
 

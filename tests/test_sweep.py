@@ -6,16 +6,16 @@ from typing import Any
 import pytest
 from conftest import refused
 
-from distributed.cluster.resources import Resources
+from distributed.cluster.resources import ClusterResources
 from distributed.sweep.journal import Journal, read_events
-from distributed.sweep.plan import Plan, check, make_plan, new_sweep
-from distributed.sweep.space import draw_random
-from distributed.sweep.state import Sweep, read_sweep, resumed_sweep
+from distributed.sweep.plan import SweepConfig, make_plan, new_sweep, validate_plan
+from distributed.sweep.space import sample
+from distributed.sweep.state import SweepState, read_sweep, resumed_sweep
 from model import storage
 from model.errors import UserError
 
 
-def plan_of(data: str, where: Path | str = "runs", **asked: Any) -> Plan:
+def plan_of(data: str, where: Path | str = "runs", **asked: Any) -> SweepConfig:
     run = {"name": "s", "storage": str(where)} | asked.pop("run", {})
     return make_plan({"config": {"data": data, "run": run}} | asked)
 
@@ -45,7 +45,7 @@ EVENTS: list[dict[str, Any]] = [
 
 
 def test_a_sweep_is_the_sum_of_its_events(small_dataset: str):
-    sweep = Sweep(plan_of(small_dataset, trials=2, max_epochs=3))
+    sweep = SweepState(plan_of(small_dataset, trials=2, max_epochs=3))
     for event in EVENTS:
         sweep.apply(event)
     first, second = sweep.searched
@@ -57,7 +57,7 @@ def test_a_sweep_is_the_sum_of_its_events(small_dataset: str):
 
 
 def test_what_broke_is_ranked_last(small_dataset: str):
-    sweep = Sweep(plan_of(small_dataset, trials=2, max_epochs=3))
+    sweep = SweepState(plan_of(small_dataset, trials=2, max_epochs=3))
     for event in EVENTS:
         sweep.apply(event)
     sweep.apply({"event": "broken", "time": 5.0, "trial": "t001", "state": "diverged", "error": "nan"})
@@ -107,7 +107,7 @@ def test_two_processes_cannot_work_on_one_sweep(tmp_path: Path):
     Journal(str(tmp_path)).close()
 
 
-HERE = Resources(4, 1, 1)
+HERE = ClusterResources(4, 1, 1)
 
 
 def test_impossible_requests_are_refused_at_the_start(small_dataset: str):
@@ -118,7 +118,7 @@ def test_impossible_requests_are_refused_at_the_start(small_dataset: str):
     refused(lambda: plan_of(small_dataset, trials=0), "--trials 0")
 
     def checked(**asked: Any) -> Any:
-        return check(plan_of(small_dataset, **asked), HERE)
+        return validate_plan(plan_of(small_dataset, **asked), HERE)
 
     refused(lambda: checked(workers_per_trial=5, run={"device": "cpu"}), "5 x (1 CPU, 0 GPU)", "room for 4")
     refused(lambda: checked(workers_per_trial=2), "2 x (1 CPU, 1 GPU)", "room for 1")
@@ -130,26 +130,26 @@ def test_impossible_requests_are_refused_at_the_start(small_dataset: str):
     refused(lambda: checked(space=["training.rate=1:2"]), "training.rate: is unknown")
     refused(lambda: checked(sampler="record", space=["training.lr=1e-3,1e-4"]), "leave out other --space")
     refused(lambda: checked(space=["training.batch=1,2"], workers_per_trial=2, run={"device": "cpu"}), "2 workers")
-    refused(lambda: plan_of("/nowhere") and check(plan_of("/nowhere"), HERE), "/nowhere", "prepare")
+    refused(lambda: plan_of("/nowhere") and validate_plan(plan_of("/nowhere"), HERE), "/nowhere", "prepare")
 
 
 def test_trials_are_packed_onto_gpus_and_nodes(small_dataset: str):
-    def at_once(cluster: Resources = HERE, **asked: Any) -> int:
-        return check(plan_of(small_dataset, trials=100, **asked), cluster)[2].at_once
+    def at_once(cluster: ClusterResources = HERE, **asked: Any) -> int:
+        return validate_plan(plan_of(small_dataset, trials=100, **asked), cluster)[2].at_once
 
     assert at_once() == 1  # one GPU
     assert at_once(gpus_per_trial=0.2) == 4  # five would fit the GPU, four the CPUs
     assert at_once(run={"device": "cpu"}) == 4
     assert at_once(run={"device": "cpu"}, max_concurrent=3) == 3
     assert at_once(run={"device": "cpu"}, workers_per_trial=2) == 2
-    nodes = Resources(8, 0, 3, ((3, 0), (3, 0), (2, 0)))
+    nodes = ClusterResources(8, 0, 3, ((3, 0), (3, 0), (2, 0)))
     assert at_once(nodes, run={"device": "cpu", "cpus_per_worker": 2}) == 3  # not 4: no worker reaches across nodes
 
 
 def test_the_same_seed_proposes_the_same_configurations(small_dataset: str):
     def proposed(seed: int) -> list[dict[str, Any]]:
-        plan, space, _ = check(make_plan({"config": {"data": small_dataset, "training": {"seed": seed}}}), HERE)
-        return [draw_random(space, plan.config.training.seed, number) for number in range(16)]
+        plan, space, _ = validate_plan(make_plan({"config": {"data": small_dataset, "training": {"seed": seed}}}), HERE)
+        return [sample(space, plan.config.training.seed, number) for number in range(16)]
 
     assert proposed(0) == proposed(0) != proposed(1)
 

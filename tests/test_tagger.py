@@ -5,10 +5,10 @@ import torch.nn.functional as F
 
 from model.config import TaggerConfig
 from model.data.batching import Batch
-from model.data.features import VIEWS
+from model.data.features import NUM_FEATURES
 from model.data.labels import IGNORED
 from model.data.tokenizer import UNKNOWN
-from model.network.tagger import Logits, new_tagger, windows
+from model.network.tagger import Logits, context_windows, new_tagger
 from model.training.loss import dual_loss
 
 CELLS = [(cell, both) for cell in ("rnn", "gru", "lstm") for both in (False, True)]
@@ -48,9 +48,9 @@ def test_a_bidirectional_layer_is_torchs_own():
 
 def test_windows_hold_each_token_between_its_neighbours():
     vectors = torch.arange(1.0, 5.0)[None, :, None]  # tokens 1 2 3 4
-    assert windows(vectors, 1).tolist() == vectors.tolist()
-    assert windows(vectors, 3).tolist() == [[[0, 1, 2], [1, 2, 3], [2, 3, 4], [3, 4, 0]]]
-    assert windows(vectors, 5)[0, 1].tolist() == [0, 1, 2, 3, 4]
+    assert context_windows(vectors, 1).tolist() == vectors.tolist()
+    assert context_windows(vectors, 3).tolist() == [[[0, 1, 2], [1, 2, 3], [2, 3, 4], [3, 4, 0]]]
+    assert context_windows(vectors, 5)[0, 1].tolist() == [0, 1, 2, 3, 4]
 
 
 def test_a_left_to_right_tagger_sees_one_token_ahead_and_no_more():
@@ -81,7 +81,7 @@ def test_dropouts_work_in_training_alone():
 
 def test_a_tagger_that_does_not_look_at_spelling_tells_no_words_apart_by_it():
     tagger, ids = small(decoding="spans").eval(), torch.full((1, 2), UNKNOWN)
-    views = torch.arange(2)[None, :, None].expand(1, 2, VIEWS)  # one table of texts serves all trials of a sweep
+    views = torch.arange(2)[None, :, None].expand(1, 2, NUM_FEATURES)  # one table of texts serves all trials of a sweep
     for given in (None, views):
         reading = tagger(ids, torch.tensor([2]), given).reading
         assert reading is not None and torch.equal(reading.words, ids)

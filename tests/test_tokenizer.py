@@ -5,7 +5,7 @@ from conftest import trained_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.data.tokenizer import PAD, UNKNOWN, Cutter, encode, new_tokenizer, parse_tokenizer
+from model.data.tokenizer import PAD, UNKNOWN, CachedTokenizer, encode, new_tokenizer, parse_tokenizer
 from model.errors import UserError
 
 
@@ -81,7 +81,7 @@ NASTY = [
 def same_as_the_library(texts: list[str]) -> None:
     """The cutter finds the words and places that `encode` finds, whose every word is known."""
     words: dict[str, int] = {"<pad>": 0, "<unk>": 1}
-    cut = Cutter(lambda word: words.setdefault(word, len(words)))(texts)
+    cut = CachedTokenizer(lambda word: words.setdefault(word, len(words)))(texts)
     assert cut.begins[0] == 0 and cut.begins[-1] == len(cut.ids) == len(cut.starts) == len(cut.ends)
     for i, tokens in enumerate(encode(new_tokenizer(words), texts)):
         of_text = slice(cut.begins[i], cut.begins[i + 1])
@@ -104,7 +104,7 @@ def test_the_cutter_finds_what_the_library_finds_in_any_texts(texts: list[str]):
 def test_the_cutter_forgets_and_begins_again(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("model.data.tokenizer._REMEMBERED", 3)
     words: dict[str, int] = {}
-    cut = Cutter(lambda word: words.setdefault(word, len(words)))
+    cut = CachedTokenizer(lambda word: words.setdefault(word, len(words)))
     first = cut(["one two", "three  four"])
     again = cut(["four", "one two"])
     assert words == {"one": 0, "two": 1, "three": 2, "four": 3}

@@ -17,13 +17,13 @@ from leaks import title_of
 from safetensors.torch import load_file
 
 from distributed.cluster.preflight import check_storage
-from distributed.cluster.resources import Resources, share_out
-from distributed.train.driver import _Patience, new_run, resumed_run, train
-from distributed.train.tracking import Tracker
-from model.config import Config, RunConfig, make_config, tree_of
+from distributed.cluster.resources import ClusterResources, plan_workers
+from distributed.train.driver import NoProgressLimit, new_run, resumed_run, train
+from distributed.train.tracking import WandbRun
+from model.config import Config, RunConfig, make_config, preset_values
 from model.errors import RunFailedError, UserError
 from model.inference.bundle import load_bundle
-from model.training.metrics import summarise
+from model.training.metrics import summarize
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -41,7 +41,7 @@ def config_of(
 
 
 # As the preset of this name, but for its sizes.
-BEST = {**tree_of("best")["tagger"], **SMALL, "spelling": 4, "rare_word_dropout": 0.0}
+BEST = {**preset_values("best")["tagger"], **SMALL, "spelling": 4, "rare_word_dropout": 0.0}
 
 
 def quiet(kind: str, value: Any) -> None:
@@ -116,14 +116,14 @@ def test_three_workers_of_which_one_is_killed_end_with_the_bits_of_three_that_ar
     assert files[0] == files[1]
     epochs = [json.loads(line)["epoch"] for line in (tmp_path / "disturbed" / "metrics.jsonl").read_text().splitlines()]
     assert epochs == list(range(1, 9))
-    one = summarise(alone(config).counts)  # each with its own dropout
+    one = summarize(alone(config).counts)  # each with its own dropout
     assert one["keyphrase_f1_low"] <= whole["keyphrase_f1"] <= one["keyphrase_f1_high"]
     assert one["keyphrase_f1"] > 0.3
 
 
 def test_losses_are_borne_as_long_as_the_training_gets_further():
     told: list[str] = []
-    patience = _Patience(2, lambda kind, value: told.append(value))
+    patience = NoProgressLimit(2, lambda kind, value: told.append(value))
     lost = ("lost", ("worker 1: gone", RunFailedError("the end")))
     for place in ((0, 0), (0, 20), (1, 0), (1, 0), (3, 0)):
         patience.event("begun", place)
@@ -135,7 +135,7 @@ def test_losses_are_borne_as_long_as_the_training_gets_further():
     with pytest.raises(RunFailedError, match="the end"):
         patience.event(*lost)
     with pytest.raises(UserError, match="full"):
-        _Patience(2, quiet).event("lost", ("worker 0: full", UserError("full")))
+        NoProgressLimit(2, quiet).event("lost", ("worker 0: full", UserError("full")))
 
 
 @pytest.mark.ray
@@ -151,23 +151,25 @@ def test_a_run_that_may_not_be_retried_fails_with_the_way_to_go_on(cluster, smal
 
 
 def test_resources_are_shared_out_with_the_arithmetic_shown():
-    here = Resources(cpus=8, gpus=2, nodes=1)
-    assert str(share_out(RunConfig(workers=2), here)) == "2 x (4 CPU, 1 GPU)"
-    assert str(share_out(RunConfig(workers=4), here)) == "4 x (2 CPU)"  # not every worker would have a GPU
-    assert str(share_out(RunConfig(workers=4, cpus_per_worker=1), here)) == "4 x (1 CPU)"
-    refused(lambda: share_out(RunConfig(workers=9), here), "9 CPUs", "cluster has 8")
-    refused(lambda: share_out(RunConfig(workers=4, cpus_per_worker=3), here), "12 CPUs", "cluster has 8")
-    refused(lambda: share_out(RunConfig(workers=3, device="cuda"), here), "3 GPUs", "cluster has 2")
+    here = ClusterResources(cpus=8, gpus=2, nodes=1)
+    assert str(plan_workers(RunConfig(workers=2), here)) == "2 x (4 CPU, 1 GPU)"
+    assert str(plan_workers(RunConfig(workers=4), here)) == "4 x (2 CPU)"  # not every worker would have a GPU
+    assert str(plan_workers(RunConfig(workers=4, cpus_per_worker=1), here)) == "4 x (1 CPU)"
+    refused(lambda: plan_workers(RunConfig(workers=9), here), "9 CPUs", "cluster has 8")
+    refused(lambda: plan_workers(RunConfig(workers=4, cpus_per_worker=3), here), "12 CPUs", "cluster has 8")
+    refused(lambda: plan_workers(RunConfig(workers=3, device="cuda"), here), "3 GPUs", "cluster has 2")
 
 
 def test_storage_is_checked_before_anything_is_held(tmp_path: Path):
-    check_storage(str(tmp_path / "runs"), Resources(2, 0, 1))
+    check_storage(str(tmp_path / "runs"), ClusterResources(2, 0, 1))
     assert list((tmp_path / "runs").iterdir()) == []
     (tmp_path / "file").write_text("x")
     refused(
-        lambda: check_storage(str(tmp_path / "file" / "runs"), Resources(2, 0, 1)), "cannot be written", "--storage"
+        lambda: check_storage(str(tmp_path / "file" / "runs"), ClusterResources(2, 0, 1)),
+        "cannot be written",
+        "--storage",
     )
-    refused(lambda: check_storage("/nowhere/runs", Resources(2, 0, 3)), "local path", "3 nodes", "s3://")
+    refused(lambda: check_storage("/nowhere/runs", ClusterResources(2, 0, 3)), "local path", "3 nodes", "s3://")
 
 
 RESULT = {"name": "t", "keyphrase_f1": 0.5}
@@ -179,9 +181,9 @@ def logged(folder: Path) -> str:
     return file.read_bytes().decode("latin-1")
 
 
-def track(tmp_path: Path, bundle: str) -> Tracker:
+def track(tmp_path: Path, bundle: str) -> WandbRun:
     config = make_config({"data": "d", "run": {"name": "t", "storage": str(tmp_path), "project": "mine"}})
-    with Tracker(config, str(tmp_path / "t")) as tracker:
+    with WandbRun(config, str(tmp_path / "t")) as tracker:
         tracker.epoch({"epoch": 1, "valid/keyphrase_f1": 0.25, "train_sentence_precision": 0.5})
         tracker.finish(RESULT | {"bundle": bundle})
     return tracker
@@ -229,7 +231,7 @@ def test_a_server_that_goes_away_does_not_hold_the_end_of_a_run(
         def finish(self, **_: Any) -> None:
             released.wait(30)
 
-    tracker = object.__new__(Tracker)
+    tracker = object.__new__(WandbRun)
     tracker.run = Hanging()
     tracker._end(exit_code=0)
     released.set()

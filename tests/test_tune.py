@@ -22,7 +22,7 @@ from distributed.sweep.plan import make_plan, new_sweep
 from distributed.sweep.state import read_sweep, resumed_sweep
 from distributed.tune import tuner
 from distributed.tune.driver import tune
-from distributed.tune.placement_groups import Groups
+from distributed.tune.placement_groups import PlacementGroupCleaner
 from model.inference.bundle import load_bundle
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -239,7 +239,7 @@ def test_a_worker_group_that_nobody_uses_is_removed(cluster, monkeypatch: pytest
     bundles = ({"CPU": 1}, {"CPU": 1}, {"node:__internal_head__": 0.001})
     silent, beating, of_tune = groups = [ray.util.placement_group([bundle]) for bundle in bundles]
     ray.get([group.ready() for group in groups])
-    watch = Groups()
+    watch = PlacementGroupCleaner()
     watch.beats = {group.id.hex(): time.monotonic() for group in (silent, beating)}
     assert watch.clean() == []
     monkeypatch.setattr(tuner, "_SECONDS_TO_LIVE", 1.0)

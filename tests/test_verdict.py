@@ -7,17 +7,17 @@ import pytest
 from conftest import counts_of
 
 from distributed.sweep.comparison import record_conclusions
-from distributed.sweep.record_runs import RUNS, SERIES, noise
-from model.training.metrics import summarise
-from model.training.significance import compare, resample_means
+from distributed.sweep.record_runs import RUNS, SERIES, binomial_noise
+from model.training.metrics import summarize
+from model.training.significance import bootstrap_means, paired_bootstrap_test
 
 tagger = partial(counts_of, texts=600)
 
 
 def test_the_mean_over_seeds_has_the_interval_of_one_tagger_where_seeds_agree():
     counts = tagger(0.5, 0)
-    draws = resample_means([[counts, counts, counts]], "keyphrase")[:, 0]
-    figures = summarise(counts)
+    draws = bootstrap_means([[counts, counts, counts]], "keyphrase")[:, 0]
+    figures = summarize(counts)
     assert draws.mean() == pytest.approx(figures["keyphrase_f1"], abs=0.005)
     assert np.percentile(draws, [2.5, 97.5]) == pytest.approx(
         [figures["keyphrase_f1_low"], figures["keyphrase_f1_high"]], abs=0.01
@@ -25,8 +25,8 @@ def test_the_mean_over_seeds_has_the_interval_of_one_tagger_where_seeds_agree():
 
 
 def test_seeds_that_differ_widen_the_interval():
-    agree = resample_means([[tagger(0.5, 0)] * 3], "keyphrase")[:, 0]
-    differ = resample_means([[tagger(0.4, 0), tagger(0.5, 1), tagger(0.6, 2)]], "keyphrase")[:, 0]
+    agree = bootstrap_means([[tagger(0.5, 0)] * 3], "keyphrase")[:, 0]
+    differ = bootstrap_means([[tagger(0.4, 0), tagger(0.5, 1), tagger(0.6, 2)]], "keyphrase")[:, 0]
     assert differ.std() > 1.5 * agree.std()
 
 
@@ -34,8 +34,8 @@ def test_seeds_that_differ_widen_the_interval():
 def test_a_large_difference_is_shown_and_none_is_not(figure: str):
     def p(first: float, second: float) -> float:
         runs = [[tagger(rate, seed) for seed in seeds] for rate, seeds in ((first, (0, 1, 2)), (second, (3, 4, 5)))]
-        draws = resample_means(runs, "keyphrase", figure)
-        return compare(draws[:, 0], draws[:, 1], 0.0).p
+        draws = bootstrap_means(runs, "keyphrase", figure)
+        return paired_bootstrap_test(draws[:, 0], draws[:, 1], 0.0).p
 
     assert p(0.6, 0.4) < 0.01
     assert p(0.5, 0.5) > 0.05
@@ -46,9 +46,9 @@ def test_pairing_finds_what_intervals_alone_would_not():
     better = worse.copy()
     missed = np.flatnonzero(worse[:, 0] == 0)[:18]  # 3 points of 600 texts, the rest alike
     better[missed, 0] = 1
-    draws = resample_means([[better], [worse]], "keyphrase")
+    draws = bootstrap_means([[better], [worse]], "keyphrase")
     assert np.percentile(draws[:, 0], 2.5) < np.percentile(draws[:, 1], 97.5)
-    assert compare(draws[:, 0], draws[:, 1], 0.03).p < 0.01
+    assert paired_bootstrap_test(draws[:, 0], draws[:, 1], 0.03).p < 0.01
 
 
 def test_a_test_that_holds_its_level():
@@ -56,18 +56,18 @@ def test_a_test_that_holds_its_level():
     texts = 200
     found = 0
     for trial in range(40):
-        draws = resample_means(
+        draws = bootstrap_means(
             [[tagger(0.5, 2 * trial, texts=texts)], [tagger(0.5, 2 * trial + 1, texts=texts)]], "keyphrase"
         )
-        found += compare(draws[:, 0], draws[:, 1], 0.0).p < 0.05
+        found += paired_bootstrap_test(draws[:, 0], draws[:, 1], 0.0).p < 0.05
     assert found <= 7  # a binomial of 40 at 0.05 exceeds 7 once in 2,000
 
 
 def test_the_records_epochs_are_within_its_noise_and_its_smallest_lr_is_not():
     assert {run.series for run in RUNS} == set(SERIES) and len(RUNS) == 25
-    epochs = noise([run for run in RUNS if run.series == "epochs"])
+    epochs = binomial_noise([run for run in RUNS if run.series == "epochs"])
     assert epochs["differ"] <= epochs["expected"] and 0.05 < epochs["error"] < 0.07
-    lr = noise([run for run in RUNS if run.series == "lr"])
+    lr = binomial_noise([run for run in RUNS if run.series == "lr"])
     assert lr["low"] == 0.125 and lr["differ"] > lr["expected"]
     for series, sentence in zip(SERIES, record_conclusions(), strict=True):
         assert sentence.startswith(f"{series}: ") and "64 texts" in sentence

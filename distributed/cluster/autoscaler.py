@@ -8,11 +8,11 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-HEAD = "node:__internal_head__"  # a resource that the head of every Ray has; it costs no CPU
+HEAD_NODE_RESOURCE = "node:__internal_head__"  # a resource that the head of every Ray has; it costs no CPU
 _SECONDS_TO_ANSWER = 60.0
 
 
-class Growth(NamedTuple):
+class AutoscalerLimits(NamedTuple):
     """What an autoscaler may add.
 
     Attributes:
@@ -24,7 +24,7 @@ class Growth(NamedTuple):
     nodes: int
 
 
-def find_growth() -> Growth | None:
+def autoscaler_limits() -> AutoscalerLimits | None:
     """What the autoscaler of the cluster that this process has joined may add; None where there is none to be found."""
     import ray
 
@@ -33,10 +33,10 @@ def find_growth() -> Growth | None:
         return _of_groups(told.node_group_configs)
     here = ray.get_runtime_context()
     address, own = here.gcs_address, here.get_node_id()
-    if any(node["NodeID"] == own and HEAD in node["Resources"] for node in ray.nodes()):
+    if any(node["NodeID"] == own and HEAD_NODE_RESOURCE in node["Resources"] for node in ray.nodes()):
         config = read_on_head(address)
     else:
-        ask = ray.remote(num_cpus=0, resources={HEAD: 0.001}, max_retries=0)(read_on_head)
+        ask = ray.remote(num_cpus=0, resources={HEAD_NODE_RESOURCE: 0.001}, max_retries=0)(read_on_head)
         try:
             config = ray.get(ask.remote(address), timeout=_SECONDS_TO_ANSWER)
         except ray.exceptions.RayError:  # a head that takes no tasks: only what is there is known
@@ -60,7 +60,7 @@ def read_on_head(address: str) -> dict[str, Any] | None:
     return None
 
 
-def growth_of(config: dict[str, Any]) -> Growth:
+def growth_of(config: dict[str, Any]) -> AutoscalerLimits:
     """What a configuration of the autoscaler allows: `cluster.yaml` as `ray up` completes it, or KubeRay's."""
     limit = config.get("max_workers", 0)
     types = []
@@ -69,17 +69,17 @@ def growth_of(config: dict[str, Any]) -> Growth:
         cpus, gpus = (float(kind.get("resources", {}).get(what, 0)) for what in ("CPU", "GPU"))
         if count and (cpus or gpus):  # a fixed set of machines tells no resources: they come without being asked for
             types.append((cpus, gpus, int(count)))
-    return Growth(tuple(types), min(limit, sum(count for _, _, count in types)))
+    return AutoscalerLimits(tuple(types), min(limit, sum(count for _, _, count in types)))
 
 
-def _of_groups(groups: Any) -> Growth:
+def _of_groups(groups: Any) -> AutoscalerLimits:
     """From what a hosted Ray tells; a negative count is its sign for no limit."""
     counts = [1000 if group.max_count < 0 else group.max_count for group in groups]
     types = [
         (float(group.resources.get("CPU", 0)), float(group.resources.get("GPU", 0)), count)
         for group, count in zip(groups, counts, strict=True)
     ]
-    return Growth(tuple(types), sum(counts))
+    return AutoscalerLimits(tuple(types), sum(counts))
 
 
 def _of_file(path: Path) -> dict[str, Any] | None:

@@ -6,8 +6,8 @@ import sys
 import threading
 from typing import Any
 
-from distributed.cluster.autoscaler import find_growth
-from distributed.cluster.resources import Resources, _of, grown
+from distributed.cluster.autoscaler import autoscaler_limits
+from distributed.cluster.resources import ClusterResources, resources_of, with_autoscaler
 
 
 def cluster_address() -> str | None:
@@ -15,21 +15,21 @@ def cluster_address() -> str | None:
     return os.environ.get("RAY_ADDRESS") or None
 
 
-def this_machine() -> Resources:
+def this_machine() -> ClusterResources:
     """What a cluster of our own would have."""
     import torch
 
-    return Resources(len(os.sched_getaffinity(0)), torch.cuda.device_count(), 1)
+    return ClusterResources(len(os.sched_getaffinity(0)), torch.cuda.device_count(), 1)
 
 
-def look() -> Resources:
+def inspect_cluster() -> ClusterResources:
     """What the cluster has, without starting one."""
     ray = sys.modules.get("ray")
     joined = ray is not None and ray.is_initialized()
     return connect() if cluster_address() or joined else this_machine()
 
 
-def stay_on_this_machine() -> None:
+def force_local_cluster() -> None:
     """Has `connect` start a Ray of its own, even in a job of a cluster, whose files another Ray could not find."""
     for name in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR"):
         os.environ.pop(name, None)
@@ -44,7 +44,7 @@ def set_defaults_of_ray() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
-def connect(cpus: int | None = None) -> Resources:
+def connect(cpus: int | None = None) -> ClusterResources:
     """Joins the cluster of RAY_ADDRESS, or starts one on this machine, of so many CPUs, that ends with this process."""
     set_defaults_of_ray()
     import ray
@@ -66,21 +66,21 @@ def connect(cpus: int | None = None) -> Resources:
             )
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)
-    return now()
+    return current_resources()
 
 
-def now() -> Resources:
+def current_resources() -> ClusterResources:
     """The cluster that this process has joined."""
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     each = tuple((float(node.get("CPU", 0)), float(node.get("GPU", 0))) for node in nodes)
-    growth = find_growth() if cluster_address() else None
-    cluster = _of(each, len(each), len(each))
-    return grown(cluster, growth) if growth else cluster
+    growth = autoscaler_limits() if cluster_address() else None
+    cluster = resources_of(each, len(each), len(each))
+    return with_autoscaler(cluster, growth) if growth else cluster
 
 
-def new_queue() -> Any:
+def driver_queue() -> Any:
     """A queue to Ray's workers that lives on this process's node: no other node's loss takes it away."""
     import ray
     from ray.util.queue import Queue

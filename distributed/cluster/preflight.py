@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from distributed.cluster.resources import Resources
+from distributed.cluster.resources import ClusterResources
 from model import storage
 from model.config import Config
-from model.data.batching import smallest_batch
+from model.data.batching import min_batch_size
 from model.data.dataset import Dataset
 from model.errors import UserError
 
@@ -14,7 +14,7 @@ def check_data(config: Config, dataset: Dataset) -> None:
     """Raises UserError where the dataset lacks a split, or does not go with the configuration."""
     dataset.require("train")
     dataset.require("valid")
-    smallest = smallest_batch(dataset.rows("train"), config.training.batch)
+    smallest = min_batch_size(dataset.rows("train"), config.training.batch)
     if config.run.workers > smallest:
         raise UserError(
             f"{config.run.workers} workers, but the smallest batch has {smallest} texts ({dataset.rows('train')} texts in "
@@ -28,7 +28,7 @@ def check_data(config: Config, dataset: Dataset) -> None:
         )
 
 
-def check_storage(location: str, cluster: Resources, option: str = "--storage") -> None:
+def check_storage(location: str, cluster: ClusterResources, option: str = "--storage") -> None:
     """Raises UserError where files cannot be written, or where the other nodes would not see them."""
     several = cluster.at_most.nodes > 1
     if several and not storage.is_remote(location) and not _is_mounted(Path(storage.absolute(location))):

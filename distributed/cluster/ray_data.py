@@ -12,10 +12,10 @@ from typing import Any
 
 from model import storage
 from model.errors import RunFailedError, UserError
-from model.shards import Over, here
+from model.shards import ParallelMap, serial_map
 
 
-def over(out: str, workers: int | None = None, actors: bool = False, gpu: bool = False) -> Over:
+def parallel_map(out: str, workers: int | None = None, actors: bool = False, gpu: bool = False) -> ParallelMap:
     """Where to work on the pieces: in this process, on a Ray of `workers` processes, or on the cluster of RAY_ADDRESS.
 
     Args:
@@ -28,7 +28,7 @@ def over(out: str, workers: int | None = None, actors: bool = False, gpu: bool =
         UserError: the workers would not see each other's files.
     """
     if not os.environ.get("RAY_ADDRESS") and (workers or 1) == 1:
-        return here
+        return serial_map
     from distributed.cluster.connection import connect
     from distributed.cluster.preflight import check_storage
 

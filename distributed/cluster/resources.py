@@ -3,13 +3,13 @@
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from distributed.cluster.autoscaler import Growth
+from distributed.cluster.autoscaler import AutoscalerLimits
 from model.config import RunConfig
 from model.errors import UserError
 
 
 @dataclass(frozen=True)
-class Resources:
+class ClusterResources:
     """What a cluster has in all, the number of its nodes, and the CPUs and GPUs of each where they are known.
 
     Attributes:
@@ -23,13 +23,13 @@ class Resources:
     nodes: int
     each: tuple[tuple[float, float], ...] = ()
     staying: int = 0
-    most: "Resources | None" = None
+    most: "ClusterResources | None" = None
 
     def __str__(self) -> str:
         return f"{self.cpus} CPUs, {self.gpus} GPUs on {self.nodes} node(s)"
 
     @property
-    def at_most(self) -> "Resources":
+    def at_most(self) -> "ClusterResources":
         """What a request is judged by: a node that does not run yet counts as well."""
         return self.most or self
 
@@ -53,7 +53,7 @@ class Resources:
 
 
 @dataclass(frozen=True)
-class Share:
+class WorkerRequest:
     """What each of `workers` workers asks for."""
 
     workers: int
@@ -64,7 +64,7 @@ class Share:
         return f"{self.workers} x ({self.cpus} CPU{', 1 GPU' if self.gpu else ''})"
 
 
-def grown(cluster: Resources, growth: Growth) -> Resources:
+def with_autoscaler(cluster: ClusterResources, growth: AutoscalerLimits) -> ClusterResources:
     """A cluster with what its autoscaler can make of it. Of each type, what runs already counts as come."""
     coming = [(cpus, gpus) for cpus, gpus, count in growth.types for _ in range(count)]
     staying, left = [], list(coming)
@@ -74,13 +74,13 @@ def grown(cluster: Resources, growth: Growth) -> Resources:
         else:
             staying.append(node)
     nodes = len(staying) + growth.nodes
-    most = _of((*staying, *coming), len(staying), nodes)
+    most = resources_of((*staying, *coming), len(staying), nodes)
     return replace(cluster, most=most) if nodes > cluster.nodes else cluster
 
 
-def _of(each: tuple[tuple[float, float], ...], staying: int, nodes: int) -> Resources:
+def resources_of(each: tuple[tuple[float, float], ...], staying: int, nodes: int) -> ClusterResources:
     cpus, gpus = (sum(_best([node[kind] for node in each], staying, nodes)) for kind in (0, 1))
-    return Resources(int(cpus), int(gpus), nodes, each, staying)
+    return ClusterResources(int(cpus), int(gpus), nodes, each, staying)
 
 
 def _best(values: list[Any], staying: int, count: int) -> list[Any]:
@@ -88,7 +88,7 @@ def _best(values: list[Any], staying: int, count: int) -> list[Any]:
     return values[:staying] + sorted(values[staying:], reverse=True)[: max(0, count - staying)]
 
 
-def share_out(run: RunConfig, cluster: Resources) -> Share:
+def plan_workers(run: RunConfig, cluster: ClusterResources) -> WorkerRequest:
     """What each worker gets, by what the cluster can become.
 
     Raises:
@@ -97,7 +97,7 @@ def share_out(run: RunConfig, cluster: Resources) -> Share:
     needed, most = run.min_workers or run.workers, cluster.at_most
     gpu = run.device == "cuda" or (run.device == "auto" and most.gpus >= needed)
     cpus = run.cpus_per_worker or (max(1, most.cpus // run.workers) if most.nodes == 1 else 1)
-    share = Share(run.workers, cpus, gpu)
+    share = WorkerRequest(run.workers, cpus, gpu)
     if needed * cpus > most.cpus:
         raise UserError(
             f"{needed} x ({cpus} CPU) asks for {needed * cpus} CPUs, and the cluster has {cluster.has('CPU')}; "
@@ -117,7 +117,7 @@ def share_out(run: RunConfig, cluster: Resources) -> Share:
     return share
 
 
-def describe(share: Share, cluster: Resources) -> dict[str, Any]:
+def describe_request(share: WorkerRequest, cluster: ClusterResources) -> dict[str, Any]:
     """The request and the cluster, for `--dry-run`."""
     return {
         "asks": {"workers": share.workers, "cpus_per_worker": share.cpus, "gpus_per_worker": int(share.gpu)},

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import ray
 from ray.autoscaler.v2.sdk import get_cluster_status
 
-from distributed.cluster.autoscaler import HEAD
-from distributed.cluster.connection import now
+from distributed.cluster.autoscaler import HEAD_NODE_RESOURCE
+from distributed.cluster.connection import current_resources
 from model.errors import NotGrantedError
 
 _SECONDS_BETWEEN_LOOKS = 2.0
@@ -15,7 +15,7 @@ _SECONDS_BEFORE_NOTE = 20.0  # a group takes up to half of that to start where n
 _SECONDS_BETWEEN_NOTES = 60.0
 
 
-class Wait:
+class ResourceWait:
     """Watches whether this job's workers have been granted their place, at the start and after nodes are lost.
 
     New nodes of a cloud take 5 to 10 minutes. Ray Train gives up earlier, or never, and says nothing meanwhile.
@@ -64,13 +64,13 @@ class Wait:
         return any(
             group["state"] == "CREATED"
             and name.endswith(self.job)
-            and not any(HEAD in b for b in group["bundles"].values())
+            and not any(HEAD_NODE_RESOURCE in b for b in group["bundles"].values())
             for name, group in ray.util.placement_group_table().items()
         )
 
 
 def _what_there_is() -> str:
-    cluster, free = now(), ray.available_resources()
+    cluster, free = current_resources(), ray.available_resources()
     text = f"the cluster has {cluster}, of which {free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs are free; "
     if cluster.most is None:
         return f"{text}no autoscaler is known that may add nodes"

@@ -5,13 +5,13 @@ from typing import Any
 import plotly.graph_objects as go
 from markupsafe import Markup, escape
 
-from distributed.sweep.state import Sweep, Trial
+from distributed.sweep.state import SweepState, Trial
 
 _BLUE, _GREEN, _GREY, _RED, _BLACK = "#2563eb", "#059669", "#9ca3af", "#dc2626", "#111827"
 _SCALE = "Viridis"
 
 
-def curves(sweep: Sweep) -> go.Figure:
+def curves(sweep: SweepState) -> go.Figure:
     """The metric of each trial over its epochs."""
     metric, best = sweep.plan.metric, sweep.best
     figure = go.Figure()
@@ -38,7 +38,7 @@ def curves(sweep: Sweep) -> go.Figure:
     return figure.update_layout(showlegend=False)
 
 
-def searched(sweep: Sweep) -> go.Figure:
+def searched(sweep: SweepState) -> go.Figure:
     """The trials in the plane of the first two searched fields, coloured by the metric."""
     metric = sweep.plan.metric
     trials = [trial for trial in sweep.searched if trial.figures]
@@ -75,7 +75,7 @@ def searched(sweep: Sweep) -> go.Figure:
     return figure.update_yaxes(title=up or metric)
 
 
-def rungs(sweep: Sweep) -> go.Figure:
+def rungs(sweep: SweepState) -> go.Figure:
     """How many trials came to each rung and went on."""
     reached = [sum(len(trial.figures) >= rung for trial in sweep.searched) for rung in sweep.plan.rungs]
     stopped = [

@@ -9,15 +9,15 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from distributed.report import charts
-from distributed.report.samples import shown_texts
+from distributed.report.samples import sample_sections
 from distributed.sweep import ablation, comparison
-from distributed.sweep.plan import Plan
+from distributed.sweep.plan import SweepConfig
 from distributed.sweep.record_runs import RUNS
-from distributed.sweep.state import Sweep, Trial, read_sweep
+from distributed.sweep.state import SweepState, Trial, read_sweep
 from model import storage
 from model.config import make_config
 from model.errors import UserError
-from model.training.loop import RANKED_BY
+from model.training.loop import SELECTION_METRIC
 
 
 def write_report(folder: str, out: str | None = None) -> str:
@@ -48,7 +48,7 @@ def write_report(folder: str, out: str | None = None) -> str:
     return out
 
 
-def _sweep_page(sweep: Sweep, folder: str) -> dict[str, Any]:
+def _sweep_page(sweep: SweepState, folder: str) -> dict[str, Any]:
     plan, metric = sweep.plan, sweep.plan.metric
     result = _json(folder, "result.json")
     best = sweep.best
@@ -87,7 +87,7 @@ def _sweep_page(sweep: Sweep, folder: str) -> dict[str, Any]:
         "ablation": _ablation(result["ablation"], plan) if "ablation" in result else None,
         "table": _trials_table(sweep),
         "record": _record_of_sweep(sweep),
-        **shown_texts(folder, plan.config.data),
+        **sample_sections(folder, plan.config.data),
         "config": json.dumps(plan.model_dump(), indent=2),
     }
 
@@ -99,7 +99,7 @@ def _run_page(folder: str) -> dict[str, Any]:
     if not lines:
         raise UserError(f"{folder}: the run has not finished an epoch yet; there is nothing to report")
     history = [json.loads(line) for line in lines]
-    best = max(history, key=lambda figures: figures[RANKED_BY])
+    best = max(history, key=lambda figures: figures[SELECTION_METRIC])
     speed = sorted(figures["train/tokens_per_s"] for figures in history)[len(history) // 2]
     names = {
         "epoch": "epoch",
@@ -134,7 +134,7 @@ def _run_page(folder: str) -> dict[str, Any]:
         ],
         "table": {"title": "Epochs", "columns": list(names.values()), "rows": rows},
         "record": _record_beside(f"run {config.run.name}", history),
-        **shown_texts(folder, config.data),
+        **sample_sections(folder, config.data),
         "config": json.dumps(config.model_dump(), indent=2),
     }
 
@@ -160,12 +160,12 @@ def _interval(figures: dict[str, float]) -> str:
     return f"{figures['valid/keyphrase_f1']:.4f} ({low:.4f} to {high:.4f})"
 
 
-def _ablation(rows: list[ablation.Row], plan: Plan) -> dict[str, Any]:
+def _ablation(rows: list[ablation.Row], plan: SweepConfig) -> dict[str, Any]:
     columns, cells = ablation.table(rows, plan.metric)
-    return {"text": ablation.how_to_read(plan), "columns": columns, "rows": cells, "lost": ablation.lost(rows)}
+    return {"text": ablation.caption(plan), "columns": columns, "rows": cells, "lost": ablation.missing_runs(rows)}
 
 
-def _trials_table(sweep: Sweep) -> dict[str, Any]:
+def _trials_table(sweep: SweepState) -> dict[str, Any]:
     metric = sweep.plan.metric
     names = list(dict.fromkeys(name for trial in sweep.searched for name in trial.values))
     shown = {
@@ -189,7 +189,7 @@ def _trials_table(sweep: Sweep) -> dict[str, Any]:
     return {"title": "Trials", "columns": columns + (["retries", "why"] if troubled else []), "rows": rows}
 
 
-def _record_of_sweep(sweep: Sweep) -> dict[str, Any]:
+def _record_of_sweep(sweep: SweepState) -> dict[str, Any]:
     if sweep.plan.sampler != "record":
         best = sweep.best
         return _record_beside(best.name if best else "no trial", best.figures if best else [])

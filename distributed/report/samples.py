@@ -7,12 +7,12 @@ from markupsafe import Markup, escape
 
 from model import storage
 from model.data.dataset import Dataset
-from model.data.examples import Labelled, Tally, examples
+from model.data.examples import LabelledText, SkipCounts, examples
 from model.errors import UserError
 from model.inference.bundle import Bundle, load_bundle
-from model.inference.error_analysis import KINDS, Mistake, by_kind, review, training_split
+from model.inference.error_analysis import KINDS, Mistake, by_kind, find_errors, training_split
 from model.inference.extractor import Extractor
-from model.network.device import device_of
+from model.network.device import resolve_device
 
 SAMPLES = 20
 REVIEWED = 10_000  # texts in which mistakes are looked for
@@ -20,7 +20,7 @@ EXAMPLES = 8  # mistakes shown of a kind, each of another word or phrase
 Span = tuple[int, int]
 
 
-def shown_texts(folder: str, data: str) -> dict[str, Any]:
+def sample_sections(folder: str, data: str) -> dict[str, Any]:
     """What the page needs of a run's or a sweep's bundle: `samples` and `mistakes`; where they cannot be shown, why.
 
     Args:
@@ -50,19 +50,19 @@ def _samples(bundle: Bundle, dataset: Dataset) -> dict[str, Any]:
     for labelled, found in zip(chosen, predicted, strict=True):
         gold, has = sorted(labelled.spans or ()), [(each.start, each.end) for each in found]
         verdict = "right" if gold == has else "differs"
-        texts.append(Markup('<li class="{}">{}</li>').format(verdict, marked(labelled.text, gold, has)))
+        texts.append(Markup('<li class="{}">{}</li>').format(verdict, highlight(labelled.text, gold, has)))
     return {"text": f"{len(texts)} texts of the {split} split, evenly spread over it.", "texts": texts}
 
 
 def _mistakes(bundle: Bundle, dataset: Dataset) -> dict[str, Any]:
     """The mistakes on the validation split, by kind."""
     chosen = _spread(dataset, "valid", REVIEWED)
-    read = examples(chosen, bundle.tokenizer, Tally(), dataset.info["recipe"]["max_tokens"])
+    read = examples(chosen, bundle.tokenizer, SkipCounts(), dataset.info["recipe"]["max_tokens"])
     try:
         train = training_split(bundle, dataset.location)
     except UserError as error:
         return {"text": f"They cannot be shown: {error}", "kinds": []}
-    found = review(bundle.tagger, read, train, device_of("cpu"))
+    found = find_errors(bundle.tagger, read, train, resolve_device("cpu"))
     counts = by_kind(found)
     kinds = [
         {"name": kind, "text": KINDS[kind], "examples": _examples(list(some)), **counts[kind]}
@@ -80,19 +80,19 @@ def _examples(mistakes: list[Mistake]) -> list[Markup]:
         more = f"; {len(others):,} more like it" if others else ""
         shown.append(
             Markup("<li>{}<br><small>{} &middot; score {:.2f}{}</small></li>").format(
-                marked(first.text, *spans), first.reason, first.score, more
+                highlight(first.text, *spans), first.reason, first.score, more
             )
         )
     return shown
 
 
-def _spread(dataset: Dataset, split: str, most: int) -> list[Labelled]:
+def _spread(dataset: Dataset, split: str, most: int) -> list[LabelledText]:
     """At most so many texts of a split, evenly spread over it."""
     every = max(1, -(-dataset.rows(split) // most))
     return list(islice(dataset.texts(split), 0, None, every))
 
 
-def marked(text: str, gold: list[Span], predicted: list[Span]) -> Markup:
+def highlight(text: str, gold: list[Span], predicted: list[Span]) -> Markup:
     """A text as HTML in which gold characters are underlined and predicted ones have a background."""
     edges = sorted({0, len(text), *(edge for span in gold + predicted for edge in span)})
     parts = []

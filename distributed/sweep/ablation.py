@@ -7,21 +7,21 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from distributed.sweep.ablation_rows import WHOLE
-from distributed.sweep.plan import Plan
-from distributed.sweep.state import Sweep, Trial
+from distributed.sweep.ablation_rows import FULL
+from distributed.sweep.plan import SweepConfig
+from distributed.sweep.state import SweepState, Trial
 from distributed.train.checkpoint import load_best
 from model import storage
 from model.config import TaggerConfig
 from model.data.dataset import Dataset
 from model.network.tagger import Tagger
 from model.training.metrics import Counts
-from model.training.significance import LEVEL, compare, method, resample_means
+from model.training.significance import SIGNIFICANCE_LEVEL, bootstrap_means, describe_test, paired_bootstrap_test
 
 Row = dict[str, Any]
 
 
-def keep_counts(sweep: Sweep, trial: Trial) -> None:
+def keep_counts(sweep: SweepState, trial: Trial) -> None:
     """Keeps a trial's counts on each validation text, before its weights are removed. Raises OSError."""
     place = _counts_place(sweep, trial)
     if not storage.exists(place):
@@ -30,7 +30,7 @@ def keep_counts(sweep: Sweep, trial: Trial) -> None:
         storage.write(place, content.getvalue())
 
 
-def _counts_of(sweep: Sweep, trial: Trial) -> Counts:
+def _counts_of(sweep: SweepState, trial: Trial) -> Counts:
     """The counts (texts, 8) of a trial's best epoch. Raises FileNotFoundError."""
     place = _counts_place(sweep, trial)
     if not storage.exists(place):  # the leader, whose weights are there
@@ -39,11 +39,11 @@ def _counts_of(sweep: Sweep, trial: Trial) -> Counts:
         return file["counts"]
 
 
-def _counts_place(sweep: Sweep, trial: Trial) -> str:
+def _counts_place(sweep: SweepState, trial: Trial) -> str:
     return storage.join(sweep.plan.folder, "counts", f"{trial.name}.npz")
 
 
-def judge(sweep: Sweep) -> tuple[list[Row], str]:
+def compare_rows(sweep: SweepState) -> tuple[list[Row], str]:
     """Compares the rows with the whole by a paired bootstrap over validation texts and seeds.
 
     Returns:
@@ -64,7 +64,7 @@ def judge(sweep: Sweep) -> tuple[list[Row], str]:
     draws: dict[str, npt.NDArray[np.float64]] = {}
     if means:
         counts = [[_counts_of(sweep, trial) for trial in trained[name]] for name in means]
-        draws = dict(zip(means, resample_means(counts, head, figure).T, strict=True))
+        draws = dict(zip(means, bootstrap_means(counts, head, figure).T, strict=True))
     words = Dataset(plan.config.data).info["words"]
     rows = [_about(sweep, name, seeds, words) for name, seeds in trained.items()]
     for row in rows:
@@ -73,13 +73,13 @@ def judge(sweep: Sweep) -> tuple[list[Row], str]:
             continue
         low, high = np.percentile(draws[name], [2.5, 97.5])
         row |= {"mean": means[name], "low": float(low), "high": float(high)}
-        if name != WHOLE and WHOLE in means:
-            row["against_whole"] = compare(draws[name], draws[WHOLE], means[name] - means[WHOLE])._asdict()
-    rows.sort(key=lambda row: (row["row"] != WHOLE, row["mean"] is None, -(row["mean"] or 0.0)))
-    return rows, _sentence(rows, method(plan.seeds))
+        if name != FULL and FULL in means:
+            row["against_whole"] = paired_bootstrap_test(draws[name], draws[FULL], means[name] - means[FULL])._asdict()
+    rows.sort(key=lambda row: (row["row"] != FULL, row["mean"] is None, -(row["mean"] or 0.0)))
+    return rows, _sentence(rows, describe_test(plan.seeds))
 
 
-def _about(sweep: Sweep, name: str, trained: list[Trial], words: int) -> Row:
+def _about(sweep: SweepState, name: str, trained: list[Trial], words: int) -> Row:
     """A row without what is compared."""
     plan = sweep.plan
     best = [figures for trial in trained if (figures := trial.best(plan.metric))]
@@ -119,12 +119,12 @@ def _sentence(rows: list[Row], by: str) -> str:
     tested = [row for row in rows if row["against_whole"]]
     if not tested:
         return "no row can be compared with the whole: too few trainings came to their end"
-    differ = [row for row in tested if row["against_whole"]["p"] < LEVEL]
+    differ = [row for row in tested if row["against_whole"]["p"] < SIGNIFICANCE_LEVEL]
     parts = []
     if differ:
         named = ", ".join(f"{row['row']} ({row['against_whole']['difference']:+.4f})" for row in differ)
         verb = "differs" if len(differ) == 1 else "differ"
-        parts.append(f"{named} {verb} from the whole, p < {LEVEL} {by}")
+        parts.append(f"{named} {verb} from the whole, p < {SIGNIFICANCE_LEVEL} {by}")
     if same := [row["row"] for row in tested if row not in differ]:
         parts.append(f"no difference is shown for {', '.join(same)}")
     if missing := [row["row"] for row in rows if row["mean"] is None]:
@@ -154,16 +154,16 @@ def table(rows: list[Row], metric: str) -> tuple[list[str], list[list[str]]]:
     return ["row", *columns, "parameters: embedding", "network"], lines
 
 
-def how_to_read(plan: Plan) -> str:
+def caption(plan: SweepConfig) -> str:
     """What the table's figures are."""
-    chance = f" Of 20 rows that change nothing, about one has p < {LEVEL}." if plan.seeds > 1 else ""
+    chance = f" Of 20 rows that change nothing, about one has p < {SIGNIFICANCE_LEVEL}." if plan.seeds > 1 else ""
     return (
         f"Rows differ from the whole by the field that they name. {plan.metric} of the best of {plan.max_epochs} epochs: the "
-        f"mean over seeds and its 95 % interval; differences to the whole are tested {method(plan.seeds)}.{chance}"
+        f"mean over seeds and its 95 % interval; differences to the whole are tested {describe_test(plan.seeds)}.{chance}"
     )
 
 
-def lost(rows: list[Row]) -> list[str]:
+def missing_runs(rows: list[Row]) -> list[str]:
     """A line for each training that a row lacks."""
     return [f"{row['row']}: {line}" for row in rows for line in row["lost"]]
 
@@ -175,13 +175,13 @@ def as_text(rows: list[Row], metric: str) -> str:
     lines = [
         "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)) for line in (columns, *cells)
     ]
-    return "\n".join([line.rstrip() for line in lines] + lost(rows))
+    return "\n".join([line.rstrip() for line in lines] + missing_runs(rows))
 
 
-def as_markdown(rows: list[Row], verdict: str, plan: Plan) -> str:
+def as_markdown(rows: list[Row], verdict: str, plan: SweepConfig) -> str:
     """The table as Markdown, with what it needs to be read."""
     columns, cells = table(rows, plan.metric)
     lines = [columns, ["---"] * len(columns), *([f"`{line[0]}`", *line[1:]] for line in cells)]
-    text = f"{how_to_read(plan)} Result: {verdict}."
-    notes = [f"- {line}" for line in [*lost(rows), *plan.left_out]]
+    text = f"{caption(plan)} Result: {verdict}."
+    notes = [f"- {line}" for line in [*missing_runs(rows), *plan.left_out]]
     return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", text, *([""] if notes else []), *notes, ""])

@@ -4,15 +4,15 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from distributed.sweep.space import Space, Values, choices, configure
+from distributed.sweep.space import Space, Values, apply_values, choices
 from model.config import Config
 from model.errors import UserError
 
-WHOLE, RECORD = "whole", "record"
+FULL, RECORD = "whole", "record"
 _COMMON = ("training.epochs", "training.patience", "training.seed")  # all rows have the budget and the seeds in common
 
 
-def rows_of(base: Config, space: Space, check: Callable[[Config], None]) -> tuple[dict[str, Values], list[str]]:
+def ablation_rows(base: Config, space: Space, check: Callable[[Config], None]) -> tuple[dict[str, Values], list[str]]:
     """What an ablation trains.
 
     Row `whole` is the base. Each field that is not at its default is put back to it in a row of its own, each value of the
@@ -35,10 +35,10 @@ def rows_of(base: Config, space: Space, check: Callable[[Config], None]) -> tupl
     left_out = []
 
     def add(values: Values, name: str) -> None:
-        config = configure(base, values)
+        config = apply_values(base, values)
         check(config)
         changed = {field: value for field, value in _numbers(config).items() if value != own[field]}
-        if name == WHOLE or (changed and changed not in rows.values()):
+        if name == FULL or (changed and changed not in rows.values()):
             rows[name] = changed
 
     def put_back(values: Values, name: str) -> None:
@@ -47,7 +47,7 @@ def rows_of(base: Config, space: Space, check: Callable[[Config], None]) -> tupl
         except UserError as error:
             left_out.append(f"there is no row {name}: {error}")
 
-    add({}, WHOLE)
+    add({}, FULL)
     back = {name: value for name, value in defaults.items() if value != own[name] and name not in _COMMON}
     for name, value in back.items():
         put_back({name: value}, _row(name, value))

@@ -5,14 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from distributed.sweep.record_runs import RUNS, SERIES, noise
-from distributed.sweep.state import Sweep, Trial
+from distributed.sweep.record_runs import RUNS, SERIES, binomial_noise
+from distributed.sweep.state import SweepState, Trial
 from distributed.train.checkpoint import load_best
-from model.training.significance import LEVEL, compare, method, resample_means
+from model.training.significance import SIGNIFICANCE_LEVEL, bootstrap_means, describe_test, paired_bootstrap_test
 
 
 @dataclass(frozen=True)
-class Judgement:
+class FinalistComparison:
     """What the finalists show.
 
     Attributes:
@@ -26,7 +26,7 @@ class Judgement:
     bundle_of: str
 
 
-def judge(sweep: Sweep) -> Judgement:
+def compare_finalists(sweep: SweepState) -> FinalistComparison:
     """Compares the finalists by a paired bootstrap over validation texts and seeds."""
     metric = sweep.plan.metric
     trained = [trial for trial in sweep.finalists if trial.rank(metric) >= 0 and trial.state == "finished"]
@@ -37,12 +37,12 @@ def judge(sweep: Sweep) -> Judgement:
     if not groups:
         best = sweep.best
         assert best is not None
-        return Judgement([], "no finalist could be trained again; the best trial is taken", best.name)
+        return FinalistComparison([], "no finalist could be trained again; the best trial is taken", best.name)
     means = {name: float(np.mean([trial.rank(metric) for trial in seeds])) for name, seeds in groups.items()}
     order = sorted(groups, key=lambda name: -means[name])
     head, figure = metric.removeprefix("valid/").split("_", 1)
     counts = [[load_best(sweep.folder_of(trial))[1] for trial in groups[name]] for name in order]
-    draws = resample_means(counts, head, figure)
+    draws = bootstrap_means(counts, head, figure)
     finalists = []
     for column, name in enumerate(order):
         low, high = np.percentile(draws[:, column], [2.5, 97.5])
@@ -60,24 +60,24 @@ def judge(sweep: Sweep) -> Judgement:
     winner = max(groups[order[0]], key=lambda trial: trial.rank(metric))
     if len(order) == 1:
         sentence = f"{order[0]} is the only finalist: {_mean(finalists[0], metric)}; nothing to compare it with"
-        return Judgement(finalists, sentence, winner.name)
-    test = compare(draws[:, 0], draws[:, 1], means[order[0]] - means[order[1]])
+        return FinalistComparison(finalists, sentence, winner.name)
+    test = paired_bootstrap_test(draws[:, 0], draws[:, 1], means[order[0]] - means[order[1]])
     finalists[0]["against"] = {"trial": order[1], **test._asdict()}
     evidence = (
         f"{_mean(finalists[0], metric)} against {finalists[1]['mean']:.4f}, difference {test.difference:.4f} "
-        f"({test.low:+.4f} to {test.high:+.4f}), p = {test.p:.3f} {method(sweep.plan.seeds)}"
+        f"({test.low:+.4f} to {test.high:+.4f}), p = {test.p:.3f} {describe_test(sweep.plan.seeds)}"
     )
-    if test.p < LEVEL:
-        return Judgement(finalists, f"{order[0]} wins over {order[1]}: {evidence}", winner.name)
+    if test.p < SIGNIFICANCE_LEVEL:
+        return FinalistComparison(finalists, f"{order[0]} wins over {order[1]}: {evidence}", winner.name)
     sentence = f"no difference is shown between {order[0]} and {order[1]}: {evidence}; {order[0]} is taken for its mean"
-    return Judgement(finalists, sentence, winner.name)
+    return FinalistComparison(finalists, sentence, winner.name)
 
 
 def _mean(finalist: dict[str, Any], metric: str) -> str:
     return f"mean {metric} {finalist['mean']:.4f} ({finalist['low']:.4f} to {finalist['high']:.4f})"
 
 
-def without_finalists(sweep: Sweep) -> str:
+def without_finalists(sweep: SweepState) -> str:
     """What one training of each configuration allows one to say."""
     best = sweep.best
     assert best is not None
@@ -100,7 +100,7 @@ def without_finalists(sweep: Sweep) -> str:
     )
 
 
-def record_rows(sweep: Sweep) -> list[dict[str, Any]]:
+def record_rows(sweep: SweepState) -> list[dict[str, Any]]:
     """A row for each run of the record, with the figures of what repeats it by the record's definitions and by ours."""
     repeats = {
         (trial.series, trial.values["training.lr"], trial.values["training.alpha"]): trial for trial in sweep.searched
@@ -128,7 +128,7 @@ def record_conclusions() -> list[str]:
     """A plain sentence for each series of the record: what its noise allows one to conclude."""
     sentences = []
     for series in SERIES:
-        found = noise([run for run in RUNS if run.series == series])
+        found = binomial_noise([run for run in RUNS if run.series == series])
         if found["differ"] <= found["expected"]:
             conclusion = "no more than chance gives: the series shows no difference"
         elif found["differ"] < 3 * found["expected"]:

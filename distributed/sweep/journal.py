@@ -11,7 +11,7 @@ from typing import Any
 from model import storage
 from model.errors import UserError
 
-Event = dict[str, Any]
+JournalEvent = dict[str, Any]
 
 
 class Journal:
@@ -42,7 +42,7 @@ class Journal:
         if content and not content.endswith(b"\n"):
             self.stream.truncate(content.rfind(b"\n") + 1)
 
-    def write(self, event: Event) -> None:
+    def write(self, event: JournalEvent) -> None:
         """Appends an event. Raises OSError."""
         line = json.dumps(event, ensure_ascii=False).encode() + b"\n"
         if self.stream is not None:
@@ -58,13 +58,13 @@ class Journal:
             self.stream.close()
 
 
-def read_events(folder: str) -> Iterator[Event]:
+def read_events(folder: str) -> Iterator[JournalEvent]:
     """The events of a sweep's journal, oldest first; a last line that was cut off is left out.
 
     Raises:
         UserError: a line that is whole cannot be read.
     """
-    for name in storage.names(folder):
+    for name in storage.list_directory(folder):
         if not name.startswith("journal"):
             continue
         location = storage.join(folder, name)
@@ -78,6 +78,6 @@ def read_events(folder: str) -> Iterator[Event]:
                 ) from None
 
 
-def now() -> float:
+def timestamp() -> float:
     """Seconds since the Unix epoch, to the millisecond."""
     return round(time.time(), 3)

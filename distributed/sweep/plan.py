@@ -5,17 +5,17 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from distributed.cluster.connection import look
+from distributed.cluster.connection import inspect_cluster
 from distributed.cluster.preflight import check_data
-from distributed.cluster.resources import Resources
-from distributed.sweep.ablation_rows import rows_of
+from distributed.cluster.resources import ClusterResources
+from distributed.sweep.ablation_rows import ablation_rows
 from distributed.sweep.record_runs import record_settings
-from distributed.sweep.space import Space, Values, check_space, configure, draw_random, grid, read_space
+from distributed.sweep.space import Space, Values, apply_values, check_space, grid, parse_space, sample
 from model import storage
 from model.config import Config
 from model.data.dataset import Dataset
 from model.errors import UserError
-from model.training.loop import RANKED_BY
+from model.training.loop import SELECTION_METRIC
 
 METRICS = tuple(
     f"valid/{head}_{figure}"
@@ -24,7 +24,7 @@ METRICS = tuple(
 )
 
 
-class Plan(BaseModel):
+class SweepConfig(BaseModel):
     """All that was asked of a sweep."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -38,7 +38,7 @@ class Plan(BaseModel):
     grace: int = Field(1, ge=1, description="epochs that no trial is stopped before: the first rung")
     eta: float = Field(3, ge=2, description="a rung lets about 1 in eta trials go on; rungs are grace * eta^k epochs")
     stopping: bool = Field(True, description="false: every trial is trained in full")
-    metric: str = RANKED_BY
+    metric: str = SELECTION_METRIC
     max_concurrent: int | None = Field(None, ge=1)
     time_budget: float | None = Field(None, gt=0, description="seconds after which no epoch begins")
     gpus_per_trial: float | None = Field(None, ge=0)
@@ -49,7 +49,7 @@ class Plan(BaseModel):
     left_out: tuple[str, ...] = Field((), description="a line for each row that an ablation cannot have")
 
     @model_validator(mode="after")
-    def _sound(self) -> "Plan":
+    def _sound(self) -> "SweepConfig":
         if self.grace > self.max_epochs:
             raise ValueError(
                 f"--grace {self.grace} is more than --max-epochs {self.max_epochs}: no trial could be stopped"
@@ -91,7 +91,7 @@ class Plan(BaseModel):
         return self.trials * self.max_epochs
 
 
-class Seats(NamedTuple):
+class TrialResources(NamedTuple):
     """What each worker of a trial gets, and how many trials run at once."""
 
     cpus: int
@@ -99,14 +99,14 @@ class Seats(NamedTuple):
     at_once: int
 
 
-def make_plan(tree: dict[str, Any]) -> Plan:
+def make_plan(tree: dict[str, Any]) -> SweepConfig:
     """A plan from plain values.
 
     Raises:
         UserError: a value is not allowed; the flag is named.
     """
     try:
-        return Plan.model_validate(tree)
+        return SweepConfig.model_validate(tree)
     except ValidationError as error:
         raise UserError("\n".join(_explain(each) for each in error.errors())) from None
 
@@ -118,7 +118,7 @@ def _explain(error: Any) -> str:
     return f"--{str(error['loc'][0]).replace('_', '-')} {error['input']}: {message}"
 
 
-def new_sweep(plan: Plan) -> Plan:
+def new_sweep(plan: SweepConfig) -> SweepConfig:
     """The plan of a sweep that begins: with a name, and with locations that hold on every node.
 
     Raises:
@@ -135,7 +135,7 @@ def new_sweep(plan: Plan) -> Plan:
     return plan
 
 
-def check(plan: Plan, cluster: Resources) -> tuple[Plan, Space, Seats]:
+def validate_plan(plan: SweepConfig, cluster: ClusterResources) -> tuple[SweepConfig, Space, TrialResources]:
     """All that can be known before any work is done.
 
     Returns:
@@ -148,13 +148,13 @@ def check(plan: Plan, cluster: Resources) -> tuple[Plan, Space, Seats]:
     settings = [values for _, values, _ in record_settings()]
     if plan.sampler != "record":
         # An ablation tries other values beside the one that was given.
-        space = read_space(list(plan.space), plan.sampler, set() if plan.sampler == "ablation" else set(plan.fixed))
+        space = parse_space(list(plan.space), plan.sampler, set() if plan.sampler == "ablation" else set(plan.fixed))
         check_space(space, plan.config)
         settings = [{name: value} for name, domain in space.items() for value in domain.ends]
     elif plan.space or {"training.lr", "training.alpha", "training.epochs"} & set(plan.fixed):
         raise UserError("--space record: repeats the record's own settings; leave out other --space, --lr and --alpha")
     if plan.sampler == "random":
-        settings += [draw_random(space, plan.config.training.seed, number) for number in range(plan.trials)]
+        settings += [sample(space, plan.config.training.seed, number) for number in range(plan.trials)]
     if plan.sampler == "grid":
         settings = grid(space)
     if plan.sampler == "ablation":
@@ -168,25 +168,25 @@ def check(plan: Plan, cluster: Resources) -> tuple[Plan, Space, Seats]:
         raise UserError(f"--finalists {plan.finalists}: there are only {plan.trials} trials; lower it")
     dataset = Dataset(plan.config.data)
     for values in settings:
-        _check_data(plan, configure(plan.config, values), dataset)
-    return plan, space, _seats(plan, cluster)
+        _check_data(plan, apply_values(plan.config, values), dataset)
+    return plan, space, _trial_resources(plan, cluster)
 
 
-def _check_data(plan: Plan, config: Config, dataset: Dataset) -> None:
+def _check_data(plan: SweepConfig, config: Config, dataset: Dataset) -> None:
     """Raises UserError where a trial's configuration does not go with the dataset."""
-    check_data(configure(config, {"run.workers": plan.workers_per_trial}), dataset)
+    check_data(apply_values(config, {"run.workers": plan.workers_per_trial}), dataset)
 
 
-def _with_rows(plan: Plan, space: Space) -> Plan:
+def _with_rows(plan: SweepConfig, space: Space) -> SweepConfig:
     """The plan of an ablation with its rows; one that goes on keeps those that it has."""
     if plan.rows:
         return plan
     dataset = Dataset(plan.config.data)
-    rows, left_out = rows_of(plan.config, space, lambda config: _check_data(plan, config, dataset))
+    rows, left_out = ablation_rows(plan.config, space, lambda config: _check_data(plan, config, dataset))
     return plan.model_copy(update={"rows": rows, "left_out": tuple(left_out)})
 
 
-def _seats(plan: Plan, cluster: Resources) -> Seats:
+def _trial_resources(plan: SweepConfig, cluster: ClusterResources) -> TrialResources:
     """What a trial gets. Raises UserError with the arithmetic where no trial could ever start."""
     run, workers = plan.config.run, plan.workers_per_trial
     cpus = run.cpus_per_worker or 1
@@ -210,14 +210,16 @@ def _seats(plan: Plan, cluster: Resources) -> Seats:
             f"GPU); lower --workers-per-trial, --gpus-per-trial or run.cpus_per_worker, or join a larger cluster with "
             f"RAY_ADDRESS"
         )
-    return Seats(cpus, gpus, min(places // workers, plan.max_concurrent or places, max(plan.trials, plan.finalists)))
+    return TrialResources(
+        cpus, gpus, min(places // workers, plan.max_concurrent or places, max(plan.trials, plan.finalists))
+    )
 
 
-def dry_run(plan: Plan) -> dict[str, Any]:
+def dry_run(plan: SweepConfig) -> dict[str, Any]:
     """The resolved plan, the first configurations and what would be asked of the cluster; runs nothing."""
-    cluster = look()
-    plan, space, seats = check(plan, cluster)
-    first = [proposal(plan, space, number) for number in range(min(plan.trials, 5))] if plan.sampler != "tpe" else []
+    cluster = inspect_cluster()
+    plan, space, seats = validate_plan(plan, cluster)
+    first = [propose(plan, space, number) for number in range(min(plan.trials, 5))] if plan.sampler != "tpe" else []
     return {
         "name": plan.config.run.name,
         "plan": plan.model_dump(exclude={"rows", "left_out"}),
@@ -231,7 +233,7 @@ def dry_run(plan: Plan) -> dict[str, Any]:
     }
 
 
-def proposal(plan: Plan, space: Space, number: int) -> tuple[str | None, Values, int]:
+def propose(plan: SweepConfig, space: Space, number: int) -> tuple[str | None, Values, int]:
     """Series or row, values and budget of trial `number`, 0-based, where results do not decide it."""
     if plan.sampler == "record":
         return record_settings()[number]
@@ -241,4 +243,4 @@ def proposal(plan: Plan, space: Space, number: int) -> tuple[str | None, Values,
         seed, row = divmod(number, len(plan.rows))
         name = list(plan.rows)[row]
         return name, plan.rows[name] | {"training.seed": plan.config.training.seed + seed}, plan.max_epochs
-    return None, draw_random(space, plan.config.training.seed, number), plan.max_epochs
+    return None, sample(space, plan.config.training.seed, number), plan.max_epochs

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from model.config import Config, fields, make_config, plain, put
+from model.config import Config, fields, make_config, parse_scalar, set_dotted
 from model.errors import UserError
 
 Values = dict[str, Any]  # dotted name -> value
@@ -42,7 +42,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Range:
+class NumericRange:
     """Numbers between two ends."""
 
     low: float
@@ -72,10 +72,10 @@ class Range:
         return self.low, self.high
 
 
-Space = dict[str, Choice | Range]
+Space = dict[str, Choice | NumericRange]
 
 
-def read_space(texts: list[str], sampler: str, fixed: set[str]) -> Space:
+def parse_space(texts: list[str], sampler: str, fixed: set[str]) -> Space:
     """The search space.
 
     Args:
@@ -111,18 +111,18 @@ def check_space(space: Space, base: Config) -> None:
         if name not in known:
             raise UserError(f"--space {name}: is unknown or does not change the result; known are {', '.join(known)}")
         for value in domain.ends:
-            configure(base, {name: value})
+            apply_values(base, {name: value})
 
 
-def configure(base: Config, values: Values, where: str = "--space") -> Config:
+def apply_values(base: Config, values: Values, where: str = "--space") -> Config:
     """The configuration of a trial. Raises UserError where a value is not allowed."""
     tree = base.model_dump()
     for name, value in values.items():
-        put(tree, name, value)
+        set_dotted(tree, name, value)
     return make_config(tree, where)
 
 
-def draw_random(space: Space, seed: int, number: int) -> Values:
+def sample(space: Space, seed: int, number: int) -> Values:
     """The configuration of trial `number`, 0-based: a function of the space and the seed alone."""
     draw = np.random.default_rng([seed, number])
     return {name: domain.draw(draw) for name, domain in space.items()}
@@ -137,7 +137,7 @@ def grid(space: Space) -> list[Values]:
 def choices(space: Space, sampler: str) -> dict[str, tuple[Any, ...]]:
     """The values of each name. Raises UserError where a range has no number of points."""
     for name, domain in space.items():
-        if isinstance(domain, Range):
+        if isinstance(domain, NumericRange):
             raise UserError(
                 f"--sampler {sampler}: {name} is a range without a number of points; write for example log:a:b:5"
             )
@@ -148,7 +148,7 @@ def optuna_space(space: Space) -> dict[str, Any]:
     """The space in Optuna's terms."""
     from optuna import distributions as optuna
 
-    def translate(domain: Choice | Range) -> Any:
+    def translate(domain: Choice | NumericRange) -> Any:
         if isinstance(domain, Choice):
             return optuna.CategoricalDistribution(domain.values)
         if domain.whole:
@@ -158,9 +158,9 @@ def optuna_space(space: Space) -> dict[str, Any]:
     return {name: translate(domain) for name, domain in space.items()}
 
 
-def _read_range(name: str, text: str, where: str) -> Choice | Range:
+def _read_range(name: str, text: str, where: str) -> Choice | NumericRange:
     if ":" not in text:
-        return Choice(tuple(plain(value.strip()) for value in text.split(",")))
+        return Choice(tuple(parse_scalar(value.strip()) for value in text.split(",")))
     log = text.startswith("log:")
     parts = text.removeprefix("log:").split(":")
     try:
@@ -173,7 +173,7 @@ def _read_range(name: str, text: str, where: str) -> Choice | Range:
             f"{where}: a range needs low < high, with log also 0 < low, and at least 2 points where their number is given"
         )
     field = fields().get(name)
-    span = Range(low, high, log, whole=field is not None and field.annotation is int)
+    span = NumericRange(low, high, log, whole=field is not None and field.annotation is int)
     if points is None:
         return span
     values = [span.at(i / (points - 1)) for i in range(points)]

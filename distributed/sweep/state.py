@@ -18,16 +18,16 @@ The journal alone is the state: everything that is known of a sweep is the sum o
 from dataclasses import dataclass, field
 from typing import Any
 
-from distributed.sweep.journal import Event, read_events
-from distributed.sweep.plan import Plan, make_plan
-from distributed.sweep.space import Values, configure
+from distributed.sweep.journal import JournalEvent, read_events
+from distributed.sweep.plan import SweepConfig, make_plan
+from distributed.sweep.space import Values, apply_values
 from model import storage
 from model.config import Config
 from model.errors import UserError
 
 # finished: its whole budget; stopped: by ASHA; unfinished: the time budget ended; diverged: its loss is no number;
 # failed: it broke down more often than it may.
-ENDS = ("finished", "stopped", "unfinished", "diverged", "failed")
+TERMINAL_STATES = ("finished", "stopped", "unfinished", "diverged", "failed")
 _LAST = ("diverged", "failed")  # ranked behind all others
 # What may differ when a sweep goes on: nothing that changes the numbers of its trials.
 _MAY_CHANGE = ("trials", "max_concurrent", "time_budget", "gpus_per_trial", "workers_per_trial", "finalists", "seeds")
@@ -72,7 +72,7 @@ class Trial:
         return -1.0 if best is None or self.state in _LAST else best[metric]
 
 
-class Sweep:
+class SweepState:
     """What is known of a sweep: the sum of its events.
 
     Attributes:
@@ -80,13 +80,13 @@ class Sweep:
         seconds: that it was worked on, all sessions together.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: SweepConfig) -> None:
         self.plan = plan
         self.trials: dict[str, Trial] = {}
         self.seconds = 0.0
         self._last: float | None = None
 
-    def apply(self, event: Event) -> None:
+    def apply(self, event: JournalEvent) -> None:
         """Takes an event.
 
         `session`: a process begins to work on the sweep. `trial`: one is proposed. `begun`: its first training step.
@@ -113,7 +113,7 @@ class Sweep:
                 trial = self.trials[event["trial"]]
                 trial.state, trial.error = event["state"], event["error"]
 
-    def _count_time(self, event: Event) -> None:
+    def _count_time(self, event: JournalEvent) -> None:
         if event["event"] != "session" and self._last is not None:
             self.seconds += max(0.0, event["time"] - self._last)
         self._last = event["time"]
@@ -160,7 +160,7 @@ class Sweep:
 
     def config_of(self, trial: Trial) -> Config:
         """The whole configuration of a trial."""
-        return configure(self.plan.config, trial.values | {"training.epochs": trial.epochs})
+        return apply_values(self.plan.config, trial.values | {"training.epochs": trial.epochs})
 
     def folder_of(self, trial: Trial) -> str:
         """Where a trial's files lie."""
@@ -168,12 +168,12 @@ class Sweep:
         return storage.join(self.plan.folder, kind, trial.name)
 
 
-def begun(folder: str) -> bool:
+def sweep_exists(folder: str) -> bool:
     """Whether there is a sweep in a folder that `read_sweep` reads."""
     return storage.exists(storage.join(folder, "sweep.json"))
 
 
-def read_sweep(folder: str) -> Sweep:
+def read_sweep(folder: str) -> SweepState:
     """A sweep from its folder.
 
     Raises:
@@ -181,18 +181,18 @@ def read_sweep(folder: str) -> Sweep:
     """
     place = storage.join(folder, "sweep.json")
     try:
-        plan = Plan.model_validate_json(storage.read(place))
+        plan = SweepConfig.model_validate_json(storage.read(place))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{place}: no such sweep; see --storage, or start it with `tune --name`") from None
     except ValueError as error:
         raise UserError(f"{place}: is damaged: {error}") from None
-    sweep = Sweep(plan)
+    sweep = SweepState(plan)
     for event in read_events(folder):
         sweep.apply(event)
     return sweep
 
 
-def resumed_sweep(name: str, location: str, changes: dict[str, Any]) -> Plan:
+def resumed_sweep(name: str, location: str, changes: dict[str, Any]) -> SweepConfig:
     """The plan of a sweep that goes on.
 
     Raises:

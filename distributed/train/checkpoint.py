@@ -22,11 +22,11 @@ from safetensors.torch import load, save
 
 from model import storage
 from model.errors import UserError
-from model.training.communicator import Workers
+from model.training.communicator import Communicator
 from model.training.loop import Training
 from model.training.metrics import Counts
 
-STATE, SEAL = "state.pt", "seal.json"
+STATE, DIGEST = "state.pt", "seal.json"
 KEPT = 2
 KEEP, STOP = "keep", "stop"  # what a training may be asked for from outside
 _SECONDS_BETWEEN_LOOKS = 0.5
@@ -38,14 +38,14 @@ class StoppedError(Exception):
     """The training was asked to stop, and has been kept."""
 
 
-class Keeper:
+class StorageCheckpointer:
     """Keeps one training, on all of its workers; rank 0 writes."""
 
     def __init__(
         self,
         folder: str,
         metric: str,
-        workers: Workers,
+        workers: Communicator,
         minutes: float = 0.0,
         note: Callable[[str], None] | None = None,
         asked: Callable[[], str | None] | None = None,
@@ -117,17 +117,17 @@ class Keeper:
                 assert training.counts is not None
                 keep_best(self.folder, training.tagger.state_dict(), training.counts)
         name = f"{_PREFIX}{training.epoch:04d}" + (f"_step_{training.step:06d}" if training.step else "")
-        with storage.new_directory(storage.join(self.folder, name), SEAL) as folder:
+        with storage.staged_local_directory(storage.join(self.folder, name), DIGEST) as folder:
             save_checkpoint(folder, state)
-        forget_checkpoints(self.folder, but=KEPT)
+        prune_checkpoints(self.folder, but=KEPT)
 
 
 def checkpoints(folder: str) -> list[str]:
     """The names of a training's checkpoints, newest first."""
-    return sorted((name for name in storage.names(folder) if name.startswith(_PREFIX)), reverse=True)
+    return sorted((name for name in storage.list_directory(folder) if name.startswith(_PREFIX)), reverse=True)
 
 
-def forget_checkpoints(folder: str, but: int = 0) -> None:
+def prune_checkpoints(folder: str, but: int = 0) -> None:
     """Removes a training's checkpoints, but for the newest."""
     for name in checkpoints(folder)[but:]:
         storage.remove_directory(storage.join(folder, name))
@@ -152,7 +152,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
     content = buffer.getvalue()
     (folder / STATE).write_bytes(content)
     seal = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    (folder / SEAL).write_text(json.dumps(seal), "utf-8")
+    (folder / DIGEST).write_text(json.dumps(seal), "utf-8")
 
 
 def load_checkpoint(location: str) -> dict[str, Any]:
@@ -164,7 +164,7 @@ def load_checkpoint(location: str) -> dict[str, Any]:
     try:
         content, seal = (
             storage.read(storage.join(location, STATE)),
-            json.loads(storage.read(storage.join(location, SEAL))),
+            json.loads(storage.read(storage.join(location, DIGEST))),
         )
     except (OSError, ValueError) as error:
         raise UserError(f"{location}: is no whole checkpoint: {error}") from error

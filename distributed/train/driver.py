@@ -18,19 +18,19 @@ import threading
 import time
 from typing import Any
 
-from distributed.cluster.connection import connect, look, new_queue
+from distributed.cluster.connection import connect, driver_queue, inspect_cluster
 from distributed.cluster.preflight import check_data, check_storage
-from distributed.cluster.resources import Resources, Share, describe, share_out
+from distributed.cluster.resources import ClusterResources, WorkerRequest, describe_request, plan_workers
 from distributed.train.checkpoint import load_best
-from distributed.train.events import OnEvent, _close, _drain
-from distributed.train.tracking import Tracker
-from distributed.train.trainer import _explained, _trainer
+from distributed.train.events import EventHandler, close_queues, drain
+from distributed.train.tracking import WandbRun
+from distributed.train.trainer import make_trainer, to_user_error
 from model import storage
 from model.config import Config, make_config
 from model.data.dataset import Dataset
 from model.errors import DivergedError, UserError
 from model.inference.bundle import save_bundle
-from model.training.loop import RANKED_BY
+from model.training.loop import SELECTION_METRIC
 
 _POLL_SECONDS = 0.2
 _SECONDS_TO_STOP = 15.0
@@ -94,24 +94,24 @@ def run_folder(config: Config) -> str:
     return storage.join(config.run.storage, config.run.name)
 
 
-def check(config: Config, cluster: Resources) -> Share:
+def validate_run(config: Config, cluster: ClusterResources) -> WorkerRequest:
     """All that can be known before any work is done: the dataset, the batch, the resources.
 
     Raises:
         UserError: the run could not be carried out.
     """
     check_data(config, Dataset(config.data))
-    return share_out(config.run, cluster)
+    return plan_workers(config.run, cluster)
 
 
 def dry_run(config: Config) -> dict[str, Any]:
     """The resolved configuration and what would be asked of the cluster; runs nothing."""
-    cluster = look()
-    share = check(config, cluster)
-    return {"name": config.run.name, "config": config.model_dump(), **describe(share, cluster)}
+    cluster = inspect_cluster()
+    share = validate_run(config, cluster)
+    return {"name": config.run.name, "config": config.model_dump(), **describe_request(share, cluster)}
 
 
-def train(config: Config, on_event: OnEvent) -> dict[str, Any]:
+def train(config: Config, on_event: EventHandler) -> dict[str, Any]:
     """Trains, or goes on with a run that was cut off, and writes its bundle.
 
     Args:
@@ -131,13 +131,13 @@ def train(config: Config, on_event: OnEvent) -> dict[str, Any]:
     if storage.exists(finished):
         on_event("note", f"{folder} is finished already; nothing to do")
         return json.loads(storage.read(finished))
-    check(config, look())  # a mistake is answered at once, not after Ray's start
+    validate_run(config, inspect_cluster())  # a mistake is answered at once, not after Ray's start
     cluster = connect()
-    share = share_out(config.run, cluster)
+    share = plan_workers(config.run, cluster)
     check_storage(config.run.storage, cluster)
     storage.write(storage.join(folder, "config.json"), json.dumps(config.model_dump(), indent=2).encode())
     began = time.perf_counter()
-    with Tracker(config, folder) as tracker:
+    with WandbRun(config, folder) as tracker:
         on_event("note", f"run {config.run.name}: {share} on {cluster.has('node')}, {tracker.where}")
 
         def relay(kind: str, value: Any) -> None:
@@ -152,54 +152,54 @@ def train(config: Config, on_event: OnEvent) -> dict[str, Any]:
     return result
 
 
-def _fit(config: Config, share: Share, folder: str, on_event: OnEvent) -> None:
+def _fit(config: Config, share: WorkerRequest, folder: str, on_event: EventHandler) -> None:
     """Runs the trainer beside this thread, which passes events on and stays free for Ctrl-C."""
     import ray
 
-    from distributed.cluster.wait import Wait
-    from distributed.train.shared_data import Data
+    from distributed.cluster.wait import ResourceWait
+    from distributed.train.shared_data import SharedData
 
-    data = ray.put(Data.load(config.data, config.tagger.spelled))
-    events, orders = new_queue(), new_queue()
+    data = ray.put(SharedData.load(config.data, config.tagger.spelled))
+    events, orders = driver_queue(), driver_queue()
     outcome: list[Any] = []
 
     def fit() -> None:
         try:
             with tempfile.TemporaryDirectory(prefix="tandem-train-") as scratch:
-                outcome.append(_trainer(config, share, folder, data, (events, orders), scratch).fit())
+                outcome.append(make_trainer(config, share, folder, data, (events, orders), scratch).fit())
         except Exception as error:  # carried over to the thread that waits
             outcome.append(error)
 
-    wait = Wait(str(share), config.run.wait_minutes, lambda text: on_event("note", text))
+    wait = ResourceWait(str(share), config.run.wait_minutes, lambda text: on_event("note", text))
     thread = threading.Thread(target=fit, name="trainer", daemon=True)
     thread.start()
-    patience = _Patience(config.run.retries, on_event)
+    patience = NoProgressLimit(config.run.retries, on_event)
     try:
         while thread.is_alive():
             thread.join(_POLL_SECONDS)
-            _drain(events, patience.event)
+            drain(events, patience.event)
             wait.look()
     except BaseException as stop:
         orders.put_nowait("stop")  # the workers keep what they have
         thread.join(_SECONDS_TO_STOP if isinstance(stop, (KeyboardInterrupt, Exception)) else _SECONDS_TO_TERMINATE)
         if isinstance(stop, Exception) and not thread.is_alive():  # else this process ends, and the queues with it
-            _close(events, orders)
+            close_queues(events, orders)
         raise
-    _close(events, orders)
+    close_queues(events, orders)
     if isinstance(outcome[0], Exception):
-        raise _explained(outcome[0], folder) from outcome[0]
+        raise to_user_error(outcome[0], folder) from outcome[0]
     if outcome[0].return_value is not None:
         raise DivergedError(outcome[0].return_value)
 
 
-class _Patience:
+class NoProgressLimit:
     """Passes events on, and ends a training that is begun again and again without getting further.
 
     Ray counts all losses of a training alike; one that runs for days on machines that may be taken away has many, and is
     well.
     """
 
-    def __init__(self, retries: int, on_event: OnEvent) -> None:
+    def __init__(self, retries: int, on_event: EventHandler) -> None:
         self.retries, self.on_event = retries, on_event
         self.losses, self.place = 0, (0, 0)
 
@@ -223,7 +223,7 @@ def _finish(config: Config, folder: str, seconds: float) -> dict[str, Any]:
     weights, _ = load_best(folder)
     lines = storage.read(storage.join(folder, "metrics.jsonl")).decode().splitlines()
     history = [json.loads(line) for line in lines]
-    best = max(history, key=lambda figures: figures[RANKED_BY])
+    best = max(history, key=lambda figures: figures[SELECTION_METRIC])
     figures = {
         name.removeprefix("valid/"): value
         for name, value in best.items()

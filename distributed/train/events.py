@@ -7,14 +7,14 @@ from ray.exceptions import RayError
 
 from model.training.loop import Progress
 
-OnEvent = Callable[[str, Any], None]
+EventHandler = Callable[[str, Any], None]
 
 
 # ("progress", Progress), ("epoch", figures), ("note", text), ("begun", (epoch, step)), ("lost", (reasons, error))
 Event = tuple[str, Any]
 
 
-def _speaker(events: Any) -> Callable[[Event], None]:
+def event_sender(events: Any) -> Callable[[Event], None]:
     """Sends events to the driver; silent once the driver is gone, for the training does not depend on being watched."""
 
     def speak(event: Event) -> None:
@@ -27,17 +27,17 @@ def _speaker(events: Any) -> Callable[[Event], None]:
     return speak
 
 
-def tell(events: Any, kind: str, value: Any) -> None:
+def send_event(events: Any, kind: str, value: Any) -> None:
     """Sends an event to the driver without waiting for it; a trial does not depend on being watched."""
     events.actor.put_nowait.remote((kind, value))
 
 
-def _close(*queues: Any) -> None:
+def close_queues(*queues: Any) -> None:
     for queue in queues:
         queue.shutdown()
 
 
-def _drain(events: Any, on_event: OnEvent) -> None:
+def drain(events: Any, on_event: EventHandler) -> None:
     waiting = events.qsize()
     for kind, value in events.get_nowait_batch(waiting) if waiting else []:
         on_event(kind, value)

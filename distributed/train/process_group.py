@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import nn
 
 
-class Group:
+class TorchCommunicator:
     """The default process group as `model.training.communicator.Workers`.
 
     In place of torch's DistributedDataParallel: the network is small, so that its gradients go in one exchange after the

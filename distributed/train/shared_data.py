@@ -10,7 +10,7 @@ from model.config import TaggerConfig
 from model.data.dataset import Dataset, Split
 
 
-class Data(NamedTuple):
+class SharedData(NamedTuple):
     """What a training, or all trials of a sweep, learn from; it lies once in each node's shared memory."""
 
     train: Split
@@ -19,7 +19,7 @@ class Data(NamedTuple):
     vectors: npt.NDArray[np.float32] | None
 
     @classmethod
-    def load(cls, location: str, spelled: bool) -> "Data":
+    def load(cls, location: str, spelled: bool) -> "SharedData":
         """From a dataset directory; `spelled` as in `Dataset.load`."""
         dataset = Dataset(location)
         train, valid = (dataset.load(split, spelled) for split in ("train", "valid"))

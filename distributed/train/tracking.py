@@ -21,7 +21,7 @@ _SECONDS_TO_CONNECT = 20
 _SECONDS_TO_FINISH = 60
 
 
-class Tracker:
+class WandbRun:
     """One W&B run for one training.
 
     Attributes:
@@ -38,7 +38,7 @@ class Tracker:
         self.mode = "disabled" if self.run is None else self.run.settings.mode
         self.where = _where(self.mode, config, local)
 
-    def __enter__(self) -> "Tracker":
+    def __enter__(self) -> "WandbRun":
         return self
 
     def __exit__(self, kind: Any, *_: Any) -> None:
@@ -100,7 +100,7 @@ def _keep(run: Any, name: str, kind: str, location: str) -> None:
     artifact = wandb.Artifact(name, type=kind)
     with tempfile.TemporaryDirectory(prefix="tandem-") as folder:
         filesystem, path = storage.resolve(location)
-        if storage.kind(location).name == "File":
+        if storage.file_type(location).name == "File":
             copy_files(path, f"{folder}/{Path(path).name}", source_filesystem=filesystem)
         else:
             copy_files(path, folder, source_filesystem=filesystem)

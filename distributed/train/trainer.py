@@ -11,8 +11,8 @@ from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
-from distributed.cluster.resources import Share
-from distributed.train.events import _speaker
+from distributed.cluster.resources import WorkerRequest
+from distributed.train.events import event_sender
 from model.config import Config
 from model.errors import RunFailedError, UserError
 
@@ -21,7 +21,7 @@ _SECONDS_BETWEEN_RESIZES = 30.0  # of an elastic group that could grow; each cos
 _FAILED_STARTS = 30  # of a worker group; an elastic one has one for each node that is lost
 
 
-class Trainer(ray.train.torch.TorchTrainer):
+class JobScopedTrainer(ray.train.torch.TorchTrainer):
     """Ray Train without its own cleaner of placement groups.
 
     The cleaner is a detached actor that asks the dashboard whether the trainer lives; after a kill it may stay for ever. A
@@ -33,11 +33,11 @@ class Trainer(ray.train.torch.TorchTrainer):
         return [each for each in callbacks if not isinstance(each, PlacementGroupCleanerCallback)]
 
 
-class Witness(ray.train.UserCallback):
+class WorkerLossCallback(ray.train.UserCallback):
     """Tells the driver of workers that were lost. Runs in Ray's controller."""
 
     def __init__(self, run: str, events: Any) -> None:
-        self.run, self.speak = run, _speaker(events)
+        self.run, self.speak = run, event_sender(events)
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Called by Ray before it begins the workers again."""
@@ -59,11 +59,13 @@ def failure(run: str, lost: dict[int, Exception]) -> UserError | RunFailedError:
     return RunFailedError(f"{run}: the training failed: {reasons(lost)}; go on from its last checkpoint with --resume")
 
 
-def _trainer(config: Config, share: Share, folder: str, data: Any, queues: tuple[Any, Any], scratch: str) -> Any:
+def make_trainer(
+    config: Config, share: WorkerRequest, folder: str, data: Any, queues: tuple[Any, Any], scratch: str
+) -> Any:
     """Ray's trainer. What Ray keeps of it goes to a scratch folder: checkpoints are kept by the workers themselves."""
     import ray.train
 
-    from distributed.train.worker import train_worker
+    from distributed.train.worker import train_loop_per_worker
 
     if (
         not config.run.min_workers
@@ -71,10 +73,10 @@ def _trainer(config: Config, share: Share, folder: str, data: Any, queues: tuple
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(60 * config.run.wait_minutes + 60)
     settings = {"config": config.model_dump(), "run": folder, "threads": share.cpus}
     settings |= {"data": data, "events": queues[0], "orders": queues[1]}
-    return Trainer(
-        train_worker,
+    return JobScopedTrainer(
+        train_loop_per_worker,
         train_loop_config=settings,
-        torch_config=Torch(backend="nccl" if share.gpu else "gloo", timeout_s=_SECONDS_OF_SILENCE),
+        torch_config=ClusterTorchConfig(backend="nccl" if share.gpu else "gloo", timeout_s=_SECONDS_OF_SILENCE),
         scaling_config=ray.train.ScalingConfig(
             num_workers=(config.run.min_workers, share.workers) if config.run.min_workers else share.workers,
             use_gpu=share.gpu,
@@ -88,13 +90,13 @@ def _trainer(config: Config, share: Share, folder: str, data: Any, queues: tuple
                 max_failures=-1 if config.run.retries else 0,  # _Patience knows better
                 controller_failure_limit=_FAILED_STARTS,
             ),
-            callbacks=[Witness(folder, queues[0])],
+            callbacks=[WorkerLossCallback(folder, queues[0])],
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     )
 
 
-def _explained(error: Exception, folder: str) -> Exception:
+def to_user_error(error: Exception, folder: str) -> Exception:
     """A failed fit as an error that says what to do."""
 
     failures = getattr(error, "worker_failures", None)
@@ -106,7 +108,7 @@ def _explained(error: Exception, folder: str) -> Exception:
     return RunFailedError(f"{folder}: the training failed: {reason}; go on from its last checkpoint with --resume")
 
 
-class Torch(TorchConfig):
+class ClusterTorchConfig(TorchConfig):
     """Ray Train's process group of torch, over the network that the nodes of the cluster know each other by."""
 
     @property
@@ -118,11 +120,11 @@ class Torch(TorchConfig):
 class _OverTheClustersNetwork(_TorchBackend):
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         """Runs in Ray's controller, before the process group is made."""
-        worker_group.execute(choose_interface)
+        worker_group.execute(set_gloo_interface)
         super().on_start(worker_group, backend_config)
 
 
-def choose_interface() -> None:
+def set_gloo_interface() -> None:
     """Has gloo use the interface that has this node's address in the cluster. Runs on each worker.
 
     By itself gloo takes the address that the host's own name resolves to. On many machines that is a loopback address, at

@@ -12,21 +12,21 @@ import torch
 from ray.exceptions import RayError
 from ray.train.v2._internal.execution.context import get_train_context
 
-from distributed.train.checkpoint import KEEP, STOP, Keeper, StoppedError, checkpoints
-from distributed.train.events import _speaker
-from distributed.train.process_group import Group
-from distributed.train.shared_data import Data
+from distributed.train.checkpoint import KEEP, STOP, StoppedError, StorageCheckpointer, checkpoints
+from distributed.train.events import event_sender
+from distributed.train.process_group import TorchCommunicator
+from distributed.train.shared_data import SharedData
 from model import storage
 from model.config import make_config
 from model.errors import DivergedError, UserError
 from model.network.tagger import new_tagger
-from model.training.communicator import Alone, Workers
-from model.training.loop import RANKED_BY, Training
+from model.training.communicator import Communicator, SingleProcess
+from model.training.loop import SELECTION_METRIC, Training
 
 _SECONDS_BEFORE_THE_DEADLINE = 10.0  # room for a look, twenty steps and a checkpoint
 
 
-def train_worker(settings: dict[str, Any]) -> str | None:
+def train_loop_per_worker(settings: dict[str, Any]) -> str | None:
     """Trains this worker's share. Runs on the workers.
 
     Args:
@@ -40,16 +40,16 @@ def train_worker(settings: dict[str, Any]) -> str | None:
     torch.set_num_threads(settings["threads"])
     config = make_config(settings["config"])
     context = ray.train.get_context()
-    workers: Workers = Group() if context.get_world_size() > 1 else Alone()
-    speak = _speaker(settings["events"]) if workers.rank == 0 else None
-    data: Data = ray.get(settings["data"])
+    workers: Communicator = TorchCommunicator() if context.get_world_size() > 1 else SingleProcess()
+    speak = event_sender(settings["events"]) if workers.rank == 0 else None
+    data: SharedData = ray.get(settings["data"])
     tagger = new_tagger(config.tagger, data.words, config.training.seed, data.vectors_for(config.tagger))
     device = ray.train.torch.get_device() if torch.cuda.is_available() else torch.device("cpu")
     run = settings["run"]
     _check_that_all_see(run)
     note = (lambda text: speak(("note", text))) if speak else (lambda text: None)
-    asked = _asker(settings["orders"], note)
-    keeper = Keeper(run, RANKED_BY, workers, config.run.checkpoint_minutes, note, asked)
+    asked = _stop_or_save_request(settings["orders"], note)
+    keeper = StorageCheckpointer(run, SELECTION_METRIC, workers, config.run.checkpoint_minutes, note, asked)
     training = Training(
         config.training,
         tagger,
@@ -94,9 +94,9 @@ def _check_that_all_see(run: str) -> None:
         )
 
 
-def _asker(orders: Any, note: Callable[[str], None]) -> Callable[[], str | None]:
+def _stop_or_save_request(orders: Any, note: Callable[[str], None]) -> Callable[[], str | None]:
     """Asks whether the driver wants the training stopped, or a node's notice calls for a checkpoint."""
-    warned = _warned(note)
+    warned = _preemption_notice(note)
 
     def asked() -> str | None:
         try:
@@ -109,7 +109,7 @@ def _asker(orders: Any, note: Callable[[str], None]) -> Callable[[], str | None]
     return asked
 
 
-def _warned(note: Callable[[str], None]) -> Callable[[], bool]:
+def _preemption_notice(note: Callable[[str], None]) -> Callable[[], bool]:
     """Asks whether it is time for a checkpoint because a node of this training is about to be taken away.
 
     It is when the notice comes, and again shortly before the deadline, so that little is lost of what was done between.

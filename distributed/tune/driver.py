@@ -6,33 +6,33 @@ from typing import Any
 
 import ray
 
-from distributed.cluster.connection import connect, look, new_queue
+from distributed.cluster.connection import connect, driver_queue, inspect_cluster
 from distributed.cluster.preflight import check_storage
 from distributed.report.page import write_report
 from distributed.sweep import ablation, comparison
 from distributed.sweep.journal import Journal
-from distributed.sweep.plan import Plan, Seats, check
+from distributed.sweep.plan import SweepConfig, TrialResources, validate_plan
 from distributed.sweep.space import Space
-from distributed.sweep.state import Sweep, Trial, read_sweep
+from distributed.sweep.state import SweepState, Trial, read_sweep
 from distributed.train.checkpoint import load_best
-from distributed.train.events import OnEvent
-from distributed.train.shared_data import Data
-from distributed.tune.recorder import Recorder
-from distributed.tune.schedulers import Rungs, Whole
-from distributed.tune.searcher import Proposals
-from distributed.tune.tracking import SweepTracker
-from distributed.tune.trial_run import Settings
-from distributed.tune.tuner import Stage
+from distributed.train.events import EventHandler
+from distributed.train.shared_data import SharedData
+from distributed.tune.recorder import SweepRecorder
+from distributed.tune.schedulers import FullBudgetScheduler, ResumableASHA
+from distributed.tune.searcher import JournalSearcher
+from distributed.tune.tracking import WandbGroup
+from distributed.tune.trial_run import TrialSettings
+from distributed.tune.tuner import TunerRun
 from model import storage
 from model.data.dataset import Dataset
 from model.errors import RunFailedError
 from model.inference.bundle import load_bundle, save_bundle
-from model.network.device import device_of
+from model.network.device import resolve_device
 from model.training.evaluation import evaluate
-from model.training.metrics import summarise
+from model.training.metrics import summarize
 
 
-def tune(plan: Plan, on_event: OnEvent) -> dict[str, Any]:
+def tune(plan: SweepConfig, on_event: EventHandler) -> dict[str, Any]:
     """Carries a sweep out, or goes on with one that was cut off.
 
     Args:
@@ -47,26 +47,26 @@ def tune(plan: Plan, on_event: OnEvent) -> dict[str, Any]:
         UserError: it could not be carried out.
         RunFailedError: no trial came to an end.
     """
-    check(plan, look())  # a mistake is answered at once, not after Ray's start
+    validate_plan(plan, inspect_cluster())  # a mistake is answered at once, not after Ray's start
     cluster = connect()
-    plan, space, seats = check(plan, cluster)
+    plan, space, seats = validate_plan(plan, cluster)
     check_storage(plan.config.run.storage, cluster)
     place = storage.join(plan.folder, "sweep.json")
     journal = Journal(plan.folder)
     try:
         storage.write(place, plan.model_dump_json(indent=2).encode())
-        with SweepTracker(plan) as tracker:
-            recorder = Recorder(read_sweep(plan.folder), journal, tracker)
+        with WandbGroup(plan) as tracker:
+            recorder = SweepRecorder(read_sweep(plan.folder), journal, tracker)
             done = storage.join(plan.folder, "result.json")
             if storage.exists(done):
-                if not Proposals(recorder, space).left and not _new_finalists(recorder.sweep):
+                if not JournalSearcher(recorder, space).left and not _new_finalists(recorder.sweep):
                     on_event("note", f"{plan.folder} is finished already; nothing to do")
                     return json.loads(storage.read(done))
                 storage.remove(done)
             recorder.record("session")
             for line in plan.left_out:
                 on_event("note", line)
-            on_event("note", f"sweep {plan.config.run.name}: {_in_words(plan, seats)}, {tracker.where}")
+            on_event("note", f"sweep {plan.config.run.name}: {_describe(plan, seats)}, {tracker.where}")
             try:
                 return _carry_out(plan, space, seats, recorder, on_event)
             finally:
@@ -75,7 +75,7 @@ def tune(plan: Plan, on_event: OnEvent) -> dict[str, Any]:
         journal.close()
 
 
-def _in_words(plan: Plan, seats: Seats) -> str:
+def _describe(plan: SweepConfig, seats: TrialResources) -> str:
     stopping = f"ASHA at {plan.rungs} of {plan.max_epochs} epochs, eta {plan.eta:g}" if plan.stops else "no stopping"
     return (
         f"{plan.trials} trials ({plan.sampler}), {seats.at_once} at once of {plan.workers_per_trial} x ({seats.cpus} CPU, "
@@ -83,25 +83,29 @@ def _in_words(plan: Plan, seats: Seats) -> str:
     )
 
 
-def _carry_out(plan: Plan, space: Space, seats: Seats, recorder: Recorder, on_event: OnEvent) -> dict[str, Any]:
+def _carry_out(
+    plan: SweepConfig, space: Space, seats: TrialResources, recorder: SweepRecorder, on_event: EventHandler
+) -> dict[str, Any]:
     sweep = recorder.sweep
     spelled = plan.config.tagger.spelled or "tagger.spelling" in space
-    data = ray.put(Data.load(plan.config.data, spelled))
-    events = new_queue()
-    settings = Settings(data, events, plan.workers_per_trial, seats.cpus, seats.gpus, plan.metric)
-    stage = Stage(plan, settings, seats, recorder, on_event)
+    data = ray.put(SharedData.load(plan.config.data, spelled))
+    events = driver_queue()
+    settings = TrialSettings(data, events, plan.workers_per_trial, seats.cpus, seats.gpus, plan.metric)
+    stage = TunerRun(plan, settings, seats, recorder, on_event)
     try:
-        stage.run(Proposals(recorder, space), Rungs(recorder) if plan.stops else Whole(recorder))
+        stage.run(
+            JournalSearcher(recorder, space), ResumableASHA(recorder) if plan.stops else FullBudgetScheduler(recorder)
+        )
         if plan.finalists and not recorder.over:
             for trial in _new_finalists(sweep):
                 recorder.propose(trial)
-            stage.run(Proposals(recorder, {}), Whole(recorder))
+            stage.run(JournalSearcher(recorder, {}), FullBudgetScheduler(recorder))
     finally:
         events.shutdown(force=True)
     return _finish(recorder, on_event)
 
 
-def _new_finalists(sweep: Sweep) -> list[Trial]:
+def _new_finalists(sweep: SweepState) -> list[Trial]:
     """The trainings of the best configurations with fresh seeds: the one that a trial was chosen with flatters it."""
     found = []
     for trial in [each for each in sweep.ranked if each.rank(sweep.plan.metric) >= 0][: sweep.plan.finalists]:
@@ -114,16 +118,16 @@ def _new_finalists(sweep: Sweep) -> list[Trial]:
     return found
 
 
-def write_bundle(sweep: Sweep, trial: Trial) -> str:
+def write_bundle(sweep: SweepState, trial: Trial) -> str:
     """Writes the bundle of a trial's best epoch. Raises FileNotFoundError where its weights are not kept."""
     weights, counts = load_best(sweep.folder_of(trial))
     location, config = storage.join(sweep.plan.folder, "bundle"), sweep.config_of(trial)
-    metrics = {"split": "valid", **summarise(counts)}
+    metrics = {"split": "valid", **summarize(counts)}
     save_bundle(location, config, Dataset(config.data).tokenizer_bytes(), weights, metrics)
     return location
 
 
-def best_so_far(folder: str) -> str | None:
+def write_best_bundle(folder: str) -> str | None:
     """Writes the bundle of the trial that leads in a sweep that was stopped; None where there is none yet.
 
     Raises:
@@ -138,7 +142,7 @@ def best_so_far(folder: str) -> str | None:
     return None
 
 
-def _finish(recorder: Recorder, on_event: OnEvent) -> dict[str, Any]:
+def _finish(recorder: SweepRecorder, on_event: EventHandler) -> dict[str, Any]:
     """Judges, writes the bundle and the result."""
     sweep = recorder.sweep
     best = sweep.best
@@ -147,7 +151,7 @@ def _finish(recorder: Recorder, on_event: OnEvent) -> dict[str, Any]:
         raise RunFailedError(
             f"{sweep.plan.folder}: no trial has a figure to show; {errors[0] if errors else 'time is over'}"
         )
-    judged = comparison.judge(sweep) if sweep.finalists else None
+    judged = comparison.compare_finalists(sweep) if sweep.finalists else None
     bundle = write_bundle(sweep, sweep.trials[judged.bundle_of] if judged else best)
     figures = best.best(sweep.plan.metric)
     assert figures is not None
@@ -179,14 +183,14 @@ def _finish(recorder: Recorder, on_event: OnEvent) -> dict[str, Any]:
     if sweep.plan.sampler == "record":
         result["record"], result["conclusions"] = comparison.record_rows(sweep), comparison.record_conclusions()
     if sweep.plan.rows:
-        result["ablation"], result["verdict"] = ablation.judge(sweep)
+        result["ablation"], result["verdict"] = ablation.compare_rows(sweep)
         page = ablation.as_markdown(result["ablation"], result["verdict"], sweep.plan)
         storage.write(storage.join(sweep.plan.folder, "ablation.md"), page.encode())
     if judged and Dataset(sweep.plan.config.data).rows("test"):
         on_event("note", "the choice is made; reading the test split once")
         tagger = load_bundle(bundle).tagger
         test = Dataset(sweep.plan.config.data).load("test", tagger.config.spelled)
-        result["test"] = summarise(evaluate(tagger, test, device_of("cpu")).counts)
+        result["test"] = summarize(evaluate(tagger, test, resolve_device("cpu")).counts)
     storage.write(storage.join(sweep.plan.folder, "result.json"), json.dumps(result, indent=2).encode())
     recorder.tracker.finish(result, write_report(sweep.plan.folder))
     return result

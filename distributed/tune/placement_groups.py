@@ -6,14 +6,14 @@ import ray
 from ray._raylet import PlacementGroupID
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from distributed.cluster.autoscaler import HEAD
+from distributed.cluster.autoscaler import HEAD_NODE_RESOURCE
 from distributed.tune.trainable import SECONDS_BETWEEN_BEATS
 
 _SECONDS_TO_START = 150.0  # a worker group that shows no sign of life for so long never will
 _SECONDS_TO_LIVE = 4 * SECONDS_BETWEEN_BEATS
 
 
-class Groups:
+class PlacementGroupCleaner:
     """The placement groups of nested worker groups: removes those that nobody uses any more.
 
     Ray keeps the group of a trainer that was killed until the whole job ends, and its resources with it. A group in use
@@ -56,7 +56,7 @@ class Groups:
             for name, group in table.items()
             if group["state"] != "REMOVED"
             and name.endswith(self.job)
-            and not any(HEAD in bundle for bundle in group["bundles"].values())
+            and not any(HEAD_NODE_RESOURCE in bundle for bundle in group["bundles"].values())
         }
 
 

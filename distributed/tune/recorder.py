@@ -9,15 +9,15 @@ from ray import cloudpickle
 from ray import tune as raytune
 
 from distributed.sweep.ablation import keep_counts
-from distributed.sweep.journal import Journal, now
-from distributed.sweep.state import Sweep, Trial
-from distributed.train.checkpoint import forget_checkpoints
-from distributed.tune.tracking import SweepTracker
-from distributed.tune.trial_run import Answer
+from distributed.sweep.journal import Journal, timestamp
+from distributed.sweep.state import SweepState, Trial
+from distributed.train.checkpoint import prune_checkpoints
+from distributed.tune.tracking import WandbGroup
+from distributed.tune.trial_run import EpochResult
 from model import storage
 
 
-class Recorder:
+class SweepRecorder:
     """Writes down what happens: in the journal, in the sweep, in W&B, and for those who watch.
 
     Attributes:
@@ -26,7 +26,7 @@ class Recorder:
         failure: why something could not be written; Tune would tell of it with a traceback of its own.
     """
 
-    def __init__(self, sweep: Sweep, journal: Journal, tracker: SweepTracker) -> None:
+    def __init__(self, sweep: SweepState, journal: Journal, tracker: WandbGroup) -> None:
         self.sweep, self.journal, self.tracker = sweep, journal, tracker
         self.news: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self.over = self.stopped = False
@@ -40,7 +40,7 @@ class Recorder:
 
     def record(self, kind: str, **details: Any) -> None:
         """Takes an event."""
-        event = {"event": kind, "time": now(), **details}
+        event = {"event": kind, "time": timestamp(), **details}
         with self.lock:
             if self.stopped:
                 return
@@ -79,7 +79,7 @@ class Recorder:
         trial = self.sweep.trials[name]
         if self.stopped or state == "unfinished":
             return
-        forget_checkpoints(self.sweep.folder_of(trial))
+        prune_checkpoints(self.sweep.folder_of(trial))
         if trial.finalist_of is None:
             self._keep_the_leader(name)
 
@@ -103,15 +103,15 @@ class Recorder:
             raise
 
 
-class Watch(raytune.Callback):
+class RecorderCallback(raytune.Callback):
     """Writes down what Tune sees."""
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: SweepRecorder) -> None:
         self.recorder = recorder
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
         """An epoch has ended, and perhaps the trial with it."""
-        answer: Answer = result["answer"]
+        answer: EpochResult = result["answer"]
         if answer.error:
             self.recorder.broken(answer.trial, "diverged" if answer.diverged else "failed", answer.error)
             return

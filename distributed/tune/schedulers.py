@@ -5,8 +5,8 @@ from typing import Any
 
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
-from distributed.tune.recorder import Recorder, name_of
-from distributed.tune.trial_run import score_of
+from distributed.tune.recorder import SweepRecorder, name_of
+from distributed.tune.trial_run import asha_score
 
 
 def _named(trial: Any) -> Any:
@@ -14,10 +14,10 @@ def _named(trial: Any) -> Any:
     return SimpleNamespace(trial_id=name_of(trial))
 
 
-class Rungs(ASHAScheduler):
+class ResumableASHA(ASHAScheduler):
     """ASHA over epochs, which stands where the journal says that it stood."""
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: SweepRecorder) -> None:
         sweep, plan = recorder.sweep, recorder.sweep.plan
         super().__init__(
             "epoch", "score", "max", max_t=plan.max_epochs, grace_period=plan.grace, reduction_factor=plan.eta
@@ -27,7 +27,7 @@ class Rungs(ASHAScheduler):
             known = SimpleNamespace(trial_id=trial.name)
             super().on_trial_add(None, known)
             for figures in trial.figures:
-                super().on_trial_result(None, known, figures | {"score": score_of(figures, plan.metric)})
+                super().on_trial_result(None, known, figures | {"score": asha_score(figures, plan.metric)})
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """A trial begins."""
@@ -46,10 +46,10 @@ class Rungs(ASHAScheduler):
         super().on_trial_remove(tune_controller, _named(trial))
 
 
-class Whole(FIFOScheduler):
+class FullBudgetScheduler(FIFOScheduler):
     """Every trial in full, unless the time is over."""
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: SweepRecorder) -> None:
         super().__init__()
         self.recorder = recorder
 

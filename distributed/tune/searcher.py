@@ -5,16 +5,16 @@ from typing import Any
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from distributed.sweep.plan import proposal
+from distributed.sweep.plan import propose
 from distributed.sweep.space import Space, optuna_space
 from distributed.sweep.state import Trial
-from distributed.tune.recorder import Recorder
+from distributed.tune.recorder import SweepRecorder
 
 
-class Proposals(Searcher):
+class JournalSearcher(Searcher):
     """Tells Tune what to train: first what is known and not at its end, then what the sampler draws."""
 
-    def __init__(self, recorder: Recorder, space: Space) -> None:
+    def __init__(self, recorder: SweepRecorder, space: Space) -> None:
         """With an empty space nothing new is drawn."""
         super().__init__()
         self.recorder, self.space, self.plan = recorder, space, recorder.sweep.plan
@@ -61,7 +61,7 @@ class Proposals(Searcher):
         if self.optuna is not None:
             self.drawn.add(trial_id)
             return Trial(name, self.optuna.suggest(trial_id), self.plan.max_epochs)
-        series, values, epochs = proposal(self.plan, self.space, number)
+        series, values, epochs = propose(self.plan, self.space, number)
         return Trial(name, values, epochs, series)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:

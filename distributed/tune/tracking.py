@@ -5,14 +5,14 @@ import queue
 import threading
 from typing import Any
 
-from distributed.sweep.journal import Event
-from distributed.sweep.plan import Plan
-from distributed.sweep.state import Sweep, Trial
+from distributed.sweep.journal import JournalEvent
+from distributed.sweep.plan import SweepConfig
+from distributed.sweep.state import SweepState, Trial
 from distributed.train.tracking import _SECONDS_TO_FINISH, _has_key, _id, _keep, _local, _start, _warn, _where
 from model.config import Config
 
 
-class SweepTracker:
+class WandbGroup:
     """A W&B group for a sweep, with a run for each trial; finalists are tagged.
 
     A thread of its own does the writing: a sweep does not wait for W&B.
@@ -21,7 +21,7 @@ class SweepTracker:
         where: where the log goes, in words.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: SweepConfig) -> None:
         self.plan, self.local = plan, _local(plan.folder)
         self.mode = os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
         self.where = _where(self.mode, plan.config, self.local)
@@ -29,7 +29,7 @@ class SweepTracker:
         self.runs: dict[str, Any] = {}
         self.thread = threading.Thread(target=self._work, name="wandb", daemon=True)
 
-    def __enter__(self) -> "SweepTracker":
+    def __enter__(self) -> "WandbGroup":
         self.thread.start()
         return self
 
@@ -39,7 +39,7 @@ class SweepTracker:
         if self.thread.is_alive():
             _warn(f"the W&B server does not take the log; upload it later with `wandb sync {self.local}/wandb/*`")
 
-    def take(self, sweep: Sweep, event: Event) -> None:
+    def take(self, sweep: SweepState, event: JournalEvent) -> None:
         """Takes an event of the sweep."""
         if event["event"] in ("epoch", "broken"):
             trial = sweep.trials[event["trial"]]
@@ -61,7 +61,7 @@ class SweepTracker:
         for run in self.runs.values():
             run.finish(exit_code=1)  # a trial that has not come to its end
 
-    def _trial(self, trial: Trial, config: Config, event: Event) -> None:
+    def _trial(self, trial: Trial, config: Config, event: JournalEvent) -> None:
         run = self.runs.get(trial.name)
         if run is None:
             tags = ["finalist", trial.finalist_of] if trial.finalist_of else ["trial"]

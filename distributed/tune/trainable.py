@@ -17,44 +17,44 @@ import torch
 import torch.distributed as dist
 from ray import tune
 
-from distributed.cluster.connection import new_queue, set_defaults_of_ray
-from distributed.train.events import tell
-from distributed.train.process_group import Group
-from distributed.train.trainer import Torch, Trainer
-from distributed.tune.trial_run import Answer, Order, Settings, TrialRun, score_of
-from model.training.communicator import Alone
+from distributed.cluster.connection import driver_queue, set_defaults_of_ray
+from distributed.train.events import send_event
+from distributed.train.process_group import TorchCommunicator
+from distributed.train.trainer import ClusterTorchConfig, JobScopedTrainer
+from distributed.tune.trial_run import EpochResult, TrialRun, TrialSettings, TrialSpec, asha_score
+from model.training.communicator import SingleProcess
 
 SECONDS_BETWEEN_BEATS = 5.0
 _SECONDS_TO_CLOSE = 8.0
 _SECONDS_BEFORE_NOTE = 30.0
 
 
-class Bench:
+class InProcessRunner:
     """Trains trials of one worker, one after the other, in this process."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: TrialSettings) -> None:
         torch.set_num_threads(settings.cpus)
         self.settings, self.data = settings, ray.get(settings.data)
         self.run: TrialRun | None = None
 
-    def epoch(self, order: Order, number: int) -> Answer:
+    def epoch(self, order: TrialSpec, number: int) -> EpochResult:
         """An epoch of a trial."""
         if self.run is None or self.run.order != order:
             self.run = None  # its memory first
-            self.run = TrialRun(order, self.data, self.settings, Alone())
+            self.run = TrialRun(order, self.data, self.settings, SingleProcess())
         return self.run.epoch(number)
 
     def close(self) -> None:
         """Nothing is left behind."""
 
 
-class Crew:
+class WorkerGroupRunner:
     """Has trials trained, one after the other, by a Ray Train worker group that lives as long as this actor."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: TrialSettings) -> None:
         set_defaults_of_ray()  # this process may run on another node than the driver
         self.settings = settings
-        self.orders, self.answers = new_queue(), new_queue()
+        self.orders, self.answers = driver_queue(), driver_queue()
         self.failure: Exception | None = None
         self.scratch = tempfile.TemporaryDirectory(prefix="tandem-crew-")
         self.thread = threading.Thread(target=self._fit, name="trainer", daemon=True)
@@ -62,10 +62,10 @@ class Crew:
 
     def _fit(self) -> None:
         gpu = self.settings.gpus > 0
-        trainer = Trainer(
-            serve,
+        trainer = JobScopedTrainer(
+            worker_group_loop,
             train_loop_config={"settings": self.settings, "orders": self.orders, "answers": self.answers},
-            torch_config=Torch(backend="nccl" if gpu else "gloo"),
+            torch_config=ClusterTorchConfig(backend="nccl" if gpu else "gloo"),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=self.settings.workers,
                 use_gpu=gpu,
@@ -85,7 +85,7 @@ class Crew:
         except Exception as error:  # carried over to the thread that waits for answers
             self.failure = error
 
-    def epoch(self, order: Order, number: int) -> Answer:
+    def epoch(self, order: TrialSpec, number: int) -> EpochResult:
         """An epoch of a trial.
 
         Raises:
@@ -105,9 +105,9 @@ class Crew:
                 return answer
         raise RuntimeError(f"the worker group is lost: {self.failure}")
 
-    def _say_what_it_waits_for(self, order: Order, waited: float) -> None:
+    def _say_what_it_waits_for(self, order: TrialSpec, waited: float) -> None:
         text = f"{order.trial} has waited {waited:.0f} s for an epoch of its {self.settings.workers} workers"
-        tell(self.settings.events, "waiting", text)
+        send_event(self.settings.events, "waiting", text)
 
     def close(self) -> None:
         """Sends the workers home, so that Ray Train takes its group down itself."""
@@ -116,16 +116,16 @@ class Crew:
         self.scratch.cleanup()
 
 
-def serve(settings: dict[str, Any]) -> None:
+def worker_group_loop(settings: dict[str, Any]) -> None:
     """Trains the trials that a crew is given. Runs on each worker of its group; rank 0 takes the orders."""
-    shared: Settings = settings["settings"]
+    shared: TrialSettings = settings["settings"]
     torch.set_num_threads(shared.cpus)
     if shared.gpus:
         torch.cuda.set_device(ray.train.torch.get_device())
-    group, data = Group(), ray.get(shared.data)
+    group, data = TorchCommunicator(), ray.get(shared.data)
     run: TrialRun | None = None
     if group.rank == 0:
-        threading.Thread(target=_beat, args=(shared.events,), daemon=True).start()
+        threading.Thread(target=_heartbeat, args=(shared.events,), daemon=True).start()
     while True:
         taken = [_take(settings["orders"]) if group.rank == 0 else None]
         dist.broadcast_object_list(taken)
@@ -150,27 +150,29 @@ def _take(orders: Any) -> Any:
         return None
 
 
-def _beat(events: Any) -> None:
+def _heartbeat(events: Any) -> None:
     """Tells the driver that this worker's placement group is in use, for as long as this process lives."""
     group = ray.util.get_current_placement_group()
     while True:
-        tell(events, "beat", group.id.hex())
+        send_event(events, "beat", group.id.hex())
         time.sleep(SECONDS_BETWEEN_BEATS)
 
 
-class TrialActor(tune.Trainable):
+class TrialTrainable(tune.Trainable):
     """A trial as Ray Tune sees it: one step is one epoch."""
 
-    def setup(self, config: dict[str, Any], settings: Settings | None = None) -> None:
+    def setup(self, config: dict[str, Any], settings: TrialSettings | None = None) -> None:
         """Runs once in the life of the process."""
         assert settings is not None
         self.settings = settings
-        self.host: Bench | Crew = Bench(settings) if settings.workers == 1 else Crew(settings)
+        self.host: InProcessRunner | WorkerGroupRunner = (
+            InProcessRunner(settings) if settings.workers == 1 else WorkerGroupRunner(settings)
+        )
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Hands the process the next trial."""
-        self.order = Order(new_config["trial"], new_config["config"], new_config["folder"])
+        self.order = TrialSpec(new_config["trial"], new_config["config"], new_config["folder"])
         self.epoch = 0
         return True
 
@@ -178,7 +180,7 @@ class TrialActor(tune.Trainable):
         """An epoch. One that a checkpoint already has is told again, which costs nothing."""
         self.epoch += 1
         answer = self.host.epoch(self.order, self.epoch)
-        score = score_of(answer.figures, self.settings.metric) if answer.figures else -1.0
+        score = asha_score(answer.figures, self.settings.metric) if answer.figures else -1.0
         return {"epoch": self.epoch, "score": score, "answer": answer, "done": answer.finished}
 
     def cleanup(self) -> None:

@@ -4,19 +4,19 @@ from typing import Any, NamedTuple
 
 import torch
 
-from distributed.train.checkpoint import Keeper
-from distributed.train.events import tell
-from distributed.train.shared_data import Data
+from distributed.train.checkpoint import StorageCheckpointer
+from distributed.train.events import send_event
+from distributed.train.shared_data import SharedData
 from model.config import make_config
 from model.errors import DivergedError, UserError
 from model.network.tagger import new_tagger
-from model.training.communicator import Workers
-from model.training.loop import Figures, Training
+from model.training.communicator import Communicator
+from model.training.loop import Metrics, Training
 
 _TIE = 1e-6  # weight of the loss in what ASHA compares: far below any difference of an F1
 
 
-class Order(NamedTuple):
+class TrialSpec(NamedTuple):
     """A trial to train: its name, its configuration as plain values, and its folder."""
 
     trial: str
@@ -24,18 +24,18 @@ class Order(NamedTuple):
     folder: str
 
 
-class Answer(NamedTuple):
+class EpochResult(NamedTuple):
     """What came of an epoch of a trial. `figures` are None where it could not be trained: `error` says why."""
 
     trial: str
     epoch: int
-    figures: Figures | None
+    figures: Metrics | None
     finished: bool
     error: str | None = None
     diverged: bool = False
 
 
-class Settings(NamedTuple):
+class TrialSettings(NamedTuple):
     """What the processes of all trials of a sweep share.
 
     Attributes:
@@ -53,7 +53,7 @@ class Settings(NamedTuple):
     metric: str
 
 
-def score_of(figures: Figures, metric: str) -> float:
+def asha_score(figures: Metrics, metric: str) -> float:
     """What ASHA compares: the metric; its head's own loss, which has no alpha in it, parts equals.
 
     Early on many trials still find nothing and are equal at 0. Without this, ASHA lets all of them go on.
@@ -65,11 +65,11 @@ def score_of(figures: Figures, metric: str) -> float:
 class TrialRun:
     """A trial in this process: trains epoch after epoch, and keeps on storage what a restart needs."""
 
-    def __init__(self, order: Order, data: Data, settings: Settings, workers: Workers) -> None:
+    def __init__(self, order: TrialSpec, data: SharedData, settings: TrialSettings, workers: Communicator) -> None:
         """Begins the trial, or goes on from its newest whole checkpoint."""
         self.order = order
         config = make_config(order.config)
-        self.keeper = Keeper(order.folder, settings.metric, workers, config.run.checkpoint_minutes)
+        self.keeper = StorageCheckpointer(order.folder, settings.metric, workers, config.run.checkpoint_minutes)
         self.training = Training(
             config.training,
             new_tagger(config.tagger, data.words, config.training.seed, data.vectors_for(config.tagger)),
@@ -77,16 +77,16 @@ class TrialRun:
             data.valid,
             workers,
             torch.device("cuda" if settings.gpus else "cpu"),
-            (lambda progress: tell(settings.events, "progress", {"trial": order.trial, **progress._asdict()}))
+            (lambda progress: send_event(settings.events, "progress", {"trial": order.trial, **progress._asdict()}))
             if workers.rank == 0
             else None,
             self.keeper,
         )
         self.keeper.restore(self.training)
         if workers.rank == 0:
-            tell(settings.events, "begun", {"trial": order.trial})
+            send_event(settings.events, "begun", {"trial": order.trial})
 
-    def epoch(self, number: int) -> Answer:
+    def epoch(self, number: int) -> EpochResult:
         """The figures of an epoch, which is trained where it is not already."""
         training = self.training
         try:
@@ -94,10 +94,10 @@ class TrialRun:
                 training.run_epoch()
                 self.keeper.keep(training)
         except DivergedError as error:
-            return Answer(self.order.trial, number, None, True, str(error), diverged=True)
+            return EpochResult(self.order.trial, number, None, True, str(error), diverged=True)
         except UserError as error:
-            return Answer(self.order.trial, number, None, True, str(error))
+            return EpochResult(self.order.trial, number, None, True, str(error))
         number = min(number, training.epoch)
-        return Answer(
+        return EpochResult(
             self.order.trial, number, training.history[number - 1], training.finished and number == training.epoch
         )

@@ -11,31 +11,38 @@ import ray
 from ray import tune as raytune
 from ray.tune.schedulers import TrialScheduler
 
-from distributed.cluster.autoscaler import HEAD
-from distributed.cluster.wait import Wait
-from distributed.sweep.plan import Plan, Seats
-from distributed.train.events import OnEvent
-from distributed.tune.placement_groups import Groups
-from distributed.tune.recorder import Recorder, Watch, name_of
-from distributed.tune.searcher import Proposals
-from distributed.tune.trainable import TrialActor
-from distributed.tune.trial_run import Settings
+from distributed.cluster.autoscaler import HEAD_NODE_RESOURCE
+from distributed.cluster.wait import ResourceWait
+from distributed.sweep.plan import SweepConfig, TrialResources
+from distributed.train.events import EventHandler
+from distributed.tune.placement_groups import PlacementGroupCleaner
+from distributed.tune.recorder import RecorderCallback, SweepRecorder, name_of
+from distributed.tune.searcher import JournalSearcher
+from distributed.tune.trainable import TrialTrainable
+from distributed.tune.trial_run import TrialSettings
 
 _POLL_SECONDS = 0.2
 _SECONDS_BEFORE_NOTE = 30.0
 
 
-class Stage:
+class TunerRun:
     """Runs Tune beside this thread, which passes on what happens and looks after what Ray leaves behind."""
 
-    def __init__(self, plan: Plan, settings: Settings, seats: Seats, recorder: Recorder, on_event: OnEvent) -> None:
+    def __init__(
+        self,
+        plan: SweepConfig,
+        settings: TrialSettings,
+        seats: TrialResources,
+        recorder: SweepRecorder,
+        on_event: EventHandler,
+    ) -> None:
         self.plan, self.settings, self.seats = plan, settings, seats
         self.recorder, self.on_event = recorder, on_event
-        self.groups = Groups() if plan.workers_per_trial > 1 else None
+        self.groups = PlacementGroupCleaner() if plan.workers_per_trial > 1 else None
         self.ends = time.monotonic() + plan.time_budget if plan.time_budget else float("inf")
         self.sign = time.monotonic()  # when something was last heard of any trial
 
-    def run(self, proposals: Proposals, scheduler: TrialScheduler) -> None:
+    def run(self, proposals: JournalSearcher, scheduler: TrialScheduler) -> None:
         """Trains all that is proposed.
 
         Raises:
@@ -53,7 +60,7 @@ class Stage:
             except Exception as error:  # carried over to the thread that waits
                 failures.append(error)
 
-        wait = Wait(self._asks(), self.plan.config.run.wait_minutes, lambda text: self.on_event("note", text))
+        wait = ResourceWait(self._asks(), self.plan.config.run.wait_minutes, lambda text: self.on_event("note", text))
         thread = threading.Thread(target=fit, name="tuner", daemon=True)
         thread.start()
         while thread.is_alive():
@@ -66,17 +73,18 @@ class Stage:
         if failures:
             raise self.recorder.failure or failures[0]
 
-    def _fit(self, proposals: Proposals, scheduler: TrialScheduler) -> None:
+    def _fit(self, proposals: JournalSearcher, scheduler: TrialScheduler) -> None:
         os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
         os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # it prints broken trials to stdout, which is for results
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # we tell of them ourselves
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(self.seats.at_once)
         alone = self.plan.workers_per_trial == 1
-        bundle = {"CPU": self.seats.cpus, "GPU": self.seats.gpus} if alone else {HEAD: 0.001}
+        bundle = {"CPU": self.seats.cpus, "GPU": self.seats.gpus} if alone else {HEAD_NODE_RESOURCE: 0.001}
         with tempfile.TemporaryDirectory(prefix="tandem-tune-") as scratch:
             raytune.Tuner(
                 raytune.with_resources(
-                    raytune.with_parameters(TrialActor, settings=self.settings), raytune.PlacementGroupFactory([bundle])
+                    raytune.with_parameters(TrialTrainable, settings=self.settings),
+                    raytune.PlacementGroupFactory([bundle]),
                 ),
                 tune_config=raytune.TuneConfig(
                     search_alg=proposals,
@@ -90,7 +98,7 @@ class Stage:
                 run_config=raytune.RunConfig(
                     name="sweep",
                     storage_path=scratch,
-                    callbacks=[Watch(self.recorder)],
+                    callbacks=[RecorderCallback(self.recorder)],
                     failure_config=raytune.FailureConfig(max_failures=self.plan.config.run.retries),
                     checkpoint_config=raytune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
                     verbose=0,

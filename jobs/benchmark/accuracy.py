@@ -20,16 +20,16 @@ from typing import Any, NamedTuple
 
 import torch
 
-from jobs.benchmark.baselines import PACKAGES, Clock, Note, Tag, check_installed, fit_crf, fit_spacy
-from model.config import make_config, put, tree_of
+from jobs.benchmark.baselines import PACKAGES, Log, Stopwatch, Tag, check_installed, fit_crf, fit_spacy
+from model.config import make_config, preset_values, set_dotted
 from model.data.dataset import SPLITS, Dataset
-from model.data.examples import Example, Span, Tally, examples
-from model.data.tokenizer import UNKNOWN, Cutter
+from model.data.examples import Example, SkipCounts, Span, examples
+from model.data.tokenizer import UNKNOWN, CachedTokenizer
 from model.errors import RunFailedError, UserError
 from model.inference.extractor import TEXTS_HELD, Extractor
 from model.network.tagger import new_tagger
-from model.training.loop import RANKED_BY, Training
-from model.training.metrics import Counts, counts_of_spans, summarise_seeds
+from model.training.loop import SELECTION_METRIC, Training
+from model.training.metrics import Counts, counts_of_spans, summarize_seeds
 
 _PEERS = {"crf": fit_crf, "spacy": fit_spacy}
 _TEXTS_TIMED = 10_000
@@ -56,7 +56,7 @@ class Trained(NamedTuple):
     cores: float
 
 
-class Outcome(NamedTuple):
+class SystemResult(NamedTuple):
     """What came of one training.
 
     Attributes:
@@ -75,7 +75,7 @@ class Outcome(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Request:
+class ComparisonConfig:
     """Whom to compare, and on what.
 
     Attributes:
@@ -91,7 +91,7 @@ class Request:
     repeats: int = 5
 
 
-def compare(request: Request, note: Note) -> dict[str, Any]:
+def compare_systems(request: ComparisonConfig, note: Log) -> dict[str, Any]:
     """Trains and measures the systems and gives what `benchmark --peers --json` prints.
 
     Args:
@@ -121,13 +121,13 @@ def compare(request: Request, note: Note) -> dict[str, Any]:
     }
 
 
-def row_of(system: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def row_of(system: str, outcomes: Sequence[SystemResult]) -> dict[str, Any]:
     """The figures of a system as means over its trainings.
 
     `spread` is the standard deviation of the keyphrase F1 over seeds, None where there is one training.
     """
-    figures = summarise_seeds([each.counts for each in outcomes])
-    single = [summarise_seeds([each.counts])["keyphrase_f1"] for each in outcomes]
+    figures = summarize_seeds([each.counts for each in outcomes])
+    single = [summarize_seeds([each.counts])["keyphrase_f1"] for each in outcomes]
 
     def mean(name: str, digits: int = 1) -> float:
         return round(statistics.fmean(getattr(each, name) for each in outcomes), digits)
@@ -149,7 +149,7 @@ def row_of(system: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     }
 
 
-def _in_a_process(request: Request, system: str, seed: int, note: Note) -> Outcome:
+def _in_a_process(request: ComparisonConfig, system: str, seed: int, note: Log) -> SystemResult:
     """Trains and measures a system in a process of its own, which ends with the call however that ends."""
     spawn = multiprocessing.get_context("spawn")
     here, there = spawn.Pipe(duplex=False)
@@ -176,7 +176,7 @@ def _ended(system: str, seed: int, code: int) -> str:
     return f"{system}, seed {seed}: its process {how}, without a result; what it said stands above"
 
 
-def _child(result: Connection, request: Request, system: str, seed: int, note: Note) -> None:
+def _child(result: Connection, request: ComparisonConfig, system: str, seed: int, note: Log) -> None:
     torch.set_num_threads(len(os.sched_getaffinity(0)))  # a job of Ray's has one otherwise
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent as well, which ends this process
     try:
@@ -185,7 +185,7 @@ def _child(result: Connection, request: Request, system: str, seed: int, note: N
         result.send(error)
 
 
-def measure(data: Dataset, system: str, seed: int, repeats: int, note: Note) -> Outcome:
+def measure(data: Dataset, system: str, seed: int, repeats: int, note: Log) -> SystemResult:
     """Trains a system, `crf`, `spacy` or a preset, and measures it.
 
     Args:
@@ -203,23 +203,23 @@ def measure(data: Dataset, system: str, seed: int, repeats: int, note: Note) -> 
     texts = [each.text for each in islice(everything, _TEXTS_TIMED)]
     turns = [_turn(trained.start(), texts) for _ in range(repeats)]
     rate, use_cores = (statistics.median(values) for values in zip(*turns, strict=True))
-    return Outcome(counts, trained.best_s, trained.stopped_s, trained.cores, rate, use_cores)
+    return SystemResult(counts, trained.best_s, trained.stopped_s, trained.cores, rate, use_cores)
 
 
 def _turn(find: Find, texts: list[str]) -> tuple[float, float]:
     """Texts per second, and cores that were busy."""
-    clock = Clock()
+    clock = Stopwatch()
     find(texts)
     return len(texts) / clock.seconds, clock.cores
 
 
-def _train_tandem(data: Dataset, preset: str, seed: int, note: Note) -> Trained:
-    tree = tree_of(preset)
+def _train_tandem(data: Dataset, preset: str, seed: int, note: Log) -> Trained:
+    tree = preset_values(preset)
     for dotted, value in {"data": data.location, "training.seed": seed, "tagger.vectors": False}.items():
-        put(tree, dotted, value)
+        set_dotted(tree, dotted, value)
     config = make_config(tree)
     train, valid = (data.load(split, config.tagger.spelled) for split in ("train", "valid"))
-    clock = Clock()
+    clock = Stopwatch()
     tagger = new_tagger(config.tagger, data.info["words"], seed)
     training = Training(config.training, tagger, train, valid)
     best_s, weights = 0.0, tagger.state_dict()
@@ -227,7 +227,7 @@ def _train_tandem(data: Dataset, preset: str, seed: int, note: Note) -> Trained:
         if training.best == len(training.history) - 1:
             best_s, weights = clock.seconds, copy.deepcopy(tagger.state_dict())
         epoch = f"epoch {training.epoch} of {config.training.epochs}"
-        note(f"{preset}: {epoch}, valid F1 {figures[RANKED_BY]:.4f}, {clock.seconds:.0f} s")
+        note(f"{preset}: {epoch}, valid F1 {figures[SELECTION_METRIC]:.4f}, {clock.seconds:.0f} s")
     stopped_s, cores = clock.seconds, clock.cores
     tagger.load_state_dict(weights)
 
@@ -238,26 +238,26 @@ def _train_tandem(data: Dataset, preset: str, seed: int, note: Note) -> Trained:
     return Trained(start, best_s, stopped_s, cores)
 
 
-def _train_peer(data: Dataset, system: str, seed: int, note: Note) -> Trained:
+def _train_peer(data: Dataset, system: str, seed: int, note: Log) -> Trained:
     train, valid = (_examples(data, split) for split in ("train", "valid"))
     importlib.import_module(PACKAGES[system][0])  # now, for loading a package is no training
-    clock = Clock()
+    clock = Stopwatch()
     tag, best_s = _PEERS[system](train, valid, seed, clock, note)
     stopped_s, cores = clock.seconds, clock.cores
 
-    return Trained(lambda: finder(tag, data), best_s, stopped_s, cores)
+    return Trained(lambda: raw_text_adapter(tag, data), best_s, stopped_s, cores)
 
 
 def _examples(data: Dataset, split: str) -> list[Example]:
-    return list(examples(data.texts(split), data.tokenizer(), Tally(), sys.maxsize))
+    return list(examples(data.texts(split), data.tokenizer(), SkipCounts(), sys.maxsize))
 
 
-def finder(tag: Tag, data: Dataset) -> Find:
+def raw_text_adapter(tag: Tag, data: Dataset) -> Find:
     """What gives a system that reads words raw texts to read."""
-    return partial(_find, tag, Cutter(lambda word: UNKNOWN, data.tokenizer()))
+    return partial(_find, tag, CachedTokenizer(lambda word: UNKNOWN, data.tokenizer()))
 
 
-def _find(tag: Tag, cut: Cutter, texts: list[str]) -> list[list[Span]]:
+def _find(tag: Tag, cut: CachedTokenizer, texts: list[str]) -> list[list[Span]]:
     found: list[list[Span]] = []
     for first in range(0, len(texts), TEXTS_HELD):
         some = texts[first : first + TEXTS_HELD]

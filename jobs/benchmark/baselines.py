@@ -13,7 +13,7 @@ from typing import Any
 
 from model.data.examples import Example, Span
 from model.errors import UserError
-from model.training.metrics import counts_of_spans, score
+from model.training.metrics import counts_of_spans, precision_recall_f1
 
 PACKAGES = {"crf": ("sklearn_crfsuite", "sklearn-crfsuite"), "spacy": ("spacy", "spaCy")}
 
@@ -32,10 +32,10 @@ _AT_ONCE = 256  # texts that spaCy's network answers together
 
 Words = list[str]
 Tag = Callable[[Sequence[Words]], list[list[Span]]]  # the keyphrases of tokenized texts, as spans of their words
-Note = Callable[[str], None]
+Log = Callable[[str], None]
 
 
-class Clock:
+class Stopwatch:
     """What has passed since it was made."""
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ def words_of(example: Example) -> Words:
     return [example.text[start:end] for start, end in example.offsets]
 
 
-def fit_crf(train: list[Example], valid: list[Example], seed: int, clock: Clock, note: Note) -> tuple[Tag, float]:
+def fit_crf(train: list[Example], valid: list[Example], seed: int, clock: Stopwatch, note: Log) -> tuple[Tag, float]:
     """Trains the CRF. It has no passes to choose from and nothing random: `valid` and `seed` change nothing.
 
     Returns:
@@ -131,7 +131,7 @@ def spans_of_bio(tags: Sequence[str]) -> list[Span]:
     return list(zip(starts, ends, strict=True))
 
 
-def fit_spacy(train: list[Example], valid: list[Example], seed: int, clock: Clock, note: Note) -> tuple[Tag, float]:
+def fit_spacy(train: list[Example], valid: list[Example], seed: int, clock: Stopwatch, note: Log) -> tuple[Tag, float]:
     """Trains the entity recogniser of a blank English pipeline.
 
     Returns:
@@ -155,7 +155,7 @@ def fit_spacy(train: list[Example], valid: list[Example], seed: int, clock: Cloc
         order.shuffle(labelled)
         for batch in minibatch_by_words(labelled, _BATCH):
             pipeline.update(batch, sgd=optimizer, drop=_DROP)
-        f1 = float(score(*counts_of_spans(tag(texts), gold).sum(0)[:3]).f1)
+        f1 = float(precision_recall_f1(*counts_of_spans(tag(texts), gold).sum(0)[:3]).f1)
         if f1 > best or not weights:
             best, stale, weights = f1, 0, pipeline.to_bytes()
             best_s = clock.seconds

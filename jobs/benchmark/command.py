@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.console import command, print_json, say
+from jobs.console import command, echo, print_json
 
 
 @command
@@ -49,23 +49,23 @@ def benchmark(
             result = _compare(place, systems, seeds or 1, repeats)
         else:
             result = _measure(place, workers or 2, repeats, texts or 200_000)
-    say(_systems(result) if peers else _table(result))
+    echo(_systems(result) if peers else _table(result))
     if json:
         print_json(result)
 
 
 def _compare(data: str, systems: str | None, seeds: int, repeats: int) -> dict[str, Any]:
-    from jobs.benchmark.accuracy import SYSTEMS, Request, compare
+    from jobs.benchmark.accuracy import SYSTEMS, ComparisonConfig, compare_systems
 
     chosen = SYSTEMS if systems is None else tuple(dict.fromkeys(systems.split(",")))
-    return compare(Request(data, chosen, seeds, repeats), say)
+    return compare_systems(ComparisonConfig(data, chosen, seeds, repeats), echo)
 
 
 def _measure(data: str, workers: int, repeats: int, texts: int) -> dict[str, Any]:
-    from jobs.benchmark.speed import Request, benchmark
+    from jobs.benchmark.speed import BenchmarkConfig, benchmark
 
     try:
-        return benchmark(Request(data, workers, repeats, texts), say)
+        return benchmark(BenchmarkConfig(data, workers, repeats, texts), echo)
     finally:
         import ray
 

@@ -22,20 +22,20 @@ import torch
 import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from distributed.train.process_group import Group
-from jobs.benchmark.reference import hand_made_steps, training_steps
+from distributed.train.process_group import TorchCommunicator
+from jobs.benchmark.reference import reference_steps, training_steps
 from model.config import make_config
 from model.data.dataset import Dataset
 from model.errors import RunFailedError
 from model.network.tagger import new_tagger
-from model.training.communicator import Alone
+from model.training.communicator import SingleProcess
 from model.training.loop import Training
 
 _PATIENCE = timedelta(minutes=5)
 _GO, _END = "go", "end"
 
 
-class Drill(NamedTuple):
+class GroupSpec(NamedTuple):
     """What the members of a group have to know.
 
     Attributes:
@@ -59,14 +59,14 @@ class Drill(NamedTuple):
     steps: int = 30
 
 
-class Turn(NamedTuple):
+class Measurement(NamedTuple):
     """What came of a turn: tokens per second of all members, and bytes that they sent in a step."""
 
     tokens_per_s: float
     bytes_per_step: float
 
 
-def member(drill: Drill, device: torch.device) -> None:
+def group_member(drill: GroupSpec, device: torch.device) -> None:
     """Trains in turns. Runs in each process of a group, in which torch.distributed is ready."""
     torch.set_num_threads(drill.threads)
     store = TCPStore(*drill.store, is_master=False, timeout=_PATIENCE)
@@ -82,15 +82,17 @@ def member(drill: Drill, device: torch.device) -> None:
     store.set(f"{drill.name} memory {rank}", str(resident))
 
 
-def _steps(drill: Drill, device: torch.device) -> Iterator[int]:
+def _steps(drill: GroupSpec, device: torch.device) -> Iterator[int]:
     config = make_config(drill.config)
     data = Dataset(config.data)
     train, words = data.load("train", config.tagger.spelled), data.info["words"]
     if drill.hand_made:
-        return hand_made_steps(config.tagger, config.training, train, words, device)
+        return reference_steps(config.tagger, config.training, train, words, device)
     tagger = new_tagger(config.tagger, words, config.training.seed)
     return training_steps(
-        Training(config.training, tagger, train, train, Group() if drill.together else Alone(), device)
+        Training(
+            config.training, tagger, train, train, TorchCommunicator() if drill.together else SingleProcess(), device
+        )
     )
 
 
@@ -106,7 +108,7 @@ def _turn(steps: Iterator[int], device: torch.device) -> tuple[int, float, int]:
     return tokens, seconds, psutil.net_io_counters().bytes_sent - sent
 
 
-class Waiting:
+class ProcessGroupHandle:
     """A group that waits for its turns.
 
     Attributes:
@@ -114,7 +116,7 @@ class Waiting:
         memory: megabytes of each member, resident; known when it is closed.
     """
 
-    def __init__(self, drill: Drill, store: TCPStore, alive: Any) -> None:
+    def __init__(self, drill: GroupSpec, store: TCPStore, alive: Any) -> None:
         self.drill, self.store, self._alive = drill, store, alive
         self.memory: list[float] = []
         self._turns = 0
@@ -125,14 +127,14 @@ class Waiting:
             time.sleep(0.05)
         self.started = time.perf_counter() - began
 
-    def turn(self) -> Turn:
+    def turn(self) -> Measurement:
         """Has the group train for a moment."""
         self.store.set(f"{self.drill.name} turn {self._turns}", _GO)
         told = [json.loads(self._told(f"result {self._turns} {rank}")) for rank in range(self.drill.size)]
         self._turns += 1
         shares = told[:1] if self.drill.together else told  # together, each counts the tokens of all
         rate = sum(tokens / seconds for tokens, seconds, _ in shares)
-        return Turn(rate, told[0][2] / self.drill.steps)
+        return Measurement(rate, told[0][2] / self.drill.steps)
 
     def close(self) -> None:
         """Sends the members home."""
@@ -148,7 +150,7 @@ class Waiting:
 
 
 @contextmanager
-def by_torchrun(drill: Drill, store: TCPStore) -> Iterator[Waiting]:
+def by_torchrun(drill: GroupSpec, store: TCPStore) -> Iterator[ProcessGroupHandle]:
     """A group on this machine, as torch's own launcher starts it."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={drill.size}"]
     environment = os.environ | {"OMP_NUM_THREADS": str(drill.threads)}
@@ -160,7 +162,7 @@ def by_torchrun(drill: Drill, store: TCPStore) -> Iterator[Waiting]:
         stdout=subprocess.DEVNULL,
     )
     try:
-        group = Waiting(drill, store, lambda: process.poll() is None)
+        group = ProcessGroupHandle(drill, store, lambda: process.poll() is None)
         yield group
         group.close()
         process.wait()
@@ -170,19 +172,19 @@ def by_torchrun(drill: Drill, store: TCPStore) -> Iterator[Waiting]:
 
 
 @contextmanager
-def by_ray(drill: Drill, store: TCPStore, gpu: bool) -> Iterator[Waiting]:
+def by_ray(drill: GroupSpec, store: TCPStore, gpu: bool) -> Iterator[ProcessGroupHandle]:
     """A group on the cluster that this process has joined, as `train` starts it."""
     import tempfile
 
     import ray.train
 
-    from distributed.train.trainer import Torch, Trainer
+    from distributed.train.trainer import ClusterTorchConfig, JobScopedTrainer
 
     with tempfile.TemporaryDirectory(prefix="tandem-drill-") as scratch:
-        trainer = Trainer(
+        trainer = JobScopedTrainer(
             _on_ray,
             train_loop_config={"drill": drill},
-            torch_config=Torch(backend="nccl" if gpu else "gloo"),
+            torch_config=ClusterTorchConfig(backend="nccl" if gpu else "gloo"),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=drill.size, use_gpu=gpu, resources_per_worker={"CPU": drill.threads, "GPU": int(gpu)}
             ),
@@ -192,7 +194,7 @@ def by_ray(drill: Drill, store: TCPStore, gpu: bool) -> Iterator[Waiting]:
         )
         thread = threading.Thread(target=_quietly, args=(trainer.fit,), daemon=True)
         thread.start()
-        group = Waiting(drill, store, thread.is_alive)
+        group = ProcessGroupHandle(drill, store, thread.is_alive)
         try:
             yield group
         finally:
@@ -210,18 +212,18 @@ def _on_ray(settings: dict[str, Any]) -> None:
     import ray.train.torch
 
     gpu = torch.cuda.is_available()
-    member(settings["drill"], ray.train.torch.get_device() if gpu else torch.device("cpu"))
+    group_member(settings["drill"], ray.train.torch.get_device() if gpu else torch.device("cpu"))
 
 
 def _on_torchrun(text: str) -> None:
     name, size, store, *others = json.loads(text)
-    drill = Drill(name, size, tuple(store), *others)
+    drill = GroupSpec(name, size, tuple(store), *others)
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", dist.get_node_local_rank() % torch.cuda.device_count())
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" and drill.together else "gloo")
-    member(drill, device)
+    group_member(drill, device)
     dist.destroy_process_group()
 
 

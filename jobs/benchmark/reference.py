@@ -41,7 +41,7 @@ def flops_per_token(config: TaggerConfig) -> int:
     return 3 * 2 * (layer1 + layer2 + 2 * outputs1 + 5 * outputs2)
 
 
-def products(config: TaggerConfig, precision: torch.dtype, device: torch.device) -> Iterator[float]:
+def gemm_roofline(config: TaggerConfig, precision: torch.dtype, device: torch.device) -> Iterator[float]:
     """The ceiling: tokens, if training were one large matrix product of the first layer's shape, and nothing else."""
     inputs = config.window * config.embedding
     a = torch.randn(_ROWS, inputs, device=device).to(precision)
@@ -63,7 +63,7 @@ def training_steps(training: Training) -> Iterator[int]:
         yield tokens
 
 
-class HandMade(nn.Module):
+class ReferenceTagger(nn.Module):
     """The record's model as its summaries and the paper let one rebuild it; torch's own modules, nothing left out."""
 
     def __init__(self, config: TaggerConfig, words: int) -> None:
@@ -81,7 +81,7 @@ class HandMade(nn.Module):
         return self.keyword(h1), self.keyphrase(h2)
 
 
-def hand_made_steps(
+def reference_steps(
     tagger: TaggerConfig, config: TrainingConfig, split: Split, words: int, device: torch.device
 ) -> Iterator[int]:
     """Steps as the record made them, for ever; gives the tokens of each batch, padding not counted.
@@ -89,7 +89,7 @@ def hand_made_steps(
     Every text is padded to 128 tokens; windows and labels are Python lists; Adam goes over the whole embedding table; the
     figures of each batch are counted in Python, text by text.
     """
-    module = HandMade(tagger, words).to(device)
+    module = ReferenceTagger(tagger, words).to(device)
     adam = torch.optim.Adam(module.parameters(), config.lr)
     order = np.random.default_rng(config.seed).permutation(len(split))
     starts = range(0, len(order) - config.batch + 1, config.batch)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from jobs.benchmark import reference
-from jobs.benchmark.process_groups import Waiting
+from jobs.benchmark.process_groups import ProcessGroupHandle
 from model.config import Config, TaggerConfig, TrainingConfig
 from model.data.batching import epoch_batches
 from model.data.dataset import Dataset
@@ -20,10 +20,10 @@ from model.inference.bundle import save_bundle
 from model.inference.extractor import TEXTS_HELD, Extractor
 from model.network.device import check_precision
 from model.network.tagger import new_tagger
-from model.prepare.builder import Recipe, prepare
+from model.prepare.builder import PrepareConfig, prepare
 from model.training.evaluation import evaluate
 from model.training.loop import Training
-from model.training.metrics import summarise
+from model.training.metrics import summarize
 
 CEILING, CEILING_HALF = "one matrix product, float32", "one matrix product, bfloat16"
 OWNER, STEP, HALF = "the hand-made loop", "Tandem's step", "  bfloat16"
@@ -41,7 +41,7 @@ class Row(NamedTuple):
 
 
 @dataclass
-class Lanes:
+class Measurements:
     """What was measured: the rates of each lane, round by round."""
 
     units: dict[str, str] = field(default_factory=dict)
@@ -92,7 +92,7 @@ def _variants(place: torch.device) -> dict[str, tuple[dict[str, Any], dict[str, 
 
 
 def in_this_process(
-    location: str, repeats: int, place: torch.device, folder: Path, hand_made: Waiting, lanes: Lanes
+    location: str, repeats: int, place: torch.device, folder: Path, hand_made: ProcessGroupHandle, lanes: Measurements
 ) -> None:
     """Has the lanes take turns with the hand-made loop; a first round warms up and is not counted.
 
@@ -109,7 +109,7 @@ def in_this_process(
             steps["batches alone"] = _batches(training)
             texts = {"evaluate": _evaluated(training), EXTRACT: _extracted(data, training, folder)}
     for precision, name in ((torch.float32, CEILING), (torch.bfloat16, CEILING_HALF)):
-        steps[name] = reference.products(tagger, precision, place)
+        steps[name] = reference.gemm_roofline(tagger, precision, place)
     for round in range(-1, repeats):
         rates = [(OWNER, "tokens/s", hand_made.turn().tokens_per_s)]
         for unit, lane in (("tokens/s", steps), ("texts/s", texts)):
@@ -137,7 +137,7 @@ def _extracted(data: Dataset, training: Training, folder: Path) -> Iterator[floa
     steps = reference.training_steps(training)
     for _ in range(100):
         next(steps)
-    figures = summarise(evaluate(training.tagger, training.valid, training.device).counts)
+    figures = summarize(evaluate(training.tagger, training.valid, training.device).counts)
     training.tagger.train()
     bundle = str(folder / "bundle")
     weights = training.tagger.state_dict()
@@ -151,7 +151,7 @@ def _extracted(data: Dataset, training: Training, folder: Path) -> Iterator[floa
             yield len(some)
 
 
-def prepare_again(location: str, texts: int, repeats: int, folder: Path, lanes: Lanes) -> None:
+def prepare_again(location: str, texts: int, repeats: int, folder: Path, lanes: Measurements) -> None:
     """Labelled texts as TSV, repeated until there are enough; what is told is texts for each second of one core."""
     data = Dataset(location)
     lines = []
@@ -162,6 +162,6 @@ def prepare_again(location: str, texts: int, repeats: int, folder: Path, lanes: 
     source.write_text("".join(f"{line}\n" for line in islice(cycle(lines), texts)), "utf-8")
     for _ in range(repeats):
         began = time.process_time()
-        info = prepare(Recipe([str(source)], str(folder / "prepared"), skip_bad_lines=True, overwrite=True))
+        info = prepare(PrepareConfig([str(source)], str(folder / "prepared"), skip_bad_lines=True, overwrite=True))
         rows = sum(split["rows"] for split in info["splits"].values())
         lanes.add(PREPARE, "texts/s", rows / (time.process_time() - began))

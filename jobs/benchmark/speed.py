@@ -18,10 +18,10 @@ import torch
 from ray.util import get_node_ip_address
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from distributed.cluster.connection import stay_on_this_machine
+from distributed.cluster.connection import force_local_cluster
 from distributed.sweep.plan import make_plan, new_sweep
 from distributed.tune.driver import tune
-from jobs.benchmark.process_groups import Drill, Waiting, by_ray, by_torchrun
+from jobs.benchmark.process_groups import GroupSpec, ProcessGroupHandle, by_ray, by_torchrun
 from jobs.benchmark.reference import flops_per_token
 from jobs.benchmark.single_process import (
     CEILING,
@@ -30,7 +30,7 @@ from jobs.benchmark.single_process import (
     OWNER,
     PREPARE,
     STEP,
-    Lanes,
+    Measurements,
     in_this_process,
     prepare_again,
 )
@@ -47,7 +47,7 @@ _SMALL = {"embedding": 16, "hidden1": 8, "hidden2": 8}  # a trial whose start, n
 
 
 @dataclass(frozen=True)
-class Request:
+class BenchmarkConfig:
     """What to measure on.
 
     Attributes:
@@ -63,7 +63,7 @@ class Request:
     texts: int = 200_000
 
 
-def benchmark(request: Request, note: Callable[[str], None]) -> dict[str, Any]:
+def benchmark(request: BenchmarkConfig, note: Callable[[str], None]) -> dict[str, Any]:
     """Measures everything and gives what `benchmark --json` prints.
 
     Args:
@@ -75,9 +75,9 @@ def benchmark(request: Request, note: Callable[[str], None]) -> dict[str, Any]:
         RunFailedError: a group of processes did not start.
     """
     os.environ["WANDB_MODE"] = "disabled"  # what is trained here is nobody's run
-    stay_on_this_machine()  # which is measured, not a cluster that it belongs to
+    force_local_cluster()  # which is measured, not a cluster that it belongs to
     torch.set_num_threads(len(os.sched_getaffinity(0)))  # a job of Ray's has one otherwise
-    lanes, store = Lanes(), TCPStore(get_node_ip_address(), 0, is_master=True, wait_for_workers=False)
+    lanes, store = Measurements(), TCPStore(get_node_ip_address(), 0, is_master=True, wait_for_workers=False)
     place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory(prefix="tandem-benchmark-") as folder:
         note(f"1 of 4  one process, {torch.get_num_threads()} threads, {place}")
@@ -115,7 +115,7 @@ def _sent(group: str) -> str:
     return f"  sent in a step, {group}"
 
 
-def _trials(request: Request, folder: Path) -> float:
+def _trials(request: BenchmarkConfig, folder: Path) -> float:
     """Seconds from a one-worker trial's proposal to its beginning: the median of a sweep."""
     config = Config(
         data=request.data,
@@ -127,12 +127,12 @@ def _trials(request: Request, folder: Path) -> float:
     return float(tune(plan, lambda kind, value: None)["trial_start_s"])
 
 
-def _hand_made(request: Request, store: TCPStore) -> Drill:
+def _hand_made(request: BenchmarkConfig, store: TCPStore) -> GroupSpec:
     config, cores = Config(data=request.data).model_dump(), len(os.sched_getaffinity(0))
-    return Drill(OWNER, 1, (store.host, store.port), config, cores, together=False, hand_made=True, steps=4)
+    return GroupSpec(OWNER, 1, (store.host, store.port), config, cores, together=False, hand_made=True, steps=4)
 
 
-def _groups(request: Request, place: torch.device, store: TCPStore, lanes: Lanes) -> dict[str, float]:
+def _groups(request: BenchmarkConfig, place: torch.device, store: TCPStore, lanes: Measurements) -> dict[str, float]:
     """Times groups in turns. Returns the seconds that each took to start."""
     gpu = place.type == "cuda"
     cores = len(os.sched_getaffinity(0))
@@ -142,7 +142,7 @@ def _groups(request: Request, place: torch.device, store: TCPStore, lanes: Lanes
     rounded = config | {"training": config["training"] | {"exchange": "bfloat16"}}
     many = request.workers
     with ExitStack() as stack:
-        groups: dict[str, Waiting] = {}
+        groups: dict[str, ProcessGroupHandle] = {}
         for name, size, settings, each, together in (
             (ONE, 1, config, cores, False),
             (TORCHRUN, many, config, threads, True),
@@ -150,9 +150,9 @@ def _groups(request: Request, place: torch.device, store: TCPStore, lanes: Lanes
             (WHOLE, many, whole_table, threads, True),
             (BESIDE, many, config, threads, False),
         ):
-            drill = Drill(name, size, (store.host, store.port), settings, each, together)
+            drill = GroupSpec(name, size, (store.host, store.port), settings, each, together)
             groups[name] = stack.enter_context(by_torchrun(drill, store))
-        drill = Drill(RAY, many, (store.host, store.port), config, threads)
+        drill = GroupSpec(RAY, many, (store.host, store.port), config, threads)
         groups[RAY] = stack.enter_context(by_ray(drill, store, gpu))
         for round in range(-1, request.repeats):
             for name, group in groups.items():
@@ -167,7 +167,7 @@ def _groups(request: Request, place: torch.device, store: TCPStore, lanes: Lanes
     return {name: round_(group.started) for name, group in groups.items()}
 
 
-def exchange(request: Request) -> list[dict[str, float]]:
+def exchange(request: BenchmarkConfig) -> list[dict[str, float]]:
     """Computed: megabytes that each worker sends in a step, the whole table or its rows.
 
     All-reduce sends 2 (N - 1) / N of what it sums, all-gather N - 1 times a worker's own. How many rows a worker's share

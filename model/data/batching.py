@@ -16,7 +16,7 @@ from model.data.dataset import Split
 from model.data.labels import IGNORED, O
 from model.data.tokenizer import PAD
 
-Rows = npt.NDArray[np.int64]
+RowIds = npt.NDArray[np.int64]
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 _TOKENS_AT_ONCE = 2**15  # in a batch without gradients, padding counted
@@ -47,7 +47,7 @@ class Batch(NamedTuple):
         return Batch(ids, lengths, keyword, keyphrase, views)
 
 
-def collate(split: Split, rows: Rows) -> Batch:
+def collate(split: Split, rows: RowIds) -> Batch:
     """The padded tensors of some rows of a split."""
     begins, lengths = split.begins[rows], split.begins[rows + 1] - split.begins[rows]
     ids, tags = (padded(values, begins, lengths, fill) for values, fill in ((split.ids, PAD), (split.tags, IGNORED)))
@@ -56,7 +56,7 @@ def collate(split: Split, rows: Rows) -> Batch:
     return Batch(ids, torch.from_numpy(lengths), keyword, tags, views)
 
 
-def padded(values: npt.NDArray[Any], begins: Rows, lengths: Rows, fill: int) -> torch.Tensor:
+def padded(values: npt.NDArray[Any], begins: RowIds, lengths: RowIds, fill: int) -> torch.Tensor:
     """Runs of an array (values, ...) as the rows of (runs, longest, ...), each filled up at its end."""
     steps = np.arange(lengths.max())
     real = steps < lengths[:, None]
@@ -65,7 +65,7 @@ def padded(values: npt.NDArray[Any], begins: Rows, lengths: Rows, fill: int) -> 
     return torch.from_numpy(np.where(real, values[places], fill).astype(np.int64))
 
 
-def ahead(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
+def prefetch(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
     """What `make` gives of each item, made in a thread while the caller works on the one before it."""
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
         coming = None
@@ -82,14 +82,14 @@ def count_batches(rows: int, batch: int) -> int:
     return -(-rows // batch)
 
 
-def smallest_batch(rows: int, batch: int) -> int:
+def min_batch_size(rows: int, batch: int) -> int:
     """The texts of the smallest global batch: more workers than this would leave one without work."""
     return rows // count_batches(rows, batch)
 
 
 def epoch_batches(
     lengths: npt.NDArray[np.int64], batch: int, seed: int, epoch: int, bucketed: bool = True
-) -> list[Rows]:
+) -> list[RowIds]:
     """The global batches of an epoch, each the row numbers of texts of similar length.
 
     Every row comes once. The batches differ by at most one in size and are at most `batch` long.
@@ -111,7 +111,7 @@ def epoch_batches(
     return [batches[i] for i in draw.permutation(count)]
 
 
-def ordered_batches(lengths: npt.NDArray[np.int64], batch: int) -> list[Rows]:
+def length_sorted_batches(lengths: npt.NDArray[np.int64], batch: int) -> list[RowIds]:
     """All rows in batches of similar length, for evaluation: at most `batch` texts, and fewer of very long ones."""
     order = np.argsort(lengths, kind="stable")
     batches, begin = [], 0

@@ -24,9 +24,9 @@ from safetensors.numpy import load
 from tokenizers import Tokenizer
 
 from model import storage
-from model.data.examples import Example, Labelled
-from model.data.features import Speller, Views
-from model.data.labels import tags_of_spans
+from model.data.examples import Example, LabelledText
+from model.data.features import Views, WordFeatures
+from model.data.labels import spans_to_tags
 from model.data.tokenizer import parse_tokenizer
 from model.errors import UserError
 
@@ -138,10 +138,10 @@ class Dataset:
         if spelled:
             starts, ends = _flat(table["starts"])[0], _flat(table["ends"])[0]
             texts = (text for chunk in table["text"].chunks for text in chunk.to_pylist())
-            views = Speller()(texts, starts, ends, begins)
-        return Split(ids, tags_of_spans(spans, len(ids)), begins, views)
+            views = WordFeatures()(texts, starts, ends, begins)
+        return Split(ids, spans_to_tags(spans, len(ids)), begins, views)
 
-    def texts(self, split: str) -> Iterator[Labelled]:
+    def texts(self, split: str) -> Iterator[LabelledText]:
         """A split's texts with their keyphrases as characters, so that another tokenizer can read them."""
         self.require(split)
         filesystem, path = storage.resolve(storage.join(self.location, split))
@@ -152,7 +152,7 @@ class Dataset:
                 for number, row in enumerate(chain.from_iterable(batch.to_pylist() for batch in batches), 1):
                     spans = zip(row["span_starts"], row["span_ends"], strict=True)
                     characters = tuple((row["starts"][start], row["ends"][end - 1]) for start, end in spans)
-                    yield Labelled(row["text"], f"{self.location}/{split}/{part}:{number}", characters)
+                    yield LabelledText(row["text"], f"{self.location}/{split}/{part}:{number}", characters)
 
     def _parts(self, split: str) -> list[str]:
         return [part_name(i) for i in range(self.info["splits"][split]["parts"])]
@@ -184,7 +184,7 @@ def _flat(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[n
     return np.asarray(lists.flatten()), begins
 
 
-def split_of(examples: Iterable[Example], spelled: bool = False) -> Split:
+def split_from_examples(examples: Iterable[Example], spelled: bool = False) -> Split:
     """Examples in memory as a Split; `spelled` as in `Dataset.load`."""
     ids: list[int] = []
     texts: list[str] = []
@@ -198,10 +198,10 @@ def split_of(examples: Iterable[Example], spelled: bool = False) -> Split:
         if spelled:
             texts.append(example.text)
             offsets += example.offsets
-    tags = tags_of_spans(np.array(spans, np.int64).reshape(-1, 2), len(ids))
+    tags = spans_to_tags(np.array(spans, np.int64).reshape(-1, 2), len(ids))
     bounds = np.array(begins, np.int64)
     starts, ends = np.array(offsets, np.int32).reshape(-1, 2).T
-    views = Speller()(texts, starts, ends, bounds) if spelled else None
+    views = WordFeatures()(texts, starts, ends, bounds) if spelled else None
     return Split(np.array(ids, np.int32), tags, bounds, views)
 
 

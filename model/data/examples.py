@@ -12,13 +12,13 @@ from tokenizers import Tokenizer
 
 from model.data.tokenizer import encode, new_tokenizer
 
-CHUNK = 2048  # texts that are held and encoded at a time
+CHUNK_TEXTS = 2048  # texts that are held and encoded at a time
 _WORDS = new_tokenizer()  # cuts a keyphrase as every tokenizer cuts its text
 Span = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Labelled:
+class LabelledText:
     """A text and what is known of its keyphrases: either places or words.
 
     Attributes:
@@ -37,7 +37,7 @@ class Labelled:
 
 
 @dataclass
-class Tally:
+class SkipCounts:
     """What was left out, and why: for each reason a count and the first places."""
 
     limit: int = 10
@@ -51,13 +51,13 @@ class Tally:
         if len(shown) < self.limit:
             shown.append(place)
 
-    def join(self, other: "Tally", lines_before: int) -> None:
+    def join(self, other: "SkipCounts", lines_before: int) -> None:
         """Adds what a tally of the next lines counted, whose places begin that many lines later."""
         for reason, number in other.counts.items():
             self.counts[reason] = self.counts.get(reason, 0) + number
             shown = self.places.setdefault(reason, [])
             places = other.places[reason][: self.limit - len(shown)]
-            shown += [later(place, lines_before) for place in places]
+            shown += [shift_line(place, lines_before) for place in places]
 
 
 class Example(NamedTuple):
@@ -78,19 +78,21 @@ class Example(NamedTuple):
     place: str
 
 
-def examples(texts: Iterable[Labelled], tokenizer: Tokenizer, tally: Tally, max_tokens: int) -> Iterator[Example]:
+def examples(
+    texts: Iterable[LabelledText], tokenizer: Tokenizer, tally: SkipCounts, max_tokens: int
+) -> Iterator[Example]:
     """The examples that labelled texts give, in order; see `spans_of` for what is left out."""
     texts = iter(texts)
-    while chunk := list(islice(texts, CHUNK)):
+    while chunk := list(islice(texts, CHUNK_TEXTS)):
         for labelled, (ids, offsets) in zip(chunk, encode(tokenizer, [each.text for each in chunk]), strict=True):
             starts, ends = [start for start, _ in offsets], [end for _, end in offsets]
-            spans = spans_of(labelled, starts, ends, tally, max_tokens)
+            spans = locate_keyphrases(labelled, starts, ends, tally, max_tokens)
             if spans is not None:
                 yield Example(labelled.text, ids, offsets, spans, labelled.place)
 
 
-def spans_of(
-    labelled: Labelled, starts: list[int], ends: list[int], tally: Tally, max_tokens: int
+def locate_keyphrases(
+    labelled: LabelledText, starts: list[int], ends: list[int], tally: SkipCounts, max_tokens: int
 ) -> list[Span] | None:
     """The keyphrases of a text as spans of its tokens, sorted and disjoint; None where the text is left out.
 
@@ -122,7 +124,7 @@ def spans_of(
     return _disjoint(spans, tally, place) if len(spans) > 1 else spans
 
 
-def _cover(span: Span, starts: list[int], ends: list[int], tally: Tally, place: str) -> Span | None:
+def _cover(span: Span, starts: list[int], ends: list[int], tally: SkipCounts, place: str) -> Span | None:
     """The tokens that share a character with a character span."""
     touched = [i for i in range(bisect_left(starts, span[1])) if ends[i] > span[0]]
     if not touched:
@@ -134,7 +136,7 @@ def _cover(span: Span, starts: list[int], ends: list[int], tally: Tally, place: 
     return first, last + 1
 
 
-def _locate(labelled: Labelled, starts: list[int], ends: list[int], tally: Tally) -> list[Span]:
+def _locate(labelled: LabelledText, starts: list[int], ends: list[int], tally: SkipCounts) -> list[Span]:
     """Where the words of the keyphrases stand."""
     words: list[str] = []
     spans = []
@@ -176,7 +178,7 @@ def _surface_of_phrase(phrase: str) -> list[str]:
     return _surface(phrase, [start for start, _ in offsets], [end for _, end in offsets])
 
 
-def _disjoint(spans: list[Span], tally: Tally, place: str) -> list[Span]:
+def _disjoint(spans: list[Span], tally: SkipCounts, place: str) -> list[Span]:
     """The spans in order, without those that overlap a longer one."""
     kept: list[Span] = []
     for span in sorted(set(spans), key=lambda span: (span[0] - span[1], span)):
@@ -187,13 +189,13 @@ def _disjoint(spans: list[Span], tally: Tally, place: str) -> list[Span]:
     return sorted(kept)
 
 
-def later(place: str, lines_before: int) -> str:
+def shift_line(place: str, lines_before: int) -> str:
     """A place whose line is counted from further back."""
     file, _, line = place.rpartition(":")
     return f"{file}:{int(line) + lines_before}"
 
 
-def told(counts: dict[str, int], places: dict[str, list[str]]) -> list[str]:
+def format_skips(counts: dict[str, int], places: dict[str, list[str]]) -> list[str]:
     """What a tally counted, in words: the most frequent reason first, each with its first lines as `file:1,5,9`."""
     lines = []
     for reason, number in sorted(counts.items(), key=lambda item: (-item[1], item[0])):

@@ -19,7 +19,7 @@ _REPEATED = 4  # letters in a row that a shape tells; more look the same
 Views = npt.NDArray[np.uint16]
 
 
-def views_of(word: str) -> tuple[str, ...]:
+def word_features(word: str) -> tuple[str, ...]:
     """First letter, first three, last three, shape: `Federer's` gives `f`, `fed`, `r's`, `Xxxxx'x`."""
     lower = word.lower()
     return lower[:1], lower[:3], lower[-3:], _shape(word)
@@ -30,12 +30,12 @@ def _shape(word: str) -> str:
     return "".join(kind for _, run in groupby(kinds) for kind in islice(run, _REPEATED))[:_LONGEST_SHAPE]
 
 
-_OF_WORD = len(views_of(""))
-VIEWS = _OF_WORD + 2  # and how often the word stands in its text, and where it stands
-ROWS = 1 + VIEWS * _ROWS  # of the whole table; row 0 is the padding's
+_OF_WORD = len(word_features(""))
+NUM_FEATURES = _OF_WORD + 2  # and how often the word stands in its text, and where it stands
+ROWS = 1 + NUM_FEATURES * _ROWS  # of the whole table; row 0 is the padding's
 
 
-class Speller:
+class WordFeatures:
     """Gives words their rows in the table of views, and remembers them."""
 
     def __init__(self) -> None:
@@ -79,7 +79,9 @@ class Speller:
         number = self._number.get(word)
         if number is None:
             number = self._number[word] = len(self._rows)
-            hashes = (zlib.crc32(view.encode("utf-8", "replace"), i) % _ROWS for i, view in enumerate(views_of(word)))
+            hashes = (
+                zlib.crc32(view.encode("utf-8", "replace"), i) % _ROWS for i, view in enumerate(word_features(word))
+            )
             self._rows.append([1 + i * _ROWS + row for i, row in enumerate(hashes)])
             self._alikes.append(self._alike.setdefault(word.lower(), len(self._alike)))
         return number

@@ -23,7 +23,7 @@ MAY_END = LEGAL[:, O]
 IGNORED = -100  # the label of padding, left out of every loss and count
 
 
-def tags_of_spans(spans: npt.NDArray[np.int64], tokens: int) -> npt.NDArray[np.int8]:
+def spans_to_tags(spans: npt.NDArray[np.int64], tokens: int) -> npt.NDArray[np.int8]:
     """The BIOES tags of a run of tokens.
 
     Args:
@@ -44,7 +44,7 @@ def tags_of_spans(spans: npt.NDArray[np.int64], tokens: int) -> npt.NDArray[np.i
     return tags
 
 
-def spans_of_tags(tags: torch.Tensor) -> torch.Tensor:
+def tags_to_spans(tags: torch.Tensor) -> torch.Tensor:
     """The spans of legal tag sequences.
 
     Args:

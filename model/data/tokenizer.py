@@ -80,7 +80,7 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Tokens]:
     return [_tokens(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
 
 
-class Cut(NamedTuple):
+class TokenizedTexts(NamedTuple):
     """The tokens of many texts, one text after the other.
 
     Attributes:
@@ -95,7 +95,7 @@ class Cut(NamedTuple):
     begins: npt.NDArray[np.int64]
 
 
-class Cutter:
+class CachedTokenizer:
     """Cuts texts into the words that `encode` would find, with or without a vocabulary.
 
     No word reaches across a space, and neither does any rule of the normaliser. So what stands between two spaces is
@@ -108,7 +108,7 @@ class Cutter:
         self._rules = rules or new_tokenizer()
         self._forget()
 
-    def __call__(self, texts: Sequence[str]) -> Cut:
+    def __call__(self, texts: Sequence[str]) -> TokenizedTexts:
         """The tokens of each text; there has to be one."""
         if len(self._known) > _REMEMBERED:
             self._forget()
@@ -122,7 +122,7 @@ class Cutter:
         tokens = np.repeat(first - np.cumsum(count) + count, count) + np.arange(count.sum())
         shift = np.repeat(at, count)
         begins = np.concatenate([[0], np.cumsum(np.add.reduceat(count, first_run))])
-        return Cut(
+        return TokenizedTexts(
             np.array(self._ids, np.int32)[tokens],
             (np.array(self._starts)[tokens] + shift).astype(np.int32),
             (np.array(self._ends)[tokens] + shift).astype(np.int32),
@@ -130,7 +130,7 @@ class Cutter:
         )
 
     def _forget(self) -> None:
-        self._known = _Filled(self._cut)  # a run's number
+        self._known = _DefaultDict(self._cut)  # a run's number
         self._sizes = array("q")  # by run: its characters
         self._firsts = array("q", [0])  # by run: the first of its tokens; the last entry is their end
         self._ids, self._starts, self._ends = array("q"), array("q"), array("q")  # by token
@@ -149,7 +149,7 @@ class Cutter:
         return len(self._sizes) - 1
 
 
-class _Filled(dict[str, int]):
+class _DefaultDict(dict[str, int]):
     """A dictionary that asks for what it lacks."""
 
     def __init__(self, missing: Callable[[str], int]) -> None:

@@ -15,18 +15,18 @@ from itertools import tee, zip_longest
 from typing import Any, NamedTuple
 
 from model import storage
-from model.data.examples import later
+from model.data.examples import shift_line
 from model.errors import LineError, UserError
 from model.inference.extractor import TEXTS_HELD, Extractor, Keyphrase
 from model.prepare.readers import text_of_line
-from model.shards import Over, Range, cut, here
+from model.shards import FileRange, ParallelMap, make_shards, serial_map
 
-MARKER = "extraction.json"
+MANIFEST = "extraction.json"
 Answer = tuple[str, list[Keyphrase]]
 
 
 @dataclass(frozen=True)
-class Request:
+class ExtractionConfig:
     """What to extract from what.
 
     Attributes:
@@ -45,7 +45,7 @@ class Request:
 
 
 @dataclass
-class Written:
+class PartResult:
     """What a part holds; `error` is what stopped it, in the range after the last of `lines`."""
 
     lines: list[int] = field(default_factory=list)
@@ -53,14 +53,16 @@ class Written:
     error: UserError | OSError | None = None
 
 
-class Piece(NamedTuple):
+class ExtractionShard(NamedTuple):
     """A piece of the input, and the part that it becomes."""
 
     number: int
-    ranges: list[Range]
+    ranges: list[FileRange]
 
 
-def extract(request: Request, over: Over = here, tell: Callable[[int], None] = lambda texts: None) -> dict[str, Any]:
+def extract(
+    request: ExtractionConfig, over: ParallelMap = serial_map, tell: Callable[[int], None] = lambda texts: None
+) -> dict[str, Any]:
     """Makes the directory of parts and gives the content of its extraction.json.
 
     Args:
@@ -72,11 +74,11 @@ def extract(request: Request, over: Over = here, tell: Callable[[int], None] = l
         UserError: the bundle, the input or the output cannot be used; nothing is left at `out`.
         OSError: the storage is full or cannot be written; likewise.
     """
-    storage.check_new(request.out, MARKER, "extraction", request.overwrite)
-    pieces = [Piece(i, ranges) for i, ranges in enumerate(pieces_of(request.files))]
+    storage.require_absent(request.out, MANIFEST, "extraction", request.overwrite)
+    pieces = [ExtractionShard(i, ranges) for i, ranges in enumerate(pieces_of(request.files))]
     keyphrases = 0
     sources: list[dict[str, Any]] = []
-    with storage.common_directory(request.out, MARKER) as folder:
+    with storage.staged_shared_directory(request.out, MANIFEST) as folder:
         storage.make_directory(folder)
         write = partial(_write_part, storage.absolute(request.bundle), request.device, folder)
         with closing(over(write, pieces)) as parts:
@@ -92,17 +94,17 @@ def extract(request: Request, over: Over = here, tell: Callable[[int], None] = l
             "sources": sources,
         }
         content = json.dumps(info, indent=2, ensure_ascii=False)
-        storage.write(storage.join(folder, MARKER), content.encode())
+        storage.write(storage.join(folder, MANIFEST), content.encode())
     return info
 
 
-def pieces_of(patterns: list[str]) -> list[list[Range]]:
+def pieces_of(patterns: list[str]) -> list[list[FileRange]]:
     """The pieces of the files that paths, URIs and globs name. Raises UserError where there is none."""
     paths = [path for pattern in patterns for path in storage.expand(pattern)]
-    return cut([Range(path, _format(next(Range(path, "text").lines(), b""))) for path in paths])
+    return make_shards([FileRange(path, _format(next(FileRange(path, "text").lines(), b""))) for path in paths])
 
 
-def answers_to_files(extractor: Extractor, patterns: list[str]) -> Iterator[Answer]:
+def extract_from_files(extractor: Extractor, patterns: list[str]) -> Iterator[Answer]:
     """The texts of files with their keyphrases, in order: what the parts of `extract` hold.
 
     Raises:
@@ -111,7 +113,7 @@ def answers_to_files(extractor: Extractor, patterns: list[str]) -> Iterator[Answ
     """
     sources: list[dict[str, Any]] = []
     for ranges in pieces_of(patterns):
-        written = Written()
+        written = PartResult()
         try:
             yield from _answers(extractor, _texts(ranges, written.lines))
         except LineError as error:
@@ -119,7 +121,7 @@ def answers_to_files(extractor: Extractor, patterns: list[str]) -> Iterator[Answ
         _add(sources, ranges, written)
 
 
-def answers_to_lines(extractor: Extractor, lines: Iterable[bytes], name: str, held: int) -> Iterator[Answer]:
+def extract_from_stream(extractor: Extractor, lines: Iterable[bytes], name: str, held: int) -> Iterator[Answer]:
     """The texts of a stream with their keyphrases, `held` read and answered at a time. Raises LineError."""
     yield from _answers(extractor, _texts_of_stream(lines, name), held)
 
@@ -135,11 +137,11 @@ def _loaded(bundle: str, device: str) -> Extractor:
     return Extractor.load(bundle, device)
 
 
-def _write_part(bundle: str, device: str, folder: str, piece: Piece) -> Written:
-    written = Written()
+def _write_part(bundle: str, device: str, folder: str, piece: ExtractionShard) -> PartResult:
+    written = PartResult()
     try:
         extractor = _loaded(bundle, device)
-        with storage.output(storage.join(folder, f"part-{piece.number:05d}.jsonl")) as file:
+        with storage.open_atomic(storage.join(folder, f"part-{piece.number:05d}.jsonl")) as file:
             for text, keyphrases in _answers(extractor, _texts(piece.ranges, written.lines)):
                 file.write(f"{as_json(text, keyphrases)}\n".encode())
                 written.keyphrases += len(keyphrases)
@@ -148,7 +150,7 @@ def _write_part(bundle: str, device: str, folder: str, piece: Piece) -> Written:
     return written
 
 
-def _add(sources: list[dict[str, Any]], ranges: list[Range], written: Written) -> None:
+def _add(sources: list[dict[str, Any]], ranges: list[FileRange], written: PartResult) -> None:
     """Adds the lines of a piece to those of its files. Raises what stopped it, with the line counted in its file."""
     for part, lines in zip_longest(ranges, written.lines):
         if part.start == 0:
@@ -157,7 +159,7 @@ def _add(sources: list[dict[str, Any]], ranges: list[Range], written: Written) -
             break
         sources[-1]["lines"] += lines
     if isinstance(written.error, LineError):
-        raise LineError(later(written.error.place, sources[-1]["lines"]), written.error.problem)
+        raise LineError(shift_line(written.error.place, sources[-1]["lines"]), written.error.problem)
     if written.error is not None:
         raise written.error
 
@@ -171,7 +173,7 @@ def _answers(extractor: Extractor, texts: Iterator[str], held: int = TEXTS_HELD)
     yield from zip(again, extractor.many(texts, held), strict=True)
 
 
-def _texts(ranges: list[Range], lines: list[int]) -> Iterator[str]:
+def _texts(ranges: list[FileRange], lines: list[int]) -> Iterator[str]:
     """The texts of a piece; adds the lines of each range that is read. Line numbers begin at 1 in each."""
     for part in ranges:
         number = 0

@@ -50,7 +50,7 @@ def save_bundle(
         metrics: the figures of the epoch that the weights come from.
     """
     about = {"format_version": FORMAT_VERSION, **config.model_dump()}
-    with storage.new_directory(location, marker="config.json") as folder:
+    with storage.staged_local_directory(location, marker="config.json") as folder:
         save_file({name: tensor.cpu().contiguous() for name, tensor in weights.items()}, folder / "weights.safetensors")
         (folder / "tokenizer.json").write_bytes(tokenizer)
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=2), "utf-8")

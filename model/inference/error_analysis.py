@@ -26,19 +26,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from model.data.dataset import Dataset, Split, split_of
-from model.data.examples import CHUNK, Example, Span
+from model.data.dataset import Dataset, Split, split_from_examples
+from model.data.examples import CHUNK_TEXTS, Example, Span
 from model.data.labels import B, O, S
 from model.data.tokenizer import UNKNOWN
 from model.errors import UserError
 from model.inference.bundle import Bundle
 from model.inference.extractor import Keyphrase
-from model.network.decoding import find, scored
+from model.network.decoding import predict_spans, score_tags
 from model.network.tagger import Tagger
-from model.training.evaluation import answers
+from model.training.evaluation import predict_batches
 
-SURE = 0.8
-LEAST = 5
+HIGH_CONFIDENCE = 0.8
+MIN_OCCURRENCES = 5
 KINDS = {
     "wrong boundary": "The tagger's keyphrase overlaps the data's: are keyphrases cut by one rule throughout the data?",
     "label noise suspected": "The tagger is sure, or training marks the same words the other way: look at the labels first.",
@@ -48,11 +48,11 @@ KINDS = {
     "other": "In training the words are nowhere but in keyphrases: what decides here lies in the rest of the text.",
 }
 
-Found = tuple[int, int, float]  # first token, end token, score
+ScoredSpan = tuple[int, int, float]  # first token, end token, score
 Phrase = tuple[int, ...]  # vocabulary ids
 
 
-class Marked(NamedTuple):
+class AnnotatedText(NamedTuple):
     """A text with what the data and the tagger mark in it.
 
     Attributes:
@@ -67,8 +67,8 @@ class Marked(NamedTuple):
     place: str
     ids: list[int]
     offsets: list[Span]
-    gold: list[Found]
-    predicted: list[Found]
+    gold: list[ScoredSpan]
+    predicted: list[ScoredSpan]
 
 
 class Mistake(NamedTuple):
@@ -105,14 +105,14 @@ class Mistake(NamedTuple):
         }
 
 
-class Share(NamedTuple):
+class Rate(NamedTuple):
     """How often a word is inside a keyphrase, or a phrase is one, of how often it occurs."""
 
     marked: int
     all: int
 
 
-def mistakes_in(texts: Iterable[Marked], train: Split) -> list[Mistake]:
+def classify_errors(texts: Iterable[AnnotatedText], train: Split) -> list[Mistake]:
     """The mistakes in some texts, by kind in the order of KINDS, the most informative of each first.
 
     Args:
@@ -121,8 +121,8 @@ def mistakes_in(texts: Iterable[Marked], train: Split) -> list[Mistake]:
     """
     wrong = [(text, *spans) for text in texts for spans in _apart(text.gold, text.predicted)]
     alone = [(text, (gold or predicted)[0]) for text, gold, predicted in wrong if not (gold and predicted)]
-    seen = Seen(train, {tuple(text.ids[start:end]) for text, (start, end, _) in alone})
-    found = [_judged(text, gold, predicted, seen) for text, gold, predicted in wrong]
+    seen = TrainingStats(train, {tuple(text.ids[start:end]) for text, (start, end, _) in alone})
+    found = [_classify(text, gold, predicted, seen) for text, gold, predicted in wrong]
     roots: dict[tuple[str, str], list[float]] = {}
     for each in found:
         roots.setdefault((each.kind, each.about), []).append(_distance(each))
@@ -153,14 +153,14 @@ def by_kind(mistakes: Iterable[Mistake]) -> dict[str, dict[str, float]]:
     }
 
 
-class Seen:
+class TrainingStats:
     """What the training split has of words and of some phrases."""
 
     def __init__(self, train: Split, phrases: set[Phrase]) -> None:
         """Counts all words, and those phrases of which each word is in the vocabulary."""
         self._all = np.bincount(train.ids)
         self._inside = np.bincount(train.ids[train.tags != O], minlength=len(self._all))
-        self._phrases: dict[Phrase, Share] = {}
+        self._phrases: dict[Phrase, Rate] = {}
         ends = _ends(train)
         touched = np.concatenate([[0], np.cumsum(train.tags != O)])  # keyphrase tokens before each token
         known = sorted((phrase for phrase in phrases if UNKNOWN not in phrase), key=len)
@@ -168,15 +168,15 @@ class Seen:
             if size <= len(train.ids):
                 self._count(train, list(some), size, ends, touched)
 
-    def word(self, word: int) -> Share:
+    def word(self, word: int) -> Rate:
         """How often a word is inside a keyphrase, of how often it occurs. `<unk>` counts as never seen."""
         if word == UNKNOWN or word >= len(self._all):
-            return Share(0, 0)
-        return Share(int(self._inside[word]), int(self._all[word]))
+            return Rate(0, 0)
+        return Rate(int(self._inside[word]), int(self._all[word]))
 
-    def phrase(self, phrase: Phrase) -> Share:
+    def phrase(self, phrase: Phrase) -> Rate:
         """How often a phrase is a keyphrase, of how often it is one or touches none: inside a longer one is neither."""
-        return self._phrases.get(phrase, Share(0, 0))
+        return self._phrases.get(phrase, Rate(0, 0))
 
     def _count(
         self,
@@ -200,7 +200,7 @@ class Seen:
         for row, is_marked in zip(map(tuple, rows), marked[at].tolist(), strict=True):
             if row in wanted:
                 before = self.phrase(row)
-                self._phrases[row] = Share(before.marked + is_marked, before.all + 1)
+                self._phrases[row] = Rate(before.marked + is_marked, before.all + 1)
 
 
 def _ends(train: Split) -> npt.NDArray[np.int64]:
@@ -213,11 +213,11 @@ def _ends(train: Split) -> npt.NDArray[np.int64]:
     return ends
 
 
-def _apart(gold: list[Found], predicted: list[Found]) -> list[tuple[list[Found], list[Found]]]:
+def _apart(gold: list[ScoredSpan], predicted: list[ScoredSpan]) -> list[tuple[list[ScoredSpan], list[ScoredSpan]]]:
     """The spans of only one side, those together that overlap."""
     right = {span[:2] for span in gold} & {span[:2] for span in predicted}
     spans = [(span, side) for side, spans in enumerate((gold, predicted)) for span in spans if span[:2] not in right]
-    groups: list[tuple[list[Found], list[Found]]] = []
+    groups: list[tuple[list[ScoredSpan], list[ScoredSpan]]] = []
     reach = -1
     for span, side in sorted(spans):
         if span[0] >= reach:
@@ -227,7 +227,7 @@ def _apart(gold: list[Found], predicted: list[Found]) -> list[tuple[list[Found],
     return groups
 
 
-def _judged(text: Marked, gold: list[Found], predicted: list[Found], seen: Seen) -> Mistake:
+def _classify(text: AnnotatedText, gold: list[ScoredSpan], predicted: list[ScoredSpan], seen: TrainingStats) -> Mistake:
     score = max(score for *_, score in predicted or gold)
     start, end, _ = (gold or predicted)[0]
     words = [text.text[first:last].lower() for first, last in text.offsets[start:end]]
@@ -240,14 +240,14 @@ def _judged(text: Marked, gold: list[Found], predicted: list[Found], seen: Seen)
     return Mistake(kind, text.text, text.place, wanted, has, score, reason, about)
 
 
-def _reason(words: list[str], ids: Phrase, score: float, missed: bool, seen: Seen) -> tuple[str, str, str]:
+def _reason(words: list[str], ids: Phrase, score: float, missed: bool, seen: TrainingStats) -> tuple[str, str, str]:
     """Kind, word or phrase, and reason of a miss or a false positive."""
     phrase, whole = " ".join(words), seen.phrase(ids)
     share = whole.marked / max(whole.all, 1)
-    if whole.all >= LEAST and (1 - share if missed else share) >= SURE:
+    if whole.all >= MIN_OCCURRENCES and (1 - share if missed else share) >= HIGH_CONFIDENCE:
         here = "marked here" if missed else "not marked here"
         return "label noise suspected", phrase, f"{here}, but in training {_told(phrase, whole)}"
-    if not missed and score >= SURE:
+    if not missed and score >= HIGH_CONFIDENCE:
         return "label noise suspected", phrase, f"not marked, but the tagger is sure of it ({score:.2f})"
     shares = [(word, seen.word(id)) for word, id in zip(words, ids, strict=True)]
     for word, each in shares:
@@ -264,15 +264,15 @@ def _reason(words: list[str], ids: Phrase, score: float, missed: bool, seen: See
     return "other", phrase, "; ".join(_told(word, each) for word, each in dict(shares).items())
 
 
-def _told(what: str, share: Share) -> str:
+def _told(what: str, share: Rate) -> str:
     return f"`{what}`: keyphrase in {share.marked:,} of {share.all:,}"
 
 
-def _quoted(text: Marked, spans: list[Found]) -> str:
+def _quoted(text: AnnotatedText, spans: list[ScoredSpan]) -> str:
     return " and ".join(f"`{_keyphrase(text, span).text}`" for span in spans)
 
 
-def _keyphrase(text: Marked, span: Found) -> Keyphrase:
+def _keyphrase(text: AnnotatedText, span: ScoredSpan) -> Keyphrase:
     start, end = text.offsets[span[0]][0], text.offsets[span[1] - 1][1]
     return Keyphrase(text.text[start:end], start, end, span[2])
 
@@ -282,7 +282,7 @@ def _distance(mistake: Mistake) -> float:
     return mistake.score if mistake.predicted else 1 - mistake.score
 
 
-def review(tagger: Tagger, examples: Iterable[Example], train: Split, device: torch.device) -> list[Mistake]:
+def find_errors(tagger: Tagger, examples: Iterable[Example], train: Split, device: torch.device) -> list[Mistake]:
     """The mistakes of a tagger, by kind; see model/inference/error_analysis.py.
 
     Args:
@@ -291,7 +291,7 @@ def review(tagger: Tagger, examples: Iterable[Example], train: Split, device: to
         train: the split that it was trained on.
         device: where to compute.
     """
-    return mistakes_in(_marked(tagger, examples, device), train)
+    return classify_errors(_annotated(tagger, examples, device), train)
 
 
 def training_split(bundle: Bundle, *locations: str) -> Split:
@@ -315,16 +315,16 @@ def training_split(bundle: Bundle, *locations: str) -> Split:
     )
 
 
-def _marked(tagger: Tagger, examples: Iterable[Example], device: torch.device) -> Iterator[Marked]:
+def _annotated(tagger: Tagger, examples: Iterable[Example], device: torch.device) -> Iterator[AnnotatedText]:
     """The texts in which the tagger differs from the data."""
     examples = iter(examples)
-    while chunk := list(islice(examples, CHUNK)):
-        found: list[tuple[list[Found], list[Found]]] = [([], []) for _ in chunk]
-        for rows, batch, logits in answers(tagger, split_of(chunk, tagger.config.spelled), device):
-            gold = scored(logits, batch.lengths, batch.keyphrase.clamp(min=O))
-            for side, (spans, scores) in enumerate((gold, find(logits, batch.lengths))):
+    while chunk := list(islice(examples, CHUNK_TEXTS)):
+        found: list[tuple[list[ScoredSpan], list[ScoredSpan]]] = [([], []) for _ in chunk]
+        for rows, batch, logits in predict_batches(tagger, split_from_examples(chunk, tagger.config.spelled), device):
+            gold = score_tags(logits, batch.lengths, batch.keyphrase.clamp(min=O))
+            for side, (spans, scores) in enumerate((gold, predict_spans(logits, batch.lengths))):
                 for (row, start, end), score in zip(spans.tolist(), scores.tolist(), strict=True):
                     found[rows[row]][side].append((start, end, score))
         for example, (wanted, has) in zip(chunk, found, strict=True):
             if [span[:2] for span in wanted] != [span[:2] for span in has]:
-                yield Marked(example.text, example.place, example.ids, example.offsets, wanted, has)
+                yield AnnotatedText(example.text, example.place, example.ids, example.offsets, wanted, has)

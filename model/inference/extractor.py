@@ -9,17 +9,17 @@ import numpy.typing as npt
 import torch
 from tokenizers import Tokenizer
 
-from model.data.batching import ordered_batches, padded
-from model.data.features import Speller
-from model.data.tokenizer import PAD, UNKNOWN, Cut, Cutter
+from model.data.batching import length_sorted_batches, padded
+from model.data.features import WordFeatures
+from model.data.tokenizer import PAD, UNKNOWN, CachedTokenizer, TokenizedTexts
 from model.inference.bundle import load_bundle
-from model.network.decoding import find
-from model.network.device import device_of, keep_freed_memory
+from model.network.decoding import predict_spans
+from model.network.device import resolve_device, tune_malloc
 from model.network.tagger import Tagger
 
 TEXTS_HELD = 2048
 BATCH = 256
-LONGEST = 512  # tokens; a longer text is read in pieces of this size, and no keyphrase crosses their borders
+MAX_CHUNK_TOKENS = 512  # tokens; a longer text is read in pieces of this size, and no keyphrase crosses their borders
 
 
 class Keyphrase(NamedTuple):
@@ -41,12 +41,12 @@ class Extractor:
     """A tagger with its tokenizer, in use."""
 
     def __init__(self, tagger: Tagger, tokenizer: Tokenizer, device: str = "cpu") -> None:
-        keep_freed_memory()
-        self.device = device_of(device)
+        tune_malloc()
+        self.device = resolve_device(device)
         self.tagger = tagger.to(self.device).eval()
         vocabulary = tokenizer.get_vocab()
-        self._spell = Speller()
-        self._cut = Cutter(lambda word: vocabulary.get(word, UNKNOWN), tokenizer)
+        self._spell = WordFeatures()
+        self._cut = CachedTokenizer(lambda word: vocabulary.get(word, UNKNOWN), tokenizer)
 
     @classmethod
     def load(cls, bundle: str, device: str = "cpu") -> "Extractor":
@@ -70,7 +70,7 @@ class Extractor:
         cut = self._cut(texts)
         views = self._spell(texts, cut.starts, cut.ends, cut.begins) if self.tagger.config.spelled else None
         text, begins, lengths = _pieces(cut)
-        for rows in ordered_batches(lengths, BATCH):
+        for rows in length_sorted_batches(lengths, BATCH):
             batch = [padded(each, begins[rows], lengths[rows], PAD) for each in (cut.ids, views) if each is not None]
             row, start, end, score = self._spans(lengths[rows], *batch)
             piece = rows[row]
@@ -82,14 +82,14 @@ class Extractor:
     def _spans(self, lengths: npt.NDArray[np.int64], *padded: torch.Tensor) -> tuple[Any, Any, Any, list[float]]:
         """Row, first token, end token and score of each keyphrase."""
         ids, sizes, *views = (each.to(self.device) for each in (padded[0], torch.from_numpy(lengths), *padded[1:]))
-        spans, scores = find(self.tagger(ids, sizes, *views), sizes)
+        spans, scores = predict_spans(self.tagger(ids, sizes, *views), sizes)
         return (*spans.T.cpu().numpy(), scores.tolist())
 
 
-def _pieces(cut: Cut) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _pieces(cut: TokenizedTexts) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Of each piece its text, its first token and how many it has; a text without a token has no piece."""
     lengths = np.diff(cut.begins)
-    count = -(-lengths // LONGEST)
+    count = -(-lengths // MAX_CHUNK_TOKENS)
     text = np.repeat(np.arange(len(lengths)), count)
-    within = LONGEST * (np.arange(len(text)) - np.repeat(np.cumsum(count) - count, count))
-    return text, cut.begins[text] + within, np.minimum(lengths[text] - within, LONGEST)
+    within = MAX_CHUNK_TOKENS * (np.arange(len(text)) - np.repeat(np.cumsum(count) - count, count))
+    return text, cut.begins[text] + within, np.minimum(lengths[text] - within, MAX_CHUNK_TOKENS)

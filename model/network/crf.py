@@ -17,10 +17,10 @@ from torch.autograd.function import once_differentiable
 
 from model.data.labels import LEGAL, MAY_END, MAY_START, B, E, I, O, S
 
-LONGEST = 12  # tokens of a keyphrase that spans are looked for with
+MAX_SPAN_TOKENS = 12  # tokens of a keyphrase that spans are looked for with
 
 
-class Chain(NamedTuple):
+class CrfScores(NamedTuple):
     """Scores beside those of the head: of a first tag (5,), of a tag after another (from, to) and of a last tag (5,)."""
 
     start: torch.Tensor
@@ -28,7 +28,7 @@ class Chain(NamedTuple):
     end: torch.Tensor
 
 
-class Transitions(nn.Module):
+class CrfTransitions(nn.Module):
     """The learned scores of a chain; at first all legal sequences are equal."""
 
     def __init__(self) -> None:
@@ -37,18 +37,18 @@ class Transitions(nn.Module):
         self.step = nn.Parameter(torch.zeros(5, 5))
         self.end = nn.Parameter(torch.zeros(5))
 
-    def forward(self) -> Chain:
+    def forward(self) -> CrfScores:
         """The chain."""
-        return Chain(self.start, self.step, self.end)
+        return CrfScores(self.start, self.step, self.end)
 
 
-def no_chain(device: torch.device) -> Chain:
+def legality_only(device: torch.device) -> CrfScores:
     """The chain that knows what is legal and nothing else."""
     zeros = torch.zeros(5, 5, device=device)
-    return Chain(zeros[0], zeros, zeros[0])
+    return CrfScores(zeros[0], zeros, zeros[0])
 
 
-def sequence_loss(logits: torch.Tensor, chain: Chain, tags: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+def crf_nll(logits: torch.Tensor, chain: CrfScores, tags: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """Negative log-probability of the gold sequences, summed over the texts; a scalar.
 
     Args:
@@ -57,10 +57,10 @@ def sequence_loss(logits: torch.Tensor, chain: Chain, tags: torch.Tensor, length
         tags: (B, T) legal gold sequences; what stands in the padding is not read.
         lengths: (B,) tokens of each text, at least 1.
     """
-    return _SequenceLoss.apply(logits, *chain, tags, lengths)
+    return _CrfNll.apply(logits, *chain, tags, lengths)
 
 
-class _Passes(NamedTuple):
+class _ForwardBackward(NamedTuple):
     """The passes forwards and backwards, step by step (T, B, ...); in the padding `given` and `after` are 0.
 
     Attributes:
@@ -71,15 +71,15 @@ class _Passes(NamedTuple):
         after: (T, B, 5) weight of all ends that follow it: `before * after` is the probability of a tag at a step.
     """
 
-    weights: Chain
+    weights: CrfScores
     log_sums: torch.Tensor
     before: torch.Tensor
     given: torch.Tensor
     after: torch.Tensor
 
 
-def _passes(logits: torch.Tensor, chain: Chain, lengths: torch.Tensor) -> _Passes:
-    weights = Chain(
+def _forward_backward(logits: torch.Tensor, chain: CrfScores, lengths: torch.Tensor) -> _ForwardBackward:
+    weights = CrfScores(
         *(
             score.detach().double().exp() * legal.to(score.device)
             for score, legal in zip(chain, (MAY_START, LEGAL, MAY_END), strict=True)
@@ -106,10 +106,10 @@ def _passes(logits: torch.Tensor, chain: Chain, lengths: torch.Tensor) -> _Passe
     for t in range(steps - 1, -1, -1):
         follows = (given[t + 1] * after[t + 1]) @ weights.step.t() if t + 1 < steps else ending
         after[t] = torch.where((last == t)[:, None], ending, follows) * real[t]
-    return _Passes(weights, log_sums, before, given, after)
+    return _ForwardBackward(weights, log_sums, before, given, after)
 
 
-class _SequenceLoss(Function):
+class _CrfNll(Function):
     """Its gradient is expected counts minus those of the gold sequence, known as soon as the passes are made."""
 
     @staticmethod
@@ -122,8 +122,8 @@ class _SequenceLoss(Function):
         tags: torch.Tensor,
         lengths: torch.Tensor,
     ) -> torch.Tensor:
-        chain = Chain(start, step, end)
-        passes = _passes(logits, chain, lengths)
+        chain = CrfScores(start, step, end)
+        passes = _forward_backward(logits, chain, lengths)
         real = torch.arange(logits.shape[1], device=logits.device) < lengths[:, None]
         gold = torch.nn.functional.one_hot(tags.clamp(min=O), 5) * real[..., None]  # (B, T, 5)
         counts = gold.double()
@@ -151,12 +151,12 @@ class _SequenceLoss(Function):
 
 
 @torch.no_grad()
-def span_probabilities(logits: torch.Tensor, chain: Chain, lengths: torch.Tensor) -> torch.Tensor:
+def span_marginals(logits: torch.Tensor, chain: CrfScores, lengths: torch.Tensor) -> torch.Tensor:
     """How likely each span is a keyphrase: (B, T, K), of the spans that end with a token and have 1 to K tokens."""
-    weights, _, before, given, after = _passes(logits, chain, lengths)
+    weights, _, before, given, after = _forward_backward(logits, chain, lengths)
     arriving = given * after
     steps = len(given)
-    likely = given.new_zeros(*given.shape[:2], min(LONGEST, steps))
+    likely = given.new_zeros(*given.shape[:2], min(MAX_SPAN_TOKENS, steps))
     likely[..., 0] = before[..., S] * after[..., S]
     begun, previous = before[..., B], B  # weight of a keyphrase that is not yet at its end, by its last token
     for size in range(2, likely.shape[2] + 1):

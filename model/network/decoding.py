@@ -4,14 +4,14 @@ from typing import NamedTuple
 
 import torch
 
-from model.data.labels import LEGAL, MAY_END, MAY_START, B, E, I, O, S, spans_of_tags
-from model.network.crf import Chain, no_chain, span_probabilities
-from model.network.tagger import Logits, Reading
+from model.data.labels import LEGAL, MAY_END, MAY_START, B, E, I, O, S, tags_to_spans
+from model.network.crf import CrfScores, legality_only, span_marginals
+from model.network.tagger import Logits, SpanDecoding
 
 _MIXER = 6364136223846793005  # of a 64-bit generator: its multiples share no pattern with row and word numbers
 
 
-class Found(NamedTuple):
+class SpanPredictions(NamedTuple):
     """Keyphrases of a batch, in order of row and start.
 
     Attributes:
@@ -25,32 +25,32 @@ class Found(NamedTuple):
 
 
 @torch.no_grad()
-def find(logits: Logits, lengths: torch.Tensor) -> Found:
+def predict_spans(logits: Logits, lengths: torch.Tensor) -> SpanPredictions:
     """The keyphrases of texts that have `lengths` (B,) tokens."""
     if logits.reading is None:
-        return Found(*score_spans(logits.keyphrase, decode(logits.keyphrase, lengths, logits.chain)))
+        return SpanPredictions(*score_spans(logits.keyphrase, viterbi_decode(logits.keyphrase, lengths, logits.chain)))
     likely = _as_read(logits, logits.reading, lengths)
-    spans = spans_of_tags(likely_spans(likely, logits.reading.threshold))
-    return Found(spans, _probabilities(likely, spans))
+    spans = tags_to_spans(select_spans(likely, logits.reading.threshold))
+    return SpanPredictions(spans, _probabilities(likely, spans))
 
 
 @torch.no_grad()
-def scored(logits: Logits, lengths: torch.Tensor, tags: torch.Tensor) -> Found:
+def score_tags(logits: Logits, lengths: torch.Tensor, tags: torch.Tensor) -> SpanPredictions:
     """The keyphrases of given tags (B, T), O in the padding, with the scores that the tagger gives them."""
     if logits.reading is None:
-        return Found(*score_spans(logits.keyphrase, tags))
-    spans = spans_of_tags(tags)
-    return Found(spans, _probabilities(_as_read(logits, logits.reading, lengths), spans))
+        return SpanPredictions(*score_spans(logits.keyphrase, tags))
+    spans = tags_to_spans(tags)
+    return SpanPredictions(spans, _probabilities(_as_read(logits, logits.reading, lengths), spans))
 
 
-def likely_by_end(logits: Logits, lengths: torch.Tensor) -> torch.Tensor:
+def span_marginals_of(logits: Logits, lengths: torch.Tensor) -> torch.Tensor:
     """`span_probabilities` of what the heads say."""
-    return span_probabilities(logits.keyphrase, logits.chain or no_chain(lengths.device), lengths)
+    return span_marginals(logits.keyphrase, logits.chain or legality_only(lengths.device), lengths)
 
 
-def _as_read(logits: Logits, reading: Reading, lengths: torch.Tensor) -> torch.Tensor:
-    likely = likely_by_end(logits, lengths)
-    return highest_of_alike(likely, reading.words) if reading.agreement else likely
+def _as_read(logits: Logits, reading: SpanDecoding, lengths: torch.Tensor) -> torch.Tensor:
+    likely = span_marginals_of(logits, lengths)
+    return max_over_repeats(likely, reading.words) if reading.agreement else likely
 
 
 def _probabilities(likely: torch.Tensor, spans: torch.Tensor) -> torch.Tensor:
@@ -71,14 +71,14 @@ def score_spans(logits: torch.Tensor, tags: torch.Tensor) -> tuple[torch.Tensor,
     Returns:
         (spans, 3) as `spans_of_tags` gives them, and (spans,) the geometric mean of the probabilities of their tags.
     """
-    spans = spans_of_tags(tags)
+    spans = tags_to_spans(tags)
     row, start, end = spans.T
     chosen = torch.log_softmax(logits, -1).gather(-1, tags[..., None])[..., 0]
     sums = torch.nn.functional.pad(chosen.cumsum(1), (1, 0))
     return spans, ((sums[row, end] - sums[row, start]) / (end - start)).exp()
 
 
-def decode(logits: torch.Tensor, lengths: torch.Tensor, chain: Chain | None = None) -> torch.Tensor:
+def viterbi_decode(logits: torch.Tensor, lengths: torch.Tensor, chain: CrfScores | None = None) -> torch.Tensor:
     """The likeliest legal BIOES sequence of each row (Viterbi over log-probabilities, illegal steps shut).
 
     Args:
@@ -113,7 +113,7 @@ def decode(logits: torch.Tensor, lengths: torch.Tensor, chain: Chain | None = No
     return tags.masked_fill(padding, O)
 
 
-def highest_of_alike(likely: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+def max_over_repeats(likely: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
     """Gives each span the probability of the likeliest span of its text that has the same words.
 
     Args:
@@ -133,7 +133,7 @@ def highest_of_alike(likely: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
     return likely.masked_scatter(possible, highest[alike])
 
 
-def likely_spans(likely: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
+def select_spans(likely: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
     """The tags (B, T) of the disjoint spans whose probabilities exceed a threshold by the most, in sum.
 
     Taking a span whose probability is above F / 2, where F is the F1 that is reached in the end, raises the expected F1,

@@ -11,7 +11,7 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # mallopt's names of th
 _LARGEST = 32 * 2**20  # bytes of what may come from the heap; the most that the library takes
 
 
-def keep_freed_memory() -> None:
+def tune_malloc() -> None:
     """Has glibc keep what a step frees for the next one.
 
     Left to itself it gives large arrays back to the system at each step, and each step then waits for a thousand pages to be
@@ -23,7 +23,7 @@ def keep_freed_memory() -> None:
         library.mallopt(_TOP_PAD, 2 * _LARGEST)
 
 
-def device_of(name: str) -> torch.device:
+def resolve_device(name: str) -> torch.device:
     """The device `cpu`, `cuda` or `cuda:N`. Raises UserError where this machine or this build of torch has none."""
     try:
         device = torch.device(name)

@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from model.config import TaggerConfig
+from model.data.features import NUM_FEATURES
 from model.data.features import ROWS as SPELLINGS
-from model.data.features import VIEWS
 from model.data.tokenizer import PAD, UNKNOWN
 from model.network.cpu.dropout import dropout_mask
-from model.network.cpu.layer import layer_of_words, layer_with_head
-from model.network.cpu.packing import joined_rows, pack
-from model.network.crf import Chain, Transitions
+from model.network.cpu.layer import packed_rnn_from_ids, packed_rnn_with_head
+from model.network.cpu.packing import gather_windows, pack
+from model.network.crf import CrfScores, CrfTransitions
 
 _CELLS = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 
@@ -32,7 +32,7 @@ _EMBEDDING_SPREAD = 0.1
 _UNSETTLED = 0.5  # the threshold of a tagger that no validation split has seen
 
 
-class Reading(NamedTuple):
+class SpanDecoding(NamedTuple):
     """How likely spans are read as keyphrases.
 
     Attributes:
@@ -56,11 +56,11 @@ class Logits(NamedTuple):
 
     keyword: torch.Tensor
     keyphrase: torch.Tensor
-    chain: Chain | None = None
-    reading: Reading | None = None
+    chain: CrfScores | None = None
+    reading: SpanDecoding | None = None
 
 
-class Recurrent(nn.Module):
+class BiRnn(nn.Module):
     """A recurrent layer in one or both directions, in which padding at the end never reaches a real token."""
 
     def __init__(self, cell: str, inputs: int, hidden: int, bidirectional: bool) -> None:
@@ -111,10 +111,10 @@ class Tagger(nn.Module):
                 self.embedding.weight.copy_(vectors)
             self.embedding.weight[PAD] = 0
         self.spelling = _spelling_table(config.spelling) if config.spelling else None
-        self.transitions = Transitions() if config.transitions else None
-        inputs = config.window * (config.embedding + VIEWS * config.spelling)
-        self.layer1 = Recurrent(config.cell, inputs, config.hidden1, config.bidirectional)
-        self.layer2 = Recurrent(config.cell, self.layer1.outputs, config.hidden2, config.bidirectional)
+        self.transitions = CrfTransitions() if config.transitions else None
+        inputs = config.window * (config.embedding + NUM_FEATURES * config.spelling)
+        self.layer1 = BiRnn(config.cell, inputs, config.hidden1, config.bidirectional)
+        self.layer2 = BiRnn(config.cell, self.layer1.outputs, config.hidden2, config.bidirectional)
         # Saved with the weights: they are learned too, though not by gradients.
         for name, value in (("threshold", _UNSETTLED), ("agreement", 0.0)):
             self.register_buffer(name, torch.tensor(value) if config.decoding == "spans" else None)
@@ -149,14 +149,14 @@ class Tagger(nn.Module):
         chain = self.transitions() if self.transitions else None
         return Logits(keyword, keyphrase, chain, self._reading(ids, views))
 
-    def _reading(self, ids: torch.Tensor, views: torch.Tensor | None) -> Reading | None:
+    def _reading(self, ids: torch.Tensor, views: torch.Tensor | None) -> SpanDecoding | None:
         if self.threshold is None or self.agreement is None:
             return None
         words = ids
         if self.spelling is not None and views is not None:
             # Words that are not in the vocabulary are told apart by how they are written.
             words = (ids * SPELLINGS + views[..., 1]) * SPELLINGS + views[..., 2]
-        return Reading(self.threshold, self.agreement, words)
+        return SpanDecoding(self.threshold, self.agreement, words)
 
     def _heads(
         self, ids: torch.Tensor, lengths: torch.Tensor, views: torch.Tensor | None
@@ -166,7 +166,7 @@ class Tagger(nn.Module):
         if self._packs(ids):
             return self._packed_heads(ids, lengths, views)
         vectors = [self.embedding(ids)] + ([] if self.spelling is None else [self.spelling(views).flatten(2)])
-        x = self._drop(torch.cat([windows(each, self.config.window) for each in vectors], dim=-1))
+        x = self._drop(torch.cat([context_windows(each, self.config.window) for each in vectors], dim=-1))
         h1 = self.layer1(x, lengths)
         h2 = self.layer2(h1, lengths)
         return self.keyword_head(h1), self.keyphrase_head(h2)
@@ -202,17 +202,17 @@ class Tagger(nn.Module):
                 assert views is not None
                 spelled = self._inputs(self.spelling, _around(views, self.config.window)[places].flatten(1))
                 inputs = torch.cat([inputs, spelled], dim=1)
-            h1, keyword = layer_with_head(inputs, *layer1)
+            h1, keyword = packed_rnn_with_head(inputs, *layer1)
         else:
-            h1, keyword = layer_of_words(self.embedding.weight, around, *layer1)
-        _, keyphrase = layer_with_head(h1, steps, self.layer2.directions, self.keyphrase_head)
+            h1, keyword = packed_rnn_from_ids(self.embedding.weight, around, *layer1)
+        _, keyphrase = packed_rnn_with_head(h1, steps, self.layer2.directions, self.keyphrase_head)
         return _padded(keyword, places, ids.shape), _padded(keyphrase, places, ids.shape)
 
     def _inputs(self, table: nn.Embedding, around: torch.Tensor) -> torch.Tensor:
         """(N, rows) -> (N, rows * D)."""
         mask = self._mask((len(around), around.shape[1] * table.embedding_dim))
         if table.sparse:
-            return joined_rows(table.weight, around, mask)
+            return gather_windows(table.weight, around, mask)
         return table(around).flatten(1) * (1.0 if mask is None else mask)
 
     def _drop(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -253,7 +253,7 @@ def _spelling_table(size: int) -> nn.Embedding:
     return table
 
 
-def windows(vectors: torch.Tensor, size: int) -> torch.Tensor:
+def context_windows(vectors: torch.Tensor, size: int) -> torch.Tensor:
     """Each vector between its neighbours, zeros beyond the ends: (B, T, D) -> (B, T, size * D), leftmost first."""
     time, reach = vectors.shape[1], size // 2
     padded = F.pad(vectors, (0, 0, reach, reach))

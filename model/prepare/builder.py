@@ -19,20 +19,20 @@ from safetensors.numpy import save
 from model import storage
 from model.config import TaggerConfig
 from model.data.dataset import FORMAT_VERSION, SPLITS
-from model.data.examples import Tally, later, told
+from model.data.examples import SkipCounts, format_skips, shift_line
 from model.data.tokenizer import SPECIAL
 from model.errors import LineError, UserError
-from model.prepare.passes import Facts, Piece, Rules, first_pass, second_pass
-from model.prepare.readers import sources
-from model.prepare.vectors import joining, read_vectors, start_table
+from model.prepare.passes import InputShard, ShardOptions, ShardStats, encode_shard, tokenize_shard
+from model.prepare.readers import resolve_inputs
+from model.prepare.vectors import extra_words, initial_embedding, read_vectors
 from model.prepare.vocabulary import WordCounts, save_tokenizer
-from model.prepare.word2vec import FREQUENCY, pretrain, unlabelled
+from model.prepare.word2vec import FREQUENCY, train_word2vec, unlabelled_files
 from model.prepare.writers import read_words, write_vocabulary
-from model.shards import Over, cut, here
+from model.shards import ParallelMap, make_shards, serial_map
 
 
 @dataclass(frozen=True)
-class Recipe:
+class PrepareConfig:
     """What to make a dataset from.
 
     Attributes:
@@ -74,8 +74,8 @@ class Recipe:
 
 
 def prepare(
-    recipe: Recipe,
-    over: Over = here,
+    recipe: PrepareConfig,
+    over: ParallelMap = serial_map,
     tell: Callable[[int], None] = lambda texts: None,
     tell_pretraining: Callable[[int], None] = lambda texts: None,
 ) -> dict[str, Any]:
@@ -91,15 +91,17 @@ def prepare(
         UserError: the input or the output cannot be used; nothing is left at `out`.
         OSError: the storage is full or cannot be written; likewise.
     """
-    storage.check_new(recipe.out, "dataset.json", "dataset", recipe.overwrite)
+    storage.require_absent(recipe.out, "dataset.json", "dataset", recipe.overwrite)
     given = {"train": recipe.train, "valid": recipe.valid, "test": recipe.test}
-    files = {split: sources(patterns, recipe.format) for split, patterns in given.items() if patterns}
-    start = _Start(recipe)
-    pieces = [Piece(origin, i, ranges) for origin, each in files.items() for i, ranges in enumerate(cut(each))]
+    files = {split: resolve_inputs(patterns, recipe.format) for split, patterns in given.items() if patterns}
+    start = _PretrainedVectors(recipe)
+    pieces = [
+        InputShard(origin, i, ranges) for origin, each in files.items() for i, ranges in enumerate(make_shards(each))
+    ]
     with storage.scratch_directory(recipe.out) as drafts:
-        rules = Rules(_carved(given), recipe.max_tokens, recipe.skip_bad_lines, drafts)
-        found = _Found(rules)
-        with closing(over(partial(first_pass, rules), pieces)) as passes:
+        rules = ShardOptions(_split_by_hash(given), recipe.max_tokens, recipe.skip_bad_lines, drafts)
+        found = _Totals(rules)
+        with closing(over(partial(tokenize_shard, rules), pieces)) as passes:
             for piece, facts in zip(pieces, passes, strict=True):
                 found.add(piece, facts)
                 tell(found.texts)
@@ -107,7 +109,7 @@ def prepare(
         vocabulary = found.words.vocabulary(recipe.min_frequency, recipe.max_words)["word"]
         vocabulary = start.joined(vocabulary, tell_pretraining)
         write_vocabulary(drafts, vocabulary)
-        with storage.common_directory(recipe.out, marker="dataset.json") as folder:
+        with storage.staged_shared_directory(recipe.out, marker="dataset.json") as folder:
             save_tokenizer(vocabulary, storage.join(folder, "tokenizer.json"))
             vectors = start.write(folder, vocabulary)
             words = len(SPECIAL) + len(vocabulary)
@@ -131,7 +133,7 @@ def prepare(
     return info
 
 
-class _Found:
+class _Totals:
     """What the first passes found, added up in the order of the pieces.
 
     Attributes:
@@ -140,21 +142,21 @@ class _Found:
         sources: what dataset.json says of the files of each split.
     """
 
-    def __init__(self, rules: Rules) -> None:
+    def __init__(self, rules: ShardOptions) -> None:
         self.words = WordCounts()
         self.texts = 0
         self.sources: dict[str, list[dict[str, Any]]] = {}
         self._rules = rules
         self._counts: dict[str, Counter[str]] = {}
-        self._tallies: dict[str, Tally] = {}
+        self._tallies: dict[str, SkipCounts] = {}
 
-    def add(self, piece: Piece, facts: Facts) -> None:
+    def add(self, piece: InputShard, facts: ShardStats) -> None:
         """Raises what stopped the pass, with the line counted from the beginning of its file."""
         files = self.sources.setdefault(piece.origin, [])
         for i, part in enumerate(piece.ranges):
             before = files[-1]["lines"] if part.start else 0
             if i == len(facts.lines) and isinstance(facts.error, LineError):
-                raise LineError(later(facts.error.place, before), facts.error.problem)
+                raise LineError(shift_line(facts.error.place, before), facts.error.problem)
             if i == len(facts.lines):
                 break
             if first := facts.checksums[i]:
@@ -162,7 +164,7 @@ class _Found:
                 files.append({"path": part.path, "format": part.format, "lines": 0, "bytes": size, "sha256": digest})
             files[-1]["lines"] += facts.lines[i]
             for split, tally in facts.tallies[i].items():
-                self._tallies.setdefault(split, Tally()).join(tally, before)
+                self._tallies.setdefault(split, SkipCounts()).join(tally, before)
         if facts.error is not None:
             raise facts.error
         for split, counts in facts.counts.items():
@@ -171,7 +173,7 @@ class _Found:
         if piece.origin == "train":
             self.words.add(read_words(self._rules.drafts, piece.origin, piece.number))
 
-    def splits(self, pieces: list[Piece], strict: bool) -> dict[str, dict[str, Any]]:
+    def splits(self, pieces: list[InputShard], strict: bool) -> dict[str, dict[str, Any]]:
         """What dataset.json says of each split. Raises UserError where one has no text, or had to leave some out."""
         splits = {}
         for split in SPLITS:
@@ -179,10 +181,12 @@ class _Found:
                 continue
             tally, counts = self._tallies[split], self._counts[split]
             if tally.counts and strict:
-                left_out = "; ".join(told(tally.counts, tally.places))
+                left_out = "; ".join(format_skips(tally.counts, tally.places))
                 raise UserError(f"{split}: --strict, and this would be left out: {left_out}")
             if not counts["rows"]:
-                why = "; ".join(told(tally.counts, tally.places)) or "there were too few texts to set some aside"
+                why = (
+                    "; ".join(format_skips(tally.counts, tally.places)) or "there were too few texts to set some aside"
+                )
                 raise UserError(f"{split}: no text is left: {why}; mend the files, or give more texts")
             splits[split] = {
                 **{name: counts[name] for name in ("rows", "tokens", "keyphrases")},
@@ -193,16 +197,18 @@ class _Found:
         return splits
 
 
-def _write_parts(rules: Rules, pieces: list[Piece], folder: str, splits: list[str], over: Over) -> None:
+def _write_parts(
+    rules: ShardOptions, pieces: list[InputShard], folder: str, splits: list[str], over: ParallelMap
+) -> None:
     for split in splits:
         storage.make_directory(storage.join(folder, split))
-    with closing(over(partial(second_pass, rules, folder), pieces)) as passes:
+    with closing(over(partial(encode_shard, rules, folder), pieces)) as passes:
         for error in passes:
             if error is not None:
                 raise error
 
 
-def _carved(given: dict[str, list[str]]) -> dict[int, str]:
+def _split_by_hash(given: dict[str, list[str]]) -> dict[int, str]:
     """Which tenths (by hash) of the training files go to a split that has no files of its own."""
     shares = dict.fromkeys(range(10), "train")
     if not given["valid"]:
@@ -212,10 +218,10 @@ def _carved(given: dict[str, list[str]]) -> dict[int, str]:
     return shares
 
 
-class _Start:
+class _PretrainedVectors:
     """The word vectors to begin from, where there are any."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: PrepareConfig) -> None:
         """Raises UserError where the recipe contradicts itself, or a file is missing or empty."""
         self._recipe = recipe
         if recipe.pretrain and recipe.vectors is not None:
@@ -230,7 +236,7 @@ class _Start:
             raise UserError(f"--join {recipe.join}: is about words with vectors; give --pretrain or --vectors, too")
         if recipe.vectors is not None and not storage.exists(recipe.vectors):
             raise UserError(f"{recipe.vectors}: no such file of word vectors")
-        self._texts = unlabelled(recipe.pretrain)
+        self._texts = unlabelled_files(recipe.pretrain)
         self._known: Any = None
         self._about: dict[str, Any] = {}
 
@@ -239,7 +245,7 @@ class _Start:
         recipe = self._recipe
         if self._texts:
             size, frequency = recipe.vector_size or TaggerConfig().embedding, recipe.pretrain_frequency or FREQUENCY
-            self._known, self._about["pretrained"] = pretrain(
+            self._known, self._about["pretrained"] = train_word2vec(
                 self._texts, size, frequency, recipe.skip_bad_lines, tell=tell
             )
             most = len(self._known) if recipe.join is None else recipe.join
@@ -249,7 +255,7 @@ class _Start:
         else:
             return words
         room = max(recipe.max_words - len(SPECIAL) - len(words), 0)
-        more = joining(self._known, words.to_pylist(), min(most, room))
+        more = extra_words(self._known, words.to_pylist(), min(most, room))
         self._about["words_joined"] = len(more)
         return pa.chunked_array([*words.chunks, pa.array(more, pa.string())])
 
@@ -257,7 +263,7 @@ class _Start:
         """Writes the vectors of the vocabulary; gives what dataset.json says of them."""
         if self._known is None:
             return None
-        found = start_table(self._known, [*SPECIAL, *words.to_pylist()])
+        found = initial_embedding(self._known, [*SPECIAL, *words.to_pylist()])
         self._known = None  # it may be large
         storage.write(storage.join(folder, "vectors.safetensors"), save({"vectors": found.table}))
         rows, size = found.table.shape

@@ -48,7 +48,7 @@ _SHORT_WORDS = frozenset(
 )
 
 
-def example(tweet: str) -> tuple[str, tuple[int, int]] | str:
+def label_by_hashtag(tweet: str) -> tuple[str, tuple[int, int]] | str:
     """A text and its keyphrase's characters (start, end); or, where the tweet is no example, the reason."""
     tweet = html.unescape(tweet)
     tags = list(_HASHTAG.finditer(tweet))

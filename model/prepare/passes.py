@@ -8,25 +8,25 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from model.data.examples import Labelled, Span, Tally, spans_of
-from model.data.tokenizer import Cut, Cutter
+from model.data.examples import LabelledText, SkipCounts, Span, locate_keyphrases
+from model.data.tokenizer import CachedTokenizer, TokenizedTexts
 from model.errors import UserError
 from model.prepare.readers import Reader
-from model.prepare.writers import drafts, ids_of, rows_of, write_part, write_words
-from model.shards import Range, checksum
+from model.prepare.writers import open_drafts, to_record_batch, vocabulary_ids, write_part, write_words
+from model.shards import FileRange, checksum
 
 _TEXTS = 4096  # held and cut at a time
 
 
-class Piece(NamedTuple):
+class InputShard(NamedTuple):
     """A piece of the input: the `number`-th of the files that are given for the split `origin`."""
 
     origin: str
     number: int
-    ranges: list[Range]
+    ranges: list[FileRange]
 
 
-class Rules(NamedTuple):
+class ShardOptions(NamedTuple):
     """What holds for all pieces.
 
     Attributes:
@@ -47,7 +47,7 @@ class Rules(NamedTuple):
 
 
 @dataclass
-class Facts:
+class ShardStats:
     """What a first pass found. Lines are counted from the beginning of each range.
 
     Attributes:
@@ -60,16 +60,18 @@ class Facts:
 
     lines: list[int] = field(default_factory=list)
     checksums: list[tuple[int, str] | None] = field(default_factory=list)
-    tallies: list[dict[str, Tally]] = field(default_factory=list)
+    tallies: list[dict[str, SkipCounts]] = field(default_factory=list)
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
     error: UserError | OSError | None = None
 
 
-def first_pass(rules: Rules, piece: Piece) -> Facts:
+def tokenize_shard(rules: ShardOptions, piece: InputShard) -> ShardStats:
     """Reads a piece, and writes its drafts and its words."""
-    facts = Facts(counts={split: {"rows": 0, "tokens": 0, "keyphrases": 0} for split in rules.splits(piece.origin)})
+    facts = ShardStats(
+        counts={split: {"rows": 0, "tokens": 0, "keyphrases": 0} for split in rules.splits(piece.origin)}
+    )
     try:
-        with drafts(rules.drafts, piece.number, rules.splits(piece.origin)) as writers:
+        with open_drafts(rules.drafts, piece.number, rules.splits(piece.origin)) as writers:
             draft = _Draft(rules, piece, writers, facts)
             for part in piece.ranges:
                 draft.read(part)
@@ -79,10 +81,10 @@ def first_pass(rules: Rules, piece: Piece) -> Facts:
     return facts
 
 
-def second_pass(rules: Rules, folder: str, piece: Piece) -> OSError | None:
+def encode_shard(rules: ShardOptions, folder: str, piece: InputShard) -> OSError | None:
     """Writes a piece's parts into the dataset directory, with the ids of the vocabulary. Returns what stopped it."""
     try:
-        ids = ids_of(rules.drafts, piece.origin, piece.number)
+        ids = vocabulary_ids(rules.drafts, piece.origin, piece.number)
         for split in rules.splits(piece.origin):
             write_part(rules.drafts, split, piece.number, folder, ids)
     except OSError as error:
@@ -93,16 +95,16 @@ def second_pass(rules: Rules, folder: str, piece: Piece) -> OSError | None:
 class _Draft:
     """A piece on its way to its drafts."""
 
-    def __init__(self, rules: Rules, piece: Piece, writers: dict[str, Any], facts: Facts) -> None:
+    def __init__(self, rules: ShardOptions, piece: InputShard, writers: dict[str, Any], facts: ShardStats) -> None:
         self._rules, self._piece, self._writers, self._facts = rules, piece, writers, facts
         self._ids: dict[str, int] = {}  # of the piece's own words
         self._trained = np.zeros(0, np.int64)  # how often each of them occurs in training
-        self._cut = Cutter(lambda word: self._ids.setdefault(word, len(self._ids)))
+        self._cut = CachedTokenizer(lambda word: self._ids.setdefault(word, len(self._ids)))
 
-    def read(self, part: Range) -> None:
+    def read(self, part: FileRange) -> None:
         """Adds the texts of a range."""
         reader = Reader(part, self._rules.skip_bad_lines)
-        tallies = {split: Tally() for split in self._writers}
+        tallies = {split: SkipCounts() for split in self._writers}
         # What a reader leaves out belongs to the file, and is told once: with the split that has the file.
         texts = reader.read(tallies[self._piece.origin])
         while chunk := list(islice(texts, _TEXTS)):
@@ -121,7 +123,7 @@ class _Draft:
             self._trained,
         )
 
-    def _add(self, chunk: list[Labelled], tallies: dict[str, Tally]) -> None:
+    def _add(self, chunk: list[LabelledText], tallies: dict[str, SkipCounts]) -> None:
         texts = [each.text for each in chunk]
         cut = self._cut(texts)
         given_to = [self._split(text) for text in texts]
@@ -131,13 +133,13 @@ class _Draft:
         starts, ends, begins = cut.starts.tolist(), cut.ends.tolist(), cut.begins.tolist()
         for i, (labelled, split) in enumerate(zip(chunk, given_to, strict=True)):
             of_text = slice(begins[i], begins[i + 1])
-            found = spans_of(labelled, starts[of_text], ends[of_text], tallies[split], self._rules.max_tokens)
+            found = locate_keyphrases(labelled, starts[of_text], ends[of_text], tallies[split], self._rules.max_tokens)
             if found is not None:
                 rows[split].append(i)
                 spans[split].append(found)
         for split, writer in self._writers.items():
             if rows[split]:
-                written = rows_of(texts, cut, rows[split], spans[split])
+                written = to_record_batch(texts, cut, rows[split], spans[split])
                 writer.write_batch(written)
                 counts = self._facts.counts[split]
                 counts["rows"] += len(rows[split])
@@ -149,7 +151,7 @@ class _Draft:
             return self._piece.origin
         return self._rules.shares[int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big") % 10]
 
-    def _count(self, cut: Cut, trained: npt.NDArray[np.bool_]) -> None:
+    def _count(self, cut: TokenizedTexts, trained: npt.NDArray[np.bool_]) -> None:
         """Counts the words of the training texts, of those too that will be left out."""
         ids = cut.ids[np.repeat(trained, np.diff(cut.begins))]
         counts = np.bincount(ids, minlength=len(self._ids))

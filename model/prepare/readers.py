@@ -17,10 +17,10 @@ from itertools import islice, repeat
 from typing import Any
 
 from model import storage
-from model.data.examples import Labelled, Tally
+from model.data.examples import LabelledText, SkipCounts
 from model.errors import LineError, UserError
 from model.prepare import hashtags
-from model.shards import Range
+from model.shards import FileRange
 
 FORMATS = ("tsv", "jsonl", "conll", "raw")
 _TAG = re.compile(r"^(?:O|[BIESLU](?:-\S+)?)$")
@@ -34,13 +34,13 @@ class Reader:
         lines: how many there were; known when `read` has come to its end.
     """
 
-    def __init__(self, part: Range, skip_bad_lines: bool = False) -> None:
+    def __init__(self, part: FileRange, skip_bad_lines: bool = False) -> None:
         """With `skip_bad_lines` a line that cannot be used is left out and counted, instead of raising LineError."""
         self.part = part
         self.skip_bad_lines = skip_bad_lines
         self.lines = 0
 
-    def read(self, tally: Tally) -> Iterator[Labelled]:
+    def read(self, tally: SkipCounts) -> Iterator[LabelledText]:
         """The texts in order of the file; their line numbers begin at 1 where the range does.
 
         Raises:
@@ -74,7 +74,7 @@ class Reader:
         self.lines = number
 
 
-def sources(patterns: list[str], format: str = "auto") -> list[Range]:
+def resolve_inputs(patterns: list[str], format: str = "auto") -> list[FileRange]:
     """The input files that paths, URIs and globs name, with their formats.
 
     Args:
@@ -88,14 +88,16 @@ def sources(patterns: list[str], format: str = "auto") -> list[Range]:
         raise UserError(f"format {format!r} is unknown; choose one of auto, {', '.join(FORMATS)}")
     paths = [path for pattern in patterns for path in storage.expand(pattern)]
     with ThreadPoolExecutor(16) as threads:  # waiting, for the most part, where the files are far away
-        formats = dict(zip(paths, threads.map(detect, paths) if format == "auto" else repeat(format), strict=False))
+        formats = dict(
+            zip(paths, threads.map(detect_format, paths) if format == "auto" else repeat(format), strict=False)
+        )
     if len(set(formats.values())) > 1:
         seen = ", ".join(f"{path} is {kind}" for path, kind in formats.items())
         raise UserError(f"the sources differ in format: {seen}; prepare them apart, or name one with --format")
-    return [Range(path, formats[path]) for path in paths]
+    return [FileRange(path, formats[path]) for path in paths]
 
 
-def detect(path: str) -> str:
+def detect_format(path: str) -> str:
     """The format of a file, told by its first lines.
 
     Raises:
@@ -126,7 +128,7 @@ def first_lines(path: str) -> list[str]:
     """The first lines of a file that are not blank. Raises UserError where there is none."""
     lines = [
         line.decode("utf-8", "replace").strip("\r\n\ufeff")
-        for line in islice(Range(path, "auto").lines(), _SAMPLE_LINES)
+        for line in islice(FileRange(path, "auto").lines(), _SAMPLE_LINES)
     ]
     full = [line for line in lines if line.strip()]
     if not full:
@@ -156,26 +158,26 @@ def _decode(raw: bytes, place: str) -> str:
 Lines = list[tuple[str, str]]
 
 
-def _parse_tsv(lines: Lines, tally: Tally) -> Labelled:
+def _parse_tsv(lines: Lines, tally: SkipCounts) -> LabelledText:
     [(place, line)] = lines
     columns = line.split("\t")
     if len(columns) != 2:
         found = "no tab" if len(columns) == 1 else f"{len(columns) - 1} tabs"
         raise LineError(place, f"{found} in the line; write text<TAB>keyphrase[;keyphrase...] with exactly one tab")
     phrases = tuple(phrase.strip() for phrase in columns[1].split(";") if phrase.strip())
-    return Labelled(_text(columns[0], place), place, keyphrases=phrases)
+    return LabelledText(_text(columns[0], place), place, keyphrases=phrases)
 
 
-def _parse_jsonl(lines: Lines, tally: Tally) -> Labelled:
+def _parse_jsonl(lines: Lines, tally: SkipCounts) -> LabelledText:
     [(place, line)] = lines
     record = _json_object(line, place)
     text = _text(record.get("text"), place)
     if "spans" in record:
-        return Labelled(text, place, spans=_spans(record["spans"], text, place))
+        return LabelledText(text, place, spans=_spans(record["spans"], text, place))
     phrases = record.get("keyphrases")
     if not isinstance(phrases, list) or not all(isinstance(phrase, str) for phrase in phrases):
         raise LineError(place, 'has neither "spans" nor "keyphrases" as a list of strings; add one of them')
-    return Labelled(text, place, keyphrases=tuple(phrase for phrase in phrases if phrase.strip()), every=True)
+    return LabelledText(text, place, keyphrases=tuple(phrase for phrase in phrases if phrase.strip()), every=True)
 
 
 def _spans(value: Any, text: str, place: str) -> tuple[tuple[int, int], ...]:
@@ -191,7 +193,7 @@ def _spans(value: Any, text: str, place: str) -> tuple[tuple[int, int], ...]:
     return tuple((start, end) for start, end in value)
 
 
-def _parse_conll(lines: Lines, tally: Tally) -> Labelled | None:
+def _parse_conll(lines: Lines, tally: SkipCounts) -> LabelledText | None:
     """Tokens are joined by one space, so that every token keeps an exact place in the text."""
     text, spans, start = "", [], None
     for place, line in lines:
@@ -214,18 +216,18 @@ def _parse_conll(lines: Lines, tally: Tally) -> Labelled | None:
             start = None
     if start is not None:
         spans.append((start, len(text)))
-    return Labelled(text, lines[0][0], spans=tuple(spans))
+    return LabelledText(text, lines[0][0], spans=tuple(spans))
 
 
-def _parse_raw(lines: Lines, tally: Tally) -> Labelled | None:
+def _parse_raw(lines: Lines, tally: SkipCounts) -> LabelledText | None:
     [(place, line)] = lines
     text = _text(_json_object(line, place).get("text"), place) if line.lstrip().startswith("{") else line
-    found = hashtags.example(text)
+    found = hashtags.label_by_hashtag(text)
     if isinstance(found, str):
         tally.add(found, place)
         return None
     text, span = found
-    return Labelled(text, place, spans=(span,))
+    return LabelledText(text, place, spans=(span,))
 
 
 def _json_object(line: str, place: str) -> dict[str, Any]:
@@ -252,7 +254,7 @@ def _text(value: Any, place: str) -> str:
     return value
 
 
-_PARSERS: dict[str, Callable[[Lines, Tally], Labelled | None]] = {
+_PARSERS: dict[str, Callable[[Lines, SkipCounts], LabelledText | None]] = {
     "tsv": _parse_tsv,
     "jsonl": _parse_jsonl,
     "conll": _parse_conll,

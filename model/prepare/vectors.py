@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model import storage
-from model.data.tokenizer import SPECIAL, Cutter
+from model.data.tokenizer import SPECIAL, CachedTokenizer
 from model.errors import UserError
 
 _NAMES_AT_ONCE = 10_000
@@ -22,7 +22,7 @@ class Vectors(NamedTuple):
     covered: int
 
 
-def start_table(known: Any, words: list[str], seed: int = 0) -> Vectors:
+def initial_embedding(known: Any, words: list[str], seed: int = 0) -> Vectors:
     """The vectors of a vocabulary's words.
 
     A word is looked for as it is, then with a capital, then in capitals. Words that are not known are drawn at random
@@ -45,7 +45,7 @@ def start_table(known: Any, words: list[str], seed: int = 0) -> Vectors:
     return Vectors(table, covered)
 
 
-def joining(known: Any, words: Iterable[str], most: int) -> list[str]:
+def extra_words(known: Any, words: Iterable[str], most: int) -> list[str]:
     """At most so many words that have a vector and are not in a vocabulary, in the order of the vectors.
 
     They are in the form in which the tokenizer finds them; what it would cut into several words is left out.
@@ -57,7 +57,7 @@ def joining(known: Any, words: Iterable[str], most: int) -> list[str]:
     """
     has, joined = set(words), dict[str, None]()
     forms: dict[str, int] = {}
-    cut = Cutter(lambda word: forms.setdefault(word, len(forms)))
+    cut = CachedTokenizer(lambda word: forms.setdefault(word, len(forms)))
     names = iter(known.index_to_key)
     while len(joined) < most and (some := list(islice(names, _NAMES_AT_ONCE))):
         tokens, surface = cut(some), list(forms)

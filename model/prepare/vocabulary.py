@@ -86,7 +86,7 @@ def save_tokenizer(words: pa.ChunkedArray, location: str) -> None:
     frame = new_tokenizer().to_str(pretty=True)
     first, last = (f"      {json.dumps(word)}: {i}" for i, word in enumerate(SPECIAL))
     before, after = frame.split(f"{first},\n{last}\n")
-    with storage.output(location) as file:
+    with storage.open_atomic(location) as file:
         file.write(f"{before}{first},\n{last}".encode())
         for lines in _lines(words):
             file.write("".join(lines).encode())

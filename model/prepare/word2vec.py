@@ -12,12 +12,12 @@ from typing import IO, Any, NamedTuple
 from zlib import crc32
 
 from model import storage
-from model.data.examples import Tally
-from model.data.tokenizer import Cutter
+from model.data.examples import SkipCounts
+from model.data.tokenizer import CachedTokenizer
 from model.errors import LineError, UserError
 from model.prepare.readers import Reader, first_lines, looks_conll, text_of_line
 from model.prepare.vocabulary import COUNTED
-from model.shards import Range, checksum
+from model.shards import FileRange, checksum
 
 FREQUENCY = 5  # words seen less often get no vector
 EPOCHS = 5
@@ -38,18 +38,18 @@ class Pretrained(NamedTuple):
     about: dict[str, Any]
 
 
-def unlabelled(patterns: list[str]) -> list[Range]:
+def unlabelled_files(patterns: list[str]) -> list[FileRange]:
     """The files that paths, URIs and globs name: `jsonl`, `conll`, or `text`, of which what follows a tab is left out.
 
     Raises:
         UserError: a file is missing or empty.
     """
     paths = [path for pattern in patterns for path in storage.expand(pattern)]
-    return [Range(path, _format(path)) for path in paths]
+    return [FileRange(path, _format(path)) for path in paths]
 
 
-def pretrain(
-    files: list[Range],
+def train_word2vec(
+    files: list[FileRange],
     size: int,
     frequency: int = FREQUENCY,
     skip_bad_lines: bool = False,
@@ -113,18 +113,18 @@ class _Sentences:
                 yield line[:-1].split(" ")
 
 
-def _cut(files: list[Range], skip_bad_lines: bool, spool: IO[str], tell: Callable[[int], None]) -> dict[str, Any]:
+def _cut(files: list[FileRange], skip_bad_lines: bool, spool: IO[str], tell: Callable[[int], None]) -> dict[str, Any]:
     """Writes the words of each text as a line."""
-    sources, all_texts, tokens, tally = [], 0, 0, Tally()
+    sources, all_texts, tokens, tally = [], 0, 0, SkipCounts()
     words: dict[str, int] = {}
-    cut = Cutter(lambda word: words.setdefault(word, len(words)))
+    cut = CachedTokenizer(lambda word: words.setdefault(word, len(words)))
     for file in files:
         texts = _texts(file, skip_bad_lines, tally)
         before = all_texts
         while chunk := list(islice(texts, _TEXTS)):
             if len(words) > _WORDS:
                 words.clear()
-                cut = Cutter(lambda word: words.setdefault(word, len(words)))
+                cut = CachedTokenizer(lambda word: words.setdefault(word, len(words)))
             found = cut(chunk)
             surface = list(words)
             begins, ids = found.begins.tolist(), found.ids.tolist()
@@ -142,7 +142,7 @@ def _cut(files: list[Range], skip_bad_lines: bool, spool: IO[str], tell: Callabl
     return {"sources": sources, "texts": all_texts, "tokens": tokens, **skipped}
 
 
-def _texts(file: Range, skip_bad_lines: bool, tally: Tally) -> Iterator[str]:
+def _texts(file: FileRange, skip_bad_lines: bool, tally: SkipCounts) -> Iterator[str]:
     """The texts of a file. Raises LineError."""
     if file.format == "conll":
         yield from (labelled.text for labelled in Reader(file, skip_bad_lines).read(tally))

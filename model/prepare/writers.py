@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from model import storage
 from model.data.dataset import SCHEMA, part_name
 from model.data.examples import Span
-from model.data.tokenizer import SPECIAL, UNKNOWN, Cut
+from model.data.tokenizer import SPECIAL, UNKNOWN, TokenizedTexts
 from model.prepare.vocabulary import bucket_of
 
 _ROWS_PER_GROUP = 10_000
@@ -28,7 +28,7 @@ _VOCABULARY = "vocabulary"
 _WORDS = pa.schema([("word", pa.string()), ("count", pa.int64()), ("bucket", pa.int8())])
 
 
-def rows_of(texts: list[str], cut: Cut, rows: list[int], spans: list[list[Span]]) -> pa.RecordBatch:
+def to_record_batch(texts: list[str], cut: TokenizedTexts, rows: list[int], spans: list[list[Span]]) -> pa.RecordBatch:
     """Some of a run of texts, as rows.
 
     Args:
@@ -55,13 +55,13 @@ def _lists(values: npt.NDArray[np.int32], offsets: npt.NDArray[np.int64]) -> pa.
 
 
 @contextmanager
-def drafts(folder: str, number: int, splits: list[str]) -> Iterator[dict[str, Any]]:
+def open_drafts(folder: str, number: int, splits: list[str]) -> Iterator[dict[str, Any]]:
     """The drafts of a piece's parts to fill, each by its split: what has `write_batch`."""
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     with ExitStack() as stack:
         writers = {}
         for split in splits:
-            file = stack.enter_context(storage.output(_draft(folder, split, number)))
+            file = stack.enter_context(storage.open_atomic(_draft(folder, split, number)))
             writers[split] = stack.enter_context(pa.ipc.new_file(file, SCHEMA, options=options))
         yield writers
 
@@ -69,7 +69,10 @@ def drafts(folder: str, number: int, splits: list[str]) -> Iterator[dict[str, An
 def write_words(folder: str, origin: str, number: int, words: Iterable[str], counts: Any) -> None:
     """Writes the words of a piece in the order of their ids, with how often they occur in training."""
     table = pa.table([pa.array(words, pa.string()), counts, [bucket_of(word) for word in words]], schema=_WORDS)
-    with storage.output(_draft(folder, f"{origin}-words", number)) as file, pa.ipc.new_file(file, _WORDS) as writer:
+    with (
+        storage.open_atomic(_draft(folder, f"{origin}-words", number)) as file,
+        pa.ipc.new_file(file, _WORDS) as writer,
+    ):
         writer.write_table(table, max_chunksize=_WORDS_AT_ONCE)
 
 
@@ -81,11 +84,11 @@ def read_words(folder: str, origin: str, number: int) -> pa.Table:
 def write_vocabulary(folder: str, words: pa.ChunkedArray) -> None:
     """Writes the words that have an id, in the order of their ids."""
     schema = pa.schema([_WORDS.field("word")])
-    with storage.output(_draft(folder, _VOCABULARY, 0)) as file, pa.ipc.new_file(file, schema) as writer:
+    with storage.open_atomic(_draft(folder, _VOCABULARY, 0)) as file, pa.ipc.new_file(file, schema) as writer:
         writer.write_table(pa.table([words], schema=schema), max_chunksize=_WORDS_AT_ONCE)
 
 
-def ids_of(folder: str, origin: str, number: int) -> npt.NDArray[np.int32]:
+def vocabulary_ids(folder: str, origin: str, number: int) -> npt.NDArray[np.int32]:
     """The vocabulary id of each word of a piece."""
     words = read_words(folder, origin, number)["word"]
     ids, first = np.full(len(words), UNKNOWN, np.int32), len(SPECIAL)
@@ -107,7 +110,7 @@ def write_part(draft_folder: str, split: str, number: int, folder: str, ids: npt
         ids: the vocabulary id of each word of the piece.
     """
     with (
-        storage.output(storage.join(folder, split, part_name(number))) as file,
+        storage.open_atomic(storage.join(folder, split, part_name(number))) as file,
         pq.ParquetWriter(file, SCHEMA, compression="zstd") as writer,
     ):
         for table in _grouped(_read(_draft(draft_folder, split, number))):

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 
-class Workers(Protocol):
+class Communicator(Protocol):
     """The processes that train one tagger together. Rank 0 speaks for all."""
 
     rank: int
@@ -27,7 +27,7 @@ class Workers(Protocol):
         ...
 
 
-class Alone:
+class SingleProcess:
     """One worker."""
 
     rank = 0

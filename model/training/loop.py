@@ -13,23 +13,23 @@ import numpy as np
 import torch
 
 from model.config import TrainingConfig
-from model.data.batching import Batch, Rows, ahead, collate, epoch_batches
+from model.data.batching import Batch, RowIds, collate, epoch_batches, prefetch
 from model.data.dataset import Split
 from model.errors import DivergedError
-from model.network.device import check_precision, keep_freed_memory
+from model.network.device import check_precision, tune_malloc
 from model.network.tagger import Tagger
 from model.training import legacy_metrics
-from model.training.communicator import Alone, Workers
+from model.training.communicator import Communicator, SingleProcess
 from model.training.evaluation import evaluate
 from model.training.loss import dual_loss
-from model.training.metrics import Counts, summarise
-from model.training.optimizer import clip_gradients, lr_at, make_optimizers
+from model.training.metrics import Counts, summarize
+from model.training.optimizer import clip_gradients, learning_rate, make_optimizers
 
-RANKED_BY = "valid/keyphrase_f1"
+SELECTION_METRIC = "valid/keyphrase_f1"
 _SECONDS_BETWEEN_REPORTS = 0.5
 _STEPS_BETWEEN_CHECKS = 20  # each asks the device and the other workers for a number, so not every step
 
-Figures = dict[str, float]
+Metrics = dict[str, float]
 
 
 class Progress(NamedTuple):
@@ -43,7 +43,7 @@ class Progress(NamedTuple):
     keyphrase_loss: float
 
 
-class Keeper(Protocol):
+class Checkpointer(Protocol):
     """Keeps a training where a restart finds it."""
 
     def due(self) -> bool:
@@ -71,10 +71,10 @@ class Training:
         tagger: Tagger,
         train: Split,
         valid: Split,
-        workers: Workers | None = None,
+        workers: Communicator | None = None,
         device: torch.device | None = None,
         on_progress: Callable[[Progress], None] | None = None,
-        keeper: Keeper | None = None,
+        keeper: Checkpointer | None = None,
     ) -> None:
         """Raises UserError where the device does not have the precision.
 
@@ -87,9 +87,9 @@ class Training:
             on_progress: called about twice a second.
             keeper: keeps checkpoints inside epochs; those between epochs are up to the caller.
         """
-        keep_freed_memory()
+        tune_malloc()
         self.config, self.train, self.valid = config, train, valid
-        self.workers: Workers = workers or Alone()
+        self.workers: Communicator = workers or SingleProcess()
         self.device = device or torch.device("cpu")
         check_precision(config.precision, self.device)
         self.on_progress, self.keeper = on_progress, keeper
@@ -103,10 +103,10 @@ class Training:
             2, dtype=torch.float64, device=self.device
         )  # sums over this worker's part of the epoch
         self._seconds = 0.0  # of the epoch, up to the last checkpoint inside it
-        self.history: list[Figures] = []
+        self.history: list[Metrics] = []
         self.counts: Counts | None = None
 
-    def epochs(self) -> Iterator[Figures]:
+    def epochs(self) -> Iterator[Metrics]:
         """Trains on, and gives the figures of each epoch when it ends, until the budget or the patience is spent.
 
         Raises:
@@ -124,7 +124,7 @@ class Training:
     @property
     def best(self) -> int:
         """Index in the history of the first epoch with the highest `valid/keyphrase_f1`."""
-        return int(np.argmax([figures[RANKED_BY] for figures in self.history]))
+        return int(np.argmax([figures[SELECTION_METRIC] for figures in self.history]))
 
     def state(self) -> dict[str, Any]:
         """All that is needed to go on from here; can be read with `torch.load(weights_only=True)`.
@@ -151,7 +151,7 @@ class Training:
         self._losses = torch.tensor(state["losses"], dtype=torch.float64, device=self.device) / self.workers.size
         self._seconds = state["seconds"]
 
-    def run_epoch(self) -> Figures:
+    def run_epoch(self) -> Metrics:
         """Trains one epoch, or what a checkpoint left of it, evaluates, and gives the figures."""
         trained = self._train_epoch()
         seconds = self._seconds
@@ -168,13 +168,13 @@ class Training:
                 "valid/loss": alpha * evaluation.keyword_loss + (1 - alpha) * evaluation.keyphrase_loss,
                 "valid/keyword_loss": evaluation.keyword_loss,
                 "valid/keyphrase_loss": evaluation.keyphrase_loss,
-                **{f"valid/{name}": value for name, value in summarise(evaluation.counts).items()},
+                **{f"valid/{name}": value for name, value in summarize(evaluation.counts).items()},
                 **legacy_metrics.evaluation_keys(evaluation.counts),
             }
         )
         return self.history[-1]
 
-    def _train_epoch(self) -> Figures:
+    def _train_epoch(self) -> Metrics:
         lengths = self.train.lengths
         batches = epoch_batches(lengths, self.config.batch, self.config.seed, self.epoch, self.config.bucketed)
         done = sum(int(lengths[rows].sum()) for rows in batches[: self.step])
@@ -183,10 +183,10 @@ class Training:
         resumed = reported = began = time.perf_counter()
         self.tagger.train()
         # Where the processor does nothing but to prepare the device's work, it has time for the next batch.
-        assembled = (ahead if self.device.type == "cuda" else map)(self._share, batches[self.step :])
+        assembled = (prefetch if self.device.type == "cuda" else map)(self._share, batches[self.step :])
         for step, batch in enumerate(assembled, self.step):
             rows, last = batches[step], step == len(batches) - 1
-            lr = lr_at(self.config, self.epoch * len(batches) + step, len(batches))
+            lr = learning_rate(self.config, self.epoch * len(batches) + step, len(batches))
             sums, record_sums = self._step(batch, int(lengths[rows].sum()), step, lr, last)
             self._losses += sums
             first_bad = torch.where((first_bad < 0) & ~sums.isfinite().all(), step, first_bad)
@@ -217,7 +217,7 @@ class Training:
             self.workers.sum(last_record), len(batches[-1]), self.config.alpha, lr
         )
 
-    def _share(self, rows: Rows) -> Batch:
+    def _share(self, rows: RowIds) -> Batch:
         """This worker's share of a global batch."""
         return collate(self.train, rows[self.workers.rank :: self.workers.size]).to(self.device)
 
@@ -261,7 +261,7 @@ class Training:
         if not bad:
             return bool(wanted)
         step = int(first_bad) if first_bad >= 0 else now
-        lr = lr_at(self.config, self.epoch * steps + step, steps)
+        lr = learning_rate(self.config, self.epoch * steps + step, steps)
         raise DivergedError(
             f"the loss is no longer a number since epoch {self.epoch + 1}, step {step + 1} of {steps} (lr {lr:g}); "
             f"train again with a lower training.lr or a smaller training.clip (now {self.config.clip:g})"

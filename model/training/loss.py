@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from model.data.batching import Batch
 from model.data.labels import IGNORED
-from model.network.crf import sequence_loss
+from model.network.crf import crf_nll
 from model.network.tagger import Logits
 
 
@@ -33,7 +33,7 @@ def dual_loss(logits: Logits, batch: Batch) -> LossSums:
     keyword = _sum(logits.keyword, batch.keyword)
     if logits.chain is None:
         return LossSums(keyword, _sum(logits.keyphrase, batch.keyphrase))
-    return LossSums(keyword, sequence_loss(logits.keyphrase.float(), logits.chain, batch.keyphrase, batch.lengths))
+    return LossSums(keyword, crf_nll(logits.keyphrase.float(), logits.chain, batch.keyphrase, batch.lengths))
 
 
 def _sum(logits: torch.Tensor, tags: torch.Tensor) -> torch.Tensor:

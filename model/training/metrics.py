@@ -13,8 +13,8 @@ import torch
 
 from model.data.batching import Batch
 from model.data.examples import Span
-from model.data.labels import IGNORED, O, spans_of_tags
-from model.network.decoding import find, highest_of_alike, likely_by_end, likely_spans
+from model.data.labels import IGNORED, O, tags_to_spans
+from model.network.decoding import max_over_repeats, predict_spans, select_spans, span_marginals_of
 from model.network.tagger import Logits
 
 RESAMPLES = 1000
@@ -27,24 +27,24 @@ Counts = npt.NDArray[np.int64]
 
 def count(logits: Logits, batch: Batch) -> torch.Tensor:
     """(B, 8) counts of each text: four columns of the keyphrase head, then four of the keyword head."""
-    found = find(logits, batch.lengths).spans
+    found = predict_spans(logits, batch.lengths).spans
     return torch.cat([_count_spans(found, batch.keyphrase), count_keywords(logits, batch)], dim=1)
 
 
-def count_at(logits: Logits, batch: Batch, thresholds: torch.Tensor) -> torch.Tensor:
+def count_at_thresholds(logits: Logits, batch: Batch, thresholds: torch.Tensor) -> torch.Tensor:
     """(B, 2 C, 4) counts of the keyphrase head alone, at each of C thresholds without agreement, then with it."""
     assert logits.reading is not None
     many, rows = 2 * len(thresholds), len(batch.ids)
-    likely = likely_by_end(logits, batch.lengths)
-    both = [each.repeat(many // 2, 1, 1) for each in (likely, highest_of_alike(likely, logits.reading.words))]
-    tags = likely_spans(torch.cat(both), thresholds.repeat_interleave(rows).repeat(2))
-    counts = _count_spans(spans_of_tags(tags), batch.keyphrase.repeat(many, 1))
+    likely = span_marginals_of(logits, batch.lengths)
+    both = [each.repeat(many // 2, 1, 1) for each in (likely, max_over_repeats(likely, logits.reading.words))]
+    tags = select_spans(torch.cat(both), thresholds.repeat_interleave(rows).repeat(2))
+    counts = _count_spans(tags_to_spans(tags), batch.keyphrase.repeat(many, 1))
     return counts.unflatten(0, (many, rows)).transpose(0, 1)
 
 
 def _count_spans(found: torch.Tensor, gold: torch.Tensor) -> torch.Tensor:
     rows, time = gold.shape
-    wanted = spans_of_tags(gold.clamp(min=O))
+    wanted = tags_to_spans(gold.clamp(min=O))
     key = torch.tensor([(time + 1) ** 2, time + 1, 1], device=gold.device)
     right = found[torch.isin((found * key).sum(1), (wanted * key).sum(1))]
     columns = [torch.bincount(spans[:, 0], minlength=rows) for spans in (right, found, wanted)]
@@ -81,7 +81,7 @@ class Score(NamedTuple):
     f1: npt.NDArray[np.float64]
 
 
-def score(right: npt.ArrayLike, predicted: npt.ArrayLike, gold: npt.ArrayLike) -> Score:
+def precision_recall_f1(right: npt.ArrayLike, predicted: npt.ArrayLike, gold: npt.ArrayLike) -> Score:
     """The score that sums of counts give; elementwise on arrays."""
     right, predicted, gold = (np.asarray(each, np.float64) for each in (right, predicted, gold))
     return Score(
@@ -89,7 +89,7 @@ def score(right: npt.ArrayLike, predicted: npt.ArrayLike, gold: npt.ArrayLike) -
     )
 
 
-def summarise(counts: Counts, seed: int = 0) -> dict[str, float]:
+def summarize(counts: Counts, seed: int = 0) -> dict[str, float]:
     """The figures of a split.
 
     Args:
@@ -99,10 +99,10 @@ def summarise(counts: Counts, seed: int = 0) -> dict[str, float]:
     Returns:
         For each head `<head>_f1`, `_precision`, `_recall`, `_f1_low`, `_f1_high` and `_exact_match`, all in 0 to 1.
     """
-    return summarise_seeds([counts], seed)
+    return summarize_seeds([counts], seed)
 
 
-def summarise_seeds(runs: Sequence[Counts], seed: int = 0) -> dict[str, float]:
+def summarize_seeds(runs: Sequence[Counts], seed: int = 0) -> dict[str, float]:
     """The figures of a split as means over several trainings, with intervals over its texts alone.
 
     Each resample draws the texts once for all trainings, and gives the mean of their figures on these texts.
@@ -122,8 +122,8 @@ def summarise_seeds(runs: Sequence[Counts], seed: int = 0) -> dict[str, float]:
     sums, draws = counts.sum(0).reshape(len(runs), 8).T, draws.reshape(RESAMPLES, len(runs), 8).T
     figures: dict[str, float] = {}
     for head, first in zip(HEADS, (0, 4), strict=True):
-        whole = score(*sums[first : first + 3])
-        low, high = np.percentile(score(*draws[first : first + 3]).f1.mean(0), [2.5, 97.5])
+        whole = precision_recall_f1(*sums[first : first + 3])
+        low, high = np.percentile(precision_recall_f1(*draws[first : first + 3]).f1.mean(0), [2.5, 97.5])
         figures |= {
             f"{head}_f1": float(whole.f1.mean()),
             f"{head}_precision": float(whole.precision.mean()),

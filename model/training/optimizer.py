@@ -29,10 +29,10 @@ def make_optimizers(tagger: Tagger, config: TrainingConfig) -> list[Optimizer]:
         whole: Optimizer = AdamW(network, config.lr, weight_decay=config.weight_decay, fused=True)
     else:
         whole = Adam(network, config.lr, fused=True)
-    return [whole, RowAdam(table, config.lr)] if table else [whole]
+    return [whole, LazyAdam(table, config.lr)] if table else [whole]
 
 
-class RowAdam(Optimizer):
+class LazyAdam(Optimizer):
     """Adam on the rows of tables that a step touched (Kingma & Ba, 2015, algorithm 1); all else stands still.
 
     Gradients have to be sparse and coalesced. torch's own SparseAdam takes three times as long.
@@ -65,7 +65,7 @@ class RowAdam(Optimizer):
             each.index_copy_(0, rows, values)
 
 
-def lr_at(config: TrainingConfig, step: int, steps_per_epoch: int) -> float:
+def learning_rate(config: TrainingConfig, step: int, steps_per_epoch: int) -> float:
     """The learning rate of a step, counted from 0 over all epochs.
 
     constant: lr. step: multiplied by `step_factor` after every `step_epochs`. cosine: from 0 to lr in a straight line

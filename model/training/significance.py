@@ -6,9 +6,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from model.training.metrics import HEADS, RESAMPLES, Counts, score
+from model.training.metrics import HEADS, RESAMPLES, Counts, precision_recall_f1
 
-LEVEL = 0.05  # a difference with a smaller p is taken for shown
+SIGNIFICANCE_LEVEL = 0.05  # a difference with a smaller p is taken for shown
 
 
 class Comparison(NamedTuple):
@@ -26,7 +26,7 @@ class Comparison(NamedTuple):
     p: float
 
 
-def resample_means(
+def bootstrap_means(
     runs: Sequence[Sequence[Counts]], head: str, figure: str = "f1", seed: int = 0
 ) -> npt.NDArray[np.float64]:
     """Bootstrap of the mean figure over seeds of several taggers measured on the same texts.
@@ -50,7 +50,9 @@ def resample_means(
     for row in range(RESAMPLES):
         weights = np.bincount(draw.integers(texts, size=texts), minlength=texts)
         right, predicted, gold, exact = (weights @ stacked).reshape(-1, 4).T
-        values = exact / texts if figure == "exact_match" else getattr(score(right, predicted, gold), figure)
+        values = (
+            exact / texts if figure == "exact_match" else getattr(precision_recall_f1(right, predicted, gold), figure)
+        )
         begin = 0
         for column, seeds in enumerate(runs):
             means[row, column] = values[begin + draw.integers(len(seeds), size=len(seeds))].mean()
@@ -58,14 +60,16 @@ def resample_means(
     return means
 
 
-def method(seeds: int) -> str:
+def describe_test(seeds: int) -> str:
     """What `compare` goes by, in words, where each mean is over so many seeds."""
     if seeds > 1:
         return "by a paired bootstrap over texts and seeds"
     return "by a paired bootstrap over texts; what a seed changes is not in it, for there is one"
 
 
-def compare(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64], difference: float) -> Comparison:
+def paired_bootstrap_test(
+    first: npt.NDArray[np.float64], second: npt.NDArray[np.float64], difference: float
+) -> Comparison:
     """The paired test of two columns of `resample_means`; `difference` is the one that was measured."""
     differences = first - second
     low, high = np.percentile(differences, [2.5, 97.5])

@@ -71,14 +71,14 @@ def write(folder: Path, texts: int) -> list[str]:
 
 def measure(where: str, paths: list[str], out: str) -> dict[str, Any]:
     """Prepares a dataset here, or from here on a Ray. Returns its rows, its times and the peak of memory."""
-    from distributed.cluster.ray_data import over
-    from model.prepare.builder import Recipe, prepare
+    from distributed.cluster.ray_data import parallel_map
+    from model.prepare.builder import PrepareConfig, prepare
 
     if not NODES[where]:
         os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
     with cluster(NODES[where]), largest_worker() as worker:
         began, cpu = time.monotonic(), time.process_time()
-        info = prepare(Recipe(paths, out), over(out))
+        info = prepare(PrepareConfig(paths, out), parallel_map(out))
         seconds, cpu = time.monotonic() - began, time.process_time() - cpu
     rows = sum(facts["rows"] for facts in info["splits"].values())
     return {

@@ -12,15 +12,15 @@ from typing import Any
 
 import torch
 
-from model.network.cpu.direction import Direction, first
-from model.network.cpu.packing import Step
+from model.network.cpu.direction import Direction, leading
+from model.network.cpu.packing import PackedStep
 
 _MINUS_ONE, _TWO = torch.tensor(-1.0), torch.tensor(2.0)  # calls that are given numbers make tensors of them each time
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
 
 
-class Plain(Direction):
+class TanhCell(Direction):
     """`h = tanh(sum)`. The sums are computed twice as large, and become states in place."""
 
     factor = 2
@@ -48,7 +48,7 @@ class Lstm(Direction):
         torch.add(_MINUS_ONE, g, alpha=2, out=g)
         torch.mul(i, g, out=cells)
         if before is not None:
-            first(cells, both).addcmul_(first(f, both), first(self.each_kept[1][before], both))
+            leading(cells, both).addcmul_(leading(f, both), leading(self.each_kept[1][before], both))
         self._clear(cells, step)
         _tanh_of_half(torch.mul(cells, _TWO, out=squashed))
         torch.mul(o, squashed, out=self.each_state[step])
@@ -71,7 +71,7 @@ class Lstm(Direction):
         return factors
 
     def _derive(self, step: int, gradient: torch.Tensor, earlier: torch.Tensor | None) -> None:
-        of_cells, factors = first(self.of_cells, gradient.shape[1]), self.each_factors[step]
+        of_cells, factors = leading(self.of_cells, gradient.shape[1]), self.each_factors[step]
         self._clear(of_cells, step)
         of_cells.addcmul_(gradient, self.each_of_cell[step])
         factors[:3].mul_(of_cells)
@@ -88,7 +88,9 @@ class Gru(Direction):
 
     keeps = (4,)
 
-    def __init__(self, steps: list[Step], reads_back: bool, weights: Sequence[torch.Tensor], *matrices: Any) -> None:
+    def __init__(
+        self, steps: list[PackedStep], reads_back: bool, weights: Sequence[torch.Tensor], *matrices: Any
+    ) -> None:
         w_ih, w_hh, b_ih, b_hh = weights
         self.size = len(b_hh) // 3
         of_r_z, self.bias_of_q = b_hh[: 2 * self.size], b_hh[2 * self.size :, None]
@@ -119,7 +121,7 @@ class Gru(Direction):
         _tanh_of_half(n.mul_(_TWO))
         torch.addcmul(n, n, z, value=-1, out=state)
         if before is not None:
-            first(state, both).addcmul_(first(z, both), first(self.each_state[before], both))
+            leading(state, both).addcmul_(leading(z, both), leading(self.each_state[before], both))
 
     def _factors(self, gradient: torch.Tensor) -> torch.Tensor:
         # All by the gradient of h.
@@ -140,7 +142,7 @@ class Gru(Direction):
         self.each_factors[step].mul_(gradient)
         if earlier is not None:
             both = earlier.shape[1]
-            earlier.addcmul_(first(gradient, both), first(self.each_z[step], both))
+            earlier.addcmul_(leading(gradient, both), leading(self.each_z[step], both))
 
 
 def _tanh_of_half(x: torch.Tensor) -> torch.Tensor:

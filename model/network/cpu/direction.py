@@ -12,7 +12,7 @@ from itertools import accumulate, groupby, pairwise
 
 import torch
 
-from model.network.cpu.packing import Step
+from model.network.cpu.packing import PackedStep
 
 
 class Direction(ABC):
@@ -31,7 +31,7 @@ class Direction(ABC):
 
     def __init__(
         self,
-        steps: list[Step],
+        steps: list[PackedStep],
         reads_back: bool,
         weights: Sequence[torch.Tensor],
         states: torch.Tensor,
@@ -69,7 +69,7 @@ class Direction(ABC):
         sums, states = self._each(self._of_states(self.sums)), self.each_state
         for step, before, both in self._order():
             if before is not None:
-                first(sums[step], both).addmm_(self.w_hh, first(states[before], both), alpha=self.factor)
+                leading(sums[step], both).addmm_(self.w_hh, leading(states[before], both), alpha=self.factor)
             self._activate(step, before, both)
             self._clear(states[step], step)
 
@@ -80,10 +80,10 @@ class Direction(ABC):
         transposed = self.w_hh.t().contiguous()  # a fifth faster where H is 128, a thirtieth slower where it is 300
         for step, before, both in reversed(self._order()):
             self._clear(gradients[step], step)
-            earlier = None if before is None else first(gradients[before], both)
+            earlier = None if before is None else leading(gradients[before], both)
             self._derive(step, gradients[step], earlier)
             if earlier is not None:
-                earlier.addmm_(transposed, first(recurrent[step], both))
+                earlier.addmm_(transposed, leading(recurrent[step], both))
         return of_sums
 
     def of_weights(self, of_sums: torch.Tensor, inputs: torch.Tensor) -> list[torch.Tensor]:
@@ -155,6 +155,6 @@ class Direction(ABC):
             yield (earlier, later) if self.reads_back else (later, earlier)
 
 
-def first(columns: torch.Tensor, count: int) -> torch.Tensor:
+def leading(columns: torch.Tensor, count: int) -> torch.Tensor:
     """The first columns."""
     return columns if columns.shape[1] == count else columns[:, :count]

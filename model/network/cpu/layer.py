@@ -22,15 +22,15 @@ from torch import nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from model.network.cpu.cells import Gru, Lstm, Plain
+from model.network.cpu.cells import Gru, Lstm, TanhCell
 from model.network.cpu.direction import Direction
-from model.network.cpu.packing import Step, distinct
+from model.network.cpu.packing import PackedStep, unique_ids
 
-_CELLS: dict[type[nn.Module], type[Direction]] = {nn.RNN: Plain, nn.LSTM: Lstm, nn.GRU: Gru}
+_CELLS: dict[type[nn.Module], type[Direction]] = {nn.RNN: TanhCell, nn.LSTM: Lstm, nn.GRU: Gru}
 
 
-def layer_with_head(
-    inputs: torch.Tensor, steps: list[Step], directions: list[nn.Module], head: nn.Linear
+def packed_rnn_with_head(
+    inputs: torch.Tensor, steps: list[PackedStep], directions: list[nn.Module], head: nn.Linear
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What a recurrent module of torch's over each packed text and a linear head on its states give.
 
@@ -46,15 +46,15 @@ def layer_with_head(
     return _Layer.apply(inputs, steps, type(directions[0]), head.weight, head.bias, *_weights(directions))
 
 
-def layer_of_words(
-    table: torch.Tensor, ids: torch.Tensor, steps: list[Step], directions: list[nn.Module], head: nn.Linear
+def packed_rnn_from_ids(
+    table: torch.Tensor, ids: torch.Tensor, steps: list[PackedStep], directions: list[nn.Module], head: nn.Linear
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`layer_with_head(joined_rows(table, ids, None), ...)` where no gradient is wanted.
 
     Each distinct word goes through the input weights once, for each place in the window; a token adds up what its window's
     words came to.
     """
-    touched, number = distinct(ids, len(table))
+    touched, number = unique_ids(ids, len(table))
     words, size = table[touched], ids.shape[1]
     places = number * size + torch.arange(size)
     states = words.new_empty(head.in_features, len(ids))
@@ -72,7 +72,7 @@ class _Layer(Function):
     def forward(
         ctx: Any,
         inputs: torch.Tensor,
-        steps: list[Step],
+        steps: list[PackedStep],
         kind: type[nn.Module],
         head: torch.Tensor,
         head_bias: torch.Tensor,
@@ -113,7 +113,7 @@ def _weights(directions: list[nn.Module]) -> list[torch.Tensor]:
 
 def _directions(
     kind: type[nn.Module],
-    steps: list[Step],
+    steps: list[PackedStep],
     weights: Sequence[torch.Tensor],
     states: torch.Tensor,
     kept: Sequence[torch.Tensor] | None = None,

@@ -16,7 +16,7 @@ from model.data.tokenizer import PAD
 _LANE = 16  # columns that the matrix product works on at once
 
 
-class Step(NamedTuple):
+class PackedStep(NamedTuple):
     """How many texts have a token at a step, and to how many columns it is filled up."""
 
     texts: int
@@ -32,7 +32,7 @@ class Packing(NamedTuple):
     """
 
     places: torch.Tensor
-    steps: list[Step]
+    steps: list[PackedStep]
 
 
 def pack(lengths: npt.NDArray[np.int64], time: int) -> Packing:
@@ -47,11 +47,11 @@ def pack(lengths: npt.NDArray[np.int64], time: int) -> Packing:
     places = np.where(real, order * time + steps, len(lengths) * time)
     places = places[np.arange(len(order)) < columns[:, None]]
     return Packing(
-        torch.from_numpy(places), [Step(*each) for each in zip(texts.tolist(), columns.tolist(), strict=True)]
+        torch.from_numpy(places), [PackedStep(*each) for each in zip(texts.tolist(), columns.tolist(), strict=True)]
     )
 
 
-def joined_rows(table: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+def gather_windows(table: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """The rows (N, W * D) of a table that ids (N, W) name, side by side, times a mask (N, W * D).
 
     The table's gradient is sparse, has each row once, and leaves out the row of PAD.
@@ -73,7 +73,7 @@ class _Rows(Function):
         ids, mask = ctx.saved_tensors
         if mask is not None:
             gradient = torch.mul(gradient, mask, out=mask)  # its memory is not needed again
-        touched, number = distinct(ids, ctx.shape[0])
+        touched, number = unique_ids(ids, ctx.shape[0])
         values = gradient.new_zeros(len(touched), ctx.shape[1])
         values.index_add_(0, number.flatten(), gradient.reshape(-1, ctx.shape[1]))
         real = slice(int(touched[0] == PAD), None)
@@ -83,7 +83,7 @@ class _Rows(Function):
         return rows, None, None
 
 
-def distinct(ids: torch.Tensor, words: int) -> tuple[torch.Tensor, torch.Tensor]:
+def unique_ids(ids: torch.Tensor, words: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The distinct ids, ascending, and the number of each id among them.
 
     As torch.unique gives them, at a fifth of its time: ids are small numbers.
