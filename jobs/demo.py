@@ -51,7 +51,7 @@ def demo(
     extractor = Extractor.load(result["bundle"])
     for sentence in SENTENCES:
         print(sentence)
-        for each in extractor.one(sentence):
+        for each in extractor(sentence):
             print(f"    {each.text}  [{each.start}:{each.end}]  {each.score:.3f}")
     echo(
         f"\ncorpus   {place / 'corpus'}\ndataset  {data}\nbundle   {result['bundle']}\n\nNext:\n"
@@ -79,5 +79,5 @@ def measure(bundle: str, data: str) -> dict[str, float]:
     from model.training.metrics import summarize
 
     tagger = load_bundle(bundle).tagger
-    test = Dataset(data).load("test", tagger.config.spelled)
+    test = Dataset(data).load("test", tagger.config.uses_word_features)
     return summarize(evaluate(tagger, test, torch.device("cpu")).counts)

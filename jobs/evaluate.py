@@ -45,7 +45,7 @@ def evaluate(
     def read(tally: SkipCounts) -> Iterator[Example]:
         return examples(labelled_texts(data, split, format, tally), loaded.tokenizer, tally, max_tokens)
 
-    rows = split_from_examples(read(tally), loaded.tagger.config.spelled)
+    rows = split_from_examples(read(tally), loaded.tagger.config.uses_word_features)
     tell_skipped(tally.counts, tally.places)
     if not len(rows):
         raise UserError(f"{data}: no text is left to measure on; see the reasons above")

@@ -31,7 +31,8 @@ def prepare(
         typer.Option(metavar="FILES", help="Train word vectors on these unlabelled texts: paths, URIs or globs."),
     ] = None,
     vector_size: Annotated[
-        int | None, typer.Option(min=1, help="Values of a vector of --pretrain; as tagger.embedding, 300, otherwise.")
+        int | None,
+        typer.Option(min=1, help="Values of a vector of --pretrain; as tagger.embedding_dim, 300, otherwise."),
     ] = None,
     pretrain_frequency: Annotated[
         int | None,

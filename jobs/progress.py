@@ -150,7 +150,7 @@ class SweepProgress:
 
     def _summary(self) -> str:
         sweep, best = self.sweep, self.sweep.best
-        shown = f"best {best.name} {best.rank(sweep.plan.metric):.4f}" if best else "no figure yet"
+        shown = f"best {best.name} {best.best_score(sweep.plan.metric):.4f}" if best else "no figure yet"
         return f"{shown}, {sweep.epochs_spent} of {sweep.plan.epochs_planned} epochs, left {self._left()}"
 
     def _left(self) -> str:
@@ -184,7 +184,7 @@ class SweepProgress:
         running = [trial for trial in sweep.all if trial.state == "running"]
         others = sorted(
             (trial for trial in sweep.all if trial.state != "running"),
-            key=lambda trial: -trial.rank(metric),
+            key=lambda trial: -trial.best_score(metric),
         )
         for trial in (running + others)[: self.ROWS]:
             now = f"{trial.figures[-1][metric]:.4f}" if trial.figures else "-"

@@ -20,7 +20,10 @@ def train(
     lr: Annotated[float | None, typer.Option(help="training.lr: learning rate.")] = None,
     alpha: Annotated[float | None, typer.Option(help="training.alpha: weight of the keyword loss.")] = None,
     epochs: Annotated[int | None, typer.Option(help="training.epochs: passes over the data at most.")] = None,
-    batch: Annotated[int | None, typer.Option(help="training.batch: texts of a global batch.")] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option("--batch-size", "--batch", help="training.global_batch_size: texts in a step, over all workers."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="training.seed.")] = None,
     cell: Annotated[str | None, typer.Option(help="tagger.cell: rnn, gru or lstm.")] = None,
     workers: Annotated[
@@ -29,7 +32,9 @@ def train(
     ] = None,
     device: Annotated[str | None, typer.Option(help="run.device: auto, cpu or cuda.")] = None,
     storage: Annotated[str | None, typer.Option(help="run.storage: where run folders lie, a path or URI.")] = None,
-    project: Annotated[str | None, typer.Option(help="run.project: W&B project.")] = None,
+    wandb_project: Annotated[
+        str | None, typer.Option("--wandb-project", "--project", help="run.wandb_project: W&B project.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the configuration and the resources; run nothing.")
     ] = False,
@@ -45,14 +50,14 @@ def train(
         "training.lr": lr,
         "training.alpha": alpha,
         "training.epochs": epochs,
-        "training.batch": batch,
+        "training.global_batch_size": batch_size,
         "training.seed": seed,
         "tagger.cell": cell,
         "run.name": name,
         **_workers(workers),
         "run.device": device,
         "run.storage": storage,
-        "run.project": project,
+        "run.wandb_project": wandb_project,
     }
     tree = merge_sources(preset, config, set or [], flags)
     resolved = resolve(tree, resume)

@@ -47,13 +47,17 @@ def tune(
         str | None, typer.Option(help="What all trials begin from: record (the defaults) or best.")
     ] = None,
     config: Annotated[str | None, typer.Option(help="Configuration file of all trials, YAML or JSON.")] = None,
-    set: Annotated[list[str] | None, typer.Option(help="A field of all trials, as in training.batch=32.")] = None,
+    set: Annotated[
+        list[str] | None, typer.Option(help="A field of all trials, as in training.global_batch_size=32.")
+    ] = None,
     lr: Annotated[float | None, typer.Option(help="training.lr, instead of searching it.")] = None,
     alpha: Annotated[float | None, typer.Option(help="training.alpha, instead of searching it.")] = None,
     seed: Annotated[int | None, typer.Option(help="training.seed: of the sampler and of every trial.")] = None,
     device: Annotated[str | None, typer.Option(help="run.device: auto, cpu or cuda.")] = None,
     storage: Annotated[str | None, typer.Option(help="run.storage: where sweeps lie, a path or URI.")] = None,
-    project: Annotated[str | None, typer.Option(help="run.project: W&B project.")] = None,
+    wandb_project: Annotated[
+        str | None, typer.Option("--wandb-project", "--project", help="run.wandb_project: W&B project.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and the resources; run nothing.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
@@ -79,7 +83,7 @@ def tune(
         "run.name": name,
         "run.device": device,
         "run.storage": storage,
-        "run.project": project,
+        "run.wandb_project": wandb_project,
     }
     plan = _plan(preset, merge_sources(None, config, set or [], flags), asked, resume)
     if dry_run:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from model.aliases import current_field, current_fields
 from model.errors import UserError
 
 # By dotted name; what a preset does not name keeps its default.
@@ -21,17 +22,17 @@ PRESETS: dict[str, dict[str, Any]] = {
     "best": {
         "tagger.cell": "gru",
         "tagger.bidirectional": True,
-        "tagger.embedding": 128,
-        "tagger.hidden1": 128,
-        "tagger.hidden2": 128,
+        "tagger.embedding_dim": 128,
+        "tagger.keyword_hidden": 128,
+        "tagger.keyphrase_hidden": 128,
         "tagger.window": 1,
         "tagger.rare_word_dropout": 1.0,
-        "tagger.spelling": 64,
-        "tagger.transitions": True,
+        "tagger.word_feature_dim": 64,
+        "tagger.crf": True,
         "tagger.decoding": "spans",
         "training.lr": 3e-3,
         "training.schedule": "cosine",
-        "training.batch": 32,
+        "training.global_batch_size": 32,
     },
 }
 
@@ -44,14 +45,23 @@ class _Tree(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class TaggerConfig(_Tree):
+class _Section(_Tree):
+    @model_validator(mode="before")
+    @classmethod
+    def _under_present_names(cls, values: Any) -> Any:
+        return current_fields(_SECTIONS[cls], values) if isinstance(values, dict) else values
+
+
+class TaggerConfig(_Section):
     """The joint-layer RNN."""
 
     cell: Literal["rnn", "gru", "lstm"] = "rnn"
     bidirectional: bool = False
-    embedding: PositiveInt = Field(300, description="size of a word's vector")
-    hidden1: PositiveInt = Field(300, description="size of the first recurrent layer, under the keyword head")
-    hidden2: PositiveInt = Field(300, description="size of the second recurrent layer, under the keyphrase head")
+    embedding_dim: PositiveInt = Field(300, description="size of a word's vector")
+    keyword_hidden: PositiveInt = Field(300, description="size of the first recurrent layer, under the keyword head")
+    keyphrase_hidden: PositiveInt = Field(
+        300, description="size of the second recurrent layer, under the keyphrase head"
+    )
     window: PositiveInt = Field(3, description="tokens seen at once, centred; odd")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.5, description="share of inputs dropped in training")
     word_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
@@ -61,17 +71,17 @@ class TaggerConfig(_Tree):
         0.0,
         description="a word that stands n times in the training texts is read as <unk> with probability this / (this + n)",
     )
-    spelling: Annotated[int, Field(ge=0)] = Field(
+    word_feature_dim: Annotated[int, Field(ge=0)] = Field(
         0, description="size of the vector of each view of how a word is written: beginning, end, shape; 0: none"
     )
-    transitions: bool = Field(False, description="learn which tag follows which (a CRF); false: all legal ones alike")
+    crf: bool = Field(False, description="learn which tag follows which (a CRF); false: all legal ones alike")
     decoding: Literal["sequence", "spans"] = Field(
         "sequence",
         description="keyphrases are those of the likeliest tag sequence; or all spans above a probability, settled on valid",
     )
-    vectors: bool = Field(True, description="begin from the dataset's pretrained vectors, where it has them")
-    fast_rnn: bool = Field(True, description="recurrence on a CPU by our own few products; false: torch's")
-    fast_dropout: bool = Field(True, description="dropout on a CPU from random bytes; false: torch's")
+    pretrained_vectors: bool = Field(True, description="begin from the dataset's pretrained vectors, where it has them")
+    cpu_kernels: bool = Field(True, description="recurrence on a CPU by our own few products; false: torch's")
+    cpu_dropout: bool = Field(True, description="dropout on a CPU from random bytes; false: torch's")
 
     @model_validator(mode="after")
     def _odd_window(self) -> "TaggerConfig":
@@ -80,36 +90,40 @@ class TaggerConfig(_Tree):
         return self
 
     @property
-    def spelled(self) -> bool:
+    def uses_word_features(self) -> bool:
         """Whether the tagger looks at how words are written, so that splits have to be loaded with their views."""
-        return self.spelling > 0
+        return self.word_feature_dim > 0
 
 
-class TrainingConfig(_Tree):
+class TrainingConfig(_Section):
     """The objective, the optimiser and the order of the data."""
 
     alpha: Fraction = Field(0.3, description="weight of the keyword loss; the keyphrase loss has 1 - alpha")
     lr: Annotated[float, Field(gt=0)] = Field(1e-3, description="learning rate")
     epochs: PositiveInt = Field(8, description="budget of passes over the training split")
-    batch: PositiveInt = Field(64, description="texts of a global batch, over all workers")
+    global_batch_size: PositiveInt = Field(64, description="texts of a global batch, over all workers")
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="adamw only; not on the embedding")
     schedule: Literal["constant", "step", "cosine"] = "constant"
     warmup: Fraction = Field(0.1, description="cosine only: share of all steps over which lr rises from 0")
     step_epochs: PositiveInt = Field(3, description="step only: epochs after which lr is multiplied by step_factor")
     step_factor: Annotated[float, Field(gt=0, le=1)] = 0.5
-    clip: Annotated[float, Field(ge=0)] = Field(5.0, description="largest norm of the gradient; 0 for no limit")
+    max_grad_norm: Annotated[float, Field(ge=0)] = Field(
+        5.0, description="largest norm of the gradient; 0 for no limit"
+    )
     patience: Annotated[int, Field(ge=0)] = Field(3, description="epochs without a better valid F1 to stop; 0: never")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of products; weights stay float32")
-    exchange: Literal["float32", "bfloat16"] = Field("float32", description="of gradients on their way between workers")
-    bucketed: bool = Field(True, description="texts of similar length in a batch; false: batches at random")
-    row_updates: bool = Field(
+    gradient_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of gradients on their way between workers"
+    )
+    bucket_by_length: bool = Field(True, description="texts of similar length in a batch; false: batches at random")
+    sparse_embedding: bool = Field(
         True, description="exchange and update the embedding rows of a step alone; false: the whole table at each step"
     )
 
 
-class RunConfig(_Tree):
+class RunConfig(_Section):
     """Where and with what the run happens."""
 
     name: str | None = Field(
@@ -138,13 +152,16 @@ class RunConfig(_Tree):
     wait_minutes: Annotated[float, Field(gt=0)] = Field(
         30.0, description="longest wait for the cluster to grant the workers, at the start or after nodes are lost"
     )
-    project: str = Field("tandem", description="W&B project")
+    wandb_project: str = Field("tandem", description="W&B project")
 
     @model_validator(mode="after")
     def _fewest_and_most(self) -> "RunConfig":
         if self.min_workers is not None and self.min_workers > self.workers:
             raise ValueError(f"min_workers is {self.min_workers}, more than workers, which is {self.workers}")
         return self
+
+
+_SECTIONS: dict[type[_Section], str] = {TaggerConfig: "tagger", TrainingConfig: "training", RunConfig: "run"}
 
 
 class Config(_Tree):
@@ -178,7 +195,12 @@ def read_config(path: str) -> dict[str, Any]:
         raise UserError(f"{path}: is no YAML or JSON: {error}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: holds no configuration; write for example `training: {{lr: 0.001}}`")
-    return {name: value for name, value in tree.items() if value is not None}  # `training:` with nothing below it
+    return current_tree({name: value for name, value in tree.items() if value is not None})  # `training:` may be empty
+
+
+def current_tree(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return a tree with the fields of its sections under their present names. Raises UserError for a field given twice."""
+    return {name: current_fields(name, value) if isinstance(value, dict) else value for name, value in tree.items()}
 
 
 def assign(tree: dict[str, Any], assignment: str) -> None:
@@ -195,7 +217,7 @@ def assign(tree: dict[str, Any], assignment: str) -> None:
 
 def set_dotted(tree: dict[str, Any], dotted: str, value: Any) -> None:
     """Puts a value at its dotted name in a tree. Raises UserError where the name leads through a value."""
-    *parents, leaf = dotted.split(".")
+    *parents, leaf = current_field(dotted).split(".")
     for parent in parents:
         tree = tree.setdefault(parent, {})
         if not isinstance(tree, dict):

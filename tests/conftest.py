@@ -21,7 +21,7 @@ for name in ("RAY_ADDRESS", "TANDEM_STORAGE"):
 # The small taggers of the tests gain nothing by more, and a worker with one CPU has one: the same bits come out.
 torch.set_num_threads(1)
 
-SMALL = {"embedding": 24, "hidden1": 24, "hidden2": 24}
+SMALL = {"embedding_dim": 24, "keyword_hidden": 24, "keyphrase_hidden": 24}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -72,7 +72,7 @@ def alone(config: Any) -> Any:
 
     dataset = Dataset(config.data)
     tagger = new_tagger(config.tagger, dataset.info["words"], config.training.seed)
-    train, valid = (dataset.load(split, bool(config.tagger.spelling)) for split in ("train", "valid"))
+    train, valid = (dataset.load(split, bool(config.tagger.word_feature_dim)) for split in ("train", "valid"))
     training = Training(config.training, tagger, train, valid)
     for _ in training.epochs():
         pass

@@ -25,7 +25,7 @@ from model.inference.bundle import load_bundle
 from model.network.tagger import new_tagger
 from model.training.significance import bootstrap_means, paired_bootstrap_test
 
-BEST = {"cell": "lstm", "bidirectional": True, "spelling": 8}
+BEST = {"cell": "lstm", "bidirectional": True, "word_feature_dim": 8}
 HERE = ClusterResources(4, 0, 1)
 
 
@@ -36,12 +36,12 @@ def rows(tagger: dict[str, Any], *space: str, training: dict[str, Any] | None = 
 
 def test_a_row_puts_one_field_back_and_the_last_one_all():
     found, left_out = rows(BEST, training={"lr": 0.002, "seed": 7, "patience": 0, "epochs": 5})
-    back = {"tagger.cell": "rnn", "tagger.bidirectional": False, "tagger.spelling": 0, "training.lr": 0.001}
+    back = {"tagger.cell": "rnn", "tagger.bidirectional": False, "tagger.word_feature_dim": 0, "training.lr": 0.001}
     assert found == {
         "whole": {},
         "tagger.cell=rnn": {"tagger.cell": "rnn"},
         "tagger.bidirectional=false": {"tagger.bidirectional": False},
-        "tagger.spelling=0": {"tagger.spelling": 0},
+        "tagger.word_feature_dim=0": {"tagger.word_feature_dim": 0},
         "training.lr=0.001": {"training.lr": 0.001},
         "record": back,  # the budget and the seed are those of all rows
     }
@@ -67,18 +67,20 @@ def test_what_cannot_be_compared_is_refused():
 
 def test_a_field_that_cannot_be_put_back_alone_is_left_out_with_its_reason():
     def goes_with_vectors_of_200(config: Config) -> None:
-        if config.tagger.vectors and config.tagger.embedding != 200:
+        if config.tagger.pretrained_vectors and config.tagger.embedding_dim != 200:
             raise UserError("its word vectors have 200 values")
 
-    found, left_out = rows({"cell": "gru", "embedding": 200}, check=goes_with_vectors_of_200)
+    found, left_out = rows({"cell": "gru", "embedding_dim": 200}, check=goes_with_vectors_of_200)
     assert list(found) == ["whole", "tagger.cell=rnn"]
     assert [line.split(":")[0] for line in left_out] == [
-        "there is no row tagger.embedding=300",
+        "there is no row tagger.embedding_dim=300",
         "there is no row record",
     ]
     assert all("its word vectors have 200 values" in line for line in left_out)
     # What the user asks for is answered.
-    refused(lambda: rows({"embedding": 200}, "tagger.embedding=100", check=goes_with_vectors_of_200), "200 values")
+    refused(
+        lambda: rows({"embedding_dim": 200}, "tagger.embedding_dim=100", check=goes_with_vectors_of_200), "200 values"
+    )
 
 
 def plan_of(data: str, where: Path, tagger: dict[str, Any], **asked: Any) -> SweepConfig:
@@ -205,13 +207,15 @@ def test_the_table_is_the_same_as_text_and_as_markdown(trained: SweepState):
     assert page[2].startswith("| `whole` |") and figures in page[4] and verdict in page[6]
 
 
-@pytest.mark.parametrize("tagger", [{}, {"cell": "lstm", "bidirectional": True, "spelling": 8, "transitions": True}])
+@pytest.mark.parametrize("tagger", [{}, {"cell": "lstm", "bidirectional": True, "word_feature_dim": 8, "crf": True}])
 def test_parameters_are_those_of_the_tagger_as_it_is_trained(tagger: dict[str, Any]):
     config = TaggerConfig(**SMALL, **tagger)
     size = ablation.parameters(config, words=500)
     whole = new_tagger(config, 500, 0)
     assert sum(size.values()) == sum(each.numel() for each in whole.parameters())
-    assert size["embedding"] == 500 * 24 + (whole.spelling.weight.numel() if whole.spelling else 0)
+    assert size["embedding"] == 500 * 24 + (
+        whole.word_feature_embedding.weight.numel() if whole.word_feature_embedding else 0
+    )
 
 
 @pytest.mark.ray
@@ -219,14 +223,16 @@ def test_parameters_are_those_of_the_tagger_as_it_is_trained(tagger: dict[str, A
 def test_an_ablation_from_rows_to_a_table(cluster, small_dataset: str, tmp_path: Path):
     asked: dict[str, Any] = {"seeds": 2, "max_epochs": 1, "max_concurrent": 2}
     # The row that looks at how words are written is not the base.
-    plan = plan_of(small_dataset, tmp_path, {}, space=["tagger.spelling=2"], **asked)
+    plan = plan_of(small_dataset, tmp_path, {}, space=["tagger.word_feature_dim=2"], **asked)
     notes: list[Any] = []
     result = tune(plan, lambda kind, value: notes.append(value) if kind == "note" else None)
     assert result["trials"] == 4 and result["failed"] == result["stopped"] == 0
     whole, other = result["ablation"]
-    assert (whole["row"], other["row"]) == ("whole", "tagger.spelling=2") and whole["seeds"] == other["seeds"] == [5, 6]
+    assert (whole["row"], other["row"]) == ("whole", "tagger.word_feature_dim=2") and whole["seeds"] == other[
+        "seeds"
+    ] == [5, 6]
     assert whole["parameters"]["embedding"] < other["parameters"]["embedding"]
-    trials = [trial for trial in read_sweep(plan.folder).searched if trial.series == "tagger.spelling=2"]
+    trials = [trial for trial in read_sweep(plan.folder).searched if trial.series == "tagger.word_feature_dim=2"]
     assert other["figures"] == [trial.figures[0]["valid/keyphrase_f1"] for trial in trials]
     folder = Path(plan.folder)
     # Of the weights those of the best trial are kept, of the others what rows are compared by.

@@ -36,7 +36,7 @@ def test_few_rows(rows: int, batch: int, sizes: list[int]):
 
 
 def test_batches_at_random_hold_the_same_rows():
-    batches = epoch_batches(LENGTHS, 64, seed=1, epoch=0, bucketed=False)
+    batches = epoch_batches(LENGTHS, 64, seed=1, epoch=0, bucket_by_length=False)
     assert sorted(np.concatenate(batches)) == list(range(len(LENGTHS)))
     spread = [np.ptp(LENGTHS[batch]) for batch in batches]
     assert np.mean(spread) > 5 * np.mean([np.ptp(LENGTHS[batch]) for batch in epoch_batches(LENGTHS, 64, 1, 0)])

@@ -32,7 +32,9 @@ def test_operations_of_the_records_model():
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_each_number_of_the_weights_is_multiplied_once_for_a_token(cell: str, bidirectional: bool):
-    config = TaggerConfig(cell=cell, bidirectional=bidirectional, window=5, embedding=6, hidden1=7, hidden2=8)
+    config = TaggerConfig(
+        cell=cell, bidirectional=bidirectional, window=5, embedding_dim=6, keyword_hidden=7, keyphrase_hidden=8
+    )
     weights = [each for name, each in new_tagger(config, 3, 0).named_parameters() if "embedding" not in name]
     assert flops_per_token(config) == 6 * sum(each.numel() for each in weights if each.dim() == 2)
 
@@ -46,9 +48,11 @@ def test_the_hand_made_loop_is_a_training(small_dataset: str, monkeypatch: pytes
     tokens = list(islice(steps, 40))
     first, last = (torch.stack(some).mean().item() for some in (losses[:8], losses[-8:]))
     assert last < first / 2
-    per_epoch = len(train) // config.batch
+    per_epoch = len(train) // config.global_batch_size
     assert tokens[0] == tokens[per_epoch]  # the same batch again
-    assert sum(tokens[:per_epoch]) == pytest.approx(len(train.ids) * per_epoch * config.batch / len(train), rel=0.05)
+    assert sum(tokens[:per_epoch]) == pytest.approx(
+        len(train.ids) * per_epoch * config.global_batch_size / len(train), rel=0.05
+    )
 
 
 def test_a_rate_counts_what_was_done_and_the_time_it_took(monkeypatch: pytest.MonkeyPatch):

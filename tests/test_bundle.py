@@ -28,7 +28,7 @@ TEXTS = [
 
 
 def test_keyphrases_are_substrings_of_the_text(extractor: Extractor):
-    found = list(extractor.many(TEXTS))
+    found = list(extractor.pipe(TEXTS))
     assert len(found) == len(TEXTS) and found[0]
     for text, keyphrases in zip(TEXTS, found, strict=True):
         for each in keyphrases:
@@ -39,16 +39,16 @@ def test_keyphrases_are_substrings_of_the_text(extractor: Extractor):
 
 def test_a_text_gets_the_same_keyphrases_in_any_company(extractor: Extractor, small_dataset: str):
     texts = [labelled.text for labelled in Dataset(small_dataset).texts("test")]
-    together = [[each[:3] for each in found] for found in extractor.many(texts)]
-    assert together == [[each[:3] for each in extractor.one(text)] for text in texts]
-    assert together == [[each[:3] for each in found] for found in extractor.many(texts, held=7)]
+    together = [[each[:3] for each in found] for found in extractor.pipe(texts)]
+    assert together == [[each[:3] for each in extractor(text)] for text in texts]
+    assert together == [[each[:3] for each in found] for found in extractor.pipe(texts, held=7)]
     assert sum(map(len, together)) > 20
 
 
 def test_a_very_long_text_is_read_in_pieces(extractor: Extractor):
     sentence = "cheering for Giants tonight . "
     text = sentence * (100_000 // 5)
-    found = extractor.one(text)
+    found = extractor(text)
     assert all(text[each.start : each.end] == each.text for each in found)
     assert found[0].end > MAX_CHUNK_TOKENS and found[-1].end > len(text) * 0.9
 
@@ -62,7 +62,7 @@ def test_extraction_reads_as_it_goes(extractor: Extractor):
             read += 1
             yield "cheering for Brenwick Herons"
 
-    answers = extractor.many(endless(), held=10)
+    answers = extractor.pipe(endless(), held=10)
     for _ in range(25):
         next(answers)
     assert read == 30
@@ -106,9 +106,9 @@ def test_a_bundle_works_where_ray_and_wandb_cannot_be_imported(small_bundle: str
     program = f"""
 import sys
 sys.modules["ray"] = sys.modules["wandb"] = sys.modules["typer"] = None  # an import of them raises ImportError
-from model.extractor import Extractor
+from model.inference.extractor import Extractor
 text = "Sirens outside. Evacuated from Zorvalia, a late goal by Brenwick Herons"
-found = Extractor.load({small_bundle!r}).one(text)
+found = Extractor.load({small_bundle!r})(text)
 assert found and all(text[each.start:each.end] == each.text for each in found)
 """
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=120)

@@ -34,7 +34,9 @@ class Case:
     def _score(self, row: int, tags: tuple[int, ...]) -> torch.Tensor:
         chain = self.transitions()
         head = sum(self.logits[row, t, tag] for t, tag in enumerate(tags))
-        return head + chain.start[tags[0]] + sum(chain.step[pair] for pair in pairwise(tags)) + chain.end[tags[-1]]
+        return (
+            head + chain.start[tags[0]] + sum(chain.transition[pair] for pair in pairwise(tags)) + chain.end[tags[-1]]
+        )
 
     def gold(self) -> torch.Tensor:
         tags = torch.full((len(LENGTHS), max(LENGTHS)), IGNORED)

@@ -27,11 +27,11 @@ class Cut(StorageCheckpointer):
         super().__init__(folder, SELECTION_METRIC, SingleProcess(), note=notes.append)
         self.after = after
 
-    def due(self) -> bool:
+    def should_save(self) -> bool:
         return True
 
-    def keep(self, training: Training) -> None:
-        super().keep(training)
+    def save(self, training: Training) -> None:
+        super().save(training)
         self.after -= 1
         if not self.after:
             raise CutOffError
@@ -40,13 +40,13 @@ class Cut(StorageCheckpointer):
 def train(data: str, folder: Path, after: int = 0, notes: list[str] | None = None) -> Training:
     """Trains two epochs, in batches of 4 so that an epoch has several opportunities, or until it is cut off."""
     dataset = Dataset(data)
-    config = make_config({"data": data, "tagger": SMALL, "training": {"epochs": 2, "lr": 0.01, "batch": 4}})
+    config = make_config({"data": data, "tagger": SMALL, "training": {"epochs": 2, "lr": 0.01, "global_batch_size": 4}})
     tagger = new_tagger(config.tagger, dataset.info["words"], 0)
     keeper = Cut(str(folder), after, [] if notes is None else notes)
     training = Training(config.training, tagger, dataset.load("train"), dataset.load("valid"), keeper=keeper)
     keeper.restore(training)
     for _ in training.epochs():
-        keeper.keep(training)
+        keeper.save(training)
     return training
 
 
@@ -128,9 +128,9 @@ def test_a_checkpoint_cut_off_anywhere_is_never_taken_for_whole(tmp_path: Path):
 
 def test_a_checkpoint_inside_an_epoch_comes_with_the_minutes(tmp_path: Path):
     keeper = StorageCheckpointer(str(tmp_path), SELECTION_METRIC, SingleProcess(), minutes=1.0)
-    assert not keeper.due()
+    assert not keeper.should_save()
     keeper.kept -= 61
-    assert keeper.due()
+    assert keeper.should_save()
     never = StorageCheckpointer(str(tmp_path), SELECTION_METRIC, SingleProcess(), minutes=0.0)
     never.kept -= 1e6
-    assert not never.due()
+    assert not never.should_save()

@@ -5,14 +5,20 @@ from conftest import refused
 
 from model.config import PRESETS, assign, fields, make_config, merge, preset_values, read_config, set_dotted
 
-RECORD = {"alpha": 0.3, "lr": 1e-3, "batch": 64}
+RECORD = {"alpha": 0.3, "lr": 1e-3, "global_batch_size": 64}
 
 
 def test_defaults_are_the_records():
     config = make_config({"data": "d"})
     assert config.training.model_dump().items() >= RECORD.items()
     tagger = config.tagger
-    assert (tagger.cell, tagger.embedding, tagger.hidden1, tagger.hidden2, tagger.window) == ("rnn", 300, 300, 300, 3)
+    assert (tagger.cell, tagger.embedding_dim, tagger.keyword_hidden, tagger.keyphrase_hidden, tagger.window) == (
+        "rnn",
+        300,
+        300,
+        300,
+        3,
+    )
     assert tagger.dropout == 0.5 and not tagger.bidirectional
 
 
@@ -25,7 +31,7 @@ def test_defaults_are_the_records():
         ("training.lr=.nan", ["training.lr"]),
         ("training.lr=fast", ["training.lr", "fast"]),
         ("training.epochs=0", ["training.epochs"]),
-        ("training.batch=0", ["training.batch"]),
+        ("training.global_batch_size=0", ["training.global_batch_size"]),
         ("tagger.window=4", ["tagger", "odd"]),
         ("tagger.cell=transformer", ["tagger.cell", "'rnn', 'gru' or 'lstm'"]),
         ("tagger.dropout=1", ["tagger.dropout"]),

@@ -63,8 +63,8 @@ def files(folder: Path, format: str) -> list[str]:
 
 
 def in_pieces(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    monkeypatch.setattr("model.prepare.builder.cut", partial(make_shards, size=size))
-    monkeypatch.setattr("model.inference.batch_inference.cut", partial(make_shards, size=size))
+    monkeypatch.setattr("model.prepare.builder.make_shards", partial(make_shards, size=size))
+    monkeypatch.setattr("model.inference.batch_inference.make_shards", partial(make_shards, size=size))
 
 
 def held(folder: Path) -> dict[str, bytes]:

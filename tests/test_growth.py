@@ -24,8 +24,12 @@ def test_cluster_yaml_tells_what_can_come():
     assert FRESH.most is not None
     # Of eight nodes two have four GPUs and 48 CPUs, and six have one GPU and 4 CPUs; the head comes on top, with nothing.
     assert (FRESH.most.cpus, FRESH.most.gpus, FRESH.most.nodes) == (120, 14, 9)
-    assert FRESH.most.places(1, 1) == 14 and FRESH.most.places(8, 1) == 8 and FRESH.most.places(49, 0) == 0
-    assert FRESH.places(1, 0) == 0
+    assert (
+        FRESH.most.worker_slots(1, 1) == 14
+        and FRESH.most.worker_slots(8, 1) == 8
+        and FRESH.most.worker_slots(49, 0) == 0
+    )
+    assert FRESH.worker_slots(1, 0) == 0
 
 
 def test_what_runs_already_counts_as_come():
@@ -55,7 +59,7 @@ def test_from_no_nodes_a_request_is_judged_by_what_can_come():
     told = describe_request(plan_workers(RunConfig(workers=4), FRESH), FRESH)
     assert told["cluster"] == {"cpus": 0, "gpus": 0, "nodes": 1}
     assert told["can_become"] == {"cpus": 120, "gpus": 14, "nodes": 9}
-    assert ClusterResources(2, 0, 1).told()["can_become"] is None
+    assert ClusterResources(2, 0, 1).as_dict()["can_become"] is None
 
 
 def test_a_sweep_from_no_nodes_takes_the_gpus_that_can_come(small_dataset: str):

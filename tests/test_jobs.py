@@ -66,7 +66,7 @@ def test_evaluate_reads_datasets_and_labelled_files_alike(small_bundle: str, sma
 def test_extract_prints_places_and_scores_from_stdin_and_files(small_bundle: str, small_dataset: str, tmp_path: Path):
     known = (labelled.text for labelled in Dataset(small_dataset).texts("train"))
     extractor = Extractor.load(small_bundle)
-    texts = [next(text for text in known if extractor.one(text)), "", "nothing שלום 😀"]
+    texts = [next(text for text in known if extractor(text)), "", "nothing שלום 😀"]
     lines = call("extract", small_bundle, "--json", stdin="\n".join(texts) + "\n").stdout.splitlines()
     answers = [json.loads(line) for line in lines]
     assert [answer["text"] for answer in answers] == texts
@@ -162,7 +162,12 @@ def test_vectors_of_another_size_are_refused(small_dataset: str, tmp_path: Path)
     vectors, source = tmp_path / "v.txt", str(Path(small_dataset).parent / "train.jsonl")
     vectors.write_text("rain 1 2 3\nsnow 1 2 3\n")
     assert call("prepare", source, "--out", str(tmp_path / "d"), "--vectors", str(vectors)).exit_code == 0
-    refused("train", "--data", str(tmp_path / "d"), parts=("3 values", "tagger.embedding is 300", "tagger.embedding=3"))
+    refused(
+        "train",
+        "--data",
+        str(tmp_path / "d"),
+        parts=("3 values", "tagger.embedding_dim is 300", "tagger.embedding_dim=3"),
+    )
 
 
 def test_dry_run_prints_the_plan_and_does_nothing(small_dataset: str, tmp_path: Path):
@@ -208,7 +213,14 @@ def test_a_full_disk_is_told_and_leaves_nothing(command, tmp_path: Path, small_d
 @pytest.mark.ray
 def test_a_disk_that_fills_during_training_is_told(command, tmp_path: Path, small_dataset: str):
     with disk_of("1m", tmp_path / "disk") as disk:
-        size = ["--set", "tagger.embedding=48", "--set", "tagger.hidden1=8", "--set", "tagger.hidden2=8"]
+        size = [
+            "--set",
+            "tagger.embedding_dim=48",
+            "--set",
+            "tagger.keyword_hidden=8",
+            "--set",
+            "tagger.keyphrase_hidden=8",
+        ]
         size += ["--set", "run.retries=0"]  # trying again would not make room
         done = command("train", "--data", small_dataset, "--storage", str(disk), "--epochs", "3", *size)
         assert done.returncode == 2 and "No space left" in done.stderr and "--resume" in done.stderr, done.stderr
@@ -255,7 +267,7 @@ def test_a_stopped_training_says_how_to_go_on(
 
 @pytest.mark.ray
 def test_a_training_that_diverges_is_told_with_step_lr_and_checkpoint(command, small_dataset: str, tmp_path: Path):
-    settings = ["--set", "training.optimizer=sgd", "--set", "training.clip=0", *TINY]
+    settings = ["--set", "training.optimizer=sgd", "--set", "training.max_grad_norm=0", *TINY]
     done = command(
         "train", "--data", small_dataset, "--storage", str(tmp_path), "--lr", "1e38", "--workers", "1", *settings
     )

@@ -77,15 +77,15 @@ def test_a_precision_that_would_be_imitated_is_refused(splits: tuple[Split, Spli
 @pytest.mark.parametrize(
     ("tagger", "fields"),
     [
-        ({"fast_rnn": False}, {}),
-        ({"fast_dropout": False}, {}),
-        ({}, {"row_updates": False}),
-        ({}, {"bucketed": False}),
-        ({}, {"row_updates": False, "optimizer": "adamw"}),
-        ({"spelling": 4}, {}),
-        ({"spelling": 4, "window": 1, "fast_rnn": False}, {"row_updates": False}),
-        ({"spelling": 4, "dropout": 0.0}, {}),
-        ({"transitions": True}, {}),
+        ({"cpu_kernels": False}, {}),
+        ({"cpu_dropout": False}, {}),
+        ({}, {"sparse_embedding": False}),
+        ({}, {"bucket_by_length": False}),
+        ({}, {"sparse_embedding": False, "optimizer": "adamw"}),
+        ({"word_feature_dim": 4}, {}),
+        ({"word_feature_dim": 4, "window": 1, "cpu_kernels": False}, {"sparse_embedding": False}),
+        ({"word_feature_dim": 4, "dropout": 0.0}, {}),
+        ({"crf": True}, {}),
         ({"decoding": "spans"}, {}),
         pytest.param({}, {"precision": "bfloat16"}, marks=needs_bfloat16),
         pytest.param({"cell": "lstm"}, {"precision": "bfloat16"}, marks=needs_bfloat16),
@@ -99,10 +99,10 @@ def test_training_learns_with_each_part_exchanged(splits: tuple[Split, Split, in
 
 
 def test_the_whole_table_is_updated_where_that_is_asked(splits: tuple[Split, Split, int]):
-    training = train(splits, row_updates=False)
-    training._step(training._share(np.arange(8)), 100, 0, 1e-2, last=False)
+    training = train(splits, sparse_embedding=False)
+    training.train_step(training.local_batch(np.arange(8)), 100, 0, 1e-2, last=False)
     before = training.tagger.embedding.weight.detach().clone()
-    training._step(training._share(np.arange(8, 9)), 100, 1, 1e-2, last=False)
+    training.train_step(training.local_batch(np.arange(8, 9)), 100, 1, 1e-2, last=False)
     moved = (training.tagger.embedding.weight.detach() != before).any(1).nonzero()[:, 0]
     assert set(moved.tolist()) > set(collate(splits[0], np.arange(8)).ids.unique().tolist()) - {0}  # by their momentum
 
@@ -124,8 +124,8 @@ class Half:
     def __init__(self, rank: int) -> None:
         self.rank = rank
 
-    def sum_gradients(self, module: torch.nn.Module, tokens: int, kind: torch.dtype = torch.float32) -> None:
-        SingleProcess().sum_gradients(module, tokens)
+    def all_reduce_gradients(self, module: torch.nn.Module, tokens: int, kind: torch.dtype = torch.float32) -> None:
+        SingleProcess().all_reduce_gradients(module, tokens)
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor
@@ -133,7 +133,9 @@ class Half:
 
 def test_the_sum_of_two_workers_gradients_is_that_of_one(splits: tuple[Split, Split, int]):
     train_split, valid, words = splits
-    config = TrainingConfig(batch=33, clip=0)  # an odd batch: the shares differ in texts and in tokens
+    config = TrainingConfig(
+        global_batch_size=33, max_grad_norm=0
+    )  # an odd batch: the shares differ in texts and in tokens
     rows = epoch_batches(train_split.lengths, 33, 0, 0)[0]
     gradients = []
     for workers in (None, Half(0), Half(1)):
@@ -141,7 +143,7 @@ def test_the_sum_of_two_workers_gradients_is_that_of_one(splits: tuple[Split, Sp
         training = Training(config, tagger, train_split, valid, workers)
         for optimizer in training.optimizers:
             optimizer.step = optimizer.zero_grad = lambda: None
-        training._step(training._share(rows), int(train_split.lengths[rows].sum()), 0, 1e-3, last=False)
+        training.train_step(training.local_batch(rows), int(train_split.lengths[rows].sum()), 0, 1e-3, last=False)
         gradients.append(torch.cat([p.grad.to_dense().flatten() for p in tagger.parameters()]))
     assert torch.allclose(gradients[0], gradients[1] + gradients[2], atol=1e-7)
     assert not torch.allclose(gradients[1], gradients[2], atol=1e-4)
@@ -193,7 +195,7 @@ def test_patience_ends_a_training_that_gets_no_better(splits: tuple[Split, Split
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_is_named(splits: tuple[Split, Split, int]):
-    training = train(splits, epochs=1, lr=1e38, optimizer="sgd", clip=0)
+    training = train(splits, epochs=1, lr=1e38, optimizer="sgd", max_grad_norm=0)
     with pytest.raises(DivergedError, match=r"epoch 1, step \d+ of 11 \(lr 1e\+38\)"):
         list(training.epochs())
 
@@ -226,7 +228,7 @@ def test_clipping_bounds_the_common_norm(splits: tuple[Split, Split, int]):
     training = train(splits)
     batch = collate(splits[0], np.arange(8))
     (100 * dual_loss(training.tagger(batch.ids, batch.lengths), batch).total(0.3)).backward()
-    training.workers.sum_gradients(training.tagger, 100)
+    training.workers.all_reduce_gradients(training.tagger, 100)
     before = [p.grad.to_dense().clone() for p in training.tagger.parameters()]
     clip_gradients(training.tagger, 2.0)
     after = [p.grad.to_dense() for p in training.tagger.parameters()]
@@ -239,13 +241,13 @@ def test_only_the_rows_that_a_step_touched_are_updated(splits: tuple[Split, Spli
     training = train(splits)
     before = training.tagger.embedding.weight.detach().clone()
     rows = np.arange(8)
-    training._step(training._share(rows), 100, 0, 1e-2, last=False)
+    training.train_step(training.local_batch(rows), 100, 0, 1e-2, last=False)
     moved = (training.tagger.embedding.weight.detach() != before).any(1).nonzero()[:, 0]
     assert set(moved.tolist()) == set(collate(splits[0], rows).ids.unique().tolist()) - {0}
 
 
 def test_lazy_adam_is_adam_on_rows_touched_at_every_step():
-    tagger = new_tagger(TaggerConfig(embedding=4, hidden1=3, hidden2=3), 6, 0)
+    tagger = new_tagger(TaggerConfig(embedding_dim=4, keyword_hidden=3, keyphrase_hidden=3), 6, 0)
     dense = torch.nn.Parameter(tagger.embedding.weight.detach().clone())
     [_, lazy], adam = make_optimizers(tagger, TrainingConfig(lr=0.1)), torch.optim.Adam([dense], 0.1)
     for step in range(5):

@@ -209,7 +209,7 @@ def test_a_taggers_mistakes_add_up_to_its_figures(small_bundle: str, small_datas
     assert sum(kind["misses"] for kind in counts) == gold - right > 0
     assert sum(kind["false_positives"] for kind in counts) == predicted - right > 0
     extracted = dict(
-        zip((text.text for text in texts), Extractor.load(small_bundle).many(t.text for t in texts), strict=True)
+        zip((text.text for text in texts), Extractor.load(small_bundle).pipe(t.text for t in texts), strict=True)
     )
     for each in found:
         own = {(keyphrase.start, keyphrase.end): keyphrase.score for keyphrase in extracted[each.text]}

@@ -30,7 +30,7 @@ def test_gloo_is_told_before_its_group_is_made(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(_TorchBackend, "on_start", lambda *_: steps.append("made"))
     config = ClusterTorchConfig(backend="gloo")
     config.backend_cls().on_start(Workers(), config)
-    assert steps == ["choose_interface", "made"]
+    assert steps == ["set_gloo_interface", "made"]
 
 
 def test_what_a_user_has_set_stays(monkeypatch: pytest.MonkeyPatch):

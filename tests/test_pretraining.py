@@ -167,7 +167,7 @@ def test_what_contradicts_itself_is_refused_before_anything_is_read(tmp_path: Pa
 
 def test_the_vectors_have_the_size_of_the_taggers_embedding(tmp_path: Path):
     info, _, _ = prepared(tmp_path, pretrain=[texts_file(tmp_path / "texts.txt")])
-    assert info["vectors"]["size"] == TaggerConfig().embedding
+    assert info["vectors"]["size"] == TaggerConfig().embedding_dim
 
 
 def test_two_processes_prepare_the_same_bytes(command, tmp_path: Path):
@@ -181,4 +181,4 @@ def test_two_processes_prepare_the_same_bytes(command, tmp_path: Path):
         contents.append({file.relative_to(out): file.read_bytes() for file in out.rglob("*") if file.is_file()})
     assert contents[0] == contents[1] and len(contents[0]) == 6
     refusal = command("train", "--data", str(tmp_path / "one"), "--storage", str(tmp_path / "runs"))
-    assert refusal.returncode == 2 and "16 values" in refusal.stderr and "tagger.embedding=16" in refusal.stderr
+    assert refusal.returncode == 2 and "16 values" in refusal.stderr and "tagger.embedding_dim=16" in refusal.stderr

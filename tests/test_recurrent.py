@@ -65,7 +65,7 @@ def test_values_and_gradients_are_those_of_torch(lengths: torch.Tensor, cell: ty
     assert torch.allclose(states[here], packed(expected, places)[here], atol=1e-5)
     assert torch.allclose(logits[here], packed(head(expected), places)[here], atol=1e-5)
     for one, other in zip(gradients, wanted, strict=True):
-        assert torch.allclose(one, other, atol=1e-5)
+        assert torch.allclose(one, other, atol=1e-5 * max(1.0, float(other.abs().max())))  # sums of many texts
 
 
 def test_rows_and_their_gradient_are_those_of_an_embedding():
@@ -96,7 +96,7 @@ def test_going_over_distinct_words_gives_what_going_over_tokens_gives(cell: type
         by_word = packed_rnn_from_ids(table, around, steps, layers, head)
         by_token = packed_rnn_with_head(gather_windows(table, around, None), steps, layers, head)
     for one, other in zip(by_word, by_token, strict=True):
-        assert torch.allclose(one, other, atol=1e-5)
+        assert torch.allclose(one, other, atol=1e-5 * max(1.0, float(other.abs().max())))  # sums of many texts
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,14 @@ def test_a_tagger_says_the_same_and_learns_the_same_without_it(cell: str, window
     taggers = []
     for fast in (True, False):
         config = TaggerConfig(
-            cell=cell, embedding=8, hidden1=12, hidden2=9, window=window, bidirectional=both, dropout=0, fast_rnn=fast
+            cell=cell,
+            embedding_dim=8,
+            keyword_hidden=12,
+            keyphrase_hidden=9,
+            window=window,
+            bidirectional=both,
+            dropout=0,
+            cpu_kernels=fast,
         )
         taggers.append(new_tagger(config, 40, seed=0))
     said = [tagger(ids, lengths)[:2] for tagger in taggers]
@@ -152,7 +159,7 @@ def test_other_devices_and_precisions_go_torchs_way(cell: str):
     tagger, ids = Tagger(TaggerConfig(cell=cell), 10), torch.ones(1, 1, dtype=torch.long)
     assert tagger._packs(ids)
     assert not tagger._packs(ids.to("meta"))
-    assert not Tagger(TaggerConfig(cell=cell, fast_rnn=False), 10)._packs(ids)
+    assert not Tagger(TaggerConfig(cell=cell, cpu_kernels=False), 10)._packs(ids)
     with torch.autocast("cpu", torch.bfloat16):
         assert not tagger._packs(ids)
     assert not tagger.to(torch.float64)._packs(ids)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-GROUND = {"model.config", "model.errors", "model.shards", "model.storage"}
+GROUND = {"model.aliases", "model.config", "model.errors", "model.shards", "model.storage"}
 MODEL = GROUND | {"model.data", "model.prepare", "model.network", "model.training", "model.inference"}
 DISTRIBUTED = {f"distributed.{room}" for room in ("cluster", "train", "sweep", "report", "tune")}
 
@@ -16,7 +16,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "model.errors": set(),
     "model.storage": {"model.errors"},
     "model.shards": {"model.errors", "model.storage"},
-    "model.config": {"model.errors"},
+    "model.aliases": {"model.errors"},
+    "model.config": {"model.aliases", "model.errors"},
     "model.data": GROUND,
     "model.prepare": GROUND | {"model.data"},
     "model.network": GROUND | {"model.data"},

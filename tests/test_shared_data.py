@@ -63,7 +63,7 @@ def test_extraction_from_real_tweets_gives_substrings(tmp_path: Path):
         (SHARED / "tweets" / "raw_sample.jsonl").read_text("utf-8").strip().split("\n")
     )  # a tweet may hold U+2028, a line end to splitlines
     texts = [json.loads(line)["text"] for line in raw]
-    found = list(extractor.many(texts))
+    found = list(extractor.pipe(texts))
     assert sum(map(len, found)) > 1000  # untrained, it finds much and wrongly: all the better for this
     for text, keyphrases in zip(texts, found, strict=True):
         assert all(text[each.start : each.end] == each.text for each in keyphrases)

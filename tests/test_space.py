@@ -42,13 +42,15 @@ def test_lr_and_alpha_are_searched_unless_something_else_is_said():
 
 @given(st.integers(0, 10_000), st.integers(0, 500))
 def test_draws_are_in_their_ranges_and_depend_on_seed_and_number_alone(seed: int, number: int):
-    ranges = space("tagger.hidden1=100:400", "tagger.hidden2=log:8:64", "training.batch=16,32")
+    ranges = space(
+        "tagger.keyword_hidden=100:400", "tagger.keyphrase_hidden=log:8:64", "training.global_batch_size=16,32"
+    )
     values = sample(ranges, seed, number)
     assert values == sample(ranges, seed, number)
     assert 1e-4 <= values["training.lr"] <= 1e-2 and 0.1 <= values["training.alpha"] <= 0.9
-    assert isinstance(values["tagger.hidden1"], int) and 100 <= values["tagger.hidden1"] <= 400
-    assert isinstance(values["tagger.hidden2"], int) and 8 <= values["tagger.hidden2"] <= 64
-    assert values["training.batch"] in (16, 32)
+    assert isinstance(values["tagger.keyword_hidden"], int) and 100 <= values["tagger.keyword_hidden"] <= 400
+    assert isinstance(values["tagger.keyphrase_hidden"], int) and 8 <= values["tagger.keyphrase_hidden"] <= 64
+    assert values["training.global_batch_size"] in (16, 32)
     apply_values(BASE, values)
 
 
@@ -81,9 +83,9 @@ def test_the_record_is_repeated_in_28_epochs():
 
 
 def test_optuna_sees_the_same_ranges():
-    found = optuna_space(space("tagger.hidden1=100:400", "tagger.cell=rnn,gru"))
+    found = optuna_space(space("tagger.keyword_hidden=100:400", "tagger.cell=rnn,gru"))
     assert (found["training.lr"].low, found["training.lr"].high, found["training.lr"].log) == (1e-4, 1e-2, True)
-    assert (found["tagger.hidden1"].low, found["tagger.hidden1"].high) == (100, 400)
+    assert (found["tagger.keyword_hidden"].low, found["tagger.keyword_hidden"].high) == (100, 400)
     assert found["tagger.cell"].choices == ("rnn", "gru")
 
 

@@ -72,9 +72,9 @@ def test_a_dataset_and_examples_in_memory_have_the_same_views(small_dataset: str
 
 def test_an_extractor_sees_how_a_word_is_written(small_dataset: str):
     data = Dataset(small_dataset)
-    config = TaggerConfig(embedding=4, hidden1=4, hidden2=4, spelling=3, decoding="spans")
+    config = TaggerConfig(embedding_dim=4, keyword_hidden=4, keyphrase_hidden=4, word_feature_dim=3, decoding="spans")
     tagger = new_tagger(config, data.info["words"], seed=0)
     tagger.threshold.fill_(0.001)
     extractor = Extractor(tagger, data.tokenizer())
-    one, other = (extractor.one(f"look at {word} now") for word in ("Zzyzxq", "9999"))  # both unknown words
+    one, other = (extractor(f"look at {word} now") for word in ("Zzyzxq", "9999"))  # both unknown words
     assert [each.score for each in one] != [each.score for each in other]

@@ -51,7 +51,7 @@ def test_a_sweep_is_the_sum_of_its_events(small_dataset: str):
     first, second = sweep.searched
     assert [figures["epoch"] for figures in first.figures] == [1, 2, 3]  # what was told twice counts once
     assert (first.state, second.state, first.retries) == ("finished", "stopped", 1)
-    assert sweep.best is first and first.rank("valid/keyphrase_f1") == 0.5
+    assert sweep.best is first and first.best_score("valid/keyphrase_f1") == 0.5
     assert (sweep.epochs_spent, sweep.epochs_full, sweep.plan.rungs) == (4, 6, [1])
     assert sweep.seconds == 4.0 + 1.0  # not the time between the sessions
 
@@ -129,7 +129,10 @@ def test_impossible_requests_are_refused_at_the_start(small_dataset: str):
     refused(lambda: checked(finalists=17), "there are only 16 trials")
     refused(lambda: checked(space=["training.rate=1:2"]), "training.rate: is unknown")
     refused(lambda: checked(sampler="record", space=["training.lr=1e-3,1e-4"]), "leave out other --space")
-    refused(lambda: checked(space=["training.batch=1,2"], workers_per_trial=2, run={"device": "cpu"}), "2 workers")
+    refused(
+        lambda: checked(space=["training.global_batch_size=1,2"], workers_per_trial=2, run={"device": "cpu"}),
+        "2 workers",
+    )
     refused(lambda: plan_of("/nowhere") and validate_plan(plan_of("/nowhere"), HERE), "/nowhere", "prepare")
 
 

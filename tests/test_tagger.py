@@ -15,7 +15,9 @@ CELLS = [(cell, both) for cell in ("rnn", "gru", "lstm") for both in (False, Tru
 
 
 def small(cell: str = "rnn", bidirectional: bool = False, **fields: float):
-    config = TaggerConfig(cell=cell, bidirectional=bidirectional, embedding=6, hidden1=5, hidden2=4, **fields)
+    config = TaggerConfig(
+        cell=cell, bidirectional=bidirectional, embedding_dim=6, keyword_hidden=5, keyphrase_hidden=4, **fields
+    )
     return new_tagger(config, 20, seed=0)
 
 
@@ -35,10 +37,10 @@ def test_padding_never_reaches_a_real_token(cell: str, both: bool):
 
 
 def test_a_bidirectional_layer_is_torchs_own():
-    layer, own = small("lstm", True).layer1, torch.nn.LSTM(18, 5, batch_first=True, bidirectional=True)
-    for name, value in layer.forwards.named_parameters():
+    layer, own = small("lstm", True).keyword_rnn, torch.nn.LSTM(18, 5, batch_first=True, bidirectional=True)
+    for name, value in layer.forward_rnn.named_parameters():
         getattr(own, name).data = value
-        getattr(own, f"{name}_reverse").data = getattr(layer.backwards, name)
+        getattr(own, f"{name}_reverse").data = getattr(layer.backward_rnn, name)
     inputs, lengths = torch.randn(3, 6, 18), torch.tensor([6, 4, 2])
     packed = torch.nn.utils.rnn.pack_padded_sequence(inputs, lengths, batch_first=True)
     wanted, _ = torch.nn.utils.rnn.pad_packed_sequence(own(packed)[0], batch_first=True)
@@ -66,7 +68,7 @@ def test_the_keyphrase_head_stands_on_the_second_layer():
     ids, lengths = torch.tensor([[3, 4, 5]]), torch.tensor([3])
     before = tagger(ids, lengths)
     with torch.no_grad():
-        tagger.layer2.forwards.weight_ih_l0.mul_(-1)
+        tagger.keyphrase_rnn.forward_rnn.weight_ih_l0.mul_(-1)
     after = tagger(ids, lengths)
     assert torch.equal(before.keyword, after.keyword) and not torch.allclose(before.keyphrase, after.keyphrase)
 
@@ -98,7 +100,7 @@ def test_rare_words_are_read_as_unknown_more_often():
 
 
 def test_first_weights_depend_on_the_seed_alone():
-    config = TaggerConfig(embedding=6, hidden1=5, hidden2=4)
+    config = TaggerConfig(embedding_dim=6, keyword_hidden=5, keyphrase_hidden=4)
     weights = [torch.cat([p.flatten() for p in new_tagger(config, 20, seed).parameters()]) for seed in (0, 0, 1)]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 

@@ -41,7 +41,7 @@ def config_of(
 
 
 # As the preset of this name, but for its sizes.
-BEST = {**preset_values("best")["tagger"], **SMALL, "spelling": 4, "rare_word_dropout": 0.0}
+BEST = {**preset_values("best")["tagger"], **SMALL, "word_feature_dim": 4, "rare_word_dropout": 0.0}
 
 
 def quiet(kind: str, value: Any) -> None:
@@ -182,7 +182,7 @@ def logged(folder: Path) -> str:
 
 
 def track(tmp_path: Path, bundle: str) -> WandbRun:
-    config = make_config({"data": "d", "run": {"name": "t", "storage": str(tmp_path), "project": "mine"}})
+    config = make_config({"data": "d", "run": {"name": "t", "storage": str(tmp_path), "wandb_project": "mine"}})
     with WandbRun(config, str(tmp_path / "t")) as tracker:
         tracker.epoch({"epoch": 1, "valid/keyphrase_f1": 0.25, "train_sentence_precision": 0.5})
         tracker.finish(RESULT | {"bundle": bundle})

@@ -135,7 +135,7 @@ def test_a_killed_trial_goes_on_from_its_checkpoint_to_the_same_figures(cluster,
 def test_a_trial_that_cannot_be_trained_is_ranked_last_and_takes_nothing_down(
     cluster, small_dataset: str, tmp_path: Path
 ):
-    training = {"optimizer": "sgd", "clip": 0.0}
+    training = {"optimizer": "sgd", "max_grad_norm": 0.0}
     space = ["training.lr=1e38,0.1", "training.alpha=0.3"]
     result = carry_out(
         plan_of(small_dataset, tmp_path, "nan", training, sampler="grid", space=space, max_epochs=2, max_concurrent=1)

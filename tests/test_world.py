@@ -13,12 +13,12 @@ from conftest import ROOT
 SCRIPT = """
 import json, torch, torch.distributed as dist
 from torch import nn
-from distributed.world import Group
+from distributed.train.process_group import TorchCommunicator
 dist.init_process_group("gloo")
 module = nn.ModuleDict({"table": nn.Embedding(40, 5, sparse=True), "head": nn.Linear(5, 3)})
 found = []
 for kind in (torch.float32, torch.bfloat16):
-    group = Group()
+    group = TorchCommunicator()
     for step, sizes in enumerate([(1, 2), (9, 3), (2, 30)]):
         generator = torch.Generator().manual_seed(step)
         whole = [torch.zeros(40, 5), torch.zeros(3, 5), torch.zeros(3)]
@@ -29,7 +29,7 @@ for kind in (torch.float32, torch.bfloat16):
             if rank == group.rank:
                 sparse = torch.sparse_coo_tensor(rows[None], values, (40, 5), check_invariants=False)
                 module["table"].weight.grad, module["head"].weight.grad, module["head"].bias.grad = sparse, weight, bias
-        group.sum_gradients(module, 32, kind)
+        group.all_reduce_gradients(module, 32, kind)
         summed = [each.grad for each in module.parameters()]
         touched = len(summed[0].indices()[0])
         off = max(float((one.to_dense() - other).abs().max()) for one, other in zip(summed, whole))

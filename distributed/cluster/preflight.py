@@ -14,17 +14,17 @@ def check_data(config: Config, dataset: Dataset) -> None:
     """Raises UserError where the dataset lacks a split, or does not go with the configuration."""
     dataset.require("train")
     dataset.require("valid")
-    smallest = min_batch_size(dataset.rows("train"), config.training.batch)
+    smallest = min_batch_size(dataset.rows("train"), config.training.global_batch_size)
     if config.run.workers > smallest:
         raise UserError(
             f"{config.run.workers} workers, but the smallest batch has {smallest} texts ({dataset.rows('train')} texts in "
-            f"batches of {config.training.batch}); lower --workers or raise --batch"
+            f"batches of {config.training.global_batch_size}); lower --workers or raise --batch-size"
         )
-    size = (dataset.info.get("vectors") or {}).get("size", config.tagger.embedding)
-    if config.tagger.vectors and size != config.tagger.embedding:
+    size = (dataset.info.get("vectors") or {}).get("size", config.tagger.embedding_dim)
+    if config.tagger.pretrained_vectors and size != config.tagger.embedding_dim:
         raise UserError(
-            f"{config.data}: its word vectors have {size} values, and tagger.embedding is {config.tagger.embedding}; "
-            f"use --set tagger.embedding={size}, or --set tagger.vectors=false to do without them"
+            f"{config.data}: its word vectors have {size} values, and tagger.embedding_dim is {config.tagger.embedding_dim}; "
+            f"use --set tagger.embedding_dim={size}, or --set tagger.pretrained_vectors=false to do without them"
         )
 
 
@@ -33,8 +33,8 @@ def check_storage(location: str, cluster: ClusterResources, option: str = "--sto
     several = cluster.at_most.nodes > 1
     if several and not storage.is_remote(location) and not _is_mounted(Path(storage.absolute(location))):
         raise UserError(
-            f"storage {location}: is a local path, and the cluster has {cluster.has('node')}; give {option} a path on a "
-            f"file system that every node mounts, or a URI such as s3://bucket/runs"
+            f"storage {location}: is a local path, and the cluster has {cluster.describe_count('node')}; give {option} a path "
+            f"on a file system that every node mounts, or a URI such as s3://bucket/runs"
         )
     probe = storage.join(location, ".writable")
     try:

@@ -33,18 +33,18 @@ class ClusterResources:
         """What a request is judged by: a node that does not run yet counts as well."""
         return self.most or self
 
-    def places(self, cpus: int, gpus: float) -> int:
+    def worker_slots(self, cpus: int, gpus: float) -> int:
         """How many workers fit that ask for so much each; one does not reach across nodes."""
         nodes = self.each or ((self.cpus, self.gpus),)
         fit = [min(int(c / cpus), int(g / gpus + 1e-9) if gpus else int(c / cpus)) for c, g in nodes]
         return sum(_best(fit, self.staying, self.nodes))
 
-    def has(self, kind: Literal["CPU", "GPU", "node"]) -> str:
+    def describe_count(self, kind: Literal["CPU", "GPU", "node"]) -> str:
         """`3 CPUs`, or `3 CPUs, at most 16`."""
         number, most = ({"CPU": each.cpus, "GPU": each.gpus, "node": each.nodes}[kind] for each in (self, self.at_most))
         return f"{number} {kind}{'' if number == 1 else 's'}" + (f", at most {most}" if self.most else "")
 
-    def told(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """For `--dry-run`: what is there, and what can come."""
         return {
             name: {"cpus": found.cpus, "gpus": found.gpus, "nodes": found.nodes} if found else None
@@ -100,15 +100,15 @@ def plan_workers(run: RunConfig, cluster: ClusterResources) -> WorkerRequest:
     share = WorkerRequest(run.workers, cpus, gpu)
     if needed * cpus > most.cpus:
         raise UserError(
-            f"{needed} x ({cpus} CPU) asks for {needed * cpus} CPUs, and the cluster has {cluster.has('CPU')}; "
+            f"{needed} x ({cpus} CPU) asks for {needed * cpus} CPUs, and the cluster has {cluster.describe_count('CPU')}; "
             f"lower --workers or run.cpus_per_worker, or join a larger cluster with RAY_ADDRESS"
         )
     if gpu and needed > most.gpus:
         raise UserError(
-            f"{needed} x ({cpus} CPU, 1 GPU) asks for {needed} GPUs, and the cluster has {cluster.has('GPU')}; lower "
+            f"{needed} x ({cpus} CPU, 1 GPU) asks for {needed} GPUs, and the cluster has {cluster.describe_count('GPU')}; lower "
             f"--workers or use --device cpu"
         )
-    places = most.places(cpus, int(gpu))
+    places = most.worker_slots(cpus, int(gpu))
     if places < needed:
         raise UserError(
             f"{replace(share, workers=needed)} does not fit: one worker does not reach across nodes, and those of the "
@@ -121,5 +121,5 @@ def describe_request(share: WorkerRequest, cluster: ClusterResources) -> dict[st
     """The request and the cluster, for `--dry-run`."""
     return {
         "asks": {"workers": share.workers, "cpus_per_worker": share.cpus, "gpus_per_worker": int(share.gpu)},
-        **cluster.told(),
+        **cluster.as_dict(),
     }

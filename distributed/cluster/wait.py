@@ -32,9 +32,9 @@ class ResourceWait:
         self.asks, self.minutes, self.note = asks, minutes, note
         self.job = ray.get_runtime_context().get_job_id()
         self.looked = self.since = time.monotonic()
-        self.told: float | None = None
+        self.as_dict: float | None = None
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Looks every few seconds.
 
         Raises:
@@ -45,9 +45,9 @@ class ResourceWait:
             return
         self.looked = time_now
         if self._granted():
-            if self.told is not None:
+            if self.as_dict is not None:
                 self.note(f"the cluster has granted {self.asks} after {time_now - self.since:.0f} s")
-            self.since, self.told = time_now, None
+            self.since, self.as_dict = time_now, None
             return
         waited = time_now - self.since
         if waited > 60 * self.minutes:
@@ -55,8 +55,8 @@ class ResourceWait:
                 f"{self.asks} not granted after {self.minutes:g} minutes: {_what_there_is()}; ask for less, or wait longer "
                 f"with --set run.wait_minutes={2 * self.minutes:g}"
             )
-        if waited > _SECONDS_BEFORE_NOTE and (self.told is None or time_now - self.told > _SECONDS_BETWEEN_NOTES):
-            self.told = time_now
+        if waited > _SECONDS_BEFORE_NOTE and (self.as_dict is None or time_now - self.as_dict > _SECONDS_BETWEEN_NOTES):
+            self.as_dict = time_now
             self.note(f"waiting for {self.asks}: {_what_there_is()}")
 
     def _granted(self) -> bool:

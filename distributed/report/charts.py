@@ -44,7 +44,7 @@ def searched(sweep: SweepState) -> go.Figure:
     trials = [trial for trial in sweep.searched if trial.figures]
     names = list(dict.fromkeys(name for trial in trials for name in trial.values))
     names.sort(key=lambda name: {"training.lr": 0, "training.alpha": 1}.get(name, 2))
-    scores = [max(trial.rank(metric), 0.0) for trial in trials]
+    scores = [max(trial.best_score(metric), 0.0) for trial in trials]
     across = names[0] if names else "training.lr"
     up = names[1] if len(names) > 1 else None
     figure = go.Figure(

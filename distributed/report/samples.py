@@ -45,7 +45,7 @@ def _samples(bundle: Bundle, dataset: Dataset) -> dict[str, Any]:
     """Texts of the test split (of the validation split where there is none) with gold and predicted keyphrases."""
     split = "test" if dataset.rows("test") else "valid"
     chosen = _spread(dataset, split, SAMPLES)
-    predicted = Extractor(bundle.tagger, bundle.tokenizer).many(labelled.text for labelled in chosen)
+    predicted = Extractor(bundle.tagger, bundle.tokenizer).pipe(labelled.text for labelled in chosen)
     texts = []
     for labelled, found in zip(chosen, predicted, strict=True):
         gold, has = sorted(labelled.spans or ()), [(each.start, each.end) for each in found]

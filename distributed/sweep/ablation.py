@@ -58,7 +58,9 @@ def compare_rows(sweep: SweepState) -> tuple[list[Row], str]:
         for name in plan.rows
     }
     means = {
-        name: float(np.mean([trial.rank(plan.metric) for trial in seeds])) for name, seeds in trained.items() if seeds
+        name: float(np.mean([trial.best_score(plan.metric) for trial in seeds]))
+        for name, seeds in trained.items()
+        if seeds
     }
     head, figure = plan.metric.removeprefix("valid/").split("_", 1)
     draws: dict[str, npt.NDArray[np.float64]] = {}

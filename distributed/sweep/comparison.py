@@ -29,7 +29,7 @@ class FinalistComparison:
 def compare_finalists(sweep: SweepState) -> FinalistComparison:
     """Compares the finalists by a paired bootstrap over validation texts and seeds."""
     metric = sweep.plan.metric
-    trained = [trial for trial in sweep.finalists if trial.rank(metric) >= 0 and trial.state == "finished"]
+    trained = [trial for trial in sweep.finalists if trial.best_score(metric) >= 0 and trial.state == "finished"]
     groups: dict[str, list[Trial]] = {}
     for trial in trained:
         assert trial.finalist_of is not None
@@ -38,7 +38,7 @@ def compare_finalists(sweep: SweepState) -> FinalistComparison:
         best = sweep.best
         assert best is not None
         return FinalistComparison([], "no finalist could be trained again; the best trial is taken", best.name)
-    means = {name: float(np.mean([trial.rank(metric) for trial in seeds])) for name, seeds in groups.items()}
+    means = {name: float(np.mean([trial.best_score(metric) for trial in seeds])) for name, seeds in groups.items()}
     order = sorted(groups, key=lambda name: -means[name])
     head, figure = metric.removeprefix("valid/").split("_", 1)
     counts = [[load_best(sweep.folder_of(trial))[1] for trial in groups[name]] for name in order]
@@ -51,13 +51,13 @@ def compare_finalists(sweep: SweepState) -> FinalistComparison:
                 "trial": name,
                 "config": sweep.trials[name].values,
                 "seeds": [trial.values["training.seed"] for trial in groups[name]],
-                "figures": [trial.rank(metric) for trial in groups[name]],
+                "figures": [trial.best_score(metric) for trial in groups[name]],
                 "mean": means[name],
                 "low": float(low),
                 "high": float(high),
             }
         )
-    winner = max(groups[order[0]], key=lambda trial: trial.rank(metric))
+    winner = max(groups[order[0]], key=lambda trial: trial.best_score(metric))
     if len(order) == 1:
         sentence = f"{order[0]} is the only finalist: {_mean(finalists[0], metric)}; nothing to compare it with"
         return FinalistComparison(finalists, sentence, winner.name)
@@ -89,7 +89,7 @@ def without_finalists(sweep: SweepState) -> str:
     assert figures is not None
     head = sweep.plan.metric.removesuffix(sweep.plan.metric.split("_", 1)[1])
     low = figures[f"{head}f1_low"]
-    near = [trial.name for trial in sweep.ranked[1:] if trial.rank(sweep.plan.metric) >= low]
+    near = [trial.name for trial in sweep.ranked[1:] if trial.best_score(sweep.plan.metric) >= low]
     if not sweep.plan.metric.endswith("_f1"):
         return f"{best.name} is the best of one training each; --finalists 2 would tell whether that is more than noise"
     if not near:

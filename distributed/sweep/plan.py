@@ -3,7 +3,7 @@
 import time
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from distributed.cluster.connection import inspect_cluster
 from distributed.cluster.preflight import check_data
@@ -12,6 +12,7 @@ from distributed.sweep.ablation_rows import ablation_rows
 from distributed.sweep.record_runs import record_settings
 from distributed.sweep.space import Space, Values, apply_values, check_space, grid, parse_space, sample
 from model import storage
+from model.aliases import current_field, current_values
 from model.config import Config
 from model.data.dataset import Dataset
 from model.errors import UserError
@@ -47,6 +48,22 @@ class SweepConfig(BaseModel):
     seeds: int = Field(3, ge=1, description="times that each is; of an ablation: times that each row is trained")
     rows: dict[str, Values] = Field({}, description="of an ablation, found by `check`: the changed fields of each row")
     left_out: tuple[str, ...] = Field((), description="a line for each row that an ablation cannot have")
+
+    @field_validator("space", mode="after")
+    @classmethod
+    def _space_under_present_names(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        parts = (text.partition("=") for text in texts)
+        return tuple(current_field(name.strip()) + sign + domain for name, sign, domain in parts)
+
+    @field_validator("fixed", mode="after")
+    @classmethod
+    def _fixed_under_present_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(current_field, names))
+
+    @field_validator("rows", mode="after")
+    @classmethod
+    def _rows_under_present_names(cls, rows: dict[str, Values]) -> dict[str, Values]:
+        return {name: current_values(values) for name, values in rows.items()}
 
     @model_validator(mode="after")
     def _sound(self) -> "SweepConfig":
@@ -150,7 +167,7 @@ def validate_plan(plan: SweepConfig, cluster: ClusterResources) -> tuple[SweepCo
         # An ablation tries other values beside the one that was given.
         space = parse_space(list(plan.space), plan.sampler, set() if plan.sampler == "ablation" else set(plan.fixed))
         check_space(space, plan.config)
-        settings = [{name: value} for name, domain in space.items() for value in domain.ends]
+        settings = [{name: value} for name, domain in space.items() for value in domain.bounds]
     elif plan.space or {"training.lr", "training.alpha", "training.epochs"} & set(plan.fixed):
         raise UserError("--space record: repeats the record's own settings; leave out other --space, --lr and --alpha")
     if plan.sampler == "random":
@@ -202,7 +219,7 @@ def _trial_resources(plan: SweepConfig, cluster: ClusterResources) -> TrialResou
         raise UserError(f"--gpus-per-trial {gpus:g} with --device cpu: leave one of the two out")
     if gpus > 1:
         raise UserError(f"--gpus-per-trial {gpus:g}: a worker uses one GPU; for more, use --workers-per-trial")
-    places = cluster.at_most.places(cpus, gpus)
+    places = cluster.at_most.worker_slots(cpus, gpus)
     asks = f"{workers} x ({cpus} CPU, {gpus:g} GPU)"
     if places < workers:
         raise UserError(
@@ -229,7 +246,7 @@ def dry_run(plan: SweepConfig) -> dict[str, Any]:
         "rungs": plan.rungs,
         "asks": {"workers": plan.workers_per_trial, "cpus_per_worker": seats.cpus, "gpus_per_worker": seats.gpus},
         "at_once": seats.at_once,
-        **cluster.told(),
+        **cluster.as_dict(),
     }
 
 

@@ -1,7 +1,7 @@
 """What a sweep searches: ranges by dotted name, and the samplers that draw configurations from them.
 
 training.lr=log:1e-4:1e-2       log-uniform               training.alpha=0.1:0.9    uniform
-tagger.hidden1=100:400          whole numbers, ends too   tagger.cell=rnn,gru,lstm  one of these
+tagger.keyword_hidden=100:400          whole numbers, ends too   tagger.cell=rnn,gru,lstm  one of these
 training.lr=log:1e-4:1e-2:5     one of five, evenly spaced (on the log scale)
 """
 
@@ -36,7 +36,7 @@ class Choice:
         return self.values[int(draw.integers(len(self.values)))]
 
     @property
-    def ends(self) -> tuple[Any, ...]:
+    def bounds(self) -> tuple[Any, ...]:
         """What has to be allowed for the whole to be."""
         return self.values
 
@@ -67,7 +67,7 @@ class NumericRange:
         return self.low + share * (self.high - self.low)
 
     @property
-    def ends(self) -> tuple[float, float]:
+    def bounds(self) -> tuple[float, float]:
         """Both."""
         return self.low, self.high
 
@@ -110,7 +110,7 @@ def check_space(space: Space, base: Config) -> None:
             raise UserError("--space training.epochs: every trial's curve shows every epoch; use --max-epochs")
         if name not in known:
             raise UserError(f"--space {name}: is unknown or does not change the result; known are {', '.join(known)}")
-        for value in domain.ends:
+        for value in domain.bounds:
             apply_values(base, {name: value})
 
 

@@ -22,6 +22,7 @@ from distributed.sweep.journal import JournalEvent, read_events
 from distributed.sweep.plan import SweepConfig, make_plan
 from distributed.sweep.space import Values, apply_values
 from model import storage
+from model.aliases import current_values
 from model.config import Config
 from model.errors import UserError
 
@@ -66,7 +67,7 @@ class Trial:
         """The figures of its best epoch, the first of equals."""
         return max(self.figures, key=lambda figures: figures[metric], default=None)
 
-    def rank(self, metric: str) -> float:
+    def best_score(self, metric: str) -> float:
         """What trials are ordered by: its best figure; below all of them where it diverged, failed or has none."""
         best = self.best(metric)
         return -1.0 if best is None or self.state in _LAST else best[metric]
@@ -99,6 +100,7 @@ class SweepState:
             case "trial":
                 names = ("name", "values", "epochs", "series", "finalist_of")
                 trial = Trial(**{name: event[name] for name in names}, proposed=event["time"])
+                trial.values = current_values(trial.values)
                 self.trials[trial.name] = trial
             case "begun":
                 self.trials[event["trial"]].begun = event["time"]
@@ -136,13 +138,13 @@ class SweepState:
     @property
     def ranked(self) -> list[Trial]:
         """The searched trials, best first."""
-        return sorted(self.searched, key=lambda trial: -trial.rank(self.plan.metric))
+        return sorted(self.searched, key=lambda trial: -trial.best_score(self.plan.metric))
 
     @property
     def best(self) -> Trial | None:
         """The best trial, where one has an epoch to show."""
         ranked = self.ranked
-        return ranked[0] if ranked and ranked[0].rank(self.plan.metric) >= 0 else None
+        return ranked[0] if ranked and ranked[0].best_score(self.plan.metric) >= 0 else None
 
     def count(self, state: str) -> int:
         """How many of the searched trials are in a state."""

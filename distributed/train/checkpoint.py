@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import load, save
 
 from model import storage
+from model.aliases import current_weights
 from model.errors import UserError
 from model.training.communicator import Communicator
 from model.training.loop import Training
@@ -86,7 +87,7 @@ class StorageCheckpointer:
         if not torch.equal(self.workers.sum(place), place * self.workers.size):
             raise RuntimeError(f"{self.folder}: the workers do not see the same checkpoints")
 
-    def due(self) -> bool:
+    def should_save(self) -> bool:
         """Whether the last checkpoint is long enough ago, or one is asked for. Rank 0 speaks for all."""
         if self.workers.rank:
             return False
@@ -96,7 +97,7 @@ class StorageCheckpointer:
             self.stopping = self.stopping or asked == STOP
         return self.stopping or asked == KEEP or now - self.kept > self.seconds
 
-    def keep(self, training: Training) -> None:
+    def save(self, training: Training) -> None:
         """Keeps the training as it is: the best weights first, then the checkpoint that counts on them.
 
         Raises:
@@ -142,7 +143,8 @@ def keep_best(folder: str, weights: dict[str, torch.Tensor], counts: Counts) -> 
 def load_best(folder: str) -> tuple[dict[str, torch.Tensor], Counts]:
     """What `keep_best` kept. Raises FileNotFoundError."""
     tensors = load(storage.read(storage.join(folder, _BEST)))
-    return tensors, tensors.pop(_COUNTS).numpy()
+    counts = tensors.pop(_COUNTS).numpy()
+    return current_weights(tensors), counts
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ from distributed.train.events import EventHandler, close_queues, drain
 from distributed.train.tracking import WandbRun
 from distributed.train.trainer import make_trainer, to_user_error
 from model import storage
-from model.config import Config, make_config
+from model.config import Config, current_tree, make_config
 from model.data.dataset import Dataset
 from model.errors import DivergedError, UserError
 from model.inference.bundle import save_bundle
@@ -66,9 +66,9 @@ def resumed_run(name: str, location: str, changes: dict[str, Any]) -> Config:
     Raises:
         UserError: there is no such run, or a change would alter the numbers.
     """
-    place = storage.join(storage.absolute(location), name, "config.json")
+    changes, place = current_tree(changes), storage.join(storage.absolute(location), name, "config.json")
     try:
-        tree = json.loads(storage.read(place))
+        tree = current_tree(json.loads(storage.read(place)))
     except FileNotFoundError:
         raise UserError(f"{place}: no run of this name; see --storage, or start it with --name {name}") from None
     except ValueError as error:
@@ -138,7 +138,7 @@ def train(config: Config, on_event: EventHandler) -> dict[str, Any]:
     storage.write(storage.join(folder, "config.json"), json.dumps(config.model_dump(), indent=2).encode())
     began = time.perf_counter()
     with WandbRun(config, folder) as tracker:
-        on_event("note", f"run {config.run.name}: {share} on {cluster.has('node')}, {tracker.where}")
+        on_event("note", f"run {config.run.name}: {share} on {cluster.describe_count('node')}, {tracker.where}")
 
         def relay(kind: str, value: Any) -> None:
             if kind == "epoch":
@@ -159,7 +159,7 @@ def _fit(config: Config, share: WorkerRequest, folder: str, on_event: EventHandl
     from distributed.cluster.wait import ResourceWait
     from distributed.train.shared_data import SharedData
 
-    data = ray.put(SharedData.load(config.data, config.tagger.spelled))
+    data = ray.put(SharedData.load(config.data, config.tagger.uses_word_features))
     events, orders = driver_queue(), driver_queue()
     outcome: list[Any] = []
 
@@ -178,7 +178,7 @@ def _fit(config: Config, share: WorkerRequest, folder: str, on_event: EventHandl
         while thread.is_alive():
             thread.join(_POLL_SECONDS)
             drain(events, patience.event)
-            wait.look()
+            wait.poll()
     except BaseException as stop:
         orders.put_nowait("stop")  # the workers keep what they have
         thread.join(_SECONDS_TO_STOP if isinstance(stop, (KeyboardInterrupt, Exception)) else _SECONDS_TO_TERMINATE)

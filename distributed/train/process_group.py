@@ -21,7 +21,7 @@ class TorchCommunicator:
         # Of each table, for each token of a global batch: rows that an exchange has room for, the most that there have been.
         self._room: dict[nn.Parameter, float] = {}
 
-    def sum_gradients(self, module: nn.Module, tokens: int, kind: torch.dtype = torch.float32) -> None:
+    def all_reduce_gradients(self, module: nn.Module, tokens: int, kind: torch.dtype = torch.float32) -> None:
         """Sums all gradients; sparse ones by their rows, after which they are coalesced."""
         gradients = {each: each.grad for each in module.parameters() if each.grad is not None}
         dense = {each: gradient for each, gradient in gradients.items() if not gradient.is_sparse}

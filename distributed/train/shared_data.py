@@ -27,6 +27,6 @@ class SharedData(NamedTuple):
 
     def vectors_for(self, config: TaggerConfig) -> torch.Tensor | None:
         """What a tagger's embedding begins from; None for random numbers."""
-        if not config.vectors or self.vectors is None:
+        if not config.pretrained_vectors or self.vectors is None:
             return None
         return torch.from_numpy(self.vectors.copy())  # shared memory is read-only, which torch does not know

@@ -33,7 +33,12 @@ class WandbRun:
         local, name = _local(folder), config.run.name
         assert name is not None
         mode = os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
-        about = {"project": config.run.project, "name": name, "id": _id(name, folder), "config": config.model_dump()}
+        about = {
+            "project": config.run.wandb_project,
+            "name": name,
+            "id": _id(name, folder),
+            "config": config.model_dump(),
+        }
         self.run = _start(mode, local, **about)
         self.mode = "disabled" if self.run is None else self.run.settings.mode
         self.where = _where(self.mode, config, local)
@@ -84,7 +89,7 @@ def _local(folder: str) -> Path:
 
 
 def _where(mode: str, config: Config, local: Path) -> str:
-    words = {"online": f"W&B project {config.run.project}", "offline": f"W&B offline in {local}/wandb"}
+    words = {"online": f"W&B project {config.run.wandb_project}", "offline": f"W&B offline in {local}/wandb"}
     return words.get(mode, "W&B disabled")
 
 

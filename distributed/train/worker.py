@@ -65,7 +65,7 @@ def train_loop_per_worker(settings: dict[str, Any]) -> str | None:
         speak(("begun", (training.epoch, training.step)))
     try:
         for figures in training.epochs():
-            keeper.keep(training)
+            keeper.save(training)
             if speak:
                 _write_metrics(run, training)
                 speak(("epoch", figures))

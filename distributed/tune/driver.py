@@ -87,7 +87,7 @@ def _carry_out(
     plan: SweepConfig, space: Space, seats: TrialResources, recorder: SweepRecorder, on_event: EventHandler
 ) -> dict[str, Any]:
     sweep = recorder.sweep
-    spelled = plan.config.tagger.spelled or "tagger.spelling" in space
+    spelled = plan.config.tagger.uses_word_features or "tagger.word_feature_dim" in space
     data = ray.put(SharedData.load(plan.config.data, spelled))
     events = driver_queue()
     settings = TrialSettings(data, events, plan.workers_per_trial, seats.cpus, seats.gpus, plan.metric)
@@ -108,7 +108,7 @@ def _carry_out(
 def _new_finalists(sweep: SweepState) -> list[Trial]:
     """The trainings of the best configurations with fresh seeds: the one that a trial was chosen with flatters it."""
     found = []
-    for trial in [each for each in sweep.ranked if each.rank(sweep.plan.metric) >= 0][: sweep.plan.finalists]:
+    for trial in [each for each in sweep.ranked if each.best_score(sweep.plan.metric) >= 0][: sweep.plan.finalists]:
         first = trial.values.get("training.seed", sweep.plan.config.training.seed)
         for seed in range(first + 1, first + 1 + sweep.plan.seeds):
             name = f"{trial.name}-seed{seed}"
@@ -189,7 +189,7 @@ def _finish(recorder: SweepRecorder, on_event: EventHandler) -> dict[str, Any]:
     if judged and Dataset(sweep.plan.config.data).rows("test"):
         on_event("note", "the choice is made; reading the test split once")
         tagger = load_bundle(bundle).tagger
-        test = Dataset(sweep.plan.config.data).load("test", tagger.config.spelled)
+        test = Dataset(sweep.plan.config.data).load("test", tagger.config.uses_word_features)
         result["test"] = summarize(evaluate(tagger, test, resolve_device("cpu")).counts)
     storage.write(storage.join(sweep.plan.folder, "result.json"), json.dumps(result, indent=2).encode())
     recorder.tracker.finish(result, write_report(sweep.plan.folder))

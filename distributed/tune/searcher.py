@@ -33,7 +33,7 @@ class JournalSearcher(Searcher):
         search = OptunaSearch(optuna_space(self.space), metric, "max", seed=seed)
         for trial in sweep.searched:
             if trial not in self.again:
-                search.add_evaluated_point(trial.values, max(trial.rank(metric), 0.0))
+                search.add_evaluated_point(trial.values, max(trial.best_score(metric), 0.0))
         return search
 
     @property
@@ -69,7 +69,7 @@ class JournalSearcher(Searcher):
         if self.optuna is None or not result:
             return
         trial, metric = self.recorder.sweep.trials[result["answer"].trial], self.plan.metric
-        value = max(trial.rank(metric), 0.0)
+        value = max(trial.best_score(metric), 0.0)
         if trial_id in self.drawn:
             self.optuna.on_trial_complete(trial_id, {metric: value}, error)
         else:  # proposed before a restart

@@ -89,7 +89,7 @@ class WandbGroup:
         run = _start(
             self.mode,
             self.local,
-            project=self.plan.config.run.project,
+            project=self.plan.config.run.wandb_project,
             group=sweep,
             name=f"{sweep}-{name}",
             id=_id(f"{sweep}-{name}", self.plan.folder),

@@ -92,7 +92,7 @@ class TrialRun:
         try:
             while training.epoch < number and not training.finished:
                 training.run_epoch()
-                self.keeper.keep(training)
+                self.keeper.save(training)
         except DivergedError as error:
             return EpochResult(self.order.trial, number, None, True, str(error), diverged=True)
         except UserError as error:

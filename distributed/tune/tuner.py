@@ -66,7 +66,7 @@ class TunerRun:
         while thread.is_alive():
             thread.join(_POLL_SECONDS)
             self._look_round()
-            wait.look()
+            wait.poll()
         self._look_round()
         if self.groups:
             self.groups.remove_all()

@@ -215,10 +215,10 @@ def _turn(find: Find, texts: list[str]) -> tuple[float, float]:
 
 def _train_tandem(data: Dataset, preset: str, seed: int, note: Log) -> Trained:
     tree = preset_values(preset)
-    for dotted, value in {"data": data.location, "training.seed": seed, "tagger.vectors": False}.items():
+    for dotted, value in {"data": data.location, "training.seed": seed, "tagger.pretrained_vectors": False}.items():
         set_dotted(tree, dotted, value)
     config = make_config(tree)
-    train, valid = (data.load(split, config.tagger.spelled) for split in ("train", "valid"))
+    train, valid = (data.load(split, config.tagger.uses_word_features) for split in ("train", "valid"))
     clock = Stopwatch()
     tagger = new_tagger(config.tagger, data.info["words"], seed)
     training = Training(config.training, tagger, train, valid)
@@ -233,7 +233,7 @@ def _train_tandem(data: Dataset, preset: str, seed: int, note: Log) -> Trained:
 
     def start() -> Find:
         extractor = Extractor(tagger, data.tokenizer())
-        return lambda texts: [[(each.start, each.end) for each in found] for found in extractor.many(texts)]
+        return lambda texts: [[(each.start, each.end) for each in found] for found in extractor.pipe(texts)]
 
     return Trained(start, best_s, stopped_s, cores)
 

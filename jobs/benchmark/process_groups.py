@@ -85,7 +85,7 @@ def group_member(drill: GroupSpec, device: torch.device) -> None:
 def _steps(drill: GroupSpec, device: torch.device) -> Iterator[int]:
     config = make_config(drill.config)
     data = Dataset(config.data)
-    train, words = data.load("train", config.tagger.spelled), data.info["words"]
+    train, words = data.load("train", config.tagger.uses_word_features), data.info["words"]
     if drill.hand_made:
         return reference_steps(config.tagger, config.training, train, words, device)
     tagger = new_tagger(config.tagger, words, config.training.seed)

@@ -35,17 +35,17 @@ def timed(work: Iterator[float], device: torch.device) -> float:
 def flops_per_token(config: TaggerConfig) -> int:
     """Floating-point operations of a training step's products for each token; backward is twice forward."""
     directions = 2 if config.bidirectional else 1
-    outputs1, outputs2 = directions * config.hidden1, directions * config.hidden2
-    layer1 = outputs1 * _SUMS[config.cell] * (config.window * config.embedding + config.hidden1)
-    layer2 = outputs2 * _SUMS[config.cell] * (outputs1 + config.hidden2)
+    outputs1, outputs2 = directions * config.keyword_hidden, directions * config.keyphrase_hidden
+    layer1 = outputs1 * _SUMS[config.cell] * (config.window * config.embedding_dim + config.keyword_hidden)
+    layer2 = outputs2 * _SUMS[config.cell] * (outputs1 + config.keyphrase_hidden)
     return 3 * 2 * (layer1 + layer2 + 2 * outputs1 + 5 * outputs2)
 
 
 def gemm_roofline(config: TaggerConfig, precision: torch.dtype, device: torch.device) -> Iterator[float]:
     """The ceiling: tokens, if training were one large matrix product of the first layer's shape, and nothing else."""
-    inputs = config.window * config.embedding
+    inputs = config.window * config.embedding_dim
     a = torch.randn(_ROWS, inputs, device=device).to(precision)
-    sums = _SUMS[config.cell] * config.hidden1
+    sums = _SUMS[config.cell] * config.keyword_hidden
     b = torch.randn(inputs, sums, device=device).to(precision)
     while True:
         torch.mm(a, b)
@@ -55,11 +55,11 @@ def gemm_roofline(config: TaggerConfig, precision: torch.dtype, device: torch.de
 def training_steps(training: Training) -> Iterator[int]:
     """Steps of a training for ever, from one epoch's batches; gives the tokens of each global batch."""
     config, lengths = training.config, training.train.lengths
-    batches = epoch_batches(lengths, config.batch, config.seed, 0, config.bucketed)
+    batches = epoch_batches(lengths, config.global_batch_size, config.seed, 0, config.bucket_by_length)
     training.tagger.train()
     for step, rows in cycle(enumerate(batches)):
         tokens = int(lengths[rows].sum())
-        training._step(training._share(rows), tokens, step, config.lr, last=False)
+        training.train_step(training.local_batch(rows), tokens, step, config.lr, last=False)
         yield tokens
 
 
@@ -68,10 +68,10 @@ class ReferenceTagger(nn.Module):
 
     def __init__(self, config: TaggerConfig, words: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(words, config.embedding, padding_idx=PAD)
-        self.first = nn.RNN(config.window * config.embedding, config.hidden1, batch_first=True)
-        self.second = nn.RNN(config.hidden1, config.hidden2, batch_first=True)
-        self.keyword, self.keyphrase = nn.Linear(config.hidden1, 2), nn.Linear(config.hidden2, 5)
+        self.embedding = nn.Embedding(words, config.embedding_dim, padding_idx=PAD)
+        self.first = nn.RNN(config.window * config.embedding_dim, config.keyword_hidden, batch_first=True)
+        self.second = nn.RNN(config.keyword_hidden, config.keyphrase_hidden, batch_first=True)
+        self.keyword, self.keyphrase = nn.Linear(config.keyword_hidden, 2), nn.Linear(config.keyphrase_hidden, 5)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -92,9 +92,9 @@ def reference_steps(
     module = ReferenceTagger(tagger, words).to(device)
     adam = torch.optim.Adam(module.parameters(), config.lr)
     order = np.random.default_rng(config.seed).permutation(len(split))
-    starts = range(0, len(order) - config.batch + 1, config.batch)
+    starts = range(0, len(order) - config.global_batch_size + 1, config.global_batch_size)
     for start in cycle(starts):
-        texts = [_text(split, row) for row in order[start : start + config.batch]]
+        texts = [_text(split, row) for row in order[start : start + config.global_batch_size]]
         ids = torch.tensor([_windows(words_of, tagger.window) for words_of, _ in texts], device=device)
         tags = torch.tensor([labels + [O] * (PADDED_TO - len(labels)) for _, labels in texts], device=device)
         keyword, keyphrase = module(ids)

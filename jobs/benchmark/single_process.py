@@ -68,21 +68,21 @@ class Measurements:
 def _variants(place: torch.device) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     """Lanes of the step: changes of the tagger's and of the training's configuration."""
     off: tuple[dict[str, Any], dict[str, Any]] = (
-        {"fast_rnn": False, "fast_dropout": False},
-        {"row_updates": False, "bucketed": False},
+        {"cpu_kernels": False, "cpu_dropout": False},
+        {"sparse_embedding": False, "bucket_by_length": False},
     )
     batches = (256, 1024, 4096) if place.type == "cuda" else (256,)
     found = {
         STEP: ({}, {}),
-        "  torch's recurrence": ({"fast_rnn": False}, {}),
-        "  torch's dropout": ({"fast_dropout": False}, {}),
-        "  the whole table at each step": ({}, {"row_updates": False}),
-        "  batches at random": ({}, {"bucketed": False}),
+        "  torch's recurrence": ({"cpu_kernels": False}, {}),
+        "  torch's dropout": ({"cpu_dropout": False}, {}),
+        "  the whole table at each step": ({}, {"sparse_embedding": False}),
+        "  batches at random": ({}, {"bucket_by_length": False}),
         "  all of these": off,
         HALF: ({}, {"precision": "bfloat16"}),
         "  gru": ({"cell": "gru"}, {}),
         "  lstm": ({"cell": "lstm"}, {}),
-        **{f"  batches of {size}": ({}, {"batch": size}) for size in batches},
+        **{f"  batches of {size}": ({}, {"global_batch_size": size}) for size in batches},
     }
     try:
         check_precision("bfloat16", place)
@@ -121,8 +121,8 @@ def in_this_process(
 def _batches(training: Training) -> Iterator[float]:
     lengths = training.train.lengths
     while True:
-        for rows in epoch_batches(lengths, training.config.batch, 0, 0):
-            yield float(training._share(rows).lengths.sum())
+        for rows in epoch_batches(lengths, training.config.global_batch_size, 0, 0):
+            yield float(training.local_batch(rows).lengths.sum())
 
 
 def _evaluated(training: Training) -> Iterator[float]:
@@ -147,7 +147,7 @@ def _extracted(data: Dataset, training: Training, folder: Path) -> Iterator[floa
     while True:
         for begin in range(0, len(texts), TEXTS_HELD):
             some = texts[begin : begin + TEXTS_HELD]
-            list(extractor.many(some))
+            list(extractor.pipe(some))
             yield len(some)
 
 

@@ -43,7 +43,11 @@ WHOLE, BESIDE = "workers, whole table at each step", "trainings side by side"
 ROUNDED = "workers, bfloat16 exchange"
 _REST = 0.3  # seconds between turns of groups: the threads of the one before fall asleep
 _TRIALS = 6
-_SMALL = {"embedding": 16, "hidden1": 8, "hidden2": 8}  # a trial whose start, not whose training, takes the time
+_SMALL = {
+    "embedding_dim": 16,
+    "keyword_hidden": 8,
+    "keyphrase_hidden": 8,
+}  # a trial whose start, not whose training, takes the time
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,7 @@ def _trials(request: BenchmarkConfig, folder: Path) -> float:
     config = Config(
         data=request.data,
         tagger=TaggerConfig(**_SMALL),
-        training=TrainingConfig(patience=0, batch=1024),
+        training=TrainingConfig(patience=0, global_batch_size=1024),
         run=RunConfig(storage=str(folder), name="sweep"),
     )
     plan = new_sweep(make_plan({"config": config, "fixed": [], "trials": _TRIALS, "max_epochs": 1}))
@@ -138,8 +142,8 @@ def _groups(request: BenchmarkConfig, place: torch.device, store: TCPStore, lane
     cores = len(os.sched_getaffinity(0))
     threads = max(1, cores // request.workers)
     config = Config(data=request.data).model_dump()
-    whole_table = config | {"training": config["training"] | {"row_updates": False}}
-    rounded = config | {"training": config["training"] | {"exchange": "bfloat16"}}
+    whole_table = config | {"training": config["training"] | {"sparse_embedding": False}}
+    rounded = config | {"training": config["training"] | {"gradient_dtype": "bfloat16"}}
     many = request.workers
     with ExitStack() as stack:
         groups: dict[str, ProcessGroupHandle] = {}
@@ -174,11 +178,13 @@ def exchange(request: BenchmarkConfig) -> list[dict[str, float]]:
     of a batch touches is counted in the dataset's own batches, for every vocabulary.
     """
     split, config = Dataset(request.data).load("train"), Config(data=request.data)
-    size = config.tagger.embedding
-    network = flops_per_token(config.tagger) / 6 + 2 * 2 * (config.tagger.hidden1 + config.tagger.hidden2) + 7
+    size = config.tagger.embedding_dim
+    network = (
+        flops_per_token(config.tagger) / 6 + 2 * 2 * (config.tagger.keyword_hidden + config.tagger.keyphrase_hidden) + 7
+    )
     found = []
     for workers in (2, 4, 8, 16, 32, 64):
-        rows = _rows_of_a_share(split, config.training.batch, workers)
+        rows = _rows_of_a_share(split, config.training.global_batch_size, workers)
         reduced = 2 * (workers - 1) / workers * 4 / 1e6
         by_rows = reduced * network + (workers - 1) * rows * (size + 1) * 4 / 1e6
         for words in (30_000, 300_000, 3_000_000):

@@ -88,7 +88,7 @@ def min_batch_size(rows: int, batch: int) -> int:
 
 
 def epoch_batches(
-    lengths: npt.NDArray[np.int64], batch: int, seed: int, epoch: int, bucketed: bool = True
+    lengths: npt.NDArray[np.int64], batch: int, seed: int, epoch: int, bucket_by_length: bool = True
 ) -> list[RowIds]:
     """The global batches of an epoch, each the row numbers of texts of similar length.
 
@@ -98,13 +98,13 @@ def epoch_batches(
         lengths: (rows,) tokens of each text.
         batch: texts of a global batch.
         seed, epoch: what the order depends on.
-        bucketed: false for texts of any length in a batch, which makes for more padding.
+        bucket_by_length: false for texts of any length in a batch, which makes for more padding.
     """
     draw = np.random.default_rng([seed, epoch])
     order = draw.permutation(len(lengths))
     count = count_batches(len(lengths), batch)
     bounds = np.arange(count + 1) * len(lengths) // count
-    for first in range(0, count, _POOL) if bucketed else ():
+    for first in range(0, count, _POOL) if bucket_by_length else ():
         pool = slice(bounds[first], bounds[min(first + _POOL, count)])
         order[pool] = order[pool][np.argsort(lengths[order[pool]], kind="stable")]
     batches = np.split(order, bounds[1:-1])

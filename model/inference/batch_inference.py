@@ -170,7 +170,7 @@ def _lines(sources: list[dict[str, Any]]) -> int:
 
 def _answers(extractor: Extractor, texts: Iterator[str], held: int = TEXTS_HELD) -> Iterator[Answer]:
     texts, again = tee(texts)
-    yield from zip(again, extractor.many(texts, held), strict=True)
+    yield from zip(again, extractor.pipe(texts, held), strict=True)
 
 
 def _texts(ranges: list[FileRange], lines: list[int]) -> Iterator[str]:

@@ -19,12 +19,13 @@ from safetensors.torch import load, save_file
 from tokenizers import Tokenizer
 
 from model import storage
+from model.aliases import current_weights
 from model.config import Config, make_config
 from model.data.tokenizer import parse_tokenizer
 from model.errors import UserError
 from model.network.tagger import Tagger
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def load_bundle(location: str) -> Bundle:
     tokenizer = parse_tokenizer(_file(location, "tokenizer.json"), f"{location}/tokenizer.json")
     tagger = Tagger(config.tagger, tokenizer.get_vocab_size())
     try:
-        tagger.load_state_dict(load(_file(location, "weights.safetensors")))
+        tagger.load_state_dict(current_weights(load(_file(location, "weights.safetensors"))))
     except (SafetensorError, RuntimeError) as error:
         raise UserError(f"{location}/weights.safetensors: is damaged ({error}); copy the bundle again") from error
     return Bundle(config, tokenizer, tagger.eval(), _json(location, "metrics.json"))
@@ -116,10 +117,10 @@ tags: [keyphrase-extraction, token-classification]
 
 A joint-layer RNN (Zhang et al., EMNLP 2016) that finds the keyphrases of short texts.
 
-- cell {tagger.cell}, {directions}; {tagger.hidden1} and {tagger.hidden2} hidden units
-- a window of {tagger.window} words of {tagger.embedding} values, dropout {tagger.dropout:g}
+- cell {tagger.cell}, {directions}; {tagger.keyword_hidden} and {tagger.keyphrase_hidden} hidden units
+- a window of {tagger.window} words of {tagger.embedding_dim} values, dropout {tagger.dropout:g}
 - objective {training.alpha:g} * keyword loss + {1 - training.alpha:g} * keyphrase loss
-- {training.optimizer}, lr {training.lr:g} ({training.schedule}), batch {training.batch}, seed {training.seed}
+- {training.optimizer}, lr {training.lr:g} ({training.schedule}), batch {training.global_batch_size}, seed {training.seed}
 
 Figures on the validation split, with 95 % bootstrap intervals:
 
@@ -129,8 +130,9 @@ Figures on the validation split, with 95 % bootstrap intervals:
 
     echo "what a match by Roger Federer tonight" | python -m jobs extract BUNDLE
 
-    from model.extractor import Extractor
-    Extractor.load("BUNDLE").one("what a match by Roger Federer tonight")
+    from model.inference.extractor import Extractor
+    extractor = Extractor.load("BUNDLE")
+    extractor("what a match by Roger Federer tonight")
 
 It knows what it learned from `{config.data}` and nothing else: measure it on your own texts with
 `python -m jobs evaluate BUNDLE --data FILE` before you rely on it.

@@ -320,7 +320,9 @@ def _annotated(tagger: Tagger, examples: Iterable[Example], device: torch.device
     examples = iter(examples)
     while chunk := list(islice(examples, CHUNK_TEXTS)):
         found: list[tuple[list[ScoredSpan], list[ScoredSpan]]] = [([], []) for _ in chunk]
-        for rows, batch, logits in predict_batches(tagger, split_from_examples(chunk, tagger.config.spelled), device):
+        for rows, batch, logits in predict_batches(
+            tagger, split_from_examples(chunk, tagger.config.uses_word_features), device
+        ):
             gold = score_tags(logits, batch.lengths, batch.keyphrase.clamp(min=O))
             for side, (spans, scores) in enumerate((gold, predict_spans(logits, batch.lengths))):
                 for (row, start, end), score in zip(spans.tolist(), scores.tolist(), strict=True):

@@ -54,11 +54,11 @@ class Extractor:
         loaded = load_bundle(bundle)
         return cls(loaded.tagger, loaded.tokenizer, device)
 
-    def one(self, text: str) -> list[Keyphrase]:
+    def __call__(self, text: str) -> list[Keyphrase]:
         """The keyphrases of one text, in order."""
-        return next(self.many([text]))
+        return next(self.pipe([text]))
 
-    def many(self, texts: Iterable[str], held: int = TEXTS_HELD) -> Iterator[list[Keyphrase]]:
+    def pipe(self, texts: Iterable[str], held: int = TEXTS_HELD) -> Iterator[list[Keyphrase]]:
         """The keyphrases of each text, in order of the texts; `held` texts are read and answered at a time."""
         texts = iter(texts)
         while chunk := list(islice(texts, held)):
@@ -68,7 +68,7 @@ class Extractor:
     def _extract(self, texts: list[str]) -> list[list[Keyphrase]]:
         found: list[list[Keyphrase]] = [[] for _ in texts]
         cut = self._cut(texts)
-        views = self._spell(texts, cut.starts, cut.ends, cut.begins) if self.tagger.config.spelled else None
+        views = self._spell(texts, cut.starts, cut.ends, cut.begins) if self.tagger.config.uses_word_features else None
         text, begins, lengths = _pieces(cut)
         for rows in length_sorted_batches(lengths, BATCH):
             batch = [padded(each, begins[rows], lengths[rows], PAD) for each in (cut.ids, views) if each is not None]

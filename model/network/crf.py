@@ -24,7 +24,7 @@ class CrfScores(NamedTuple):
     """Scores beside those of the head: of a first tag (5,), of a tag after another (from, to) and of a last tag (5,)."""
 
     start: torch.Tensor
-    step: torch.Tensor
+    transition: torch.Tensor
     end: torch.Tensor
 
 
@@ -34,12 +34,12 @@ class CrfTransitions(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.start = nn.Parameter(torch.zeros(5))
-        self.step = nn.Parameter(torch.zeros(5, 5))
+        self.transition = nn.Parameter(torch.zeros(5, 5))
         self.end = nn.Parameter(torch.zeros(5))
 
     def forward(self) -> CrfScores:
         """The chain."""
-        return CrfScores(self.start, self.step, self.end)
+        return CrfScores(self.start, self.transition, self.end)
 
 
 def legality_only(device: torch.device) -> CrfScores:
@@ -73,9 +73,9 @@ class _ForwardBackward(NamedTuple):
 
     weights: CrfScores
     log_sums: torch.Tensor
-    before: torch.Tensor
-    given: torch.Tensor
-    after: torch.Tensor
+    alpha: torch.Tensor
+    emission: torch.Tensor
+    beta: torch.Tensor
 
 
 def _forward_backward(logits: torch.Tensor, chain: CrfScores, lengths: torch.Tensor) -> _ForwardBackward:
@@ -94,7 +94,7 @@ def _forward_backward(logits: torch.Tensor, chain: CrfScores, lengths: torch.Ten
     state = weights.start * given[0]
     for t in range(steps):
         if t:
-            state = (before[t - 1] @ weights.step) * given[t]
+            state = (before[t - 1] @ weights.transition) * given[t]
         sums[t] = state.sum(1, keepdim=True)
         before[t] = torch.where(real[t], state / sums[t], before[t - 1] if t else 0)
     whole = before[-1] @ weights.end  # (B,)
@@ -104,7 +104,7 @@ def _forward_backward(logits: torch.Tensor, chain: CrfScores, lengths: torch.Ten
     last = lengths - 1
     ending = weights.end / whole[:, None]
     for t in range(steps - 1, -1, -1):
-        follows = (given[t + 1] * after[t + 1]) @ weights.step.t() if t + 1 < steps else ending
+        follows = (given[t + 1] * after[t + 1]) @ weights.transition.t() if t + 1 < steps else ending
         after[t] = torch.where((last == t)[:, None], ending, follows) * real[t]
     return _ForwardBackward(weights, log_sums, before, given, after)
 
@@ -132,9 +132,9 @@ class _CrfNll(Function):
         first, last = counts[:, 0].sum(0), counts[rows, lengths - 1].sum(0)
         score = (logits * gold).sum(dtype=torch.float64)
         score = score + sum((each * count).sum() for each, count in zip(chain, (first, pairs, last), strict=True))
-        expected = passes.before * passes.after  # (T, B, 5)
-        arriving = passes.given * passes.after
-        both = torch.einsum("tbi,tbj->ij", passes.before[:-1], arriving[1:]) * passes.weights.step
+        expected = passes.alpha * passes.beta  # (T, B, 5)
+        arriving = passes.emission * passes.beta
+        both = torch.einsum("tbi,tbj->ij", passes.alpha[:-1], arriving[1:]) * passes.weights.transition
         gradients = (
             expected.transpose(0, 1) - counts,
             expected[0].sum(0) - first,
@@ -160,7 +160,7 @@ def span_marginals(logits: torch.Tensor, chain: CrfScores, lengths: torch.Tensor
     likely[..., 0] = before[..., S] * after[..., S]
     begun, previous = before[..., B], B  # weight of a keyphrase that is not yet at its end, by its last token
     for size in range(2, likely.shape[2] + 1):
-        likely[size - 1 :, :, size - 1] = begun[:-1] * weights.step[previous, E] * arriving[size - 1 :, :, E]
-        begun = begun[:-1] * weights.step[previous, I] * given[size - 1 :, :, I]
+        likely[size - 1 :, :, size - 1] = begun[:-1] * weights.transition[previous, E] * arriving[size - 1 :, :, E]
+        begun = begun[:-1] * weights.transition[previous, I] * given[size - 1 :, :, I]
         previous = I
     return likely.transpose(0, 1).float()

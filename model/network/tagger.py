@@ -65,24 +65,24 @@ class BiRnn(nn.Module):
 
     def __init__(self, cell: str, inputs: int, hidden: int, bidirectional: bool) -> None:
         super().__init__()
-        self.forwards = _CELLS[cell](inputs, hidden, batch_first=True)
-        self.backwards = _CELLS[cell](inputs, hidden, batch_first=True) if bidirectional else None
+        self.forward_rnn = _CELLS[cell](inputs, hidden, batch_first=True)
+        self.backward_rnn = _CELLS[cell](inputs, hidden, batch_first=True) if bidirectional else None
         self.outputs = hidden * (2 if bidirectional else 1)
 
     @property
     def directions(self) -> list[nn.Module]:
         """One layer for each direction that is read in."""
-        return [self.forwards] if self.backwards is None else [self.forwards, self.backwards]
+        return [self.forward_rnn] if self.backward_rnn is None else [self.forward_rnn, self.backward_rnn]
 
     def forward(self, inputs: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """(B, T, inputs) -> (B, T, outputs)."""
-        ahead, _ = self.forwards(inputs)
-        if self.backwards is None:
+        ahead, _ = self.forward_rnn(inputs)
+        if self.backward_rnn is None:
             return ahead
         # Each text is turned round within its own length, so that the backward pass begins at its last real token.
         steps = torch.arange(inputs.shape[1], device=inputs.device)
         turned = torch.where(steps < lengths[:, None], lengths[:, None] - 1 - steps, steps)[..., None]
-        back, _ = self.backwards(torch.take_along_dim(inputs, turned, dim=1))
+        back, _ = self.backward_rnn(torch.take_along_dim(inputs, turned, dim=1))
         return torch.cat([ahead, torch.take_along_dim(back, turned, dim=1)], dim=-1)
 
 
@@ -103,30 +103,32 @@ class Tagger(nn.Module):
         super().__init__()
         self.config = config
         # Sparse gradients: a step touches a small part of the table, and only that part is exchanged and updated.
-        self.embedding = nn.Embedding(words, config.embedding, padding_idx=PAD, sparse=True)
+        self.embedding = nn.Embedding(words, config.embedding_dim, padding_idx=PAD, sparse=True)
         with torch.no_grad():
             if vectors is None:
                 self.embedding.weight.mul_(_EMBEDDING_SPREAD)
             else:
                 self.embedding.weight.copy_(vectors)
             self.embedding.weight[PAD] = 0
-        self.spelling = _spelling_table(config.spelling) if config.spelling else None
-        self.transitions = CrfTransitions() if config.transitions else None
-        inputs = config.window * (config.embedding + NUM_FEATURES * config.spelling)
-        self.layer1 = BiRnn(config.cell, inputs, config.hidden1, config.bidirectional)
-        self.layer2 = BiRnn(config.cell, self.layer1.outputs, config.hidden2, config.bidirectional)
+        self.word_feature_embedding = _spelling_table(config.word_feature_dim) if config.word_feature_dim else None
+        self.crf = CrfTransitions() if config.crf else None
+        inputs = config.window * (config.embedding_dim + NUM_FEATURES * config.word_feature_dim)
+        self.keyword_rnn = BiRnn(config.cell, inputs, config.keyword_hidden, config.bidirectional)
+        self.keyphrase_rnn = BiRnn(config.cell, self.keyword_rnn.outputs, config.keyphrase_hidden, config.bidirectional)
         # Saved with the weights: they are learned too, though not by gradients.
         for name, value in (("threshold", _UNSETTLED), ("agreement", 0.0)):
             self.register_buffer(name, torch.tensor(value) if config.decoding == "spans" else None)
         # How often each word stands in the training texts: needed in training alone, and so no part of what is saved.
         self.register_buffer("counts", torch.ones(words) if config.rare_word_dropout else None, persistent=False)
-        self.keyword_head = nn.Linear(self.layer1.outputs, 2)
-        self.keyphrase_head = nn.Linear(self.layer2.outputs, 5)
+        self.keyword_head = nn.Linear(self.keyword_rnn.outputs, 2)
+        self.keyphrase_head = nn.Linear(self.keyphrase_rnn.outputs, 5)
 
     @property
     def tables(self) -> list[nn.Embedding]:
         """The embeddings, of which a step touches few rows."""
-        return [self.embedding] if self.spelling is None else [self.embedding, self.spelling]
+        return (
+            [self.embedding] if self.word_feature_embedding is None else [self.embedding, self.word_feature_embedding]
+        )
 
     def count_words(self, ids: npt.NDArray[np.int32]) -> None:
         """Counts the words of the training texts, for `rare_word_dropout`; each counts as one until then.
@@ -146,14 +148,14 @@ class Tagger(nn.Module):
             views: (B, T, VIEWS) how each word is written, for a tagger that looks at it.
         """
         keyword, keyphrase = self._heads(ids, lengths, views)
-        chain = self.transitions() if self.transitions else None
+        chain = self.crf() if self.crf else None
         return Logits(keyword, keyphrase, chain, self._reading(ids, views))
 
     def _reading(self, ids: torch.Tensor, views: torch.Tensor | None) -> SpanDecoding | None:
         if self.threshold is None or self.agreement is None:
             return None
         words = ids
-        if self.spelling is not None and views is not None:
+        if self.word_feature_embedding is not None and views is not None:
             # Words that are not in the vocabulary are told apart by how they are written.
             words = (ids * SPELLINGS + views[..., 1]) * SPELLINGS + views[..., 2]
         return SpanDecoding(self.threshold, self.agreement, words)
@@ -165,10 +167,12 @@ class Tagger(nn.Module):
             ids = self._drop_words(ids)
         if self._packs(ids):
             return self._packed_heads(ids, lengths, views)
-        vectors = [self.embedding(ids)] + ([] if self.spelling is None else [self.spelling(views).flatten(2)])
+        vectors = [self.embedding(ids)] + (
+            [] if self.word_feature_embedding is None else [self.word_feature_embedding(views).flatten(2)]
+        )
         x = self._drop(torch.cat([context_windows(each, self.config.window) for each in vectors], dim=-1))
-        h1 = self.layer1(x, lengths)
-        h2 = self.layer2(h1, lengths)
+        h1 = self.keyword_rnn(x, lengths)
+        h2 = self.keyphrase_rnn(h1, lengths)
         return self.keyword_head(h1), self.keyphrase_head(h2)
 
     def _drop_words(self, ids: torch.Tensor) -> torch.Tensor:
@@ -188,24 +192,26 @@ class Tagger(nn.Module):
     def _packs(self, ids: torch.Tensor) -> bool:
         """Whether the recurrence of model/network/cpu/layer.py takes the place of torch's."""
         whole = self.embedding.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-        return self.config.fast_rnn and whole and ids.device.type == "cpu"
+        return self.config.cpu_kernels and whole and ids.device.type == "cpu"
 
     def _packed_heads(
         self, ids: torch.Tensor, lengths: torch.Tensor, views: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         places, steps = pack(lengths.numpy(), ids.shape[1])
         around = _around(ids, self.config.window)[places].flatten(1)  # (N, W)
-        layer1 = (steps, self.layer1.directions, self.keyword_head)
-        if self.training or torch.is_grad_enabled() or self.spelling is not None:
+        layer1 = (steps, self.keyword_rnn.directions, self.keyword_head)
+        if self.training or torch.is_grad_enabled() or self.word_feature_embedding is not None:
             inputs = self._inputs(self.embedding, around)
-            if self.spelling is not None:
+            if self.word_feature_embedding is not None:
                 assert views is not None
-                spelled = self._inputs(self.spelling, _around(views, self.config.window)[places].flatten(1))
+                spelled = self._inputs(
+                    self.word_feature_embedding, _around(views, self.config.window)[places].flatten(1)
+                )
                 inputs = torch.cat([inputs, spelled], dim=1)
             h1, keyword = packed_rnn_with_head(inputs, *layer1)
         else:
             h1, keyword = packed_rnn_from_ids(self.embedding.weight, around, *layer1)
-        _, keyphrase = packed_rnn_with_head(h1, steps, self.layer2.directions, self.keyphrase_head)
+        _, keyphrase = packed_rnn_with_head(h1, steps, self.keyphrase_rnn.directions, self.keyphrase_head)
         return _padded(keyword, places, ids.shape), _padded(keyphrase, places, ids.shape)
 
     def _inputs(self, table: nn.Embedding, around: torch.Tensor) -> torch.Tensor:
@@ -216,7 +222,7 @@ class Tagger(nn.Module):
         return table(around).flatten(1) * (1.0 if mask is None else mask)
 
     def _drop(self, inputs: torch.Tensor) -> torch.Tensor:
-        if self.config.fast_dropout and inputs.device.type == "cpu":
+        if self.config.cpu_dropout and inputs.device.type == "cpu":
             mask = self._mask((inputs.shape[:-1].numel(), inputs.shape[-1]))
             return inputs if mask is None else inputs * mask.view_as(inputs)
         return F.dropout(inputs, self.config.dropout, self.training)
@@ -225,7 +231,7 @@ class Tagger(nn.Module):
         """What inputs of the first layer are multiplied with; None for no dropout."""
         if not self.training or not self.config.dropout:
             return None
-        if self.config.fast_dropout:
+        if self.config.cpu_dropout:
             return dropout_mask(shape, self.config.dropout)
         return F.dropout(torch.ones(shape), self.config.dropout)
 

@@ -46,7 +46,7 @@ class PrepareConfig:
         max_tokens: longer texts are left out.
         vectors: a file of pretrained word vectors, see model/prepare/vectors.py.
         pretrain: unlabelled texts to train word vectors on instead, see model/prepare/word2vec.py: paths, URIs or globs.
-        vector_size: values of a vector of `pretrain`, by default those of `tagger.embedding`.
+        vector_size: values of a vector of `pretrain`, by default those of `tagger.embedding_dim`.
         pretrain_frequency: words seen less often in the texts of `pretrain` get no vector.
         join: words that only the vectors have, and that join the vocabulary, at most, the most frequent first. By default
             none of a file's, and all of `pretrain`.
@@ -244,7 +244,7 @@ class _PretrainedVectors:
         """Reads or trains the vectors. Gives the vocabulary with the words that join it at its end."""
         recipe = self._recipe
         if self._texts:
-            size, frequency = recipe.vector_size or TaggerConfig().embedding, recipe.pretrain_frequency or FREQUENCY
+            size, frequency = recipe.vector_size or TaggerConfig().embedding_dim, recipe.pretrain_frequency or FREQUENCY
             self._known, self._about["pretrained"] = train_word2vec(
                 self._texts, size, frequency, recipe.skip_bad_lines, tell=tell
             )

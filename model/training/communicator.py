@@ -12,7 +12,7 @@ class Communicator(Protocol):
     rank: int
     size: int
 
-    def sum_gradients(self, module: nn.Module, tokens: int, kind: torch.dtype = torch.float32) -> None:
+    def all_reduce_gradients(self, module: nn.Module, tokens: int, kind: torch.dtype = torch.float32) -> None:
         """Sums the gradients of a module over the workers, on each of them, and leaves sparse ones coalesced.
 
         Args:
@@ -33,7 +33,7 @@ class SingleProcess:
     rank = 0
     size = 1
 
-    def sum_gradients(self, module: nn.Module, tokens: int, kind: torch.dtype = torch.float32) -> None:
+    def all_reduce_gradients(self, module: nn.Module, tokens: int, kind: torch.dtype = torch.float32) -> None:
         """Coalesces sparse gradients."""
         for parameter in module.parameters():
             if parameter.grad is not None and parameter.grad.is_sparse:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
+from model.aliases import current_weights
 from model.config import TrainingConfig
 from model.data.batching import Batch, RowIds, collate, epoch_batches, prefetch
 from model.data.dataset import Split
@@ -46,11 +47,11 @@ class Progress(NamedTuple):
 class Checkpointer(Protocol):
     """Keeps a training where a restart finds it."""
 
-    def due(self) -> bool:
+    def should_save(self) -> bool:
         """Whether this worker wants a checkpoint inside the running epoch; asked every few steps."""
         ...
 
-    def keep(self, training: "Training") -> None:
+    def save(self, training: "Training") -> None:
         """Keeps it as it is; called on all workers at the same step where one of them wants it."""
         ...
 
@@ -96,7 +97,7 @@ class Training:
         self.tagger = tagger.to(self.device)
         self.tagger.count_words(train.ids)
         for table in self.tagger.tables:
-            table.sparse = config.row_updates
+            table.sparse = config.sparse_embedding
         self.optimizers = make_optimizers(self.tagger, config)
         self.epoch = self.step = 0
         self._losses = torch.zeros(
@@ -144,7 +145,7 @@ class Training:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes back to a state."""
-        self.tagger.load_state_dict(state["tagger"])
+        self.tagger.load_state_dict(current_weights(state["tagger"]))
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.epoch, self.step, self.history = state["epoch"], state["step"], list(state["history"])
@@ -176,18 +177,20 @@ class Training:
 
     def _train_epoch(self) -> Metrics:
         lengths = self.train.lengths
-        batches = epoch_batches(lengths, self.config.batch, self.config.seed, self.epoch, self.config.bucketed)
+        batches = epoch_batches(
+            lengths, self.config.global_batch_size, self.config.seed, self.epoch, self.config.bucket_by_length
+        )
         done = sum(int(lengths[rows].sum()) for rows in batches[: self.step])
         first_bad = torch.full((), -1, device=self.device)
         last_record, lr, tokens = torch.zeros(0), 0.0, done
         resumed = reported = began = time.perf_counter()
         self.tagger.train()
         # Where the processor does nothing but to prepare the device's work, it has time for the next batch.
-        assembled = (prefetch if self.device.type == "cuda" else map)(self._share, batches[self.step :])
+        assembled = (prefetch if self.device.type == "cuda" else map)(self.local_batch, batches[self.step :])
         for step, batch in enumerate(assembled, self.step):
             rows, last = batches[step], step == len(batches) - 1
             lr = learning_rate(self.config, self.epoch * len(batches) + step, len(batches))
-            sums, record_sums = self._step(batch, int(lengths[rows].sum()), step, lr, last)
+            sums, record_sums = self.train_step(batch, int(lengths[rows].sum()), step, lr, last)
             self._losses += sums
             first_bad = torch.where((first_bad < 0) & ~sums.isfinite().all(), step, first_bad)
             tokens += int(lengths[rows].sum())
@@ -196,7 +199,7 @@ class Training:
                 due = self._check(first_bad, step, len(batches))
                 if due and not last and self.keeper:
                     self._seconds, began = self._seconds + time.perf_counter() - began, time.perf_counter()
-                    self.keeper.keep(self)
+                    self.keeper.save(self)
             if record_sums is not None:
                 last_record = record_sums
             now = time.perf_counter()
@@ -217,11 +220,11 @@ class Training:
             self.workers.sum(last_record), len(batches[-1]), self.config.alpha, lr
         )
 
-    def _share(self, rows: RowIds) -> Batch:
+    def local_batch(self, rows: RowIds) -> Batch:
         """This worker's share of a global batch."""
         return collate(self.train, rows[self.workers.rank :: self.workers.size]).to(self.device)
 
-    def _step(
+    def train_step(
         self, batch: Batch, tokens: int, step: int, lr: float, last: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """One update, of this worker's share of a global batch that has so many tokens.
@@ -234,9 +237,9 @@ class Training:
         sums = dual_loss(logits, batch)
         # The workers' gradients are summed, and the objective is a mean over the tokens of the global batch.
         (sums.total(self.config.alpha) / tokens).backward()
-        self.workers.sum_gradients(self.tagger, tokens, getattr(torch, self.config.exchange))
-        if self.config.clip:
-            clip_gradients(self.tagger, self.config.clip)
+        self.workers.all_reduce_gradients(self.tagger, tokens, getattr(torch, self.config.gradient_dtype))
+        if self.config.max_grad_norm:
+            clip_gradients(self.tagger, self.config.max_grad_norm)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr
@@ -255,7 +258,7 @@ class Training:
 
     def _check(self, first_bad: torch.Tensor, now: int, steps: int) -> bool:
         """Whether a checkpoint is due; stops all workers together when the loss of one is no longer a finite number."""
-        due = self.keeper is not None and self.keeper.due()
+        due = self.keeper is not None and self.keeper.should_save()
         flags = torch.stack([(first_bad >= 0).long(), torch.tensor(int(due), device=self.device)])
         bad, wanted = self.workers.sum(flags).tolist()
         if not bad:
@@ -264,5 +267,5 @@ class Training:
         lr = learning_rate(self.config, self.epoch * steps + step, steps)
         raise DivergedError(
             f"the loss is no longer a number since epoch {self.epoch + 1}, step {step + 1} of {steps} (lr {lr:g}); "
-            f"train again with a lower training.lr or a smaller training.clip (now {self.config.clip:g})"
+            f"train again with a lower training.lr or a smaller training.max_grad_norm (now {self.config.max_grad_norm:g})"
         )

@@ -17,11 +17,11 @@ def make_optimizers(tagger: Tagger, config: TrainingConfig) -> list[Optimizer]:
     """An optimiser for the network, and one for the embeddings that updates only the rows that a step touched.
 
     Adam on the embedding is the lazy kind: the moments of a row stand still while the row is not touched. Without
-    `row_updates` the embedding is a parameter like the others.
+    `sparse_embedding` the embedding is a parameter like the others.
     """
     table: list[torch.Tensor] = [each.weight for each in tagger.tables]
     network: list[torch.Tensor] = [each for each in tagger.parameters() if all(each is not one for one in table)]
-    if not config.row_updates:
+    if not config.sparse_embedding:
         network, table = network + table, []
     if config.optimizer == "sgd":
         return [SGD(each, config.lr) for each in (network, table) if each]

@@ -29,7 +29,7 @@ SECONDS_OF_A_RUN = 400.0
 MINUTES = 0.025  # between checkpoints inside an epoch
 SETTINGS = [
     "--workers", "3", "--lr", "0.01", "--batch", "64", "--epochs", "8", "--device", "cpu", "--json",
-    "--set", "tagger.embedding=24", "--set", "tagger.hidden1=24", "--set", "tagger.hidden2=24",
+    "--set", "tagger.embedding_dim=24", "--set", "tagger.keyword_hidden=24", "--set", "tagger.keyphrase_hidden=24",
     "--set", "training.patience=0", "--set", f"run.checkpoint_minutes={MINUTES}",
 ]  # fmt: skip
 

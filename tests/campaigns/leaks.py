@@ -66,7 +66,7 @@ def sweep(data: str, storage: str, workers: int, trials: int) -> dict[str, Any]:
     told = [time.monotonic()]
     config = {
         "data": data,
-        "tagger": {"embedding": 16, "hidden1": 16, "hidden2": 16},
+        "tagger": {"embedding_dim": 16, "keyword_hidden": 16, "keyphrase_hidden": 16},
         "training": {"patience": 0},
         "run": {"name": f"w{workers}", "storage": storage, "device": "cpu"},
     }

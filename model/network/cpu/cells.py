@@ -25,13 +25,13 @@ class TanhCell(Direction):
 
     factor = 2
 
-    def _activate(self, step: int, before: int | None, both: int) -> None:
+    def _cell_forward(self, step: int, before: int | None, both: int) -> None:
         _tanh_of_half(self.each_state[step])
 
-    def _factors(self, gradient: torch.Tensor) -> torch.Tensor:
+    def _gate_grad_factors(self, gradient: torch.Tensor) -> torch.Tensor:
         return gradient
 
-    def _derive(self, step: int, gradient: torch.Tensor, earlier: torch.Tensor | None) -> None:
+    def _cell_backward(self, step: int, gradient: torch.Tensor, earlier: torch.Tensor | None) -> None:
         _tanh_backward(gradient, self.each_state[step], grad_input=gradient)
 
 
@@ -40,7 +40,7 @@ class Lstm(Direction):
 
     keeps = (4, 1, 1)
 
-    def _activate(self, step: int, before: int | None, both: int) -> None:
+    def _cell_forward(self, step: int, before: int | None, both: int) -> None:
         gates, cells, squashed = (each[step] for each in self.each_kept)
         i, f, g, o = gates.chunk(4)
         g.mul_(_TWO)
@@ -53,7 +53,7 @@ class Lstm(Direction):
         _tanh_of_half(torch.mul(cells, _TWO, out=squashed))
         torch.mul(o, squashed, out=self.each_state[step])
 
-    def _factors(self, gradient: torch.Tensor) -> torch.Tensor:
+    def _gate_grad_factors(self, gradient: torch.Tensor) -> torch.Tensor:
         # Of i, f and g by the gradient of c; of o and of c by that of h.
         gates, cells, squashed = self.kept
         factors, of_cell = torch.empty_like(gates), torch.empty_like(cells)
@@ -70,7 +70,7 @@ class Lstm(Direction):
         self.of_cells = gradient.new_zeros(len(gradient), self.steps[0].columns)  # (H, columns) of one step
         return factors
 
-    def _derive(self, step: int, gradient: torch.Tensor, earlier: torch.Tensor | None) -> None:
+    def _cell_backward(self, step: int, gradient: torch.Tensor, earlier: torch.Tensor | None) -> None:
         of_cells, factors = leading(self.of_cells, gradient.shape[1]), self.each_factors[step]
         self._clear(of_cells, step)
         of_cells.addcmul_(gradient, self.each_of_cell[step])
@@ -97,14 +97,14 @@ class Gru(Direction):
         own = [w_ih.roll(self.size, 0), w_hh, b_ih.roll(self.size), torch.cat([b_hh.new_zeros(self.size), of_r_z])]
         super().__init__(steps, reads_back, own, *matrices)
 
-    def recur(self) -> None:
+    def forward(self) -> None:
         """From the sums of the inputs to the states; q begins as its bias."""
         self.sums[3 * self.size :] = self.bias_of_q
-        super().recur()
+        super().forward()
 
-    def of_weights(self, of_sums: torch.Tensor, inputs: torch.Tensor) -> list[torch.Tensor]:
+    def weight_grads(self, of_sums: torch.Tensor, inputs: torch.Tensor) -> list[torch.Tensor]:
         """The gradients of the weights, turned back into torch's order: r, z, n."""
-        of_w_ih, of_w_hh, of_b_ih, of_b_hh = super().of_weights(of_sums, inputs)
+        of_w_ih, of_w_hh, of_b_ih, of_b_hh = super().weight_grads(of_sums, inputs)
         return [of_w_ih.roll(-self.size, 0), of_w_hh, of_b_ih.roll(-self.size), of_b_hh]
 
     def _of_inputs(self, rows: torch.Tensor) -> torch.Tensor:
@@ -113,7 +113,7 @@ class Gru(Direction):
     def _of_states(self, rows: torch.Tensor) -> torch.Tensor:
         return rows[self.size :]
 
-    def _activate(self, step: int, before: int | None, both: int) -> None:
+    def _cell_forward(self, step: int, before: int | None, both: int) -> None:
         state, gates = self.each_state[step], self.each_kept[0][step]
         n, r, z, q = gates.chunk(4)
         gates[self.size : 3 * self.size].sigmoid_()
@@ -123,7 +123,7 @@ class Gru(Direction):
         if before is not None:
             leading(state, both).addcmul_(leading(z, both), leading(self.each_state[before], both))
 
-    def _factors(self, gradient: torch.Tensor) -> torch.Tensor:
+    def _gate_grad_factors(self, gradient: torch.Tensor) -> torch.Tensor:
         # All by the gradient of h.
         [gates] = self.kept
         factors = torch.empty_like(gates)
@@ -138,7 +138,7 @@ class Gru(Direction):
         self.each_factors, self.each_z = self._each(factors.unflatten(0, (4, -1))), self._each(z)
         return factors
 
-    def _derive(self, step: int, gradient: torch.Tensor, earlier: torch.Tensor | None) -> None:
+    def _cell_backward(self, step: int, gradient: torch.Tensor, earlier: torch.Tensor | None) -> None:
         self.each_factors[step].mul_(gradient)
         if earlier is not None:
             both = earlier.shape[1]

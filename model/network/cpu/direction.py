@@ -52,47 +52,47 @@ class Direction(ABC):
         self.sums = self.kept[0] if self.kept else states
         self.each_state, self.each_kept = self._each(states), [self._each(matrix) for matrix in self.kept]
 
-    def add_up(self, inputs: torch.Tensor) -> None:
+    def project_inputs(self, inputs: torch.Tensor) -> None:
         """Computes the sums of the inputs (I, N)."""
         (one, other), factor = self.biases, self.factor
         torch.addmm(
             (one + other)[:, None], self.w_ih, inputs, beta=factor, alpha=factor, out=self._of_inputs(self.sums)
         )
 
-    def take(self, sums: torch.Tensor) -> None:
+    def set_input_projection(self, sums: torch.Tensor) -> None:
         """Takes the sums of the inputs (N, S) from somebody who has added up all but the biases."""
         one, other = self.biases
         self._of_inputs(self.sums).copy_(sums.add_(one).add_(other).mul_(self.factor).t())
 
-    def recur(self) -> None:
+    def forward(self) -> None:
         """From the sums of the inputs to the states, step by step."""
         sums, states = self._each(self._of_states(self.sums)), self.each_state
         for step, before, both in self._order():
             if before is not None:
                 leading(sums[step], both).addmm_(self.w_hh, leading(states[before], both), alpha=self.factor)
-            self._activate(step, before, both)
+            self._cell_forward(step, before, both)
             self._clear(states[step], step)
 
-    def recur_backwards(self, gradient: torch.Tensor) -> torch.Tensor:
+    def backward(self, gradient: torch.Tensor) -> torch.Tensor:
         """From the gradient of the states (H, N), which is overwritten, to that of the sums (S, N)."""
-        of_sums, gradients = self._factors(gradient), self._each(gradient)
+        of_sums, gradients = self._gate_grad_factors(gradient), self._each(gradient)
         recurrent = self._each(self._of_states(of_sums))
         transposed = self.w_hh.t().contiguous()  # a fifth faster where H is 128, a thirtieth slower where it is 300
         for step, before, both in reversed(self._order()):
             self._clear(gradients[step], step)
             earlier = None if before is None else leading(gradients[before], both)
-            self._derive(step, gradients[step], earlier)
+            self._cell_backward(step, gradients[step], earlier)
             if earlier is not None:
                 earlier.addmm_(transposed, leading(recurrent[step], both))
         return of_sums
 
-    def of_weights(self, of_sums: torch.Tensor, inputs: torch.Tensor) -> list[torch.Tensor]:
+    def weight_grads(self, of_sums: torch.Tensor, inputs: torch.Tensor) -> list[torch.Tensor]:
         """The gradients of the weights, in torch's order; inputs are (N, I)."""
         of_bias = of_sums.sum(1)
         of_w_ih = self._of_inputs(of_sums) @ inputs
         return [of_w_ih, self._of_w_hh(of_sums), self._of_inputs(of_bias), self._of_states(of_bias)]
 
-    def of_inputs(self, of_sums: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+    def input_grad(self, of_sums: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
         """The gradient of the inputs (N, I), which lies as they do."""
         of_sums = self._of_inputs(of_sums)
         return of_sums.t() @ self.w_ih if inputs.is_contiguous() else (self.w_ih.t() @ of_sums).t()
@@ -106,15 +106,15 @@ class Direction(ABC):
         return total
 
     @abstractmethod
-    def _activate(self, step: int, before: int | None, both: int) -> None:
+    def _cell_forward(self, step: int, before: int | None, both: int) -> None:
         """Turns a step's sums into its state; the step read before it has its first columns, `both` of them."""
 
     @abstractmethod
-    def _factors(self, gradient: torch.Tensor) -> torch.Tensor:
+    def _gate_grad_factors(self, gradient: torch.Tensor) -> torch.Tensor:
         """What `_derive` turns into the gradient of the sums (S, N), step by step and in place."""
 
     @abstractmethod
-    def _derive(self, step: int, gradient: torch.Tensor, earlier: torch.Tensor | None) -> None:
+    def _cell_backward(self, step: int, gradient: torch.Tensor, earlier: torch.Tensor | None) -> None:
         """The gradient of a step's sums, from that of its state (H, columns).
 
         What reaches the state before not by way of the sums is added to its gradient, `earlier`.

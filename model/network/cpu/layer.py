@@ -62,8 +62,8 @@ def packed_rnn_from_ids(
         w_ih = direction.w_ih
         by_place = w_ih.view(len(w_ih), size, -1).permute(2, 1, 0).flatten(1)  # (D, W * S)
         came_to = (words @ by_place).view(-1, len(w_ih))
-        direction.take(F.embedding_bag(places, came_to, mode="sum"))
-        direction.recur()
+        direction.set_input_projection(F.embedding_bag(places, came_to, mode="sum"))
+        direction.forward()
     return states.t(), torch.addmm(head.bias[:, None], head.weight, states).t()
 
 
@@ -81,8 +81,8 @@ class _Layer(Function):
         states = inputs.new_empty(head.shape[1], len(inputs))
         kept: list[torch.Tensor] = []
         for direction in _directions(kind, steps, weights, states):
-            direction.add_up(inputs.t())
-            direction.recur()
+            direction.project_inputs(inputs.t())
+            direction.forward()
             kept += direction.kept
         ctx.save_for_backward(inputs, states, head, *weights, *kept)
         ctx.steps, ctx.kind, ctx.count = steps, kind, len(weights)
@@ -99,10 +99,10 @@ class _Layer(Function):
         directions = [*_directions(ctx.kind, ctx.steps, weights, states, kept)]
         of_inputs, of_weights = None, []
         for direction, of_own in zip(directions, gradient.chunk(len(directions)), strict=True):
-            of_sums = direction.recur_backwards(of_own)
-            of_weights += direction.of_weights(of_sums, inputs)
+            of_sums = direction.backward(of_own)
+            of_weights += direction.weight_grads(of_sums, inputs)
             if ctx.needs_input_grad[0]:
-                own = direction.of_inputs(of_sums, inputs)
+                own = direction.input_grad(of_sums, inputs)
                 of_inputs = own if of_inputs is None else of_inputs + own
         return of_inputs, None, None, of_logits.t() @ states.t(), of_logits.sum(0), *of_weights
 
