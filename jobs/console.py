@@ -95,12 +95,12 @@ def format_duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def table(figures: dict[str, float]) -> str:
+def table(metrics: dict[str, float]) -> str:
     """The figures of both heads as lines."""
     lines = ["            F1      95 % interval     precision  recall  exact match"]
     for head in ("keyphrase", "keyword"):
         get = {
-            name: figures[f"{head}_{name}"]
+            name: metrics[f"{head}_{name}"]
             for name in ("f1", "f1_low", "f1_high", "precision", "recall", "exact_match")
         }
         lines.append(

@@ -45,8 +45,8 @@ def demo(
     )
     result = run(config)
     echo("3 of 4  evaluation on texts that the training has not seen")
-    figures = measure(result["bundle"], data)
-    echo(table(figures))
+    metrics = measure(result["bundle"], data)
+    echo(table(metrics))
     echo("4 of 4  extraction from new sentences")
     extractor = Extractor.load(result["bundle"])
     for sentence in SENTENCES:
@@ -60,7 +60,7 @@ def demo(
         f"  {INVOCATION} train --data data/mine --workers {workers}"
     )
     if json:
-        print_json({"name": result["name"], "bundle": result["bundle"], "seconds": result["seconds"], "test": figures})
+        print_json({"name": result["name"], "bundle": result["bundle"], "seconds": result["seconds"], "test": metrics})
 
 
 def next_name(place: Path) -> str:

@@ -51,9 +51,9 @@ def evaluate(
         raise UserError(f"{data}: no text is left to measure on; see the reasons above")
     place = resolve_device(device)
     counts = measure(loaded.tagger.to(place), rows, place).counts
-    figures = summarize(counts)
+    metrics = summarize(counts)
     echo(f"{len(rows):,} texts of {data}")
-    echo(table(figures))
+    echo(table(metrics))
     kinds = None
     if train is not None:
         wrong = compress(read(SkipCounts()), counts[:, 3] == 0)  # read again, so that not all texts have to be held
@@ -65,7 +65,7 @@ def evaluate(
             storage.write(mistakes, lines.encode())
             echo(f"{len(found):,} mistakes are in {mistakes}, by kind, the most informative first")
     if json:
-        print_json({"rows": len(rows), **figures, "mistakes": kinds, "skipped": tally.counts})
+        print_json({"rows": len(rows), **metrics, "mistakes": kinds, "skipped": tally.counts})
 
 
 def labelled_texts(data: str, split: str, format: str, tally: Any) -> Any:

@@ -65,13 +65,13 @@ class TrainingProgress:
         gone = done - self.first
         return format_duration((time.monotonic() - self.began) / gone * (1 - done)) if gone > 0 else "-"
 
-    def _epoch(self, figures: dict[str, float]) -> None:
-        self.f1 = figures["valid/keyphrase_f1"]
+    def _epoch(self, metrics: dict[str, float]) -> None:
+        self.f1 = metrics["valid/keyphrase_f1"]
         self._line(
-            f"epoch {figures['epoch']:.0f}/{self.epochs}  loss {figures['train/loss']:.4f}  valid: "
-            f"keyphrase F1 {self.f1:.4f} ({figures['valid/keyphrase_f1_low']:.4f} to "
-            f"{figures['valid/keyphrase_f1_high']:.4f})  keyword F1 {figures['valid/keyword_f1']:.4f}  "
-            f"{figures['train/tokens_per_s']:,.0f} tokens/s"
+            f"epoch {metrics['epoch']:.0f}/{self.epochs}  loss {metrics['train/loss']:.4f}  valid: "
+            f"keyphrase F1 {self.f1:.4f} ({metrics['valid/keyphrase_f1_low']:.4f} to "
+            f"{metrics['valid/keyphrase_f1_high']:.4f})  keyword F1 {metrics['valid/keyword_f1']:.4f}  "
+            f"{metrics['train/tokens_per_s']:,.0f} tokens/s"
         )
 
     def _line(self, text: str) -> None:
@@ -136,15 +136,15 @@ class SweepProgress:
 
     def _say_changes(self) -> None:
         for trial in self.sweep.all:
-            now = (len(trial.figures), trial.state)
+            now = (len(trial.metrics), trial.state)
             if self.told.get(trial.name, (0, "running")) == now:
                 continue
             self.told[trial.name] = now
             self.drawn = time.monotonic()
-            f1 = f"{trial.figures[-1][self.sweep.plan.metric]:.4f}" if trial.figures else "-"
+            f1 = f"{trial.metrics[-1][self.sweep.plan.metric]:.4f}" if trial.metrics else "-"
             values = " ".join(f"{name.rpartition('.')[2]}={value}" for name, value in _told_apart_by(trial).items())
             echo(
-                f"{trial.name}  {values}  epoch {len(trial.figures)}/{trial.epochs}  {f1}  {trial.state}  "
+                f"{trial.name}  {values}  epoch {len(trial.metrics)}/{trial.epochs}  {f1}  {trial.state}  "
                 f"[{self._summary()}]"
             )
 
@@ -157,14 +157,14 @@ class SweepProgress:
         """A guess from the time and the epochs that the trials so far took; finalists train in full."""
         sweep = self.sweep
         ended = [trial for trial in sweep.searched if trial.state != "running"]
-        spent = sweep.epochs_spent + sum(len(trial.figures) for trial in sweep.finalists)
+        spent = sweep.epochs_spent + sum(len(trial.metrics) for trial in sweep.finalists)
         if not ended or not spent:
             return "-"
-        each = sum(len(trial.figures) for trial in ended) / len(ended)
+        each = sum(len(trial.metrics) for trial in ended) / len(ended)
         searching = (sweep.plan.trials - len(ended)) * each
         again = sweep.plan.finalists * sweep.plan.seeds * sweep.plan.max_epochs
-        finals = again - sum(len(trial.figures) for trial in sweep.finalists)
-        running = sum(len(trial.figures) for trial in sweep.searched if trial.state == "running")
+        finals = again - sum(len(trial.metrics) for trial in sweep.finalists)
+        running = sum(len(trial.metrics) for trial in sweep.searched if trial.state == "running")
         return format_duration(sweep.seconds / spent * (max(searching - running, 0) + max(finals, 0)))
 
     def _draw(self) -> None:
@@ -187,8 +187,8 @@ class SweepProgress:
             key=lambda trial: -trial.best_score(metric),
         )
         for trial in (running + others)[: self.ROWS]:
-            now = f"{trial.figures[-1][metric]:.4f}" if trial.figures else "-"
-            best = f"{trial.best(metric)[metric]:.4f}" if trial.figures else "-"
+            now = f"{trial.metrics[-1][metric]:.4f}" if trial.metrics else "-"
+            best = f"{trial.best(metric)[metric]:.4f}" if trial.metrics else "-"
             shown = _told_apart_by(trial)
             values = [
                 f"{shown[name]:.4g}" if isinstance(shown.get(name), float) else str(shown.get(name, ""))
@@ -196,11 +196,11 @@ class SweepProgress:
             ]
             at = self.at.get(trial.name)
             inside = f" +{at['step'] / at['steps']:.0%}" if at and trial.state == "running" else ""
-            grid.add_row(trial.name, *values, f"{len(trial.figures)}/{trial.epochs}{inside}", now, best, trial.state)
+            grid.add_row(trial.name, *values, f"{len(trial.metrics)}/{trial.epochs}{inside}", now, best, trial.state)
         left_out = len(sweep.trials) - self.ROWS
         lines = [f"... and {left_out} more"] if left_out > 0 else []
         rungs = [
-            f"{sum(trial.state == 'stopped' and len(trial.figures) == rung for trial in sweep.searched)} at epoch {rung}"
+            f"{sum(trial.state == 'stopped' and len(trial.metrics) == rung for trial in sweep.searched)} at epoch {rung}"
             for rung in sweep.plan.rungs
         ]
         ended = sum(trial.state != "running" for trial in sweep.searched)

@@ -36,6 +36,10 @@ WEIGHTS = {
     "backwards": "backward_rnn",
 }
 
+# Keys of a sweep's journal and result.
+EVENTS = {"figures": "metrics"}
+RESULTS = {"figures": "scores"}
+
 
 def current_field(dotted: str) -> str:
     """Return the present name of a configuration field; `run.project` gives `run.wandb_project`."""
@@ -64,6 +68,11 @@ def current_fields(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
 def current_values(values: Mapping[str, Value]) -> dict[str, Value]:
     """Return values by dotted name, under the present names."""
     return {current_field(dotted): value for dotted, value in values.items()}
+
+
+def current_keys(values: Mapping[str, Value], names: Mapping[str, str]) -> dict[str, Value]:
+    """Return a mapping with its keys under the present names of a table (EVENTS, RESULTS)."""
+    return {names.get(key, key): value for key, value in values.items()}
 
 
 def current_weights(weights: Mapping[str, Value]) -> dict[str, Value]:

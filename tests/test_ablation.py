@@ -132,8 +132,8 @@ def trained(small_dataset: str, tmp_path: Path) -> SweepState:
         best = counts(RATES[row or ""], number)
         f1 = best[:, 0].sum() / len(best)
         for epoch, value, state in ((1, f1, {}), (2, f1 / 2, {"state": "finished"})):
-            figures = {"epoch": epoch, "valid/keyphrase_f1": value, "train/seconds": 3.0 * epoch}
-            sweep.apply({"event": "epoch", "time": 1.0, "trial": name, "figures": figures, **state})
+            metrics = {"epoch": epoch, "valid/keyphrase_f1": value, "train/seconds": 3.0 * epoch}
+            sweep.apply({"event": "epoch", "time": 1.0, "trial": name, "metrics": metrics, **state})
         keep_best(sweep.folder_of(sweep.trials[name]), {}, best)
     return sweep
 
@@ -143,8 +143,8 @@ def test_rows_are_compared_with_the_whole(trained: SweepState, small_dataset: st
     assert [row["row"] for row in found] == ["whole", "training.lr=0.1", "tagger.cell=rnn"]
     whole, same, worse = found
     assert whole["seeds"] == [5, 6] and whole["best_epochs"] == [1, 1] and whole["against_whole"] is None
-    assert whole["figures"] == [counts(0.6, seed)[:, 0].mean() for seed in (0, 3)]
-    assert whole["low"] < whole["mean"] == np.mean(whole["figures"]) < whole["high"]
+    assert whole["scores"] == [counts(0.6, seed)[:, 0].mean() for seed in (0, 3)]
+    assert whole["low"] < whole["mean"] == np.mean(whole["scores"]) < whole["high"]
     assert whole["seconds_per_epoch"] == 4.5 and whole["lost"] == [] and worse["values"] == {"tagger.cell": "rnn"}
     draws = bootstrap_means([[counts(0.6, 0), counts(0.6, 3)], [counts(0.4, 1), counts(0.4, 4)]], "keyphrase")
     expected = paired_bootstrap_test(draws[:, 1], draws[:, 0], worse["mean"] - whole["mean"])
@@ -198,13 +198,13 @@ def test_the_table_is_the_same_as_text_and_as_markdown(trained: SweepState):
     header, *lines = ablation.as_text(found, "valid/keyphrase_f1").splitlines()
     assert header.startswith("row ") and "keyphrase F1" in header and len(lines) == 3
     assert all(line.startswith(row["row"]) for line, row in zip(lines, found, strict=True))
-    figures = f"{worse['mean']:.4f} ({worse['low']:.4f} to {worse['high']:.4f})"
-    assert figures in lines[2] and f"{worse['against_whole']['difference']:+.4f}" in lines[2]
-    assert lines[2].index(figures) == header.index("keyphrase F1")
+    metrics = f"{worse['mean']:.4f} ({worse['low']:.4f} to {worse['high']:.4f})"
+    assert metrics in lines[2] and f"{worse['against_whole']['difference']:+.4f}" in lines[2]
+    assert lines[2].index(metrics) == header.index("keyphrase F1")
     page = ablation.as_markdown(found, verdict, trained.plan).splitlines()
     assert [cell.strip() for cell in page[0].strip("|").split("|")] == re.split(r"\s{2,}", header)
     assert all(line.count("|") == page[0].count("|") for line in page[:5])
-    assert page[2].startswith("| `whole` |") and figures in page[4] and verdict in page[6]
+    assert page[2].startswith("| `whole` |") and metrics in page[4] and verdict in page[6]
 
 
 @pytest.mark.parametrize("tagger", [{}, {"cell": "lstm", "bidirectional": True, "word_feature_dim": 8, "crf": True}])
@@ -233,7 +233,7 @@ def test_an_ablation_from_rows_to_a_table(cluster, small_dataset: str, tmp_path:
     ] == [5, 6]
     assert whole["parameters"]["embedding"] < other["parameters"]["embedding"]
     trials = [trial for trial in read_sweep(plan.folder).searched if trial.series == "tagger.word_feature_dim=2"]
-    assert other["figures"] == [trial.figures[0]["valid/keyphrase_f1"] for trial in trials]
+    assert other["scores"] == [trial.metrics[0]["valid/keyphrase_f1"] for trial in trials]
     folder = Path(plan.folder)
     # Of the weights those of the best trial are kept, of the others what rows are compared by.
     assert [path.name for path in (folder / "trials").iterdir()] == [result["best"]["trial"]]

@@ -59,14 +59,14 @@ def whole(small_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Train
 def same(one: Training, other: Training) -> bool:
     """Equal to the last bit: weights, optimisers and figures, but for the clock."""
     weights = zip(one.tagger.state_dict().values(), other.tagger.state_dict().values(), strict=True)
-    figures = [
+    metrics = [
         [
             {name: value for name, value in each.items() if name not in ("train/seconds", "train/tokens_per_s")}
             for each in history
         ]
         for history in (one.history, other.history)
     ]
-    return all(torch.equal(a, b) for a, b in weights) and figures[0] == figures[1]
+    return all(torch.equal(a, b) for a, b in weights) and metrics[0] == metrics[1]
 
 
 @pytest.mark.parametrize("after", [1, 3, 10, 11, 14])

@@ -55,12 +55,12 @@ def test_evaluate_reads_datasets_and_labelled_files_alike(small_bundle: str, sma
     of_dataset = call("evaluate", small_bundle, "--data", small_dataset, "--split", "test", "--json")
     of_file = call("evaluate", small_bundle, "--data", str(Path(small_dataset).parent / "test.jsonl"), "--json")
     assert of_dataset.exit_code == of_file.exit_code == 0
-    figures = last_json(of_dataset.stdout)
-    assert figures == last_json(of_file.stdout) and figures["rows"] == 200
+    metrics = last_json(of_dataset.stdout)
+    assert metrics == last_json(of_file.stdout) and metrics["rows"] == 200
     assert {
         f"{h}_{n}" for h in ("keyphrase", "keyword") for n in ("f1", "f1_low", "f1_high", "precision", "recall")
-    } <= set(figures)
-    assert figures["keyphrase_f1_low"] < figures["keyphrase_f1"] < figures["keyphrase_f1_high"]
+    } <= set(metrics)
+    assert metrics["keyphrase_f1_low"] < metrics["keyphrase_f1"] < metrics["keyphrase_f1_high"]
 
 
 def test_extract_prints_places_and_scores_from_stdin_and_files(small_bundle: str, small_dataset: str, tmp_path: Path):

@@ -168,12 +168,12 @@ def test_evaluation_counts_every_text_once_and_in_order(splits: tuple[Split, Spl
 
 def test_the_threshold_is_settled_where_the_f1_is_best(splits: tuple[Split, Split, int]):
     training = train(splits, {"decoding": "spans"}, epochs=1)
-    figures, tagger, device = training.run_epoch(), training.tagger, training.device
+    metrics, tagger, device = training.run_epoch(), training.tagger, training.device
     settled = tagger.threshold.item()
     assert np.array_equal(evaluate(tagger, splits[1], device).counts, training.counts)
     for other in (0.1, 0.3, 0.5):
         tagger.threshold.fill_(other)
-        assert summarize(evaluate(tagger, splits[1], device).counts)["keyphrase_f1"] <= figures["valid/keyphrase_f1"]
+        assert summarize(evaluate(tagger, splits[1], device).counts)["keyphrase_f1"] <= metrics["valid/keyphrase_f1"]
     evaluate(tagger, splits[1], device, settle=True)
     assert tagger.threshold.item() == settled
 
@@ -205,9 +205,9 @@ def test_progress_tells_where_an_epoch_stands(splits: tuple[Split, Split, int], 
     seen: list[Progress] = []
     training = train(splits, epochs=1)
     training.on_progress = seen.append
-    [figures] = training.epochs()
+    [metrics] = training.epochs()
     assert [at.step for at in seen] == list(range(1, 12)) and {at.steps for at in seen} == {11}
-    assert seen[-1].keyphrase_loss == pytest.approx(figures["train/keyphrase_loss"])
+    assert seen[-1].keyphrase_loss == pytest.approx(metrics["train/keyphrase_loss"])
 
 
 def test_schedules():

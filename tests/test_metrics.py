@@ -64,12 +64,12 @@ def test_score_and_its_empty_cases():
 
 def test_figures_are_micro_averages_not_means_of_texts():
     counts = np.array([[9, 10, 10, 0, 1, 1, 1, 1], [0, 0, 1, 0, 0, 1, 1, 0]])
-    figures = summarize(counts)
-    assert figures["keyphrase_precision"] == pytest.approx(0.9)
-    assert figures["keyphrase_recall"] == pytest.approx(9 / 11)
-    assert figures["keyphrase_f1"] == pytest.approx(18 / 21)
-    assert figures["keyword_exact_match"] == 0.5
-    assert set(figures) == {
+    metrics = summarize(counts)
+    assert metrics["keyphrase_precision"] == pytest.approx(0.9)
+    assert metrics["keyphrase_recall"] == pytest.approx(9 / 11)
+    assert metrics["keyphrase_f1"] == pytest.approx(18 / 21)
+    assert metrics["keyword_exact_match"] == 0.5
+    assert set(metrics) == {
         f"{head}_{name}"
         for head in ("keyphrase", "keyword")
         for name in ("f1", "precision", "recall", "f1_low", "f1_high", "exact_match")
@@ -80,12 +80,12 @@ def test_the_interval_is_that_of_resampled_texts():
     draw = np.random.default_rng(3)
     counts = np.zeros((400, 8), int)
     counts[:, 0], counts[:, 1], counts[:, 2] = draw.integers(0, 2, 400), 1, draw.integers(1, 3, 400)
-    figures = summarize(counts)
+    metrics = summarize(counts)
     again = [precision_recall_f1(*counts[draw.integers(0, 400, 400)].sum(0)[:3]).f1 for _ in range(4000)]
     low, high = np.percentile(again, [2.5, 97.5])
-    assert figures["keyphrase_f1_low"] == pytest.approx(low, abs=0.01)
-    assert figures["keyphrase_f1_high"] == pytest.approx(high, abs=0.01)
-    assert figures["keyphrase_f1_low"] < figures["keyphrase_f1"] < figures["keyphrase_f1_high"]
+    assert metrics["keyphrase_f1_low"] == pytest.approx(low, abs=0.01)
+    assert metrics["keyphrase_f1_high"] == pytest.approx(high, abs=0.01)
+    assert metrics["keyphrase_f1_low"] < metrics["keyphrase_f1"] < metrics["keyphrase_f1_high"]
 
 
 def test_figures_do_not_depend_on_the_order_of_the_texts():
@@ -97,23 +97,23 @@ def test_the_records_figures_by_its_own_definitions():
     gold = [[S, O, O, O], [B, E, O, X]]
     logits = logits_of([[1, 0, 0, 0], [0, 1, 0, 0]], [[S, O, O, O], [B, E, O, O]])
     batch_sums = sums(logits, batch_of(gold), torch.tensor([0.5, 1.5]).double())
-    figures = training_keys(batch_sums, 2, alpha=0.3, lr=0.01)
-    assert figures["train_sentence_precision"] == 0.5  # the share of texts on which the keyword head is wholly right
-    assert figures["train_sequence_precision"] == 1.0
-    assert figures["train_sentence_recall"] == figures["train_sequence_recall"] == pytest.approx(2 / 3)
-    assert figures["train_sequence_f1"] == pytest.approx(2 * 1 * (2 / 3) / (1 + 2 / 3 + 1e-3))
-    assert figures["train_loss1"] == pytest.approx(0.5 / (2 * 128))
-    assert figures["train_total_loss"] == pytest.approx((0.3 * 0.5 + 0.7 * 1.5) / (2 * 128))
+    metrics = training_keys(batch_sums, 2, alpha=0.3, lr=0.01)
+    assert metrics["train_sentence_precision"] == 0.5  # the share of texts on which the keyword head is wholly right
+    assert metrics["train_sequence_precision"] == 1.0
+    assert metrics["train_sentence_recall"] == metrics["train_sequence_recall"] == pytest.approx(2 / 3)
+    assert metrics["train_sequence_f1"] == pytest.approx(2 * 1 * (2 / 3) / (1 + 2 / 3 + 1e-3))
+    assert metrics["train_loss1"] == pytest.approx(0.5 / (2 * 128))
+    assert metrics["train_total_loss"] == pytest.approx((0.3 * 0.5 + 0.7 * 1.5) / (2 * 128))
     counts = np.zeros((100, 8), int)
     counts[:36], counts[-16:, 3], counts[-32:, 7] = 1, 1, 1  # only the last 64 texts count
     evaluation = evaluation_keys(counts)
     assert evaluation == {"eval_sentence_precision": 0.5, "eval_sequence_precision": 0.25}
-    assert len(figures | evaluation) == 12
+    assert len(metrics | evaluation) == 12
 
 
 def test_the_records_f1_is_reproduced_from_its_precision_and_recall():
     # Run 1 of the record: P 0.46875 and R 0.69231 were logged with F1 0.55853.
     exact, found, gold = 30, 90, 130
-    figures = training_keys(torch.tensor([32, exact, found, gold, 0, 0]).double(), 64, 0.3, 1e-3)
-    assert figures["train_sentence_f1"] == pytest.approx(0.55853, abs=1e-5)
-    assert figures["train_sequence_f1"] == pytest.approx(0.58016, abs=1e-4)
+    metrics = training_keys(torch.tensor([32, exact, found, gold, 0, 0]).double(), 64, 0.3, 1e-3)
+    assert metrics["train_sentence_f1"] == pytest.approx(0.55853, abs=1e-5)
+    assert metrics["train_sequence_f1"] == pytest.approx(0.58016, abs=1e-4)

@@ -78,16 +78,16 @@ def test_the_interval_over_seeds_is_that_of_resampled_texts():
         counts = np.zeros((300, 8), np.int64)
         counts[:, 0], counts[:, 1], counts[:, 2] = draw.random(300) < hit, 1, gold
         runs.append(counts)
-    figures = summarize_seeds(runs)
-    assert figures["keyphrase_f1"] == pytest.approx(np.mean([summarize(each)["keyphrase_f1"] for each in runs]))
-    assert figures["keyphrase_recall"] == pytest.approx(np.mean([summarize(each)["keyphrase_recall"] for each in runs]))
+    metrics = summarize_seeds(runs)
+    assert metrics["keyphrase_f1"] == pytest.approx(np.mean([summarize(each)["keyphrase_f1"] for each in runs]))
+    assert metrics["keyphrase_recall"] == pytest.approx(np.mean([summarize(each)["keyphrase_recall"] for each in runs]))
     means = []
     for _ in range(4000):
         texts = draw.integers(300, size=300)
         means.append(np.mean([precision_recall_f1(*counts[texts].sum(0)[:3]).f1 for counts in runs]))
     low, high = np.percentile(means, [2.5, 97.5])
-    assert figures["keyphrase_f1_low"] == pytest.approx(low, abs=0.005)
-    assert figures["keyphrase_f1_high"] == pytest.approx(high, abs=0.005)
+    assert metrics["keyphrase_f1_low"] == pytest.approx(low, abs=0.005)
+    assert metrics["keyphrase_f1_high"] == pytest.approx(high, abs=0.005)
     widths = [summarize(each)["keyphrase_f1_high"] - summarize(each)["keyphrase_f1_low"] for each in runs]
     assert high - low < min(widths)  # what differs between trainings averages out, and counts for no noise of the texts
 
@@ -191,8 +191,8 @@ def test_an_error_of_the_user_comes_through_from_a_systems_process(tmp_path: Pat
 def test_a_peer_learns_and_finds_characters(system: str, package: str, small_dataset: str, capsys):
     pytest.importorskip(package, reason=f"{package} is not installed; make peers installs it")
     outcome = measure(Dataset(small_dataset), system, 0, 1, echo)
-    figures = summarize(outcome.counts)
-    assert figures["keyphrase_f1"] > 0.3
+    metrics = summarize(outcome.counts)
+    assert metrics["keyphrase_f1"] > 0.3
     gold = [each.spans for each in Dataset(small_dataset).texts("test")]
     assert outcome.counts[:, 2].sum() == sum(map(len, gold))
     assert 0 < outcome.best_s <= outcome.stopped_s and outcome.texts_per_s > 1

@@ -50,13 +50,13 @@ def sweep_folder(tmp_path: Path, small_dataset: str, small_bundle: str, history:
         journal.write({"event": "trial", "time": number, "name": name, **about})
         for epoch in range(epochs):
             ends = {"state": state} if epoch == epochs - 1 and state != "running" else {}
-            journal.write({"event": "epoch", "time": number + epoch, "trial": name, "figures": history[epoch], **ends})
+            journal.write({"event": "epoch", "time": number + epoch, "trial": name, "metrics": history[epoch], **ends})
         if state == "failed":
             journal.write({"event": "broken", "time": number, "trial": name, "state": state, "error": EVIL})
     journal.close()
     shutil.copytree(small_bundle, Path(plan.folder) / "bundle")
     finalists: list[dict[str, Any]] = [
-        {"trial": name, "figures": [mean, mean], "mean": mean, "low": mean - 0.1, "high": mean + 0.1}
+        {"trial": name, "scores": [mean, mean], "mean": mean, "low": mean - 0.1, "high": mean + 0.1}
         for name, mean in (("t001", 0.5), ("t004", 0.4))
     ]
     judged = FinalistComparison(finalists, "no difference is shown between t001 and t004", "t001")
@@ -72,7 +72,7 @@ def run_folder(tmp_path: Path, small_dataset: str, small_bundle: str, history: l
     shutil.copytree(small_bundle, folder / "bundle")
     config = make_config({"data": small_dataset, "tagger": SMALL, "run": {"name": "run", "storage": str(tmp_path)}})
     (folder / "config.json").write_text(config.model_dump_json())
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(figures) + "\n" for figures in history))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(metrics) + "\n" for metrics in history))
     return str(folder)
 
 

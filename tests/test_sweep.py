@@ -33,14 +33,14 @@ EVENTS: list[dict[str, Any]] = [
     {"event": "session", "time": 0.0},
     proposal(1.0, "t001", 1e-3),
     {"event": "begun", "time": 1.5, "trial": "t001"},
-    {"event": "epoch", "time": 2.0, "trial": "t001", "figures": epoch(1, 0.3)},
+    {"event": "epoch", "time": 2.0, "trial": "t001", "metrics": epoch(1, 0.3)},
     proposal(2.0, "t002", 1e-4),
-    {"event": "epoch", "time": 3.0, "trial": "t001", "figures": epoch(2, 0.5)},
-    {"event": "epoch", "time": 3.0, "trial": "t002", "figures": epoch(1, 0.1), "state": "stopped"},
+    {"event": "epoch", "time": 3.0, "trial": "t001", "metrics": epoch(2, 0.5)},
+    {"event": "epoch", "time": 3.0, "trial": "t002", "metrics": epoch(1, 0.1), "state": "stopped"},
     {"event": "retry", "time": 3.5, "trial": "t001", "error": "killed"},
-    {"event": "epoch", "time": 4.0, "trial": "t001", "figures": epoch(1, 0.3)},
+    {"event": "epoch", "time": 4.0, "trial": "t001", "metrics": epoch(1, 0.3)},
     {"event": "session", "time": 100.0},
-    {"event": "epoch", "time": 101.0, "trial": "t001", "figures": epoch(3, 0.4), "state": "finished"},
+    {"event": "epoch", "time": 101.0, "trial": "t001", "metrics": epoch(3, 0.4), "state": "finished"},
 ]
 
 
@@ -49,7 +49,7 @@ def test_a_sweep_is_the_sum_of_its_events(small_dataset: str):
     for event in EVENTS:
         sweep.apply(event)
     first, second = sweep.searched
-    assert [figures["epoch"] for figures in first.figures] == [1, 2, 3]  # what was told twice counts once
+    assert [metrics["epoch"] for metrics in first.metrics] == [1, 2, 3]  # what was told twice counts once
     assert (first.state, second.state, first.retries) == ("finished", "stopped", 1)
     assert sweep.best is first and first.best_score("valid/keyphrase_f1") == 0.5
     assert (sweep.epochs_spent, sweep.epochs_full, sweep.plan.rungs) == (4, 6, [1])

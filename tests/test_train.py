@@ -75,7 +75,7 @@ def test_a_run_keeps_its_figures_best_epoch_and_configuration(cluster, small_dat
     folder = tmp_path / "kept"
     history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [value for kind, value in events if kind == "epoch"] == history and len(history) == 4
-    best = max(history, key=lambda figures: figures["valid/keyphrase_f1"])
+    best = max(history, key=lambda metrics: metrics["valid/keyphrase_f1"])
     assert result["best_epoch"] == best["epoch"] and result["keyphrase_f1"] == best["valid/keyphrase_f1"]
     assert result["valid"]["keyword_f1"] == result["keyword_f1"] and result["epochs"] == 4
     assert load_bundle(result["bundle"]).config == config

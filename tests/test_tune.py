@@ -54,7 +54,7 @@ def processes(kind: str) -> list[psutil.Process]:
 def curves(folder: Path) -> dict[str, tuple[dict[str, Any], list[float], str]]:
     """Values, F1 of each epoch and state of each trial."""
     return {
-        trial.name: (trial.values, [figures["valid/keyphrase_f1"] for figures in trial.figures], trial.state)
+        trial.name: (trial.values, [metrics["valid/keyphrase_f1"] for metrics in trial.metrics], trial.state)
         for trial in read_sweep(str(folder)).all
     }
 
@@ -95,7 +95,7 @@ def test_finalists_are_judged_and_the_test_split_is_read_for_the_winner(cluster,
     }
     winner, other = result["finalists"]
     assert winner["seeds"] == [1, 2] and winner["mean"] >= other["mean"]
-    assert winner["mean"] == pytest.approx(sum(winner["figures"]) / 2)
+    assert winner["mean"] == pytest.approx(sum(winner["scores"]) / 2)
     assert winner["low"] < winner["mean"] < winner["high"] and winner["against"]["trial"] == other["trial"]
     assert ("wins over" in result["verdict"]) == (winner["against"]["p"] < 0.05)
     assert 0 <= result["test"]["keyphrase_f1"] <= 1
@@ -118,7 +118,7 @@ def test_a_killed_trial_goes_on_from_its_checkpoint_to_the_same_figures(cluster,
 
     def kill_once(kind: str, value: Any) -> None:
         events.append((kind, value))
-        if kind == "sweep" and not killed and any(len(trial.figures) >= 3 for trial in value.all):
+        if kind == "sweep" and not killed and any(len(trial.metrics) >= 3 for trial in value.all):
             victim = processes(leaks.TRIAL)[0]
             killed.append(victim.pid)
             victim.kill()
@@ -215,7 +215,7 @@ def test_two_worker_trials_share_a_group_and_survive_its_loss(cluster, small_dat
         workers = processes("RayTrainWorker")
         groups.update(process.pid for process in workers)
         for trial, victims in (("t001", workers), ("t002", processes(leaks.TRIAL))):
-            running = kind == "sweep" and trial in value.trials and len(value.trials[trial].figures) >= 3
+            running = kind == "sweep" and trial in value.trials and len(value.trials[trial].metrics) >= 3
             # A process whose title Ray is changing has none for a moment; the next event finds it.
             if running and trial not in killed and victims:
                 killed.append(trial)

@@ -17,10 +17,10 @@ tagger = partial(counts_of, texts=600)
 def test_the_mean_over_seeds_has_the_interval_of_one_tagger_where_seeds_agree():
     counts = tagger(0.5, 0)
     draws = bootstrap_means([[counts, counts, counts]], "keyphrase")[:, 0]
-    figures = summarize(counts)
-    assert draws.mean() == pytest.approx(figures["keyphrase_f1"], abs=0.005)
+    metrics = summarize(counts)
+    assert draws.mean() == pytest.approx(metrics["keyphrase_f1"], abs=0.005)
     assert np.percentile(draws, [2.5, 97.5]) == pytest.approx(
-        [figures["keyphrase_f1_low"], figures["keyphrase_f1_high"]], abs=0.01
+        [metrics["keyphrase_f1_low"], metrics["keyphrase_f1_high"]], abs=0.01
     )
 
 

@@ -17,17 +17,17 @@ def curves(sweep: SweepState) -> go.Figure:
     figure = go.Figure()
     marks = {"stopped": "x", "diverged": "x-open", "failed": "x-open"}
     for trial in sweep.searched:
-        if not trial.figures:
+        if not trial.metrics:
             continue
         leads = trial is best
         colour = _BLUE if leads else _RED if trial.state in ("diverged", "failed") else _GREY
-        symbols = ["circle"] * (len(trial.figures) - 1) + [marks.get(trial.state, "circle")]
+        symbols = ["circle"] * (len(trial.metrics) - 1) + [marks.get(trial.state, "circle")]
         figure.add_scatter(
-            x=[figures["epoch"] for figures in trial.figures],
-            y=[figures[metric] for figures in trial.figures],
+            x=[metrics["epoch"] for metrics in trial.metrics],
+            y=[metrics[metric] for metrics in trial.metrics],
             mode="lines+markers",
             line={"color": colour, "width": 3 if leads else 1.2},
-            marker={"symbol": symbols, "size": [4] * (len(trial.figures) - 1) + [9], "color": colour},
+            marker={"symbol": symbols, "size": [4] * (len(trial.metrics) - 1) + [9], "color": colour},
             name=trial.name,
             hovertemplate=f"{_about(trial)}<br>epoch %{{x}}: %{{y:.4f}}<extra>{trial.state}</extra>",
         )
@@ -41,7 +41,7 @@ def curves(sweep: SweepState) -> go.Figure:
 def searched(sweep: SweepState) -> go.Figure:
     """The trials in the plane of the first two searched fields, coloured by the metric."""
     metric = sweep.plan.metric
-    trials = [trial for trial in sweep.searched if trial.figures]
+    trials = [trial for trial in sweep.searched if trial.metrics]
     names = list(dict.fromkeys(name for trial in trials for name in trial.values))
     names.sort(key=lambda name: {"training.lr": 0, "training.alpha": 1}.get(name, 2))
     scores = [max(trial.best_score(metric), 0.0) for trial in trials]
@@ -59,7 +59,7 @@ def searched(sweep: SweepState) -> go.Figure:
                 "cmax": max(scores, default=1.0),
                 "showscale": True,
                 "colorbar": {"title": {"text": metric.rpartition("/")[2]}},
-                "size": [9 + 13 * len(trial.figures) / trial.epochs for trial in trials],
+                "size": [9 + 13 * len(trial.metrics) / trial.epochs for trial in trials],
                 "line": {"width": 1, "color": "white"},
             },
             hovertemplate=[
@@ -77,9 +77,9 @@ def searched(sweep: SweepState) -> go.Figure:
 
 def rungs(sweep: SweepState) -> go.Figure:
     """How many trials came to each rung and went on."""
-    reached = [sum(len(trial.figures) >= rung for trial in sweep.searched) for rung in sweep.plan.rungs]
+    reached = [sum(len(trial.metrics) >= rung for trial in sweep.searched) for rung in sweep.plan.rungs]
     stopped = [
-        sum(trial.state == "stopped" and len(trial.figures) == rung for trial in sweep.searched)
+        sum(trial.state == "stopped" and len(trial.metrics) == rung for trial in sweep.searched)
         for rung in sweep.plan.rungs
     ]
     labels = [f"epoch {rung}" for rung in sweep.plan.rungs] + [f"epoch {sweep.plan.max_epochs}: the end"]
@@ -119,8 +119,8 @@ def finalists(finalists: list[dict[str, Any]], metric: str) -> go.Figure:
         },
     )
     figure.add_scatter(
-        x=[value for each in finalists for value in each["figures"]],
-        y=[each["trial"] for each in finalists for _ in each["figures"]],
+        x=[value for each in finalists for value in each["scores"]],
+        y=[each["trial"] for each in finalists for _ in each["scores"]],
         mode="markers",
         name="a seed",
         marker={"size": 9, "color": _BLACK, "symbol": "circle-open"},
@@ -132,10 +132,10 @@ def finalists(finalists: list[dict[str, Any]], metric: str) -> go.Figure:
 
 def f1_curves(history: list[dict[str, float]]) -> go.Figure:
     """F1 of both heads over the epochs of a run, with intervals."""
-    epochs = [figures["epoch"] for figures in history]
+    epochs = [metrics["epoch"] for metrics in history]
     figure = go.Figure()
     for head, colour in (("keyphrase", _BLUE), ("keyword", _GREEN)):
-        low, high = ([figures[f"valid/{head}_f1_{end}"] for figures in history] for end in ("low", "high"))
+        low, high = ([metrics[f"valid/{head}_f1_{end}"] for metrics in history] for end in ("low", "high"))
         figure.add_scatter(
             x=epochs + epochs[::-1],
             y=high + low[::-1],
@@ -148,7 +148,7 @@ def f1_curves(history: list[dict[str, float]]) -> go.Figure:
         )
         figure.add_scatter(
             x=epochs,
-            y=[figures[f"valid/{head}_f1"] for figures in history],
+            y=[metrics[f"valid/{head}_f1"] for metrics in history],
             mode="lines+markers",
             name=f"{head} head",
             line={"color": colour},
@@ -163,8 +163,8 @@ def losses(history: list[dict[str, float]]) -> go.Figure:
     for split, dash in (("train", "dot"), ("valid", "solid")):
         for name, colour in (("loss", _BLACK), ("keyphrase_loss", _BLUE), ("keyword_loss", _GREEN)):
             figure.add_scatter(
-                x=[figures["epoch"] for figures in history],
-                y=[figures[f"{split}/{name}"] for figures in history],
+                x=[metrics["epoch"] for metrics in history],
+                y=[metrics[f"{split}/{name}"] for metrics in history],
                 mode="lines+markers",
                 name=f"{split} {name.replace('_', ' ')}",
                 line={"color": colour, "dash": dash},

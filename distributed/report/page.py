@@ -15,6 +15,7 @@ from distributed.sweep.plan import SweepConfig
 from distributed.sweep.record_runs import RUNS
 from distributed.sweep.state import SweepState, Trial, read_sweep
 from model import storage
+from model.aliases import RESULTS, current_keys
 from model.config import make_config
 from model.errors import UserError
 from model.training.loop import SELECTION_METRIC
@@ -78,7 +79,9 @@ def _sweep_page(sweep: SweepState, folder: str) -> dict[str, Any]:
             f"{plan.seeds} fresh seeds each; bars are 95 % intervals of the mean over texts and seeds. The test is paired by "
             f"text, so that it may tell two apart whose bars overlap. {result['verdict']}."
         )
-        sections.append(("Finalists", text, charts.finalists(result["finalists"], metric)))
+        sections.append(
+            ("Finalists", text, charts.finalists([current_keys(each, RESULTS) for each in result["finalists"]], metric))
+        )
     return {
         "title": f"Sweep {plan.config.run.name}",
         "headline": _headline(result.get("verdict") or "the sweep is not finished", best, metric, result.get("test")),
@@ -99,8 +102,8 @@ def _run_page(folder: str) -> dict[str, Any]:
     if not lines:
         raise UserError(f"{folder}: the run has not finished an epoch yet; there is nothing to report")
     history = [json.loads(line) for line in lines]
-    best = max(history, key=lambda figures: figures[SELECTION_METRIC])
-    speed = sorted(figures["train/tokens_per_s"] for figures in history)[len(history) // 2]
+    best = max(history, key=lambda metrics: metrics[SELECTION_METRIC])
+    speed = sorted(metrics["train/tokens_per_s"] for metrics in history)[len(history) // 2]
     names = {
         "epoch": "epoch",
         "valid/keyphrase_f1": "keyphrase F1",
@@ -111,7 +114,7 @@ def _run_page(folder: str) -> dict[str, Any]:
         "valid/loss": "validation loss",
         "train/seconds": "seconds",
     }
-    rows = [[charts.cell(figures[name]) for name in names] for figures in history]
+    rows = [[charts.cell(metrics[name]) for name in names] for metrics in history]
     return {
         "title": f"Run {config.run.name}",
         "headline": f"best epoch {best['epoch']:.0f}: valid keyphrase F1 {_interval(best)}",
@@ -142,10 +145,10 @@ def _run_page(folder: str) -> dict[str, Any]:
 def _headline(sentence: str, best: Trial | None, metric: str, test: dict[str, float] | None) -> str:
     if best is None:
         return sentence
-    figures = best.best(metric)
-    assert figures is not None
+    metrics = best.best(metric)
+    assert metrics is not None
     text = (
-        f"{sentence}. Best trial {best.name}: valid keyphrase F1 {_interval(figures)} at epoch {figures['epoch']:.0f}"
+        f"{sentence}. Best trial {best.name}: valid keyphrase F1 {_interval(metrics)} at epoch {metrics['epoch']:.0f}"
     )
     if test:
         text += (
@@ -155,9 +158,9 @@ def _headline(sentence: str, best: Trial | None, metric: str, test: dict[str, fl
     return text
 
 
-def _interval(figures: dict[str, float]) -> str:
-    low, high = figures["valid/keyphrase_f1_low"], figures["valid/keyphrase_f1_high"]
-    return f"{figures['valid/keyphrase_f1']:.4f} ({low:.4f} to {high:.4f})"
+def _interval(metrics: dict[str, float]) -> str:
+    low, high = metrics["valid/keyphrase_f1_low"], metrics["valid/keyphrase_f1_high"]
+    return f"{metrics['valid/keyphrase_f1']:.4f} ({low:.4f} to {high:.4f})"
 
 
 def _ablation(rows: list[ablation.Row], plan: SweepConfig) -> dict[str, Any]:
@@ -182,7 +185,7 @@ def _trials_table(sweep: SweepState) -> dict[str, Any]:
         best = trial.best(metric) or {}
         rows.append(
             [trial.name, trial.state, *(charts.cell(trial.values.get(name)) for name in names)]
-            + [f"{len(trial.figures)}/{trial.epochs}", *(charts.cell(best.get(name)) for name in shown)]
+            + [f"{len(trial.metrics)}/{trial.epochs}", *(charts.cell(best.get(name)) for name in shown)]
             + ([trial.retries, trial.error or ""] if troubled else [])
         )
     columns = ["trial", "state", *(name.rpartition(".")[2] for name in names), "epochs", *shown.values()]
@@ -192,7 +195,7 @@ def _trials_table(sweep: SweepState) -> dict[str, Any]:
 def _record_of_sweep(sweep: SweepState) -> dict[str, Any]:
     if sweep.plan.sampler != "record":
         best = sweep.best
-        return _record_beside(best.name if best else "no trial", best.figures if best else [])
+        return _record_beside(best.name if best else "no trial", best.metrics if best else [])
     rows = []
     for row in comparison.record_rows(sweep):
         ours = (
@@ -233,8 +236,8 @@ def _record_beside(name: str, history: list[dict[str, float]]) -> dict[str, Any]
     rows = []
     for run in RUNS:
         if run.series == "epochs" and run.epochs <= len(history):
-            figures = history[run.epochs - 1]
-            rows.append([run.epochs, *_pairs(run._asdict(), figures), _interval(figures)])
+            metrics = history[run.epochs - 1]
+            rows.append([run.epochs, *_pairs(run._asdict(), metrics), _interval(metrics)])
     return {
         "text": f"The hand-made record's series over epochs (lr 0.001, alpha 0.3, its own data) beside the curve of {name}, by "
         "the record's definitions (a last batch of 64 texts) and by ours (the whole validation split). The data differ, so "

@@ -48,7 +48,7 @@ def compare_rows(sweep: SweepState) -> tuple[list[Row], str]:
 
     Returns:
         the rows, the whole first and the others by their mean; and one sentence. A row has `row`, `values` (what differs from
-        the whole), `seeds`, and of each seed that was trained in full `figures` and `best_epochs`; `mean`, `low`, `high` and
+        the whole), `seeds`, and of each seed that was trained in full `scores` and `best_epochs`; `mean`, `low`, `high` and
         `against_whole` (None where there is nothing to compare); `seconds_per_epoch`, `parameters`, and in `lost` a line
         for each seed that is missing.
     """
@@ -84,8 +84,8 @@ def compare_rows(sweep: SweepState) -> tuple[list[Row], str]:
 def _about(sweep: SweepState, name: str, trained: list[Trial], words: int) -> Row:
     """A row without what is compared."""
     plan = sweep.plan
-    best = [figures for trial in trained if (figures := trial.best(plan.metric))]
-    seconds = [figures["train/seconds"] for trial in trained for figures in trial.figures]
+    best = [metrics for trial in trained if (metrics := trial.best(plan.metric))]
+    seconds = [metrics["train/seconds"] for trial in trained for metrics in trial.metrics]
     begun = [trial for trial in sweep.searched if trial.series == name]
     lost = [
         f"{trial.name} (seed {trial.values['training.seed']}) {trial.state}"
@@ -97,12 +97,12 @@ def _about(sweep: SweepState, name: str, trained: list[Trial], words: int) -> Ro
         "row": name,
         "values": plan.rows[name],
         "seeds": [trial.values["training.seed"] for trial in trained],
-        "figures": [figures[plan.metric] for figures in best],
+        "scores": [metrics[plan.metric] for metrics in best],
         "mean": None,
         "low": None,
         "high": None,
         "against_whole": None,
-        "best_epochs": [int(figures["epoch"]) for figures in best],
+        "best_epochs": [int(metrics["epoch"]) for metrics in best],
         "seconds_per_epoch": round(float(np.mean(seconds)), 3) if seconds else None,
         "parameters": parameters(sweep.config_of(begun[0]).tagger, words) if begun else None,
         "lost": lost + ["a seed was not begun"] * (plan.seeds - len(begun)),

@@ -51,7 +51,7 @@ def compare_finalists(sweep: SweepState) -> FinalistComparison:
                 "trial": name,
                 "config": sweep.trials[name].values,
                 "seeds": [trial.values["training.seed"] for trial in groups[name]],
-                "figures": [trial.best_score(metric) for trial in groups[name]],
+                "scores": [trial.best_score(metric) for trial in groups[name]],
                 "mean": means[name],
                 "low": float(low),
                 "high": float(high),
@@ -85,10 +85,10 @@ def without_finalists(sweep: SweepState) -> str:
         return (
             "the record's settings are repeated; their budgets differ, so they are compared with the record, not ranked"
         )
-    figures = best.best(sweep.plan.metric)
-    assert figures is not None
+    metrics = best.best(sweep.plan.metric)
+    assert metrics is not None
     head = sweep.plan.metric.removesuffix(sweep.plan.metric.split("_", 1)[1])
-    low = figures[f"{head}f1_low"]
+    low = metrics[f"{head}f1_low"]
     near = [trial.name for trial in sweep.ranked[1:] if trial.best_score(sweep.plan.metric) >= low]
     if not sweep.plan.metric.endswith("_f1"):
         return f"{best.name} is the best of one training each; --finalists 2 would tell whether that is more than noise"
@@ -108,17 +108,17 @@ def record_rows(sweep: SweepState) -> list[dict[str, Any]]:
     rows = []
     for run in RUNS:
         trial = repeats.get((run.series, run.lr, run.alpha))
-        figures = trial.figures[run.epochs - 1] if trial and len(trial.figures) >= run.epochs else {}
+        metrics = trial.metrics[run.epochs - 1] if trial and len(trial.metrics) >= run.epochs else {}
         rows.append(
             {
                 **{name: getattr(run, name) for name in ("series", "lr", "alpha", "epochs")},
                 "record": {
                     name: value for name, value in run._asdict().items() if name.startswith(("eval_", "train_"))
                 },
-                "repeated": {name: value for name, value in figures.items() if name in run._fields and name != "lr"},
-                "keyphrase_f1": figures.get("valid/keyphrase_f1"),
-                "low": figures.get("valid/keyphrase_f1_low"),
-                "high": figures.get("valid/keyphrase_f1_high"),
+                "repeated": {name: value for name, value in metrics.items() if name in run._fields and name != "lr"},
+                "keyphrase_f1": metrics.get("valid/keyphrase_f1"),
+                "low": metrics.get("valid/keyphrase_f1_low"),
+                "high": metrics.get("valid/keyphrase_f1_high"),
             }
         )
     return rows

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from model import storage
+from model.aliases import EVENTS, current_keys
 from model.errors import UserError
 
 JournalEvent = dict[str, Any]
@@ -71,7 +72,7 @@ def read_events(folder: str) -> Iterator[JournalEvent]:
         lines = storage.read(location).split(b"\n")
         for number, line in enumerate(lines[:-1], 1):  # what follows the last line end is no whole line
             try:
-                yield json.loads(line)
+                yield current_keys(json.loads(line), EVENTS)
             except ValueError as error:
                 raise UserError(
                     f"{location}:{number}: is damaged ({error}); remove the line to go on without it"

@@ -56,7 +56,7 @@ class Trial:
     epochs: int
     series: str | None = None
     finalist_of: str | None = None
-    figures: list[dict[str, float]] = field(default_factory=list)
+    metrics: list[dict[str, float]] = field(default_factory=list)
     state: str = "running"
     error: str | None = None
     retries: int = 0
@@ -65,7 +65,7 @@ class Trial:
 
     def best(self, metric: str) -> dict[str, float] | None:
         """The figures of its best epoch, the first of equals."""
-        return max(self.figures, key=lambda figures: figures[metric], default=None)
+        return max(self.metrics, key=lambda metrics: metrics[metric], default=None)
 
     def best_score(self, metric: str) -> float:
         """What trials are ordered by: its best figure; below all of them where it diverged, failed or has none."""
@@ -106,8 +106,8 @@ class SweepState:
                 self.trials[event["trial"]].begun = event["time"]
             case "epoch":
                 trial = self.trials[event["trial"]]
-                if event["figures"]["epoch"] == len(trial.figures) + 1:
-                    trial.figures.append(event["figures"])
+                if event["metrics"]["epoch"] == len(trial.metrics) + 1:
+                    trial.metrics.append(event["metrics"])
                 trial.state = event.get("state", trial.state)
             case "retry":
                 self.trials[event["trial"]].retries += 1
@@ -153,7 +153,7 @@ class SweepState:
     @property
     def epochs_spent(self) -> int:
         """Epochs of the searched trials."""
-        return sum(len(trial.figures) for trial in self.searched)
+        return sum(len(trial.metrics) for trial in self.searched)
 
     @property
     def epochs_full(self) -> int:

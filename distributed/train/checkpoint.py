@@ -113,7 +113,7 @@ class StorageCheckpointer:
 
     def _write(self, training: Training, state: dict[str, Any]) -> None:
         if training.step == 0 and training.epoch:
-            scores = [figures[self.metric] for figures in training.history]
+            scores = [metrics[self.metric] for metrics in training.history]
             if np.argmax(scores) == training.epoch - 1:
                 assert training.counts is not None
                 keep_best(self.folder, training.tagger.state_dict(), training.counts)

@@ -223,14 +223,14 @@ def _finish(config: Config, folder: str, seconds: float) -> dict[str, Any]:
     weights, _ = load_best(folder)
     lines = storage.read(storage.join(folder, "metrics.jsonl")).decode().splitlines()
     history = [json.loads(line) for line in lines]
-    best = max(history, key=lambda figures: figures[SELECTION_METRIC])
-    figures = {
+    best = max(history, key=lambda metrics: metrics[SELECTION_METRIC])
+    metrics = {
         name.removeprefix("valid/"): value
         for name, value in best.items()
         if name.startswith(("valid/keyphrase_", "valid/keyword_")) and not name.endswith("_loss")
     }
     bundle = storage.join(folder, "bundle")
-    save_bundle(bundle, config, Dataset(config.data).tokenizer_bytes(), weights, {"split": "valid", **figures})
+    save_bundle(bundle, config, Dataset(config.data).tokenizer_bytes(), weights, {"split": "valid", **metrics})
     return {
         "name": config.run.name,
         "bundle": bundle,
@@ -238,6 +238,6 @@ def _finish(config: Config, folder: str, seconds: float) -> dict[str, Any]:
         "best_epoch": best["epoch"],
         "seconds": round(seconds, 3),
         "tokens_per_s": round(statistics.median(epoch["train/tokens_per_s"] for epoch in history), 1),
-        "valid": figures,
-        **figures,
+        "valid": metrics,
+        **metrics,
     }

@@ -50,10 +50,10 @@ class WandbRun:
         if self.run is not None and kind is not None:
             self._end(exit_code=1)
 
-    def epoch(self, figures: dict[str, float]) -> None:
+    def epoch(self, metrics: dict[str, float]) -> None:
         """Logs the figures of an epoch under our names and the record's."""
         if self.run is not None:
-            self.run.log(figures, step=int(figures["epoch"]))
+            self.run.log(metrics, step=int(metrics["epoch"]))
 
     def finish(self, result: dict[str, Any]) -> None:
         """Writes the summary and the bundle as an artifact, and ends the run."""

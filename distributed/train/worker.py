@@ -64,11 +64,11 @@ def train_loop_per_worker(settings: dict[str, Any]) -> str | None:
     if speak:
         speak(("begun", (training.epoch, training.step)))
     try:
-        for figures in training.epochs():
+        for metrics in training.epochs():
             keeper.save(training)
             if speak:
                 _write_metrics(run, training)
-                speak(("epoch", figures))
+                speak(("epoch", metrics))
     except StoppedError:
         return None
     except DivergedError as error:

@@ -153,8 +153,8 @@ def _finish(recorder: SweepRecorder, on_event: EventHandler) -> dict[str, Any]:
         )
     judged = comparison.compare_finalists(sweep) if sweep.finalists else None
     bundle = write_bundle(sweep, sweep.trials[judged.bundle_of] if judged else best)
-    figures = best.best(sweep.plan.metric)
-    assert figures is not None
+    metrics = best.best(sweep.plan.metric)
+    assert metrics is not None
     result: dict[str, Any] = {
         "name": sweep.plan.config.run.name,
         "trials": len(sweep.searched),
@@ -167,10 +167,10 @@ def _finish(recorder: SweepRecorder, on_event: EventHandler) -> dict[str, Any]:
         "best": {
             "trial": best.name,
             "config": best.values,
-            "epoch": figures["epoch"],
-            "keyphrase_f1": figures["valid/keyphrase_f1"],
-            "low": figures["valid/keyphrase_f1_low"],
-            "high": figures["valid/keyphrase_f1_high"],
+            "epoch": metrics["epoch"],
+            "keyphrase_f1": metrics["valid/keyphrase_f1"],
+            "low": metrics["valid/keyphrase_f1_low"],
+            "high": metrics["valid/keyphrase_f1_high"],
         },
         "finalists": judged.finalists if judged else [],
         "verdict": judged.verdict if judged else comparison.without_finalists(sweep),

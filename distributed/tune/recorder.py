@@ -62,9 +62,9 @@ class SweepRecorder:
         details = {name: getattr(trial, name) for name in ("name", "values", "epochs", "series", "finalist_of")}
         self.record("trial", **details)
 
-    def epoch(self, name: str, figures: dict[str, float], state: str | None) -> None:
+    def epoch(self, name: str, metrics: dict[str, float], state: str | None) -> None:
         """A trial has finished an epoch, and with a state also itself."""
-        self.record("epoch", trial=name, figures=figures, **({"state": state} if state else {}))
+        self.record("epoch", trial=name, metrics=metrics, **({"state": state} if state else {}))
         if state:
             self._tidy(name, state)
 
@@ -120,8 +120,8 @@ class RecorderCallback(raytune.Callback):
             state = "finished"
         elif result.get("done"):
             state = "unfinished" if self.recorder.over else "stopped"
-        assert answer.figures is not None
-        self.recorder.epoch(answer.trial, answer.figures, state)
+        assert answer.metrics is not None
+        self.recorder.epoch(answer.trial, answer.metrics, state)
 
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """A trial broke down and is begun again."""

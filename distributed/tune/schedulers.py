@@ -26,8 +26,8 @@ class ResumableASHA(ASHAScheduler):
         for trial in sweep.searched:
             known = SimpleNamespace(trial_id=trial.name)
             super().on_trial_add(None, known)
-            for figures in trial.figures:
-                super().on_trial_result(None, known, figures | {"score": asha_score(figures, plan.metric)})
+            for metrics in trial.metrics:
+                super().on_trial_result(None, known, metrics | {"score": asha_score(metrics, plan.metric)})
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """A trial begins."""

@@ -70,7 +70,7 @@ class WandbGroup:
         if run is None:
             return
         if event["event"] == "epoch":
-            run.log(event["figures"], step=int(event["figures"]["epoch"]))
+            run.log(event["metrics"], step=int(event["metrics"]["epoch"]))
         if event.get("state"):
             run.summary.update({"state": event["state"], "error": event.get("error")})
             self.runs.pop(trial.name).finish(exit_code=int(event["event"] == "broken"))

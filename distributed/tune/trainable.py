@@ -180,7 +180,7 @@ class TrialTrainable(tune.Trainable):
         """An epoch. One that a checkpoint already has is told again, which costs nothing."""
         self.epoch += 1
         answer = self.host.epoch(self.order, self.epoch)
-        score = asha_score(answer.figures, self.settings.metric) if answer.figures else -1.0
+        score = asha_score(answer.metrics, self.settings.metric) if answer.metrics else -1.0
         return {"epoch": self.epoch, "score": score, "answer": answer, "done": answer.finished}
 
     def cleanup(self) -> None:

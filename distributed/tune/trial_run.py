@@ -29,7 +29,7 @@ class EpochResult(NamedTuple):
 
     trial: str
     epoch: int
-    figures: Metrics | None
+    metrics: Metrics | None
     finished: bool
     error: str | None = None
     diverged: bool = False
@@ -53,13 +53,13 @@ class TrialSettings(NamedTuple):
     metric: str
 
 
-def asha_score(figures: Metrics, metric: str) -> float:
+def asha_score(metrics: Metrics, metric: str) -> float:
     """What ASHA compares: the metric; its head's own loss, which has no alpha in it, parts equals.
 
     Early on many trials still find nothing and are equal at 0. Without this, ASHA lets all of them go on.
     """
     head = metric.split("_")[0]
-    return figures[metric] - _TIE * min(figures[f"{head}_loss"], 100.0)
+    return metrics[metric] - _TIE * min(metrics[f"{head}_loss"], 100.0)
 
 
 class TrialRun:

@@ -138,7 +138,7 @@ class TunerRun:
     def _what_it_waits_for(self) -> str:
         running = [trial for trial in self.recorder.sweep.all if trial.state == "running"]
         parts = [
-            f"{trial.name}: {'training epoch' if trial.begun else 'to start, before epoch'} {len(trial.figures) + 1}"
+            f"{trial.name}: {'training epoch' if trial.begun else 'to start, before epoch'} {len(trial.metrics) + 1}"
             for trial in running
         ]
         free = ray.available_resources()

@@ -126,7 +126,7 @@ def row_of(system: str, outcomes: Sequence[SystemResult]) -> dict[str, Any]:
 
     `spread` is the standard deviation of the keyphrase F1 over seeds, None where there is one training.
     """
-    figures = summarize_seeds([each.counts for each in outcomes])
+    metrics = summarize_seeds([each.counts for each in outcomes])
     single = [summarize_seeds([each.counts])["keyphrase_f1"] for each in outcomes]
 
     def mean(name: str, digits: int = 1) -> float:
@@ -134,11 +134,11 @@ def row_of(system: str, outcomes: Sequence[SystemResult]) -> dict[str, Any]:
 
     return {
         "system": system,
-        "keyphrase_f1": figures["keyphrase_f1"],
-        "low": figures["keyphrase_f1_low"],
-        "high": figures["keyphrase_f1_high"],
-        "precision": figures["keyphrase_precision"],
-        "recall": figures["keyphrase_recall"],
+        "keyphrase_f1": metrics["keyphrase_f1"],
+        "low": metrics["keyphrase_f1_low"],
+        "high": metrics["keyphrase_f1_high"],
+        "precision": metrics["keyphrase_precision"],
+        "recall": metrics["keyphrase_recall"],
         "seeds": len(outcomes),
         "spread": statistics.stdev(single) if len(single) > 1 else None,
         "train_s": mean("best_s"),
@@ -223,11 +223,11 @@ def _train_tandem(data: Dataset, preset: str, seed: int, note: Log) -> Trained:
     tagger = new_tagger(config.tagger, data.info["words"], seed)
     training = Training(config.training, tagger, train, valid)
     best_s, weights = 0.0, tagger.state_dict()
-    for figures in training.epochs():
+    for metrics in training.epochs():
         if training.best == len(training.history) - 1:
             best_s, weights = clock.seconds, copy.deepcopy(tagger.state_dict())
         epoch = f"epoch {training.epoch} of {config.training.epochs}"
-        note(f"{preset}: {epoch}, valid F1 {figures[SELECTION_METRIC]:.4f}, {clock.seconds:.0f} s")
+        note(f"{preset}: {epoch}, valid F1 {metrics[SELECTION_METRIC]:.4f}, {clock.seconds:.0f} s")
     stopped_s, cores = clock.seconds, clock.cores
     tagger.load_state_dict(weights)
 

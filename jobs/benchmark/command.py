@@ -93,8 +93,8 @@ def _table(result: dict[str, Any]) -> str:
     """The rows, then the ratios."""
     lines = [f"{'':<52}{'median':>12}{'lowest':>12}{'highest':>12}"]
     for row in result["table"]:
-        figures = "".join(f"{row[name]:>12,.0f}" for name in ("median", "low", "high"))
-        lines.append(f"{row['name']:<52}{figures}  {row['unit']}")
+        metrics = "".join(f"{row[name]:>12,.0f}" for name in ("median", "low", "high"))
+        lines.append(f"{row['name']:<52}{metrics}  {row['unit']}")
     lines += [f"{f'started, {name}':<52}{seconds:>12.1f}{'':24}  s" for name, seconds in result["started_s"].items()]
     ratios = [(name, value) for name, value in result.items() if isinstance(value, float)]
     return "\n".join([*lines, *(f"{name:<52}{value:>12.3f}" for name, value in ratios)])

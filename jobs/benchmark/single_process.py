@@ -137,11 +137,11 @@ def _extracted(data: Dataset, training: Training, folder: Path) -> Iterator[floa
     steps = reference.training_steps(training)
     for _ in range(100):
         next(steps)
-    figures = summarize(evaluate(training.tagger, training.valid, training.device).counts)
+    metrics = summarize(evaluate(training.tagger, training.valid, training.device).counts)
     training.tagger.train()
     bundle = str(folder / "bundle")
     weights = training.tagger.state_dict()
-    save_bundle(bundle, Config(data=data.location), data.tokenizer_bytes(), weights, {"split": "valid", **figures})
+    save_bundle(bundle, Config(data=data.location), data.tokenizer_bytes(), weights, {"split": "valid", **metrics})
     extractor = Extractor.load(bundle, training.device.type)
     texts = [labelled.text for labelled in data.texts("train")]
     while True:

@@ -29,16 +29,16 @@ def training_keys(sums: torch.Tensor, texts: int, alpha: float, lr: float) -> di
     keyphrase_exact, keyword_exact, found, gold, keyword_loss, keyphrase_loss = sums.tolist()
     recall = found / gold if gold else 0.0
     loss1, loss2 = keyword_loss / (texts * PADDED_TO), keyphrase_loss / (texts * PADDED_TO)
-    figures: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for name, exact in (("sentence", keyword_exact), ("sequence", keyphrase_exact)):
         precision = exact / texts
-        figures |= {
+        metrics |= {
             f"train_{name}_f1": 2 * precision * recall / (precision + recall + EPSILON),
             f"train_{name}_precision": precision,
             f"train_{name}_recall": recall,
         }
     total = alpha * loss1 + (1 - alpha) * loss2
-    return figures | {"lr": lr, "train_total_loss": total, "train_loss1": loss1, "train_loss2": loss2}
+    return metrics | {"lr": lr, "train_total_loss": total, "train_loss1": loss1, "train_loss2": loss2}
 
 
 def evaluation_keys(counts: Counts) -> dict[str, float]:

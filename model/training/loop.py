@@ -125,7 +125,7 @@ class Training:
     @property
     def best(self) -> int:
         """Index in the history of the first epoch with the highest `valid/keyphrase_f1`."""
-        return int(np.argmax([figures[SELECTION_METRIC] for figures in self.history]))
+        return int(np.argmax([metrics[SELECTION_METRIC] for metrics in self.history]))
 
     def state(self) -> dict[str, Any]:
         """All that is needed to go on from here; can be read with `torch.load(weights_only=True)`.
@@ -210,13 +210,13 @@ class Training:
         self._seconds += time.perf_counter() - began
         keyword, keyphrase = (self.workers.sum(self._losses) / len(self.train.ids)).tolist()
         total = self.config.alpha * keyword + (1 - self.config.alpha) * keyphrase
-        figures = {
+        metrics = {
             "train/loss": total,
             "train/keyword_loss": keyword,
             "train/keyphrase_loss": keyphrase,
             "train/lr": lr,
         }
-        return figures | legacy_metrics.training_keys(
+        return metrics | legacy_metrics.training_keys(
             self.workers.sum(last_record), len(batches[-1]), self.config.alpha, lr
         )
 

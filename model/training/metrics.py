@@ -120,11 +120,11 @@ def summarize_seeds(runs: Sequence[Counts], seed: int = 0) -> dict[str, float]:
     kinds, occurrences = np.unique(counts, axis=0, return_counts=True)
     draws = np.random.default_rng(seed).multinomial(len(counts), occurrences / len(counts), size=RESAMPLES) @ kinds
     sums, draws = counts.sum(0).reshape(len(runs), 8).T, draws.reshape(RESAMPLES, len(runs), 8).T
-    figures: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for head, first in zip(HEADS, (0, 4), strict=True):
         whole = precision_recall_f1(*sums[first : first + 3])
         low, high = np.percentile(precision_recall_f1(*draws[first : first + 3]).f1.mean(0), [2.5, 97.5])
-        figures |= {
+        metrics |= {
             f"{head}_f1": float(whole.f1.mean()),
             f"{head}_precision": float(whole.precision.mean()),
             f"{head}_recall": float(whole.recall.mean()),
@@ -132,4 +132,4 @@ def summarize_seeds(runs: Sequence[Counts], seed: int = 0) -> dict[str, float]:
             f"{head}_f1_high": float(high),
             f"{head}_exact_match": float(sums[first + 3].mean() / len(counts)),
         }
-    return figures
+    return metrics

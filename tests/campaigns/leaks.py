@@ -74,10 +74,10 @@ def sweep(data: str, storage: str, workers: int, trials: int) -> dict[str, Any]:
     result = tune(plan, lambda kind, value: told.append(time.monotonic()))
     left, after = wait_until_nothing_is_left()
     silence = max(later - earlier for earlier, later in pairwise(told))
-    figures = {
+    metrics = {
         name: result[name] for name in ("trials", "stopped", "failed", "epochs_spent", "seconds", "trial_start_s")
     }
-    return {"workers": workers, **figures, "longest_silence_s": round(silence, 1), "left": left, "after_s": after}
+    return {"workers": workers, **metrics, "longest_silence_s": round(silence, 1), "left": left, "after_s": after}
 
 
 def in_setting(setting: str, data: str, one: int, two: int) -> None:
