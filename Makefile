@@ -54,13 +54,13 @@ test-cluster: $(READY)
 	TANDEM_CLUSTER=1 $(BIN)/python -m pytest tests/test_cluster.py tests/test_autoscaler.py
 
 chaos: $(READY)
-	$(BIN)/python tests/campaigns/chaos.py --runs $(or $(N),20)
+	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/chaos.py --runs $(or $(N),20)
 
 leaks: $(READY)
-	$(BIN)/python tests/campaigns/leaks.py --one 250 --two 32
+	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/leaks.py --one 250 --two 32
 
 scale: $(READY)
-	$(BIN)/python tests/campaigns/scale.py --texts 250000 1000000
+	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/scale.py --texts 250000 1000000
 
 up: $(READY)
 	@! grep -nE '^[^#]*[-/]SET' cluster.yaml || { echo "cluster.yaml: put values of yours in these lines first" >&2; exit 2; }

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import SMALL, counts_of, refused
+from helpers import SMALL, counts_of, refused
 
 from distributed.cluster.resources import ClusterResources
 from distributed.sweep import ablation

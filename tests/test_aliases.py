@@ -9,7 +9,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, refused
+from helpers import ROOT, refused
 
 from distributed.report.page import write_report
 from distributed.sweep.plan import make_plan

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT, SMALL
+from helpers import ROOT, SMALL
 
 pytestmark = [
     pytest.mark.ray,

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, refused
+from helpers import ROOT, refused
 
 from model.data.dataset import Dataset
 from model.inference.bundle import load_bundle

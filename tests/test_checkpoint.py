@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SMALL, refused
+from helpers import SMALL, refused
 
 from distributed.train.checkpoint import StorageCheckpointer, checkpoints, load_best, load_checkpoint, save_checkpoint
 from model.config import make_config

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, SMALL, alone
+from helpers import ROOT, SMALL, alone
 from nodes import Nodes
 
 from model.config import make_config

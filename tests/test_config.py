@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from conftest import refused
+from helpers import refused
 
 from model.config import PRESETS, assign, fields, make_config, merge, preset_values, read_config, set_dotted
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import refused
+from helpers import refused
 from safetensors.numpy import load_file
 
 from model import storage

@@ -8,7 +8,7 @@ import sys
 from collections import Counter
 
 import pytest
-from conftest import trained_tokenizer
+from helpers import trained_tokenizer
 
 from jobs.demo_corpus import DOMAINS, TOKEN, GeneratedText, generate
 from model.config import TaggerConfig, TrainingConfig

@@ -5,27 +5,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, SMALL
-from typer.testing import CliRunner
+from helpers import ROOT, SMALL, call, disk_of, last_json
 
 from distributed.sweep.plan import make_plan, new_sweep
-from jobs.__main__ import app
 from jobs.tune import run as carry_out
 from model.data.dataset import Dataset
 from model.inference.extractor import Extractor
 
 TINY = [f"--set=tagger.{name}={size}" for name, size in SMALL.items()]
-
-
-def call(*arguments: str, stdin: str | None = None):
-    """A command in this process: fast, for what does not start Ray."""
-    return CliRunner().invoke(app, list(arguments), input=stdin)
 
 
 def refused(*arguments: str, parts: tuple[str, ...]) -> None:
@@ -36,10 +27,6 @@ def refused(*arguments: str, parts: tuple[str, ...]) -> None:
     assert not result.stdout
     for part in parts:
         assert part in result.stderr, f"{part!r} is not in {result.stderr}"
-
-
-def last_json(stdout: str) -> dict:
-    return json.loads(stdout.strip().splitlines()[-1])
 
 
 def test_prepare_prints_what_was_left_out_and_why(tmp_path: Path):
@@ -187,20 +174,6 @@ def test_flags_win_over_set_which_wins_over_the_file(small_dataset: str, tmp_pat
 
 def test_an_unknown_command_and_a_missing_argument_are_the_users_mistakes():
     assert call("fly").exit_code == 2 and call("prepare").exit_code == 2
-
-
-@contextmanager
-def disk_of(size: str, place: Path) -> Iterator[Path]:
-    """A disk that is soon full."""
-    place.mkdir()
-    if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)], capture_output=True
-    ).returncode:
-        pytest.skip("mounting a small disk needs root")
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 def test_a_full_disk_is_told_and_leaves_nothing(command, tmp_path: Path, small_dataset: str):

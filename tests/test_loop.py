@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, refused
+from helpers import SMALL, refused
 
 from model.config import TaggerConfig, TrainingConfig
 from model.data.batching import collate, epoch_batches

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SMALL, refused
+from helpers import SMALL, refused
 from typer.testing import CliRunner
 
 from distributed.report.page import write_report

@@ -5,7 +5,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 GROUND = {"model.aliases", "model.config", "model.errors", "model.shards", "model.storage"}
 MODEL = GROUND | {"model.data", "model.prepare", "model.network", "model.training", "model.inference"}

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import SHARED, SMALL
+from helpers import SHARED, SMALL
 
 from model.config import TaggerConfig
 from model.data.dataset import Dataset

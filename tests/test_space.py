@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from conftest import refused
+from helpers import refused
 from hypothesis import given
 from hypothesis import strategies as st
 

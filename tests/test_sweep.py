@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import refused
+from helpers import refused
 
 from distributed.cluster.resources import ClusterResources
 from distributed.sweep.journal import Journal, read_events

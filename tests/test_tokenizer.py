@@ -1,7 +1,7 @@
 import random
 
 import pytest
-from conftest import trained_tokenizer
+from helpers import trained_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

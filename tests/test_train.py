@@ -12,8 +12,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from conftest import SMALL, alone, refused
-from leaks import title_of
+from helpers import SMALL, alone, refused, title_of
 from safetensors.torch import load_file
 
 from distributed.cluster.preflight import check_storage

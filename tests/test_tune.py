@@ -15,7 +15,7 @@ import leaks
 import psutil
 import pytest
 import ray
-from conftest import ROOT, SHARED, SMALL
+from helpers import ROOT, SHARED, SMALL
 
 from distributed.sweep.journal import Journal
 from distributed.sweep.plan import make_plan, new_sweep

@@ -1,4 +1,4 @@
-"""Trainings on a cluster whose processes are killed: `python tests/campaigns/chaos.py --runs 20`.
+"""Trainings on a cluster whose processes are killed: `make chaos`.
 
 A head and three nodes on this machine (nodes.py), a job of three workers through the real job server, and at a random moment
 `kill -9` of a worker, of a whole node (another comes some seconds later) or of the driver (the job is submitted again with
@@ -18,8 +18,6 @@ import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from nodes import Nodes
 

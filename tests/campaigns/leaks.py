@@ -1,4 +1,4 @@
-"""Whether sweeps leave anything behind in Ray: `python tests/campaigns/leaks.py --one 250 --two 32`.
+"""Whether sweeps leave anything behind in Ray: `make leaks`.
 
 Each setting gets a Ray of its own: dashboard off, dashboard on, and dashboard off with a second Ray on the same host. In
 each, a sweep of one-worker trials and a sweep of two-worker trials are stopped early by ASHA, and ten seconds after their
@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from helpers import OF_THE_CLUSTER, title_of
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = ("dashboard off", "dashboard on", "second Ray")
 TRIAL = "ResourceTrainable"  # Tune's name for our TrialActor
 OURS = (TRIAL, "RayTrainWorker", "TrainController", "_QueueActor", "PlacementGroupCleaner", "SynchronizationActor")
-# Ray begins these with the first trainer or dataset and keeps them for all others.
-OF_THE_CLUSTER = ("_AutoscalingCoordinatorActor", "_StatsActor", "ActorLocationTracker")
 SECONDS_AFTER = 10
 
 
@@ -48,14 +47,6 @@ def wait_until_nothing_is_left() -> tuple[dict[str, Any], float]:
     while any((left := left_behind()).values()) and time.monotonic() - began < SECONDS_AFTER:
         time.sleep(0.5)
     return left, round(time.monotonic() - began, 1)
-
-
-def title_of(process: psutil.Process) -> str:
-    """What a process calls itself; empty where it is gone or a zombie."""
-    try:
-        return "" if process.status() == psutil.STATUS_ZOMBIE else " ".join(process.cmdline())
-    except (psutil.NoSuchProcess, psutil.AccessDenied):
-        return ""
 
 
 def sweep(data: str, storage: str, workers: int, trials: int) -> dict[str, Any]:
@@ -137,7 +128,6 @@ def main() -> None:
     parser.add_argument("--data", help="dataset directory; a small one is made otherwise")
     parser.add_argument("--in", dest="inside", help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    sys.path.insert(0, str(ROOT))
     if asked.inside:
         in_setting(asked.inside, asked.data, asked.one, asked.two)
         return

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from leaks import OF_THE_CLUSTER, title_of
+from helpers import OF_THE_CLUSTER, title_of
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent

@@ -1,4 +1,4 @@
-"""How `prepare` grows: `python tests/campaigns/scale.py --texts 250000 1000000`.
+"""How `prepare` grows: `make scale`.
 
 Texts are made of those of the built-in corpus and a tail of fresh words, as many as tweets have. Each number of texts is
 prepared in a fresh process on one core; the largest also on a Ray of one node and on one of three nodes. Peak memory is
@@ -202,7 +202,6 @@ def main() -> None:
     parser.add_argument("--texts", type=int, nargs="+", default=[250_000, 1_000_000])
     parser.add_argument("--in", dest="inside", help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    sys.path.insert(0, str(ROOT))
     if asked.inside:
         print(json.dumps(measure(**json.loads(asked.inside))))
         return

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import refused, trained_tokenizer
+from helpers import refused, trained_tokenizer
 
 from model.data.examples import LabelledText, SkipCounts, examples
 from model.prepare.hashtags import label_by_hashtag, words

@@ -4,7 +4,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from conftest import counts_of
+from helpers import counts_of
 
 from distributed.sweep.comparison import record_conclusions
 from distributed.sweep.record_runs import RUNS, SERIES, binomial_noise

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import refused, trained_tokenizer
+from helpers import refused, trained_tokenizer
 from typer.testing import CliRunner
 
 from jobs.__main__ import app

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 # Each rank has gradients of its own; rank 0 touches one row at first and many later, so that the room for rows must grow.
 SCRIPT = """

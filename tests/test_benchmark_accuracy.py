@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, generated_dataset, refused
+from helpers import SMALL, generated_dataset, refused
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner

@@ -13,8 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from conftest import refused, trained_tokenizer
-from test_jobs import call, disk_of, last_json
+from helpers import call, disk_of, last_json, refused, trained_tokenizer
 
 from distributed.cluster.ray_data import parallel_map
 from model import storage

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SMALL
+from helpers import SMALL
 from torch.distributed import TCPStore
 
 from jobs.benchmark import reference

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import refused
+from helpers import refused
 
 from model.config import TaggerConfig
 from model.data.dataset import Dataset

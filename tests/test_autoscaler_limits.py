@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT, refused
+from helpers import ROOT, refused
 
 from distributed.cluster.autoscaler import AutoscalerLimits, growth_of, read_on_head
 from distributed.cluster.preflight import check_storage

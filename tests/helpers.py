@@ -1,0 +1,115 @@
+"""Helpers that tests and campaigns share."""
+
+import json
+import subprocess
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from typer.testing import CliRunner
+
+from jobs.__main__ import app
+
+# Ray begins these with the first trainer or dataset and keeps them for all others.
+OF_THE_CLUSTER = ("_AutoscalingCoordinatorActor", "_StatsActor", "ActorLocationTracker")
+
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared" / "data"
+SMALL = {"embedding_dim": 24, "keyword_hidden": 24, "keyphrase_hidden": 24}
+
+
+def generated_dataset(folder: Path, count: int) -> str:
+    """A dataset directory of `count` texts of the built-in corpus: 7 in 10 for training, 1 for validation, 2 for the test."""
+    from jobs.demo_corpus import generate
+    from model.prepare.builder import PrepareConfig, prepare
+
+    files = {}
+    for split, texts in generate(count).items():
+        files[split] = folder / f"{split}.jsonl"
+        files[split].write_text("".join(json.dumps({"text": t.text, "spans": t.spans}) + "\n" for t in texts))
+    prepare(PrepareConfig([str(files["train"])], str(folder / "data"), [str(files["valid"])], [str(files["test"])]))
+    return str(folder / "data")
+
+
+def alone(config: Any) -> Any:
+    """The training of a configuration in this process, without Ray."""
+    from model.data.dataset import Dataset
+    from model.network.tagger import new_tagger
+    from model.training.loop import Training
+
+    dataset = Dataset(config.data)
+    tagger = new_tagger(config.tagger, dataset.info["words"], config.training.seed)
+    train, valid = (dataset.load(split, bool(config.tagger.word_feature_dim)) for split in ("train", "valid"))
+    training = Training(config.training, tagger, train, valid)
+    for _ in training.epochs():
+        pass
+    return training
+
+
+def trained_tokenizer(texts: Iterable[str], min_frequency: int = 1, max_words: int = 1_000_000) -> Any:
+    """A tokenizer whose vocabulary the tokenizers library itself has made of some texts."""
+    from tokenizers import trainers
+
+    from model.data.tokenizer import SPECIAL, new_tokenizer
+
+    tokenizer = new_tokenizer()
+    trainer = trainers.WordLevelTrainer(
+        vocab_size=max_words, min_frequency=min_frequency, special_tokens=SPECIAL, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    # A new one: in the trained one the special words would be found in a text that happens to hold them.
+    return new_tokenizer(tokenizer.get_vocab())
+
+
+def counts_of(rate: float, seed: int, texts: int) -> Any:
+    """Counts (texts, 8) of a tagger that finds a share of the keyphrases, one in each text, and says one thing of each."""
+    counts = np.zeros((texts, 8), np.int64)
+    right = np.random.default_rng(seed).random(texts) < rate
+    counts[:, 0], counts[:, 1], counts[:, 2], counts[:, 3] = right, 1, 1, right
+    return counts
+
+
+def refused(run: Callable[[], Any], *parts: str) -> None:
+    """Checks that a call is answered with a UserError whose message holds all the parts."""
+    from model.errors import UserError
+
+    with pytest.raises(UserError) as caught:
+        run()
+    for part in parts:
+        assert part in str(caught.value), f"{part!r} is not in {caught.value}"
+
+
+def call(*arguments: str, stdin: str | None = None):
+    """A command in this process: fast, for what does not start Ray."""
+    return CliRunner().invoke(app, list(arguments), input=stdin)
+
+
+def last_json(stdout: str) -> dict:
+    return json.loads(stdout.strip().splitlines()[-1])
+
+
+@contextmanager
+def disk_of(size: str, place: Path) -> Iterator[Path]:
+    """A disk that is soon full."""
+    place.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)], capture_output=True
+    ).returncode:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def title_of(process: psutil.Process) -> str:
+    """What a process calls itself; empty where it is gone or a zombie."""
+    try:
+        return "" if process.status() == psutil.STATUS_ZOMBIE else " ".join(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return ""
