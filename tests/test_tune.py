@@ -20,7 +20,7 @@ from helpers import ROOT, SHARED, SMALL
 from distributed.sweep.journal import Journal
 from distributed.sweep.plan import make_plan, new_sweep
 from distributed.sweep.state import read_sweep, resumed_sweep
-from distributed.tune import tuner
+from distributed.tune import placement_groups
 from distributed.tune.driver import tune
 from distributed.tune.placement_groups import PlacementGroupCleaner
 from model.inference.bundle import load_bundle
@@ -242,8 +242,8 @@ def test_a_worker_group_that_nobody_uses_is_removed(cluster, monkeypatch: pytest
     watch = PlacementGroupCleaner()
     watch.beats = {group.id.hex(): time.monotonic() for group in (silent, beating)}
     assert watch.clean() == []
-    monkeypatch.setattr(tuner, "_SECONDS_TO_LIVE", 1.0)
-    monkeypatch.setattr(tuner, "SECONDS_BETWEEN_BEATS", 0.0)
+    monkeypatch.setattr(placement_groups, "_SECONDS_TO_LIVE", 1.0)
+    monkeypatch.setattr(placement_groups, "SECONDS_BETWEEN_BEATS", 0.0)
     time.sleep(1.5)
     watch.beats[beating.id.hex()] = time.monotonic()
     [line] = watch.clean()
