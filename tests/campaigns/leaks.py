@@ -8,6 +8,7 @@ a sweep told its user nothing.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -99,7 +100,8 @@ def campaign(data: str, settings: list[str], one: int, two: int) -> list[dict[st
         command = [sys.executable, __file__, "--in", setting, "--data", data, "--one", str(one), "--two", str(two)]
         other = _second_ray() if setting == "second Ray" else None
         try:
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+            environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
         finally:
             if other is not None:
                 other.stdin.close()  # type: ignore[union-attr]
