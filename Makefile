@@ -1,5 +1,5 @@
-# Everything sets itself up in .venv. TORCH names the torch to install: any build that pyproject.toml admits,
-# for example `make demo TORCH="torch --index-url URL"` for a CUDA build.
+# Every target first installs what it needs into .venv. TORCH selects the torch build, any that pyproject.toml allows;
+# for a CUDA build: `make demo TORCH="torch --index-url URL"`.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
@@ -9,20 +9,21 @@ PEERS := .venv/.peers
 .PHONY: help demo test benchmark peers test-cluster chaos leaks scale up down lint format clean
 
 help:
-	@echo "make demo   the main job on the built-in corpus: prepare, train with 2 workers, evaluate, extract"
-	@echo "make test   all tests"
-	@echo "make benchmark  how fast everything is, beside the hand-made loop and the machine's limit; DATA=dataset (5 minutes)"
-	@echo "make peers  what you would pick instead, beside both presets on a dataset of yours; DATA=dataset"
-	@echo "make test-cluster  jobs on a cluster of a head and three nodes on this machine, and on an autoscaler (12 minutes)"
-	@echo "make chaos  trainings on such a cluster whose workers, nodes and drivers are killed; N=20 of them"
-	@echo "make leaks  whether sweeps of hundreds of trials leave anything behind in Ray (6 minutes)"
-	@echo "make scale  prepare on 250,000 and 1,000,000 texts: memory, speed, 1 node and 3 (5 minutes)"
-	@echo "make up     the cluster of cluster.yaml, once its values are set; make down ends it"
-	@echo "make lint   ruff and mypy"
-	@echo "make format ruff, in place"
-	@echo "make clean  remove .venv and caches; runs/ stays"
+	@echo "make demo          run everything on the built-in corpus: prepare, train with 2 workers, evaluate, extract"
+	@echo "make test          run all tests"
+	@echo "make lint          run ruff, mypy and codespell"
+	@echo "make format        format the code with ruff"
+	@echo "make benchmark     measure speed against a reference loop and the machine's limit; DATA=dataset (10 minutes)"
+	@echo "make peers         compare both presets with a CRF and spaCy; DATA=dataset"
+	@echo "make test-cluster  run jobs on a local cluster of a head and three nodes, and on an autoscaler (12 minutes)"
+	@echo "make chaos         kill workers, nodes and drivers of N=20 training runs on such a cluster"
+	@echo "make leaks         check that sweeps of hundreds of trials leave nothing behind in Ray (6 minutes)"
+	@echo "make scale         measure memory and speed of prepare on 250,000 and 1,000,000 texts (5 minutes)"
+	@echo "make up            start the cluster of cluster.yaml, once its values are set"
+	@echo "make down          stop that cluster"
+	@echo "make clean         remove .venv and caches; keep runs/"
 
-# torch first: with it installed, the project's own range asks for nothing more.
+# Install torch first, so that the project's version range does not pull in another build.
 $(READY): pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -qq $(TORCH)
@@ -33,7 +34,7 @@ $(READY): pyproject.toml
 demo: $(READY)
 	$(BIN)/python -m jobs demo
 
-# Tests that start Ray mostly wait. All others run beside them, and what they say is shown after.
+# Tests that start Ray mostly wait, so all others run beside them; their output is printed at the end.
 test: $(READY)
 	@$(BIN)/python -m pytest -m "not ray" > .venv/others.log 2>&1 & others=$$!; trap "kill $$others" INT TERM; \
 	$(BIN)/python -m pytest -m ray; ray=$$?; \
@@ -63,7 +64,7 @@ scale: $(READY)
 	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/scale.py --texts 250000 1000000
 
 up: $(READY)
-	@! grep -nE '^[^#]*[-/]SET' cluster.yaml || { echo "cluster.yaml: put values of yours in these lines first" >&2; exit 2; }
+	@! grep -nE '^[^#]*[-/]SET' cluster.yaml || { echo "cluster.yaml: set your own values in these lines first" >&2; exit 2; }
 	$(BIN)/ray up --yes cluster.yaml
 
 down: $(READY)
@@ -73,6 +74,8 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell
+	$(BIN)/codespell --builtin clear,rare,en-GB_to_en-US README.md CONTRIBUTING.md docs
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -1,4 +1,4 @@
-"""cluster.yaml and its like in docs/: what Ray itself checks, and what it does not."""
+"""cluster.yaml and the deployments in docs/deploy/: what Ray itself checks, and what it does not."""
 
 import re
 import tomllib
@@ -15,7 +15,7 @@ CLUSTER: dict[str, Any] = yaml.safe_load(TEXT)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 NEEDS = {Requirement(line).name: Requirement(line).specifier for line in PROJECT["dependencies"]}
 TYPES: dict[str, Any] = CLUSTER["available_node_types"]
-LOCAL_TEXT = (ROOT / "docs" / "cluster-local.yaml").read_text("utf-8")
+LOCAL_TEXT = (ROOT / "docs" / "deploy" / "cluster-local.yaml").read_text("utf-8")
 LOCAL: dict[str, Any] = yaml.safe_load(LOCAL_TEXT)
 
 
@@ -34,7 +34,7 @@ def test_ray_python_and_torch_are_the_projects_own():
     [torch] = [part for line in CLUSTER["setup_commands"] for part in line.split() if part.startswith("torch==")]
     assert torch.removeprefix("torch==") in NEEDS["torch"]
     assert f"TORCH ?= {torch}\n" in (ROOT / "Makefile").read_text("utf-8")
-    job = yaml.safe_load((ROOT / "docs" / "rayjob.yaml").read_text("utf-8"))["spec"]["rayClusterSpec"]
+    job = yaml.safe_load((ROOT / "docs" / "deploy" / "rayjob.yaml").read_text("utf-8"))["spec"]["rayClusterSpec"]
     assert job["rayVersion"] == ray
 
 

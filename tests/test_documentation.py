@@ -1,0 +1,225 @@
+"""The documents: every link, file, command, flag, target, field, snippet and JSON key that they name exists."""
+
+import ast
+import importlib
+import json
+import re
+import shlex
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+from helpers import ROOT, call, last_json
+
+from jobs.__main__ import app
+from jobs.benchmark.accuracy import SystemResult, row_of
+from model.config import fields
+from model.training.metrics import summarize
+
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+CLI = ROOT / "docs" / "cli.md"
+COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
+SOURCES = ("model", "distributed", "jobs", "tests", "docs")
+FILE = re.compile(rf"(?:(?:{'|'.join(SOURCES)})(?:/[\w.*-]+)*/?|[\w.-]+\.(?:yaml|toml|md)|Makefile|\.ci/run)")
+# Files that a run, dataset, bundle or reader of the documents makes.
+MADE = {"ablation.md", "README.md", "c.yaml"}
+by_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+
+
+@cache
+def text_of(document: Path) -> str:
+    return document.read_text("utf-8")
+
+
+def code_blocks(document: Path, language: str = "") -> list[str]:
+    """Return the fenced blocks of a language, or the indented blocks where none is named."""
+    if language:
+        fenced = re.findall(r"^```(\w*)\n(.*?)^```", text_of(document), re.M | re.S)
+        return [block for name, block in fenced if name == language]
+    return re.findall(r"(?:^    .*\n)+", text_of(document), re.M)
+
+
+def code_spans(document: Path) -> list[str]:
+    """Return what stands in backticks outside code blocks."""
+    return re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text_of(document), flags=re.M | re.S))
+
+
+def anchors(document: Path) -> set[str]:
+    """Return the anchors that GitHub gives to a document's headings."""
+    headings = re.findall(r"^#+ (.+)$", text_of(document), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def command_lines(document: Path) -> list[list[str]]:
+    """Return the arguments of every `python -m jobs` line, in blocks and in backticks."""
+    blocks = "\n".join(code_blocks(document)).replace("\\\n", " ")
+    lines = [line for line in [*blocks.splitlines(), *code_spans(document)] if "-m jobs " in line]
+    parts = [re.split(r"-m jobs ", line, maxsplit=1)[1] for line in lines]
+    found = [shlex.split(part, comments=True) for part in parts]
+    ends = [next((i for i, word in enumerate(words) if word in ("|", ">", "&")), len(words)) for words in found]
+    return [words[:end] for words, end in zip(found, ends, strict=True)]
+
+
+def options(command: str) -> dict[str, Any]:
+    """Return the parameter of each flag of a command."""
+    parameters = [each for each in COMMANDS[command].params if each.param_type_name == "option"]
+    return {flag: each for each in parameters for flag in (*each.opts, *each.secondary_opts)}
+
+
+def sections(document: Path, level: str) -> dict[str, str]:
+    """Return the text below each heading of a level."""
+    parts = re.split(rf"^{level} (.+)\n", text_of(document), flags=re.M)[1:]
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+def first_cells(section: str, heading: str) -> str:
+    """Return the first column of the tables of a section whose first heading is given, as text."""
+    tables = re.findall(rf"^\| {heading} \|.*\n\|[-|]+\|\n((?:\|.*\n)+)", section, re.M)
+    return "\n".join(re.split(r" \| ", row)[0] for rows in tables for row in rows.splitlines())
+
+
+def scores() -> set[str]:
+    """Return the names of the scores of both heads."""
+    return set(summarize(np.ones((2, 8), np.int64)))
+
+
+def documented_keys(command: str, part: int = 0) -> set[str]:
+    """Return the JSON keys that docs/cli.md documents for a command; `part` counts its tables of keys."""
+    tables = re.findall(r"^\| JSON key \|.*\n\|[-|]+\|\n((?:\|.*\n)+)", sections(CLI, "##")[command], re.M)
+    cells = "\n".join(row.split(" | ")[0] for row in tables[part].splitlines())
+    return set(re.findall(r"`(\w+)`", cells)) | (scores() if "[scores]" in cells else set())
+
+
+def test_readme_is_short():
+    assert len(text_of(ROOT / "README.md").splitlines()) <= 150
+
+
+@by_document
+def test_links_lead_somewhere(document: Path):
+    for target in re.findall(r"\]\(([^)]+)\)", text_of(document)):
+        if target.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = target.partition("#")
+        place = (document.parent / path).resolve() if path else document
+        assert place.exists() and place.is_relative_to(ROOT), f"{document.name}: {target}: no such file"
+        assert not anchor or anchor in anchors(place), f"{document.name}: {target}: no such heading"
+
+
+def test_every_document_is_linked_from_the_readme():
+    for document in DOCUMENTS[1:]:
+        assert f"]({document.relative_to(ROOT)})" in text_of(DOCUMENTS[0]), document
+
+
+@by_document
+def test_files_that_are_named_exist(document: Path):
+    for name in code_spans(document):
+        if FILE.fullmatch(name) and name not in MADE and "<" not in name and name not in SOURCES:
+            assert list(ROOT.glob(name.rstrip("/"))), f"{document.name}: `{name}`: no such file"
+
+
+@by_document
+def test_files_in_commands_exist(document: Path):
+    for name in re.findall(r"\b(?:docs|tests)/[\w/-]+\.\w+", "\n".join(code_blocks(document))):
+        assert (ROOT / name).exists(), f"{document.name}: {name}: no such file"
+
+
+@by_document
+def test_commands_and_flags_exist(document: Path):
+    for name, *words in command_lines(document):
+        if name == "COMMAND":
+            continue
+        assert name in COMMANDS, f"{document.name}: python -m jobs {name}"
+        for word in words:
+            flag = word.split("=")[0]
+            assert not flag.startswith("--") or flag in options(name), f"{document.name}: {name} {flag}"
+
+
+@by_document
+def test_values_that_commands_give_to_fields_are_allowed(document: Path):
+    for _, *words in command_lines(document):
+        for flag, value in pairwise(words):
+            if flag in ("--set", "--space") and "=" in value:
+                assert value.split("=")[0] in fields(), f"{document.name}: {flag} {value}"
+
+
+@by_document
+def test_make_targets_exist(document: Path):
+    text = "\n".join([*code_blocks(document), *code_spans(document)])
+    for target in re.findall(r"\bmake ([a-z][a-z-]*)", text):
+        assert re.search(rf"^{target}:", MAKEFILE, re.M), f"{document.name}: make {target}"
+
+
+@by_document
+def test_configuration_fields_exist(document: Path):
+    text = "\n".join(code_spans(document))
+    if document.name == "training.md":  # which shows earlier names as such
+        text = text.replace("tagger.hidden1", "").replace("training.batch", "", 1)
+    for name in re.findall(r"(?<![\w/.])(?:tagger|training|run)\.[a-z]\w*", text):
+        assert name in fields() or name.endswith(".py"), f"{document.name}: {name}"
+
+
+@by_document
+def test_python_snippets_compile_and_import_what_exists(document: Path):
+    for snippet in code_blocks(document, "python"):
+        for node in ast.walk(ast.parse(snippet)):
+            if isinstance(node, ast.ImportFrom):
+                module = importlib.import_module(str(node.module))
+                assert all(hasattr(module, each.name) for each in node.names), ast.unparse(node)
+            elif isinstance(node, ast.Import):
+                assert all(importlib.import_module(each.name) for each in node.names)
+
+
+def test_make_help_lists_every_target():
+    phony = re.search(r"^\.PHONY: (.+)$", MAKEFILE, re.M)
+    assert phony
+    for target in set(phony[1].split()) - {"help"}:
+        assert re.search(rf"make {target}\b", MAKEFILE.split("# torch first")[0]), f"make help: {target}"
+
+
+def test_every_command_and_each_of_its_flags_is_documented_and_no_other():
+    for command in COMMANDS:
+        cells = first_cells(sections(CLI, "##")[command], "flag")
+        assert set(re.findall(r"--[a-z][\w-]*", cells)) == set(options(command)), command
+    names = re.findall(r"\[(\w+)\]\(#\1\)", text_of(CLI).split("## Scores")[0])
+    assert names == list(COMMANDS)
+
+
+def test_scores_are_documented():
+    table = first_cells(sections(CLI, "##")["Scores"], "keyphrase head")
+    assert {key for name in re.findall(r"`(\w+)`", table) for key in (name, name.replace("phrase", "word"))} == scores()
+
+
+def test_the_documented_keys_are_those_of_prepare_evaluate_extract_and_report(
+    small_bundle: str, small_dataset: str, tmp_path: Path
+):
+    source, texts = str(Path(small_dataset).parent / "valid.jsonl"), tmp_path / "texts.txt"
+    texts.write_text("a text\n")
+    prepared = call("prepare", source, "--out", str(tmp_path / "d"), "--json")
+    evaluated = call("evaluate", small_bundle, "--data", small_dataset, "--split", "valid", "--json")
+    extracted = call("extract", small_bundle, str(texts), "--out", str(tmp_path / "found"), "--json")
+    for command, result in (("prepare", prepared), ("evaluate", evaluated), ("extract", extracted)):
+        assert result.exit_code == 0, result.output
+        assert set(last_json(result.stdout)) == documented_keys(command), command
+    assert documented_keys("report") == {"report"}
+
+
+def test_the_documented_keys_are_those_of_dry_runs(small_dataset: str, tmp_path: Path):
+    for command, more in (("train", []), ("tune", []), ("tune", ["--preset", "best", "--sampler", "ablation"])):
+        given = ("--data", small_dataset, "--storage", str(tmp_path), "--dry-run", *more)
+        line = re.search(r"^With `--dry-run`: (.+?)\n\n", sections(CLI, "##")[command], re.M | re.S)
+        assert line
+        always, _, ablation = line[1].partition("for an ablation")
+        keys = set(re.findall(r"`(\w+)`", always + (ablation if more else "")))
+        assert set(last_json(call(command, *given).stdout)) == keys
+
+
+def test_the_documented_keys_are_those_of_a_compared_system():
+    row = row_of("crf", [SystemResult(np.ones((2, 8), np.int64), 1.0, 1.0, 1.0, 1.0, 1.0)])
+    line = re.search(r"^\| `systems` \| (.+) \|$", sections(CLI, "##")["benchmark"], re.M)
+    assert line and re.findall(r"`(\w+)`", line[1])[1:] == list(row)[1:]
+    assert json.dumps(row)
