@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from model.config import TaggerConfig
+from model.network.cells import CELLS, Cell
 from model.network.cpu.dropout import dropout_mask
 from model.network.cpu.layer import packed_rnn_from_ids, packed_rnn_with_head
 from model.network.cpu.packing import PackedStep, gather_windows, pack
@@ -15,7 +16,6 @@ from model.network.tagger import Tagger, new_tagger
 LENGTHS = torch.tensor([4, 9, 1, 9, 6])
 MANY = torch.arange(70) * 7 % 9 + 1  # their steps are 80, 64, 64, 48, 48, 32, 32, 16, 16 columns wide
 TIME, INPUTS, HIDDEN, CLASSES = 10, 30, 20, 5
-CELLS = (nn.RNN, nn.LSTM, nn.GRU)
 
 
 def test_tokens_are_packed_by_step_with_the_longer_texts_first():
@@ -34,12 +34,12 @@ def packed(padded: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("directions", [1, 2])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
 @pytest.mark.parametrize("lengths", [LENGTHS, MANY], ids=["few", "many"])
-def test_values_and_gradients_are_those_of_torch(lengths: torch.Tensor, cell: type[nn.RNNBase], directions: int):
+def test_values_and_gradients_are_those_of_torch(lengths: torch.Tensor, cell: Cell, directions: int):
     torch.manual_seed(0)
-    own = [cell(INPUTS, HIDDEN, batch_first=True) for _ in range(directions)]
-    theirs = cell(INPUTS, HIDDEN, batch_first=True, bidirectional=directions == 2)
+    own = [cell.module(INPUTS, HIDDEN, batch_first=True) for _ in range(directions)]
+    theirs = cell.module(INPUTS, HIDDEN, batch_first=True, bidirectional=directions == 2)
     for rnn, suffix in zip(own, ("", "_reverse"), strict=False):
         for name, value in rnn.named_parameters():
             getattr(theirs, name + suffix).data = value.detach().clone()
@@ -50,7 +50,7 @@ def test_values_and_gradients_are_those_of_torch(lengths: torch.Tensor, cell: ty
 
     ours = inputs.clone().requires_grad_()
     places, steps = pack(lengths.numpy(), TIME)
-    states, logits = packed_rnn_with_head(packed(ours, places), steps, own, head)
+    states, logits = packed_rnn_with_head(packed(ours, places), steps, cell.kernel, own, head)
     ((states * packed(of_states, places)).sum() + (logits * packed(of_logits, places)).sum()).backward()
     gradients = [ours.grad, *(weight.grad for rnn in own for weight in rnn.parameters()), head.weight.grad]
     head.zero_grad()
@@ -85,16 +85,16 @@ def test_rows_and_their_gradient_are_those_of_an_embedding():
 
 
 @pytest.mark.parametrize("directions", [1, 2])
-@pytest.mark.parametrize("cell", CELLS)
-def test_going_over_distinct_words_gives_what_going_over_tokens_gives(cell: type[nn.RNNBase], directions: int):
+@pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
+def test_going_over_distinct_words_gives_what_going_over_tokens_gives(cell: Cell, directions: int):
     table, ids = torch.randn(30, 7), torch.randint(0, 30, (len(LENGTHS), TIME, 3))
-    layers = [cell(21, HIDDEN, batch_first=True) for _ in range(directions)]
+    layers = [cell.module(21, HIDDEN, batch_first=True) for _ in range(directions)]
     head = nn.Linear(directions * HIDDEN, CLASSES)
     places, steps = pack(LENGTHS.numpy(), TIME)
     around = packed(ids, places)
     with torch.no_grad():
-        by_word = packed_rnn_from_ids(table, around, steps, layers, head)
-        by_token = packed_rnn_with_head(gather_windows(table, around, None), steps, layers, head)
+        by_word = packed_rnn_from_ids(table, around, steps, cell.kernel, layers, head)
+        by_token = packed_rnn_with_head(gather_windows(table, around, None), steps, cell.kernel, layers, head)
     for one, other in zip(by_word, by_token, strict=True):
         assert torch.allclose(one, other, atol=1e-5 * max(1.0, float(other.abs().max())))  # sums of many texts
 
@@ -154,7 +154,7 @@ def test_a_dropout_mask_depends_on_torchs_seed_alone():
     assert torch.equal(masks[0], masks[1]) and not torch.equal(masks[0], masks[2])
 
 
-@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+@pytest.mark.parametrize("cell", CELLS)
 def test_other_devices_and_precisions_go_torchs_way(cell: str):
     tagger, ids = Tagger(TaggerConfig(cell=cell), 10), torch.ones(1, 1, dtype=torch.long)
     assert tagger._packs(ids)

@@ -1,3 +1,5 @@
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -8,10 +10,11 @@ from model.data.batching import Batch
 from model.data.features import NUM_FEATURES
 from model.data.labels import IGNORED
 from model.data.tokenizer import UNKNOWN
+from model.network.cells import CELLS
 from model.network.tagger import Logits, context_windows, new_tagger
 from model.training.loss import dual_loss
 
-CELLS = [(cell, both) for cell in ("rnn", "gru", "lstm") for both in (False, True)]
+LAYERS = [(cell, both) for cell in CELLS for both in (False, True)]
 
 
 def small(cell: str = "rnn", bidirectional: bool = False, **fields: float):
@@ -21,13 +24,17 @@ def small(cell: str = "rnn", bidirectional: bool = False, **fields: float):
     return new_tagger(config, 20, seed=0)
 
 
-@pytest.mark.parametrize(("cell", "both"), CELLS)
+def test_every_cell_of_the_table_can_be_configured():
+    assert get_args(TaggerConfig.model_fields["cell"].annotation) == tuple(CELLS)
+
+
+@pytest.mark.parametrize(("cell", "both"), LAYERS)
 def test_shapes(cell: str, both: bool):
     logits = small(cell, both).eval()(torch.randint(1, 20, (3, 7)), torch.tensor([7, 5, 1]))
     assert logits.keyword.shape == (3, 7, 2) and logits.keyphrase.shape == (3, 7, 5)
 
 
-@pytest.mark.parametrize(("cell", "both"), CELLS)
+@pytest.mark.parametrize(("cell", "both"), LAYERS)
 def test_padding_never_reaches_a_real_token(cell: str, both: bool):
     tagger, ids = small(cell, both).eval(), torch.tensor([[3, 4, 5]])
     alone = tagger(ids, torch.tensor([3]))

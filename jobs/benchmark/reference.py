@@ -14,12 +14,12 @@ from model.data.batching import epoch_batches
 from model.data.dataset import Split
 from model.data.labels import O
 from model.data.tokenizer import PAD
+from model.network.cells import CELLS
 from model.training.loop import Training
 
 PADDED_TO = 128
 _SECONDS = 0.6  # that a lane is timed for at least
 _ROWS = 2048  # of the product that stands for the machine's best
-_SUMS = {"rnn": 1, "gru": 3, "lstm": 4}  # that a hidden unit adds up
 
 
 def timed(work: Iterator[float], device: torch.device) -> float:
@@ -36,8 +36,8 @@ def flops_per_token(config: TaggerConfig) -> int:
     """Floating-point operations of a training step's products for each token; backward is twice forward."""
     directions = 2 if config.bidirectional else 1
     outputs1, outputs2 = directions * config.keyword_hidden, directions * config.keyphrase_hidden
-    layer1 = outputs1 * _SUMS[config.cell] * (config.window * config.embedding_dim + config.keyword_hidden)
-    layer2 = outputs2 * _SUMS[config.cell] * (outputs1 + config.keyphrase_hidden)
+    layer1 = outputs1 * CELLS[config.cell].gates * (config.window * config.embedding_dim + config.keyword_hidden)
+    layer2 = outputs2 * CELLS[config.cell].gates * (outputs1 + config.keyphrase_hidden)
     return 3 * 2 * (layer1 + layer2 + 2 * outputs1 + 5 * outputs2)
 
 
@@ -45,11 +45,11 @@ def gemm_roofline(config: TaggerConfig, precision: torch.dtype, device: torch.de
     """The ceiling: tokens, if training were one large matrix product of the first layer's shape, and nothing else."""
     inputs = config.window * config.embedding_dim
     a = torch.randn(_ROWS, inputs, device=device).to(precision)
-    sums = _SUMS[config.cell] * config.keyword_hidden
-    b = torch.randn(inputs, sums, device=device).to(precision)
+    outputs = CELLS[config.cell].gates * config.keyword_hidden
+    b = torch.randn(inputs, outputs, device=device).to(precision)
     while True:
         torch.mm(a, b)
-        yield 2 * _ROWS * inputs * sums / flops_per_token(config)
+        yield 2 * _ROWS * inputs * outputs / flops_per_token(config)
 
 
 def training_steps(training: Training) -> Iterator[int]:

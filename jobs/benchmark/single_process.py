@@ -18,6 +18,7 @@ from model.data.dataset import Dataset
 from model.errors import UserError
 from model.inference.bundle import save_bundle
 from model.inference.extractor import TEXTS_HELD, Extractor
+from model.network.cells import CELLS
 from model.network.device import check_precision
 from model.network.tagger import new_tagger
 from model.prepare.builder import PrepareConfig, prepare
@@ -80,8 +81,7 @@ def _variants(place: torch.device) -> dict[str, tuple[dict[str, Any], dict[str, 
         "  batches at random": ({}, {"bucket_by_length": False}),
         "  all of these": off,
         HALF: ({}, {"precision": "bfloat16"}),
-        "  gru": ({"cell": "gru"}, {}),
-        "  lstm": ({"cell": "lstm"}, {}),
+        **{f"  {cell}": ({"cell": cell}, {}) for cell in CELLS if cell != TaggerConfig().cell},
         **{f"  batches of {size}": ({}, {"global_batch_size": size}) for size in batches},
     }
     try:

@@ -1,7 +1,7 @@
 """One direction of a recurrent layer on a CPU: what is the same whatever its cells are.
 
 That is the order in which steps are read, a step's product, and the gradients of the weights. The cells are in
-model/network/cpu/cells.py.
+model/network/cpu/kernels.py.
 
 Shapes: N packed tokens, I inputs, H hidden units, S sums of a token: H, or as many times as a cell has gates.
 """

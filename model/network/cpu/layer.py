@@ -22,32 +22,39 @@ from torch import nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from model.network.cpu.cells import Gru, Lstm, TanhCell
 from model.network.cpu.direction import Direction
 from model.network.cpu.packing import PackedStep, unique_ids
 
-_CELLS: dict[type[nn.Module], type[Direction]] = {nn.RNN: TanhCell, nn.LSTM: Lstm, nn.GRU: Gru}
-
 
 def packed_rnn_with_head(
-    inputs: torch.Tensor, steps: list[PackedStep], directions: list[nn.Module], head: nn.Linear
+    inputs: torch.Tensor,
+    steps: list[PackedStep],
+    kernel: type[Direction],
+    directions: list[nn.RNNBase],
+    head: nn.Linear,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What a recurrent module of torch's over each packed text and a linear head on its states give.
 
     Args:
         inputs: (N, I) packed tokens; what fills a step up must not be changed by its gradient.
         steps: of the packing.
-        directions: an `nn.RNN`, `nn.LSTM` or `nn.GRU` that reads forwards and, where there are two, one that reads backwards.
+        kernel: of the cell.
+        directions: torch's layer that reads forwards and, where there are two, one that reads backwards.
         head: on the states of all directions.
 
     Returns:
         States (N, H) and the head's logits (N, C).
     """
-    return _Layer.apply(inputs, steps, type(directions[0]), head.weight, head.bias, *_weights(directions))
+    return _Layer.apply(inputs, steps, kernel, head.weight, head.bias, *_weights(directions))
 
 
 def packed_rnn_from_ids(
-    table: torch.Tensor, ids: torch.Tensor, steps: list[PackedStep], directions: list[nn.Module], head: nn.Linear
+    table: torch.Tensor,
+    ids: torch.Tensor,
+    steps: list[PackedStep],
+    kernel: type[Direction],
+    directions: list[nn.RNNBase],
+    head: nn.Linear,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`layer_with_head(joined_rows(table, ids, None), ...)` where no gradient is wanted.
 
@@ -58,7 +65,7 @@ def packed_rnn_from_ids(
     words, size = table[touched], ids.shape[1]
     places = number * size + torch.arange(size)
     states = words.new_empty(head.in_features, len(ids))
-    for direction in _directions(type(directions[0]), steps, _weights(directions), states):
+    for direction in _directions(kernel, steps, _weights(directions), states):
         w_ih = direction.w_ih
         by_place = w_ih.view(len(w_ih), size, -1).permute(2, 1, 0).flatten(1)  # (D, W * S)
         came_to = (words @ by_place).view(-1, len(w_ih))
@@ -73,19 +80,19 @@ class _Layer(Function):
         ctx: Any,
         inputs: torch.Tensor,
         steps: list[PackedStep],
-        kind: type[nn.Module],
+        kernel: type[Direction],
         head: torch.Tensor,
         head_bias: torch.Tensor,
         *weights: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         states = inputs.new_empty(head.shape[1], len(inputs))
         kept: list[torch.Tensor] = []
-        for direction in _directions(kind, steps, weights, states):
+        for direction in _directions(kernel, steps, weights, states):
             direction.project_inputs(inputs.t())
             direction.forward()
             kept += direction.kept
         ctx.save_for_backward(inputs, states, head, *weights, *kept)
-        ctx.steps, ctx.kind, ctx.count = steps, kind, len(weights)
+        ctx.steps, ctx.kernel, ctx.count = steps, kernel, len(weights)
         return states.t(), torch.addmm(head_bias[:, None], head, states).t()
 
     @staticmethod
@@ -96,7 +103,7 @@ class _Layer(Function):
         gradient = head.t() @ of_logits.t()
         if of_states is not None:
             gradient += of_states.t()
-        directions = [*_directions(ctx.kind, ctx.steps, weights, states, kept)]
+        directions = [*_directions(ctx.kernel, ctx.steps, weights, states, kept)]
         of_inputs, of_weights = None, []
         for direction, of_own in zip(directions, gradient.chunk(len(directions)), strict=True):
             of_sums = direction.backward(of_own)
@@ -107,19 +114,19 @@ class _Layer(Function):
         return of_inputs, None, None, of_logits.t() @ states.t(), of_logits.sum(0), *of_weights
 
 
-def _weights(directions: list[nn.Module]) -> list[torch.Tensor]:
+def _weights(directions: list[nn.RNNBase]) -> list[torch.Tensor]:
     return [weight for module in directions for weight in module.parameters()]
 
 
 def _directions(
-    kind: type[nn.Module],
+    kernel: type[Direction],
     steps: list[PackedStep],
     weights: Sequence[torch.Tensor],
     states: torch.Tensor,
     kept: Sequence[torch.Tensor] | None = None,
 ) -> Iterator[Direction]:
     """The directions of a layer, with their parts of its weights, its states and what its forward pass kept."""
-    cell, count = _CELLS[kind], len(weights) // 4
+    count = len(weights) // 4
     for i, own in enumerate(states.chunk(count)):
-        matrices = None if kept is None else kept[i * len(cell.keeps) : (i + 1) * len(cell.keeps)]
-        yield cell(steps, bool(i), weights[4 * i : 4 * i + 4], own, matrices)
+        matrices = None if kept is None else kept[i * len(kernel.keeps) : (i + 1) * len(kernel.keeps)]
+        yield kernel(steps, bool(i), weights[4 * i : 4 * i + 4], own, matrices)

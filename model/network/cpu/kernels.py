@@ -20,7 +20,7 @@ _tanh_backward = torch.ops.aten.tanh_backward.grad_input
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
 
 
-class TanhCell(Direction):
+class TanhKernel(Direction):
     """`h = tanh(sum)`. The sums are computed twice as large, and become states in place."""
 
     factor = 2
@@ -35,7 +35,7 @@ class TanhCell(Direction):
         _tanh_backward(gradient, self.each_state[step], grad_input=gradient)
 
 
-class Lstm(Direction):
+class LstmKernel(Direction):
     """`c = f c_before + i g` and `h = o tanh(c)`. Kept are the gates i, f, g, o, then c, then tanh(c)."""
 
     keeps = (4, 1, 1)
@@ -79,7 +79,7 @@ class Lstm(Direction):
         of_cells.mul_(self.each_f[step])
 
 
-class Gru(Direction):
+class GruKernel(Direction):
     """`n = tanh(sum + r q)` and `h = n + z (h_before - n)`, where q is what the state before gives to n, with its bias.
 
     Kept are n, r, z, q. In this order the sums that the inputs take part in lie side by side (n, r, z), and so do those that

@@ -1,0 +1,29 @@
+"""The recurrent cells that a tagger can have: one row each; `tagger.cell` names one of them."""
+
+from typing import NamedTuple
+
+from torch import nn
+
+from model.network.cpu.direction import Direction
+from model.network.cpu.kernels import GruKernel, LstmKernel, TanhKernel
+
+
+class Cell(NamedTuple):
+    """A recurrent cell.
+
+    Attributes:
+        module: torch's layer of such cells; it computes everywhere but on the packed CPU path, and is the kernel's oracle.
+        kernel: one direction of such a layer on a CPU.
+        gates: pre-activations of a hidden unit.
+    """
+
+    module: type[nn.RNN | nn.GRU | nn.LSTM]
+    kernel: type[Direction]
+    gates: int
+
+
+CELLS: dict[str, Cell] = {
+    "rnn": Cell(nn.RNN, TanhKernel, gates=1),  # Elman
+    "gru": Cell(nn.GRU, GruKernel, gates=3),  # Cho et al. (2014), in the variant of cuDNN
+    "lstm": Cell(nn.LSTM, LstmKernel, gates=4),  # Hochreiter and Schmidhuber (1997), with forget gates
+}
