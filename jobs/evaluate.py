@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from jobs.console import command, echo, print_json, table
-from jobs.prepare import tell_skipped
+from jobs.prepare import FormatOption, tell_skipped
 
 
 @command
@@ -15,7 +15,7 @@ def evaluate(
     bundle: Annotated[str, typer.Argument(help="Bundle of a finished run: a path or URI.")],
     data: Annotated[str, typer.Option(help="Dataset directory, or a labelled file, URI or glob.")],
     split: Annotated[str, typer.Option(help="Split of a dataset directory: train, valid or test.")] = "test",
-    format: Annotated[str, typer.Option(help="Format of a labelled file; told by the content otherwise.")] = "auto",
+    format: FormatOption = "auto",
     max_tokens: Annotated[int, typer.Option(min=1, help="Longer texts are left out.")] = 1_000,
     mistakes: Annotated[
         str | None, typer.Option(metavar="FILE", help="Write every mistake there, as a line of JSON.")
@@ -28,7 +28,8 @@ def evaluate(
 
     from model import storage
     from model.data.dataset import split_from_examples
-    from model.data.examples import Example, SkipCounts, examples
+    from model.data.examples import Example, examples
+    from model.data.labelled_text import SkipCounts
     from model.errors import UserError
     from model.inference.bundle import load_bundle
     from model.inference.error_analysis import by_kind, find_errors

@@ -5,6 +5,17 @@ from typing import Annotated
 import typer
 
 from jobs.console import INVOCATION, command, echo, print_json, progress_counter
+from model.prepare.formats import FORMATS
+
+FormatOption = Annotated[
+    str,
+    typer.Option(
+        metavar="|".join(["auto", *FORMATS]),
+        help="Format of labelled files, by default detected from their content. "
+        + "; ".join(f"{format.name}: {format.summary}" for format in FORMATS.values())
+        + ".",
+    ),
+]
 
 
 @command
@@ -19,7 +30,7 @@ def prepare(
     test: Annotated[
         list[str] | None, typer.Option(help="Test files; a tenth where --valid is not given either.")
     ] = None,
-    format: Annotated[str, typer.Option(help="tsv, jsonl, conll or raw; told by the content otherwise.")] = "auto",
+    format: FormatOption = "auto",
     min_frequency: Annotated[int, typer.Option(min=1, help="Words seen less often become <unk>.")] = 1,
     max_words: Annotated[int, typer.Option(min=3, help="Size of the vocabulary at most.")] = 1_000_000,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longer texts are left out.")] = 1_000,
@@ -101,7 +112,7 @@ def prepare(
 
 def tell_skipped(counts: dict[str, int], places: dict[str, list[str]]) -> None:
     """Says what was left out or changed, and where."""
-    from model.data.examples import format_skips
+    from model.data.labelled_text import format_skips
 
     for line in format_skips(counts, places):
         echo(f"  {line}")

@@ -20,7 +20,8 @@ from jobs.benchmark.accuracy import ComparisonConfig, SystemResult, compare_syst
 from jobs.benchmark.baselines import bio_tags, features, spans_of_bio
 from jobs.console import echo
 from model.data.dataset import Dataset
-from model.data.examples import SkipCounts, examples
+from model.data.examples import examples
+from model.data.labelled_text import SkipCounts
 from model.errors import RunFailedError
 from model.inference.extractor import Extractor
 from model.prepare.builder import PrepareConfig, prepare

@@ -13,7 +13,8 @@ from helpers import trained_tokenizer
 from jobs.demo_corpus import DOMAINS, TOKEN, GeneratedText, generate
 from model.config import TaggerConfig, TrainingConfig
 from model.data.dataset import split_from_examples
-from model.data.examples import LabelledText, SkipCounts, examples
+from model.data.examples import examples
+from model.data.labelled_text import LabelledText, SkipCounts
 from model.network.tagger import new_tagger
 from model.training.evaluation import evaluate
 from model.training.loop import Training

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 from jobs.__main__ import app
 from model.data.dataset import Dataset, Split, split_from_examples
-from model.data.examples import Example, LabelledText, SkipCounts, examples
+from model.data.examples import Example, examples
+from model.data.labelled_text import LabelledText, SkipCounts
 from model.data.labels import spans_to_tags
 from model.inference.bundle import load_bundle, save_bundle
 from model.inference.error_analysis import (

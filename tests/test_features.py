@@ -10,7 +10,7 @@ from model.network.tagger import new_tagger
 
 
 @pytest.mark.parametrize(
-    ("word", "views"),
+    ("word", "features"),
     [
         ("Federer's", ("f", "fed", "r's", "Xxxxx'x")),
         ("GPT4", ("g", "gpt", "pt4", "XXX0")),
@@ -20,8 +20,8 @@ from model.network.tagger import new_tagger
         ("#!", ("#", "#!", "#!", "#!")),
     ],
 )
-def test_views(word: str, views: tuple[str, ...]):
-    assert word_features(word) == views
+def test_word_features(word: str, features: tuple[str, ...]):
+    assert word_features(word) == features
 
 
 def rows(text: str, *spans: tuple[int, int]) -> np.ndarray:
@@ -40,7 +40,7 @@ def test_a_word_is_counted_in_its_own_text_whatever_its_case():
     assert (found[:, 4] - found[1, 4]).tolist() == [1, 0, 1, 0]  # two of a, one of b; one in the other text
 
 
-def test_places_are_told_in_steps_that_grow():
+def test_position_bins_grow():
     count = 100
     starts = np.arange(0, 2 * count, 2, dtype=np.int32)
     places = WordFeatures()(["a " * count], starts, starts + 1, np.array([0, count]))[:, 5].astype(int)
@@ -48,7 +48,7 @@ def test_places_are_told_in_steps_that_grow():
     assert places[10] > places[8] == places[9] > places[7] and 20 <= len(set(places.tolist())) <= 30
 
 
-def test_each_view_has_rows_of_its_own_and_none_is_the_paddings():
+def test_each_feature_has_its_own_rows_and_none_is_the_padding():
     found = rows("aaa b", (0, 3), (4, 5))
     assert found.min() > 0 and found.max() < ROWS and found.shape == (2, NUM_FEATURES)
     assert len(set(found[0].tolist())) == NUM_FEATURES
@@ -58,16 +58,16 @@ def test_rows_do_not_change_from_run_to_run():
     assert rows("Roger", (0, 5)).tolist() == [[3998, 7305, 12076, 12973, 16386, 20481]]
 
 
-def test_a_dataset_and_examples_in_memory_have_the_same_views(small_dataset: str):
+def test_a_dataset_and_examples_in_memory_have_the_same_word_features(small_dataset: str):
     data = Dataset(small_dataset)
-    split = data.load("valid", spelled=True)
-    assert split.views is not None and len(split.views) == len(split.ids)
+    split = data.load("valid", word_features=True)
+    assert split.word_features is not None and len(split.word_features) == len(split.ids)
     first, text = slice(0, int(split.begins[1])), next(data.texts("valid"))
     table = data._table("valid", ["starts", "ends"])
     offsets = list(zip(table["starts"][0].as_py(), table["ends"][0].as_py(), strict=True))
     example = Example(text.text, split.ids[first].tolist(), offsets, [], "here")
-    assert np.array_equal(split_from_examples([example], spelled=True).views, split.views[first])
-    assert data.load("valid").views is None
+    assert np.array_equal(split_from_examples([example], word_features=True).word_features, split.word_features[first])
+    assert data.load("valid").word_features is None
 
 
 def test_an_extractor_sees_how_a_word_is_written(small_dataset: str):

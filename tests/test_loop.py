@@ -22,7 +22,7 @@ from model.training.optimizer import clip_gradients, learning_rate, make_optimiz
 @pytest.fixture(scope="module")
 def splits(small_dataset: str) -> tuple[Split, Split, int]:
     dataset = Dataset(small_dataset)
-    return dataset.load("train", spelled=True), dataset.load("valid", spelled=True), dataset.info["words"]
+    return dataset.load("train", word_features=True), dataset.load("valid", word_features=True), dataset.info["words"]
 
 
 def train(splits: tuple[Split, Split, int], tagger: dict | None = None, **fields) -> Training:

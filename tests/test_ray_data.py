@@ -19,7 +19,7 @@ from distributed.cluster.ray_data import parallel_map
 from model import storage
 from model.data.dataset import Dataset
 from model.prepare.builder import PrepareConfig, prepare
-from model.prepare.readers import FORMATS
+from model.prepare.formats import FORMATS
 from model.prepare.vocabulary import BUCKETS, WordCounts, save_tokenizer
 from model.shards import SHARD_BYTES, FileRange, make_shards, serial_map
 
@@ -62,8 +62,8 @@ def files(folder: Path, format: str) -> list[str]:
 
 
 def in_pieces(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    monkeypatch.setattr("model.prepare.builder.make_shards", partial(make_shards, size=size))
-    monkeypatch.setattr("model.inference.batch_inference.make_shards", partial(make_shards, size=size))
+    monkeypatch.setattr("model.prepare.builder.make_shards", partial(make_shards, shard_bytes=size))
+    monkeypatch.setattr("model.inference.batch_inference.make_shards", partial(make_shards, shard_bytes=size))
 
 
 def held(folder: Path) -> dict[str, bytes]:
@@ -105,15 +105,16 @@ def test_rows_words_and_tallies_do_not_depend_on_the_size_of_the_pieces(
 @pytest.mark.parametrize("format", FORMATS)
 def test_every_line_belongs_to_one_range(tmp_path: Path, format: str):
     [path, *_] = files(tmp_path, format)
-    lines = list(FileRange(path, format).lines())
+    file = FileRange(path, format, blocks=FORMATS[format].blocks)
+    lines = list(file.lines())
     for size in (1, 2, 3, 7, 20, 50, 99, 100, 101, 250, 400, 1500):
-        pieces = make_shards([FileRange(path, format)], size)
+        pieces = make_shards([file], size)
         shared_out = [list(part.lines()) for ranges in pieces for part in ranges]
         assert [line for each in shared_out for line in each] == lines, size
-        if format == "conll":  # no text is torn
+        if file.blocks:  # no text is torn
             full = [each for each in shared_out if each]
             assert not any(each[-1].strip() for each in full[:-1])
-    assert make_shards([FileRange(path, format)], SHARD_BYTES)[0][0].end is None
+    assert make_shards([file], SHARD_BYTES)[0][0].end is None
 
 
 def test_small_files_share_a_piece_and_compressed_ones_are_not_cut(tmp_path: Path):

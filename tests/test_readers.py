@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from helpers import refused, trained_tokenizer
 
-from model.data.examples import LabelledText, SkipCounts, examples
+from model.data.examples import examples
+from model.data.labelled_text import LabelledText, SkipCounts
+from model.prepare.formats import FORMATS, Format, Lines
 from model.prepare.hashtags import label_by_hashtag, words
 from model.prepare.readers import Reader, detect_format, resolve_inputs
 from model.shards import FileRange, checksum
@@ -108,6 +110,17 @@ def test_the_format_is_told_by_the_content(tmp_path: Path, content: str, format:
     assert detect_format(str(file(tmp_path, "a.txt", content))) == format
 
 
+def test_a_format_is_added_by_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def parse(lines: Lines, skips: SkipCounts) -> LabelledText:
+        text, _, phrase = (line for _, line in lines)
+        return LabelledText(text, lines[0][0], keyphrases=(phrase,))
+
+    new = Format("triple", "text, ==, keyphrase", lambda lines: lines[1] == "==", parse, blocks=True)
+    monkeypatch.setitem(FORMATS, "triple", new)
+    content = "a red car\n==\nred car\n\nbig dog\n==\ndog\n"
+    assert marked(file(tmp_path, "a.txt", content)) == ([["red car"], ["dog"]], {})
+
+
 def test_gzip_globs_bom_and_windows_line_ends(tmp_path: Path):
     (tmp_path / "1.tsv.gz").write_bytes(gzip.compress("\ufeffred car\tcar\r\n".encode()))
     (tmp_path / "2.tsv.gz").write_bytes(gzip.compress(b"big dog\tdog\r\n\r\n"))
@@ -129,7 +142,7 @@ BAD_LINES = [
     ("tsv", b"x y\ty\n\xff\xfe y\ty\n", 2, "not UTF-8"),
     ("tsv", "x y\ty\nx \x00 y\ty\n", 2, "NUL"),
     ("jsonl", '{"text": "a", "keyphrases": []}\n{"text": "a", \n', 2, "not JSON"),
-    ("jsonl", '{"text": "a", "keyphrases": []}\n[1]\n', 2, "no JSON object"),
+    ("jsonl", '{"text": "a", "keyphrases": []}\n[1]\n', 2, "not a JSON object"),
     ("jsonl", '{"text": "a", "keyphrases": "a"}\n', 1, "keyphrases"),
     ("jsonl", '{"keyphrases": ["a"]}\n', 1, "text"),
     ("jsonl", '{"text": "", "keyphrases": ["a"]}\n', 1, "empty"),
@@ -137,7 +150,7 @@ BAD_LINES = [
     ("jsonl", '{"text": "abc", "spans": [[2, 2]]}\n', 1, "out of range"),
     ("jsonl", '{"text": "abc", "spans": [[-1, 2]]}\n', 1, "out of range"),
     ("jsonl", '{"text": "abc", "spans": [["0", 2]]}\n', 1, "whole numbers"),
-    ("jsonl", '{"text": "abc", "spans": {}}\n', 1, "no list"),
+    ("jsonl", '{"text": "abc", "spans": {}}\n', 1, "not a list"),
     ("jsonl", '{"text": "a\\ud800b", "keyphrases": []}\n', 1, "surrogate"),
     ("conll", "a\tO\nb\tB\n\nc\tX-y\nd\tO\n", 4, "'X-y'"),
     ("conll", "a\tO\nb\tB\nc\nd\tO\n", 3, "no token and tag"),

@@ -20,7 +20,8 @@ def check_data(config: Config, dataset: Dataset) -> None:
             f"{config.run.workers} workers, but the smallest batch has {smallest} texts ({dataset.rows('train')} texts in "
             f"batches of {config.training.global_batch_size}); lower --workers or raise --batch-size"
         )
-    size = (dataset.info.get("vectors") or {}).get("size", config.tagger.embedding_dim)
+    vectors = dataset.info.get("vectors")
+    size = vectors["size"] if vectors else config.tagger.embedding_dim
     if config.tagger.pretrained_vectors and size != config.tagger.embedding_dim:
         raise UserError(
             f"{config.data}: its word vectors have {size} values, and tagger.embedding_dim is {config.tagger.embedding_dim}; "

@@ -7,7 +7,8 @@ from markupsafe import Markup, escape
 
 from model import storage
 from model.data.dataset import Dataset
-from model.data.examples import LabelledText, SkipCounts, examples
+from model.data.examples import examples
+from model.data.labelled_text import LabelledText, SkipCounts
 from model.errors import UserError
 from model.inference.bundle import Bundle, load_bundle
 from model.inference.error_analysis import KINDS, Mistake, by_kind, find_errors, training_split

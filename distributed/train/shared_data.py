@@ -19,10 +19,10 @@ class SharedData(NamedTuple):
     vectors: npt.NDArray[np.float32] | None
 
     @classmethod
-    def load(cls, location: str, spelled: bool) -> "SharedData":
-        """From a dataset directory; `spelled` as in `Dataset.load`."""
+    def load(cls, location: str, word_features: bool) -> "SharedData":
+        """From a dataset directory; `word_features` as in `Dataset.load`."""
         dataset = Dataset(location)
-        train, valid = (dataset.load(split, spelled) for split in ("train", "valid"))
+        train, valid = (dataset.load(split, word_features) for split in ("train", "valid"))
         return cls(train, valid, dataset.info["words"], dataset.vectors())
 
     def vectors_for(self, config: TaggerConfig) -> torch.Tensor | None:

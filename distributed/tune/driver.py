@@ -87,8 +87,8 @@ def _carry_out(
     plan: SweepConfig, space: Space, seats: TrialResources, recorder: SweepRecorder, on_event: EventHandler
 ) -> dict[str, Any]:
     sweep = recorder.sweep
-    spelled = plan.config.tagger.uses_word_features or "tagger.word_feature_dim" in space
-    data = ray.put(SharedData.load(plan.config.data, spelled))
+    word_features = plan.config.tagger.uses_word_features or "tagger.word_feature_dim" in space
+    data = ray.put(SharedData.load(plan.config.data, word_features))
     events = driver_queue()
     settings = TrialSettings(data, events, plan.workers_per_trial, seats.cpus, seats.gpus, plan.metric)
     stage = TunerRun(plan, settings, seats, recorder, on_event)

@@ -23,7 +23,8 @@ import torch
 from jobs.benchmark.baselines import PACKAGES, Log, Stopwatch, Tag, check_installed, fit_crf, fit_spacy
 from model.config import make_config, preset_values, set_dotted
 from model.data.dataset import SPLITS, Dataset
-from model.data.examples import Example, SkipCounts, Span, examples
+from model.data.examples import Example, Span, examples
+from model.data.labelled_text import SkipCounts
 from model.data.tokenizer import UNKNOWN, CachedTokenizer
 from model.errors import RunFailedError, UserError
 from model.inference.extractor import TEXTS_HELD, Extractor

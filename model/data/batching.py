@@ -1,12 +1,12 @@
-"""Batches: which texts go together in which step, and their padded tensors.
+"""Batches: which texts form a step, and their padded tensors.
 
-The order of the data is a function of (seed, epoch) alone. A global batch decides the result; the share of one worker is
-every size-th text of it.
+The order of the data is a function of (seed, epoch) alone. The global batch determines the result; of its N workers each
+takes every N-th text.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,108 +18,121 @@ from model.data.tokenizer import PAD
 
 RowIds = npt.NDArray[np.int64]
 Item = TypeVar("Item")
-Made = TypeVar("Made")
-_TOKENS_AT_ONCE = 2**15  # in a batch without gradients, padding counted
-_POOL = 50  # batches whose texts are sorted by length together: padding stays low, the order stays random
+Result = TypeVar("Result")
+_MAX_EVALUATION_TOKENS = 2**15  # of a batch without gradients, padding included
+_POOL_BATCHES = 50  # batches whose texts are sorted by length together: little padding, yet a random order
 
 
 class Batch(NamedTuple):
-    """Some texts, padded at their ends to the longest.
+    """Some texts, padded at the end to the longest.
 
     Attributes:
-        ids: (batch, time) vocabulary ids, PAD in the padding.
-        lengths: (batch,) tokens of each text.
-        keyword: (batch, time) 1 inside a keyphrase, 0 outside, IGNORED in the padding.
-        keyphrase: (batch, time) BIOES tags, IGNORED in the padding.
-        views: (batch, time, VIEWS) how each word is written, 0 in the padding; None where the split does not have it.
+        ids: (B, T) vocabulary ids, PAD in the padding.
+        lengths: (B,) tokens of each text.
+        keyword: (B, T) 1 inside a keyphrase, 0 outside, IGNORED in the padding.
+        keyphrase: (B, T) BIOES tags, IGNORED in the padding.
+        word_features: (B, T, NUM_FEATURES) rows of the feature table, 0 in the padding; None where the split has none.
     """
 
     ids: torch.Tensor
     lengths: torch.Tensor
     keyword: torch.Tensor
     keyphrase: torch.Tensor
-    views: torch.Tensor | None = None
+    word_features: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on a device."""
+        """Return the batch on a device."""
         ids, lengths, keyword, keyphrase = (each.to(device, non_blocking=True) for each in self[:4])
-        views = None if self.views is None else self.views.to(device, non_blocking=True)
-        return Batch(ids, lengths, keyword, keyphrase, views)
+        features = None if self.word_features is None else self.word_features.to(device, non_blocking=True)
+        return Batch(ids, lengths, keyword, keyphrase, features)
 
 
 def collate(split: Split, rows: RowIds) -> Batch:
-    """The padded tensors of some rows of a split."""
+    """Return some rows of a split as a batch."""
     begins, lengths = split.begins[rows], split.begins[rows + 1] - split.begins[rows]
     ids, tags = (padded(values, begins, lengths, fill) for values, fill in ((split.ids, PAD), (split.tags, IGNORED)))
     keyword = torch.where(tags == IGNORED, IGNORED, (tags != O).long())
-    views = None if split.views is None else padded(split.views, begins, lengths, PAD)
-    return Batch(ids, torch.from_numpy(lengths), keyword, tags, views)
+    features = None if split.word_features is None else padded(split.word_features, begins, lengths, PAD)
+    return Batch(ids, torch.from_numpy(lengths), keyword, tags, features)
 
 
-def padded(values: npt.NDArray[Any], begins: RowIds, lengths: RowIds, fill: int) -> torch.Tensor:
-    """Runs of an array (values, ...) as the rows of (runs, longest, ...), each filled up at its end."""
+def padded(values: npt.NDArray[np.integer], begins: RowIds, lengths: RowIds, fill: int) -> torch.Tensor:
+    """Return slices of an array as one padded tensor of 64-bit integers.
+
+    Args:
+        values: (values, ...).
+        begins, lengths: (B,) where each slice begins, and its length.
+        fill: the value of the padding.
+
+    Returns:
+        (B, T, ...), T being the greatest length.
+    """
     steps = np.arange(lengths.max())
-    real = steps < lengths[:, None]
-    places = np.where(real, begins[:, None] + steps, 0)
-    real = real.reshape(*real.shape, *[1] * (values.ndim - 1))
-    return torch.from_numpy(np.where(real, values[places], fill).astype(np.int64))
+    mask = steps < lengths[:, None]
+    index = np.where(mask, begins[:, None] + steps, 0)
+    mask = mask.reshape(*mask.shape, *[1] * (values.ndim - 1))
+    return torch.from_numpy(np.where(mask, values[index], fill).astype(np.int64))
 
 
-def prefetch(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
-    """What `make` gives of each item, made in a thread while the caller works on the one before it."""
+def prefetch(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Yield the result for each item, computed in a thread while the caller uses the one before."""
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
-        coming = None
+        pending: Future[Result] | None = None
         for item in items:
-            made, coming = coming, thread.submit(make, item)
-            if made is not None:
-                yield made.result()
-        if coming is not None:
-            yield coming.result()
+            previous, pending = pending, thread.submit(function, item)
+            if previous is not None:
+                yield previous.result()
+        if pending is not None:
+            yield pending.result()
 
 
-def count_batches(rows: int, batch: int) -> int:
-    """How many global batches an epoch has."""
-    return -(-rows // batch)
+def count_batches(rows: int, batch_size: int) -> int:
+    """Return the number of global batches in an epoch."""
+    return -(-rows // batch_size)
 
 
-def min_batch_size(rows: int, batch: int) -> int:
-    """The texts of the smallest global batch: more workers than this would leave one without work."""
-    return rows // count_batches(rows, batch)
+def min_batch_size(rows: int, batch_size: int) -> int:
+    """Return the size of the smallest global batch; with more workers than that, one would have nothing to do."""
+    return rows // count_batches(rows, batch_size)
 
 
 def epoch_batches(
-    lengths: npt.NDArray[np.int64], batch: int, seed: int, epoch: int, bucket_by_length: bool = True
+    lengths: npt.NDArray[np.int64], batch_size: int, seed: int, epoch: int, bucket_by_length: bool = True
 ) -> list[RowIds]:
-    """The global batches of an epoch, each the row numbers of texts of similar length.
+    """Return the global batches of an epoch as row numbers.
 
-    Every row comes once. The batches differ by at most one in size and are at most `batch` long.
+    Every row occurs once. The sizes of the batches differ by at most one and are at most `batch_size`.
 
     Args:
         lengths: (rows,) tokens of each text.
-        batch: texts of a global batch.
-        seed, epoch: what the order depends on.
-        bucket_by_length: false for texts of any length in a batch, which makes for more padding.
+        batch_size: texts of a global batch.
+        seed, epoch: determine the order.
+        bucket_by_length: whether the texts of a batch are of similar length, which reduces padding.
     """
-    draw = np.random.default_rng([seed, epoch])
-    order = draw.permutation(len(lengths))
-    count = count_batches(len(lengths), batch)
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(len(lengths))
+    count = count_batches(len(lengths), batch_size)
     bounds = np.arange(count + 1) * len(lengths) // count
-    for first in range(0, count, _POOL) if bucket_by_length else ():
-        pool = slice(bounds[first], bounds[min(first + _POOL, count)])
+    for first in range(0, count, _POOL_BATCHES) if bucket_by_length else ():
+        pool = slice(bounds[first], bounds[min(first + _POOL_BATCHES, count)])
         order[pool] = order[pool][np.argsort(lengths[order[pool]], kind="stable")]
     batches = np.split(order, bounds[1:-1])
-    return [batches[i] for i in draw.permutation(count)]
+    return [batches[i] for i in rng.permutation(count)]
 
 
-def length_sorted_batches(lengths: npt.NDArray[np.int64], batch: int) -> list[RowIds]:
-    """All rows in batches of similar length, for evaluation: at most `batch` texts, and fewer of very long ones."""
+def length_sorted_batches(lengths: npt.NDArray[np.int64], batch_size: int) -> list[RowIds]:
+    """Return all rows in batches of similar length, for evaluation.
+
+    Args:
+        lengths: (rows,) tokens of each text.
+        batch_size: the most texts of a batch; batches of very long texts are smaller.
+    """
     order = np.argsort(lengths, kind="stable")
     batches, begin = [], 0
     while begin < len(order):
-        some = order[begin : begin + batch]
-        fit = _TOKENS_AT_ONCE // np.maximum(lengths[some], 1) > np.arange(
-            len(some)
-        )  # true up to a place, false beyond it
-        batches.append(some[: max(1, int(fit.sum()))])
+        rows = order[begin : begin + batch_size]
+        # Lengths rise, so this is true up to some row and false from there on.
+        fits = _MAX_EVALUATION_TOKENS // np.maximum(lengths[rows], 1) > np.arange(len(rows))
+        batches.append(rows[: max(1, int(fits.sum()))])
         begin += len(batches[-1])
     return batches

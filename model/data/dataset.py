@@ -1,19 +1,18 @@
-"""The dataset directory: what `prepare` writes and everything else reads.
+"""The dataset directory: `prepare` writes it, everything else reads it.
 
-    dataset.json                       format version, rows, sources with checksums, what was left out and why
+    dataset.json                       see model/data/dataset_info.py
     tokenizer.json                     see model/data/tokenizer.py
-    vectors.safetensors                optional: pretrained word vectors, one row per word of the vocabulary
+    vectors.safetensors                optional: initial word vectors, one row per word of the vocabulary
     train|valid|test/part-*.parquet    text, ids, token offsets, keyphrase spans
 
-A local directory is moved into place when it is complete; on other storage `dataset.json` is written last. So a
-directory with a `dataset.json` is whole.
+A local directory is renamed into place when it is complete; on other storage `dataset.json` is written last. A directory
+with a `dataset.json` is therefore complete.
 """
 
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,13 +23,15 @@ from safetensors.numpy import load
 from tokenizers import Tokenizer
 
 from model import storage
-from model.data.examples import Example, LabelledText
-from model.data.features import Views, WordFeatures
+from model.data.dataset_info import DatasetInfo
+from model.data.examples import Example
+from model.data.features import FeatureIds, WordFeatures
+from model.data.labelled_text import LabelledText
 from model.data.labels import spans_to_tags
 from model.data.tokenizer import parse_tokenizer
 from model.errors import UserError
 
-FORMAT_VERSION = 1
+DATASET_FORMAT = 1
 SPLITS = ("train", "valid", "test")
 _INTS = pa.list_(pa.int32())
 SCHEMA = pa.schema(
@@ -45,21 +46,27 @@ SCHEMA = pa.schema(
 )
 
 
+def part_name(number: int) -> str:
+    """Return the file name of a split's part."""
+    return f"part-{number:05d}.parquet"
+
+
 @dataclass(frozen=True)
 class Split:
-    """The texts of one split as flat arrays: what the tagger is trained and measured on.
+    """The texts of one split as flat arrays, for training and evaluation.
 
     Attributes:
-        ids: (tokens,) vocabulary ids of all texts, one after the other.
+        ids: (tokens,) vocabulary ids of all texts, concatenated.
         tags: (tokens,) BIOES tags.
-        begins: (rows + 1,) where each text begins in them; the last entry is their end.
-        views: (tokens, VIEWS) how each word is written, see model/data/features.py; None where it was not asked for.
+        begins: (rows + 1,) index of the first token of each text; the last entry is the number of tokens.
+        word_features: (tokens, NUM_FEATURES) rows of the feature table, see model/data/features.py, or None if not
+            requested.
     """
 
     ids: npt.NDArray[np.int32]
     tags: npt.NDArray[np.int8]
     begins: npt.NDArray[np.int64]
-    views: Views | None = None
+    word_features: FeatureIds | None = None
 
     def __len__(self) -> int:
         return len(self.begins) - 1
@@ -71,7 +78,7 @@ class Split:
 
 
 class Dataset:
-    """A dataset directory that exists.
+    """An existing dataset directory.
 
     Attributes:
         location: path or URI.
@@ -79,70 +86,83 @@ class Dataset:
     """
 
     def __init__(self, location: str) -> None:
-        """Raises UserError where there is no dataset, or one that a newer version wrote."""
+        """Open a dataset. Raises UserError where there is none, or where a newer version wrote it."""
         self.location = location
         try:
-            self.info: dict[str, Any] = json.loads(storage.read(storage.join(location, "dataset.json")))
+            self.info: DatasetInfo = json.loads(storage.read(storage.join(location, "dataset.json")))
             version = self.info["format_version"]
         except (FileNotFoundError, NotADirectoryError):
             missing = "no such directory" if not storage.exists(location) else "is no dataset: it has no dataset.json"
             raise UserError(f"{location}: {missing}; make one with `python -m jobs prepare FILES --out DIR`") from None
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{location}/dataset.json: is damaged ({error}); prepare the dataset again") from None
-        if version > FORMAT_VERSION:
+        if version > DATASET_FORMAT:
             raise UserError(
-                f"{location}: has dataset format {version}, and this Tandem reads up to {FORMAT_VERSION}; "
+                f"{location}: has dataset format {version}, but this Tandem reads up to {DATASET_FORMAT}; "
                 f"update Tandem, or prepare the dataset again"
             )
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer. Raises UserError where it is missing or damaged."""
-        return parse_tokenizer(*self._file("tokenizer.json"))
+        """Return the tokenizer. Raises UserError where it is missing or damaged."""
+        return parse_tokenizer(*self._read("tokenizer.json"))
 
     def tokenizer_bytes(self) -> bytes:
-        """The content of tokenizer.json, for a bundle."""
-        return self._file("tokenizer.json")[0]
+        """Return the content of tokenizer.json. Raises UserError where it is missing."""
+        return self._read("tokenizer.json")[0]
 
     def vectors(self) -> npt.NDArray[np.float32] | None:
-        """(words, size) pretrained vectors, or None where the dataset has none."""
+        """Return the initial word vectors (words, size), or None where the dataset has none.
+
+        Raises:
+            UserError: the file is missing or damaged.
+        """
         if not self.info.get("vectors"):
             return None
-        content, location = self._file("vectors.safetensors")
+        content, location = self._read("vectors.safetensors")
         try:
             return load(content)["vectors"]
         except SafetensorError as error:
             raise UserError(f"{location}: is damaged: {error}; prepare the dataset again") from error
 
     def rows(self, split: str) -> int:
-        """How many texts a split has; 0 where the dataset does not have it."""
-        return int(self.info["splits"].get(split, {}).get("rows", 0))
+        """Return the number of texts of a split, 0 where the dataset does not have it."""
+        splits = self.info["splits"]
+        return splits[split]["rows"] if split in splits else 0
 
     def require(self, split: str) -> None:
-        """Raises UserError where a split has no texts."""
+        """Raise UserError where a split has no texts."""
         if not self.rows(split):
-            has = ", ".join(name for name in SPLITS if self.rows(name))
-            raise UserError(f"{self.location}: has no {split} split (it has {has}); prepare it with --{split} FILE")
+            available = ", ".join(name for name in SPLITS if self.rows(name))
+            raise UserError(
+                f"{self.location}: has no {split} split (it has {available}); prepare it with --{split} FILE"
+            )
 
-    def load(self, split: str, spelled: bool = False) -> Split:
-        """A split's ids and tags, in the order of its files; and how its words are written where `spelled`."""
+    def load(self, split: str, word_features: bool = False) -> Split:
+        """Return a split, in the order of its files, with word features if requested.
+
+        Raises:
+            UserError: the split is missing or damaged.
+        """
         self.require(split)
-        table = self._table(
-            split, ["ids", "span_starts", "span_ends", *(["text", "starts", "ends"] if spelled else [])]
-        )
-        ids, begins = _flat(table["ids"])
-        first, span_begins = _flat(table["span_starts"])
-        end, _ = _flat(table["span_ends"])
-        shift = np.repeat(begins[:-1], np.diff(span_begins))  # spans count tokens within their own text
-        spans = np.stack([first + shift, end + shift], axis=1)
-        views = None
-        if spelled:
-            starts, ends = _flat(table["starts"])[0], _flat(table["ends"])[0]
-            texts = (text for chunk in table["text"].chunks for text in chunk.to_pylist())
-            views = WordFeatures()(texts, starts, ends, begins)
-        return Split(ids, spans_to_tags(spans, len(ids)), begins, views)
+        columns = ["ids", "span_starts", "span_ends"]
+        table = self._table(split, [*columns, "text", "starts", "ends"] if word_features else columns)
+        ids, begins = _flatten(table["ids"])
+        span_starts, span_begins = _flatten(table["span_starts"])
+        span_ends, _ = _flatten(table["span_ends"])
+        first_tokens = np.repeat(begins[:-1], np.diff(span_begins))  # spans are relative to their own text
+        tags = spans_to_tags(np.stack([span_starts + first_tokens, span_ends + first_tokens], axis=1), len(ids))
+        if not word_features:
+            return Split(ids, tags, begins)
+        starts, ends = _flatten(table["starts"])[0], _flatten(table["ends"])[0]
+        texts = (text for chunk in table["text"].chunks for text in chunk.to_pylist())
+        return Split(ids, tags, begins, WordFeatures()(texts, starts, ends, begins))
 
     def texts(self, split: str) -> Iterator[LabelledText]:
-        """A split's texts with their keyphrases as characters, so that another tokenizer can read them."""
+        """Yield a split's texts with their keyphrases as character spans, so that any tokenizer can read them.
+
+        Raises:
+            UserError: the split is missing.
+        """
         self.require(split)
         filesystem, path = storage.resolve(storage.join(self.location, split))
         for part in self._parts(split):
@@ -167,7 +187,8 @@ class Dataset:
             raise UserError(f"{self.location}/{split}: is damaged ({error}); prepare the dataset again") from error
         return pa.concat_tables(parts)
 
-    def _file(self, name: str) -> tuple[bytes, str]:
+    def _read(self, name: str) -> tuple[bytes, str]:
+        """Return the content of a file and its location."""
         location = storage.join(self.location, name)
         try:
             return storage.read(location), location
@@ -175,8 +196,8 @@ class Dataset:
             raise UserError(f"{location}: is missing; prepare the dataset again") from None
 
 
-def _flat(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-    """The values of a list column in one array, and where each row begins in it."""
+def _flatten(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """Return the values of a list column as one array, and (rows + 1,) where each row begins in it."""
     lists = column.combine_chunks()
     if isinstance(lists, pa.ChunkedArray):  # no rows at all
         return np.zeros(0, np.int32), np.zeros(1, np.int64)
@@ -184,27 +205,23 @@ def _flat(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[n
     return np.asarray(lists.flatten()), begins
 
 
-def split_from_examples(examples: Iterable[Example], spelled: bool = False) -> Split:
-    """Examples in memory as a Split; `spelled` as in `Dataset.load`."""
+def split_from_examples(examples: Iterable[Example], word_features: bool = False) -> Split:
+    """Return examples in memory as a split, with word features if requested."""
     ids: list[int] = []
     texts: list[str] = []
     offsets: list[tuple[int, int]] = []
     spans: list[tuple[int, int]] = []
-    begins = [0]
+    bounds = [0]
     for example in examples:
-        spans += [(start + begins[-1], end + begins[-1]) for start, end in example.spans]
+        spans += [(start + bounds[-1], end + bounds[-1]) for start, end in example.spans]
         ids += example.ids
-        begins.append(len(ids))
-        if spelled:
+        bounds.append(len(ids))
+        if word_features:
             texts.append(example.text)
             offsets += example.offsets
     tags = spans_to_tags(np.array(spans, np.int64).reshape(-1, 2), len(ids))
-    bounds = np.array(begins, np.int64)
+    begins = np.array(bounds, np.int64)
+    if not word_features:
+        return Split(np.array(ids, np.int32), tags, begins)
     starts, ends = np.array(offsets, np.int32).reshape(-1, 2).T
-    views = WordFeatures()(texts, starts, ends, bounds) if spelled else None
-    return Split(np.array(ids, np.int32), tags, bounds, views)
-
-
-def part_name(number: int) -> str:
-    """The file name of a split's part."""
-    return f"part-{number:05d}.parquet"
+    return Split(np.array(ids, np.int32), tags, begins, WordFeatures()(texts, starts, ends, begins))

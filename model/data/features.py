@@ -1,8 +1,8 @@
-"""How a word is written and where it stands, in a few views: what a tagger has of a word that its training never saw.
+"""Word features: the spelling and the position of each token, for words that the training data does not contain.
 
-Each view of a word is hashed into rows of its own in one table (Weinberger et al., ICML 2009), so there is no list of
-endings to keep. Unlike a vocabulary id, a view may see the case of the letters. How often a word stands in
-its text, and how far from the beginning, tells a keyphrase of a longer text.
+Each feature is hashed into its own rows of one embedding table (the hashing trick, Weinberger et al., ICML 2009), so no
+list of prefixes and suffixes has to be stored. Unlike vocabulary ids, features keep the case of the letters. The number
+of times that a word occurs in its text and its position there help to find the keyphrases of longer texts.
 """
 
 import zlib
@@ -12,40 +12,43 @@ from itertools import groupby, islice
 import numpy as np
 import numpy.typing as npt
 
-_ROWS = 4096  # of each view: two of a thousand endings meet in one row now and then
-_LONGEST_SHAPE = 16
-_REPEATED = 4  # letters in a row that a shape tells; more look the same
+_ROWS_PER_FEATURE = 4096  # two of a thousand suffixes rarely share a row
+_MAX_SHAPE_LENGTH = 16
+_MAX_RUN = 4  # equal characters in a row of a shape; longer runs look the same
+_MAX_COUNT = 8  # occurrences in a text; more look the same
+_CACHED_WORDS = 500_000
 
-Views = npt.NDArray[np.uint16]
+FeatureIds = npt.NDArray[np.uint16]
 
 
 def word_features(word: str) -> tuple[str, ...]:
-    """First letter, first three, last three, shape: `Federer's` gives `f`, `fed`, `r's`, `Xxxxx'x`."""
+    """Return the first letter, first three, last three and shape: `Federer's` gives `f`, `fed`, `r's`, `Xxxxx'x`."""
     lower = word.lower()
     return lower[:1], lower[:3], lower[-3:], _shape(word)
 
 
 def _shape(word: str) -> str:
-    kinds = ("X" if sign.isupper() else "x" if sign.isalpha() else "0" if sign.isdigit() else sign for sign in word)
-    return "".join(kind for _, run in groupby(kinds) for kind in islice(run, _REPEATED))[:_LONGEST_SHAPE]
+    kinds = ("X" if char.isupper() else "x" if char.isalpha() else "0" if char.isdigit() else char for char in word)
+    return "".join(kind for _, run in groupby(kinds) for kind in islice(run, _MAX_RUN))[:_MAX_SHAPE_LENGTH]
 
 
-_OF_WORD = len(word_features(""))
-NUM_FEATURES = _OF_WORD + 2  # and how often the word stands in its text, and where it stands
-ROWS = 1 + NUM_FEATURES * _ROWS  # of the whole table; row 0 is the padding's
+_NUM_SPELLING = len(word_features(""))
+_COUNT, _POSITION = _NUM_SPELLING, _NUM_SPELLING + 1
+NUM_FEATURES = _NUM_SPELLING + 2
+ROWS = 1 + NUM_FEATURES * _ROWS_PER_FEATURE  # of the embedding table; row 0 is padding
 
 
 class WordFeatures:
-    """Gives words their rows in the table of views, and remembers them."""
+    """Maps tokens to rows of the feature table, with a cache of words."""
 
     def __init__(self) -> None:
-        self._forget()
+        self._clear()
 
-    def _forget(self) -> None:
-        self._number: dict[str, int] = {}
-        self._rows: list[list[int]] = []
-        self._alike: dict[str, int] = {}  # by word in lower case
-        self._alikes: list[int] = []
+    def _clear(self) -> None:
+        self._word_ids: dict[str, int] = {}
+        self._rows: list[list[int]] = []  # by word id
+        self._lower_ids: dict[str, int] = {}
+        self._lower_of: list[int] = []  # by word id: the id of the word in lower case
 
     def __call__(
         self,
@@ -53,55 +56,55 @@ class WordFeatures:
         starts: npt.NDArray[np.int32],
         ends: npt.NDArray[np.int32],
         begins: npt.NDArray[np.int64],
-    ) -> Views:
-        """The rows (tokens, VIEWS) of all tokens of some texts.
+    ) -> FeatureIds:
+        """Return the table rows (tokens, NUM_FEATURES) of all tokens of some texts.
 
         Args:
-            texts: as they are written.
-            starts, ends: (tokens,) where each token begins and ends in its text, characters, half-open.
-            begins: (texts + 1,) where each text begins in them.
+            texts: the original texts.
+            starts, ends: (tokens,) first character of each token in its text, and one after its last.
+            begins: (texts + 1,) index of the first token of each text; the last entry is the number of tokens.
         """
-        if len(self._number) > _REMEMBERED:
-            self._forget()
+        if len(self._word_ids) > _CACHED_WORDS:
+            self._clear()
         first, last, bounds = starts.tolist(), ends.tolist(), begins.tolist()
-        numbers: list[int] = []
+        ids: list[int] = []
         for text, begin, end in zip(texts, bounds, bounds[1:], strict=False):
             words = (text[a:b] for a, b in zip(first[begin:end], last[begin:end], strict=True))
-            numbers += [self._number_of(word) for word in words]
-        of_text, within = _places(begins)
-        alike = np.array([self._alikes[number] for number in numbers], np.int64)
-        _, same, times = np.unique(of_text * len(self._rows) + alike, return_inverse=True, return_counts=True)
-        distinct, place = np.unique(np.array(numbers, np.int64), return_inverse=True)  # of a long memory few are needed
-        of_word = np.array([self._rows[number] for number in distinct], np.uint16).reshape(-1, _OF_WORD)[place]
-        return np.column_stack([of_word, _rows(4, times[same].clip(max=_MOST)), _rows(5, _steps(within))])
+            ids += [self._word_id(word) for word in words]
+        text_ids, positions = _text_ids_and_positions(begins)
+        lower = np.array([self._lower_of[i] for i in ids], np.int64)
+        _, groups, counts = np.unique(text_ids * len(self._rows) + lower, return_inverse=True, return_counts=True)
+        unique, inverse = np.unique(np.array(ids, np.int64), return_inverse=True)  # few of the cached words
+        spelling = np.array([self._rows[i] for i in unique], np.uint16).reshape(-1, _NUM_SPELLING)[inverse]
+        count_rows = _rows(_COUNT, counts[groups].clip(max=_MAX_COUNT))
+        return np.column_stack([spelling, count_rows, _rows(_POSITION, _position_bins(positions))])
 
-    def _number_of(self, word: str) -> int:
-        number = self._number.get(word)
-        if number is None:
-            number = self._number[word] = len(self._rows)
-            hashes = (
-                zlib.crc32(view.encode("utf-8", "replace"), i) % _ROWS for i, view in enumerate(word_features(word))
+    def _word_id(self, word: str) -> int:
+        word_id = self._word_ids.get(word)
+        if word_id is None:
+            word_id = self._word_ids[word] = len(self._rows)
+            features = [feature.encode("utf-8", "replace") for feature in word_features(word)]
+            self._rows.append(
+                [
+                    1 + i * _ROWS_PER_FEATURE + zlib.crc32(feature, i) % _ROWS_PER_FEATURE
+                    for i, feature in enumerate(features)
+                ]
             )
-            self._rows.append([1 + i * _ROWS + row for i, row in enumerate(hashes)])
-            self._alikes.append(self._alike.setdefault(word.lower(), len(self._alike)))
-        return number
+            self._lower_of.append(self._lower_ids.setdefault(word.lower(), len(self._lower_ids)))
+        return word_id
 
 
-def _places(begins: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Of each token the number of its text, and how many stand before it there."""
+def _text_ids_and_positions(begins: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return for each token the number of its text and its position there."""
     lengths = np.diff(begins)
-    text = np.repeat(np.arange(len(lengths)), lengths)
-    return text, np.arange(len(text)) - begins[text]
+    text_ids = np.repeat(np.arange(len(lengths)), lengths)
+    return text_ids, np.arange(len(text_ids)) - begins[text_ids]
 
 
-def _steps(within: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Places in a text in steps that grow: 0, 1, 2, ... 7, then four to a doubling: 8 to 9, ... 14 to 15, 16 to 19, ..."""
-    return np.where(within < 8, within, (4 * np.log2(within.clip(min=1)) - 4).astype(np.int64).clip(8, 40))
+def _position_bins(positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return bins that grow with the position: 0 to 7 alone, then four a doubling (8 to 9, ... 14 to 15, 16 to 19, ...)."""
+    return np.where(positions < 8, positions, (4 * np.log2(positions.clip(min=1)) - 4).astype(np.int64).clip(8, 40))
 
 
-def _rows(view: int, values: npt.NDArray[np.int64]) -> npt.NDArray[np.uint16]:
-    return (1 + view * _ROWS + values).astype(np.uint16)
-
-
-_MOST = 8  # times that a word is counted in a text
-_REMEMBERED = 500_000  # words
+def _rows(feature: int, values: npt.NDArray[np.int64]) -> npt.NDArray[np.uint16]:
+    return (1 + feature * _ROWS_PER_FEATURE + values).astype(np.uint16)

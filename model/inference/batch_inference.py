@@ -15,10 +15,10 @@ from itertools import tee, zip_longest
 from typing import Any, NamedTuple
 
 from model import storage
-from model.data.examples import shift_line
+from model.data.labelled_text import shift_line
 from model.errors import LineError, UserError
 from model.inference.extractor import TEXTS_HELD, Extractor, Keyphrase
-from model.prepare.readers import text_of_line
+from model.prepare.formats import text_of_line
 from model.shards import FileRange, ParallelMap, make_shards, serial_map
 
 MANIFEST = "extraction.json"

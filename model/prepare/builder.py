@@ -18,8 +18,8 @@ from safetensors.numpy import save
 
 from model import storage
 from model.config import TaggerConfig
-from model.data.dataset import FORMAT_VERSION, SPLITS
-from model.data.examples import SkipCounts, format_skips, shift_line
+from model.data.dataset import DATASET_FORMAT, SPLITS
+from model.data.labelled_text import SkipCounts, format_skips, shift_line
 from model.data.tokenizer import SPECIAL
 from model.errors import LineError, UserError
 from model.prepare.passes import InputShard, ShardOptions, ShardStats, encode_shard, tokenize_shard
@@ -117,7 +117,7 @@ def prepare(
             pa.default_memory_pool().release_unused()
             _write_parts(rules, pieces, folder, list(splits), over)
             info = {
-                "format_version": FORMAT_VERSION,
+                "format_version": DATASET_FORMAT,
                 "words": words,
                 "splits": splits,
                 "vectors": vectors,
@@ -164,7 +164,7 @@ class _Totals:
                 files.append({"path": part.path, "format": part.format, "lines": 0, "bytes": size, "sha256": digest})
             files[-1]["lines"] += facts.lines[i]
             for split, tally in facts.tallies[i].items():
-                self._tallies.setdefault(split, SkipCounts()).join(tally, before)
+                self._tallies.setdefault(split, SkipCounts()).merge(tally, before)
         if facts.error is not None:
             raise facts.error
         for split, counts in facts.counts.items():

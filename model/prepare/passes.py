@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from model.data.examples import LabelledText, SkipCounts, Span, locate_keyphrases
+from model.data.examples import Span, locate_keyphrases
+from model.data.labelled_text import LabelledText, SkipCounts
 from model.data.tokenizer import CachedTokenizer, TokenizedTexts
 from model.errors import UserError
 from model.prepare.readers import Reader

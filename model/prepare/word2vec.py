@@ -12,10 +12,11 @@ from typing import IO, Any, NamedTuple
 from zlib import crc32
 
 from model import storage
-from model.data.examples import SkipCounts
+from model.data.labelled_text import SkipCounts
 from model.data.tokenizer import CachedTokenizer
 from model.errors import LineError, UserError
-from model.prepare.readers import Reader, first_lines, looks_conll, text_of_line
+from model.prepare.formats import FORMATS, is_json, text_of_line
+from model.prepare.readers import Reader, first_lines
 from model.prepare.vocabulary import COUNTED
 from model.shards import FileRange, checksum
 
@@ -45,7 +46,7 @@ def unlabelled_files(patterns: list[str]) -> list[FileRange]:
         UserError: a file is missing or empty.
     """
     paths = [path for pattern in patterns for path in storage.expand(pattern)]
-    return [FileRange(path, _format(path)) for path in paths]
+    return [_unlabelled_file(path) for path in paths]
 
 
 def train_word2vec(
@@ -144,7 +145,7 @@ def _cut(files: list[FileRange], skip_bad_lines: bool, spool: IO[str], tell: Cal
 
 def _texts(file: FileRange, skip_bad_lines: bool, tally: SkipCounts) -> Iterator[str]:
     """The texts of a file. Raises LineError."""
-    if file.format == "conll":
+    if file.blocks:
         yield from (labelled.text for labelled in Reader(file, skip_bad_lines).read(tally))
         return
     for number, raw in enumerate(file.lines(), 1):
@@ -161,8 +162,10 @@ def _texts(file: FileRange, skip_bad_lines: bool, tally: SkipCounts) -> Iterator
             yield text
 
 
-def _format(path: str) -> str:
+def _unlabelled_file(path: str) -> FileRange:
     lines = first_lines(path)
-    if lines[0].lstrip().startswith("{"):
-        return "jsonl"
-    return "conll" if looks_conll(lines) else "text"
+    if is_json(lines):
+        return FileRange(path, "jsonl")
+    # A line of a block is a token, not a text; such files have to be read as labelled ones.
+    labelled = next((format for format in FORMATS.values() if format.blocks and format.sniff(lines)), None)
+    return FileRange(path, labelled.name, blocks=True) if labelled else FileRange(path, "text")

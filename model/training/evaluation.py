@@ -32,7 +32,7 @@ def predict_batches(
     tagger.eval()
     for rows in length_sorted_batches(split.lengths, EVALUATION_BATCH)[share]:
         batch = collate(split, rows).to(device)
-        yield rows, batch, tagger(batch.ids, batch.lengths, batch.views)
+        yield rows, batch, tagger(batch.ids, batch.lengths, batch.word_features)
 
 
 @torch.no_grad()

@@ -233,7 +233,7 @@ class Training:
         """
         self._seed(step)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-            logits = self.tagger(batch.ids, batch.lengths, batch.views)
+            logits = self.tagger(batch.ids, batch.lengths, batch.word_features)
         sums = dual_loss(logits, batch)
         # The workers' gradients are summed, and the objective is a mean over the tokens of the global batch.
         (sums.total(self.config.alpha) / tokens).backward()

@@ -1,0 +1,95 @@
+"""The content of dataset.json, which is also what `python -m jobs prepare --json` prints."""
+
+from typing import NotRequired, TypedDict
+
+
+class SplitInfo(TypedDict):
+    """What a split contains and what was skipped: counts by reason, and the `file:line` of the first cases."""
+
+    rows: int
+    tokens: int
+    keyphrases: int
+    parts: int
+    skipped: dict[str, int]
+    skipped_places: dict[str, list[str]]
+
+
+class SourceInfo(TypedDict):
+    """A labelled input file; `bytes` and `sha256` are of its decompressed content."""
+
+    path: str
+    format: str
+    lines: int
+    bytes: int
+    sha256: str
+
+
+class UnlabelledSourceInfo(TypedDict):
+    """A file of unlabelled texts; `bytes` and `sha256` are of its decompressed content."""
+
+    path: str
+    format: str
+    texts: int
+    bytes: int
+    sha256: str
+
+
+class PretrainingInfo(TypedDict):
+    """What word vectors were trained on, and how."""
+
+    sources: list[UnlabelledSourceInfo]
+    texts: int
+    tokens: int
+    skipped: dict[str, int]
+    skipped_places: dict[str, list[str]]
+    frequency: int
+    epochs: int
+    seed: int
+
+
+class VectorsInfo(TypedDict):
+    """The initial word vectors.
+
+    Attributes:
+        pretrained: where they were trained by `prepare`.
+        path: where they were read from a file.
+        words_joined: words of the vocabulary that only the vectors contain.
+        size: dimensions of a vector.
+        words_covered: words of the vocabulary with a pretrained vector; the others are random.
+        words: size of the vocabulary.
+    """
+
+    pretrained: NotRequired[PretrainingInfo]
+    path: NotRequired[str]
+    words_joined: int
+    size: int
+    words_covered: int
+    words: int
+
+
+class PrepareSettings(TypedDict):
+    """The settings that decide the vocabulary and the rows, see `PrepareConfig`."""
+
+    min_frequency: int
+    max_words: int
+    max_tokens: int
+
+
+class DatasetInfo(TypedDict):
+    """The content of dataset.json.
+
+    Attributes:
+        format_version: see `model.data.dataset.DATASET_FORMAT`.
+        words: size of the vocabulary, special words included.
+        splits: by name, in the order train, valid, test.
+        vectors: None where a training draws its embedding at random.
+        sources: the input files, by the split for which they were given.
+        recipe: the settings.
+    """
+
+    format_version: int
+    words: int
+    splits: dict[str, SplitInfo]
+    vectors: VectorsInfo | None
+    sources: dict[str, list[SourceInfo]]
+    recipe: PrepareSettings
