@@ -15,6 +15,7 @@ import pytest
 from helpers import ROOT, SMALL, alone
 from nodes import Nodes
 
+from distributed.sweep.state import read_sweep
 from model.config import make_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
@@ -174,3 +175,26 @@ def test_a_notice_from_the_cloud_is_answered_by_a_checkpoint(
     logs = nodes.job_logs("spot")
     assert "will be taken away in" in logs and "going on from checkpoint_epoch_" in logs
     assert nodes.status("spot") == "SUCCEEDED" and weights(nodes, "spot") == undisturbed[0]
+
+
+@at_length
+def test_a_notice_from_the_cloud_restarts_a_trial_of_several_workers(nodes: Nodes, training: list[str]):
+    """Ray must not restart the trial's worker group by itself: the new group would wait for an epoch request for ever."""
+    runs = nodes.shared / "runs"
+    same = ["--space", "training.lr=0.01", "--space", "training.alpha=0.5", "--no-stopping"]
+    size = ["--trials", "2", "--max-epochs", str(EPOCHS), "--set", "training.global_batch_size=16", *TINY]
+    where = [*training[1:5], "--name", "drained", "--workers-per-trial", "2", "--max-concurrent", "1", "--device", "cpu"]
+    nodes.submit("tune", *where, *same, *size, "--json", job="drained", wait=False)
+    journal = runs / "drained" / "journal.jsonl"
+    nodes.wait(lambda: journal.exists() and journal.read_text().count('"event": "epoch"') >= 2, 150)
+    busy = {actor["node_id"] for actor in nodes.listed("actors") if actor["class_name"].startswith("RayTrainWorker")}
+    nodes.drain(min(busy), seconds=10)
+    nodes.add()
+    nodes.wait(lambda: nodes.status("drained") not in ("PENDING", "RUNNING"), 240)
+    logs = nodes.job_logs("drained")
+    assert nodes.status("drained") == "SUCCEEDED" and "restarting from its last checkpoint" in logs, logs
+    assert result_of(logs)["failed"] == 0 and result_of(logs)["epochs_spent"] == 2 * EPOCHS
+    disturbed, undisturbed = read_sweep(str(runs / "drained")).searched
+    assert disturbed.retries and not undisturbed.retries
+    key = "valid/keyphrase_f1"
+    assert [epoch[key] for epoch in disturbed.metrics] == [epoch[key] for epoch in undisturbed.metrics]

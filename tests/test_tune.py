@@ -23,6 +23,7 @@ from distributed.sweep.state import read_sweep, resumed_sweep
 from distributed.tune import placement_groups
 from distributed.tune.driver import tune
 from distributed.tune.placement_groups import PlacementGroupCleaner
+from distributed.tune.trial_run import TrialSettings
 from model.inference.bundle import load_bundle
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -128,7 +129,7 @@ def test_a_killed_trial_goes_on_from_its_checkpoint_to_the_same_figures(cluster,
     assert killed and result["failed"] == 0
     assert curves(tmp_path / "killed") == curves(tmp_path / "whole")
     assert sum(trial.retries for trial in read_sweep(str(tmp_path / "killed")).all) == 1
-    assert any(kind == "note" and "goes on from its last checkpoint" in value for kind, value in events)
+    assert any(kind == "note" and "restarting from its last checkpoint" in value for kind, value in events)
 
 
 @pytest.mark.ray
@@ -203,6 +204,25 @@ def test_optuna_proposes_the_same_for_the_same_seed_and_learns(cluster, small_da
         proposed.append([values for values, _, _ in curves(tmp_path / name).values()])
     assert proposed[0] == proposed[1] and len(proposed[0]) == 13
     assert all(1e-3 <= values["training.lr"] <= 3e-2 for values in proposed[0])
+
+
+def test_ray_never_restarts_a_trials_worker_group_itself(small_dataset: str, monkeypatch: pytest.MonkeyPatch):
+    """Whatever ends a group, preemption too, Tune restarts the trial; the old group has taken the request."""
+    built: dict[str, Any] = {}
+
+    class Trainer:
+        def __init__(self, *_: Any, **settings: Any) -> None:
+            built.update(settings)
+
+        def fit(self) -> None:
+            """Nothing is trained."""
+
+    monkeypatch.setattr(trainable, "JobScopedTrainer", Trainer)
+    monkeypatch.setattr(trainable, "driver_queue", lambda: None)
+    settings = TrialSettings(None, None, workers=2, cpus=1, gpus=0.0, metric="valid/keyphrase_f1")
+    trainable.WorkerGroupRunner(settings).thread.join()
+    failures = built["run_config"].failure_config
+    assert (failures.max_failures, failures.max_preemption_failures) == (0, 0)
 
 
 @pytest.mark.ray

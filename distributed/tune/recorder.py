@@ -127,7 +127,7 @@ class RecorderCallback(raytune.Callback):
         """A trial broke down and is begun again."""
         name, reason = name_of(trial), _reason(trial)
         self.recorder.record("retry", trial=name, error=reason)
-        self.recorder.note(f"{name} broke down ({reason}) and goes on from its last checkpoint")
+        self.recorder.note(f"{name} failed ({reason}); restarting from its last checkpoint")
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """A trial broke down once too often."""

@@ -74,9 +74,12 @@ class WorkerGroupRunner:
             run_config=ray.train.RunConfig(
                 name="crew",
                 storage_path=self.scratch.name,
-                # A lost worker ends the group, and Tune begins the trial again with a new one. A group that does not get
-                # its resources waits for them, for they are there in principle.
-                failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=-1),
+                # A lost worker ends the group, and Tune restarts the trial with a new one. Ray counts preemptions apart
+                # and would restart the group itself: its new rank 0 would wait for a request that the old one took. A
+                # group that does not get its resources waits for them, for they are there in principle.
+                failure_config=ray.train.FailureConfig(
+                    max_failures=0, max_preemption_failures=0, controller_failure_limit=-1
+                ),
                 logging_config=ray.train.LoggingConfig(log_level="ERROR"),
             ),
         )
