@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from distributed.sweep.samplers import SAMPLERS
 from jobs.console import INVOCATION, command, echo, print_json
 from jobs.progress import SweepProgress
 from jobs.train import merge_sources
@@ -28,7 +29,7 @@ def tune(
             help="Range of a field: training.lr=log:1e-4:1e-2, training.alpha=0.1:0.9, tagger.cell=rnn,gru; `record`."
         ),
     ] = None,
-    sampler: Annotated[str | None, typer.Option(help="random, grid, tpe (Optuna), record or ablation.")] = None,
+    sampler: Annotated[str | None, typer.Option(help=f"How trials are chosen: {', '.join(SAMPLERS)}.")] = None,
     grace: Annotated[int | None, typer.Option(help="Epochs before the first trials are stopped (1).")] = None,
     eta: Annotated[float | None, typer.Option(help="At each rung about 1 in eta trials goes on (3).")] = None,
     stopping: Annotated[bool | None, typer.Option(help="ASHA, or every trial in full.")] = None,

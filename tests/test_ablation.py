@@ -13,7 +13,7 @@ from helpers import SMALL, counts_of, refused
 from distributed.cluster.resources import ClusterResources
 from distributed.sweep import ablation
 from distributed.sweep.ablation_rows import ablation_rows
-from distributed.sweep.plan import SweepConfig, dry_run, make_plan, new_sweep, propose, validate_plan
+from distributed.sweep.plan import SweepConfig, dry_run, make_plan, new_sweep, validate_plan
 from distributed.sweep.space import parse_space
 from distributed.sweep.state import SweepState, read_sweep, resumed_sweep
 from distributed.train.checkpoint import keep_best
@@ -31,7 +31,7 @@ HERE = ClusterResources(4, 0, 1)
 
 def rows(tagger: dict[str, Any], *space: str, training: dict[str, Any] | None = None, check: Any = lambda config: None):
     base = make_config({"data": "d", "tagger": tagger, "training": training or {}})
-    return ablation_rows(base, parse_space(list(space), "ablation", set()), check)
+    return ablation_rows(base, parse_space(space, {}, set()), check)
 
 
 def test_a_row_puts_one_field_back_and_the_last_one_all():
@@ -98,7 +98,7 @@ def test_all_rows_are_trained_with_a_seed_before_the_next(small_dataset: str, tm
         plan_of(small_dataset, tmp_path, {"cell": "gru"}, seeds=2, space=["training.lr=0.1"]), HERE
     )
     assert (plan.trials, plan.rungs, plan.epochs_planned) == (6, [], 6 * plan.max_epochs)
-    assert [propose(plan, space, number)[:2] for number in range(6)] == [
+    assert [plan.strategy.propose(plan, space, number)[:2] for number in range(6)] == [
         (row, values | {"training.seed": seed})
         for seed in (5, 6)
         for row, values in (
@@ -126,7 +126,7 @@ def trained(small_dataset: str, tmp_path: Path) -> SweepState:
     sweep = SweepState(plan)
     for number in range(plan.trials):
         name = f"t{number + 1:03d}"
-        row, values, epochs = propose(plan, space, number)
+        row, values, epochs = plan.strategy.propose(plan, space, number)
         about = {"name": name, "values": values, "epochs": epochs, "series": row, "finalist_of": None}
         sweep.apply({"event": "trial", "time": 0.0, **about})
         best = counts(RATES[row or ""], number)
@@ -167,7 +167,7 @@ def test_an_ablation_goes_on_with_more_seeds_when_its_weights_are_gone(trained: 
     refused(lambda: resumed_sweep("a", str(tmp_path), {"seeds": 1}), "--seeds 1", "begun with 2")
     plan, space, _ = validate_plan(resumed_sweep("a", str(tmp_path), {"seeds": 3}), HERE)
     assert plan.rows == trained.plan.rows and plan.trials == 9
-    assert propose(plan, space, 6)[:2] == ("whole", {"training.seed": 7})
+    assert plan.strategy.propose(plan, space, 6)[:2] == ("whole", {"training.seed": 7})
     trained.plan = plan
     found, _ = ablation.compare_rows(trained)
     assert [row["lost"] for row in found] == [["a seed was not begun"]] * 3

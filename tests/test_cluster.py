@@ -183,7 +183,17 @@ def test_a_notice_from_the_cloud_restarts_a_trial_of_several_workers(nodes: Node
     runs = nodes.shared / "runs"
     same = ["--space", "training.lr=0.01", "--space", "training.alpha=0.5", "--no-stopping"]
     size = ["--trials", "2", "--max-epochs", str(EPOCHS), "--set", "training.global_batch_size=16", *TINY]
-    where = [*training[1:5], "--name", "drained", "--workers-per-trial", "2", "--max-concurrent", "1", "--device", "cpu"]
+    where = [
+        *training[1:5],
+        "--name",
+        "drained",
+        "--workers-per-trial",
+        "2",
+        "--max-concurrent",
+        "1",
+        "--device",
+        "cpu",
+    ]
     nodes.submit("tune", *where, *same, *size, "--json", job="drained", wait=False)
     journal = runs / "drained" / "journal.jsonl"
     nodes.wait(lambda: journal.exists() and journal.read_text().count('"event": "epoch"') >= 2, 150)

@@ -7,15 +7,14 @@ from helpers import refused
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distributed.sweep.plan import make_plan
 from distributed.sweep.record_runs import record_settings
 from distributed.sweep.space import (
     Choice,
     NumericRange,
     apply_values,
-    check_space,
     grid,
     optuna_space,
-    parse_space,
     sample,
 )
 from model.config import make_config
@@ -24,9 +23,8 @@ BASE = make_config({"data": "d"})
 
 
 def space(*texts: str, sampler: str = "random", fixed: tuple[str, ...] = ()):
-    found = parse_space(list(texts), sampler, set(fixed))
-    check_space(found, BASE)
-    return found
+    plan = make_plan({"config": {"data": "d"}, "space": texts, "fixed": fixed, "sampler": sampler})
+    return plan.strategy.space(plan)
 
 
 def test_lr_and_alpha_are_searched_unless_something_else_is_said():

@@ -9,7 +9,7 @@ from helpers import refused
 from distributed.cluster.resources import ClusterResources
 from distributed.sweep.journal import Journal, read_events
 from distributed.sweep.plan import SweepConfig, make_plan, new_sweep, validate_plan
-from distributed.sweep.space import sample
+from distributed.sweep.samplers import SAMPLERS
 from distributed.sweep.state import SweepState, read_sweep, resumed_sweep
 from model import storage
 from model.errors import UserError
@@ -116,6 +116,7 @@ def test_impossible_requests_are_refused_at_the_start(small_dataset: str):
     refused(lambda: plan_of(small_dataset, metric="valid/bleu"), "--metric valid/bleu", "valid/keyphrase_f1")
     refused(lambda: plan_of(small_dataset, metric="valid/loss"), "--metric valid/loss", "does not exist")
     refused(lambda: plan_of(small_dataset, trials=0), "--trials 0")
+    refused(lambda: plan_of(small_dataset, sampler="sobol"), "--sampler sobol", *SAMPLERS)
 
     def checked(**asked: Any) -> Any:
         return validate_plan(plan_of(small_dataset, **asked), HERE)
@@ -152,9 +153,10 @@ def test_trials_are_packed_onto_gpus_and_nodes(small_dataset: str):
 def test_the_same_seed_proposes_the_same_configurations(small_dataset: str):
     def proposed(seed: int) -> list[dict[str, Any]]:
         plan, space, _ = validate_plan(make_plan({"config": {"data": small_dataset, "training": {"seed": seed}}}), HERE)
-        return [sample(space, plan.config.training.seed, number) for number in range(16)]
+        return [plan.strategy.propose(plan, space, number).values for number in range(16)]
 
     assert proposed(0) == proposed(0) != proposed(1)
+    assert proposed(0)[0] == {"training.lr": 0.001879, "training.alpha": 0.3158}
 
 
 def test_a_sweep_goes_on_only_as_itself(small_dataset: str, tmp_path: Path):

@@ -20,7 +20,7 @@ from helpers import ROOT, SHARED, SMALL
 from distributed.sweep.journal import Journal
 from distributed.sweep.plan import make_plan, new_sweep
 from distributed.sweep.state import read_sweep, resumed_sweep
-from distributed.tune import placement_groups
+from distributed.tune import placement_groups, trainable
 from distributed.tune.driver import tune
 from distributed.tune.placement_groups import PlacementGroupCleaner
 from distributed.tune.trial_run import TrialSettings

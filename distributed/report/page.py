@@ -193,7 +193,7 @@ def _trials_table(sweep: SweepState) -> dict[str, Any]:
 
 
 def _record_of_sweep(sweep: SweepState) -> dict[str, Any]:
-    if sweep.plan.sampler != "record":
+    if not sweep.plan.strategy.repeats_record:
         best = sweep.best
         return _record_beside(best.name if best else "no trial", best.metrics if best else [])
     rows = []

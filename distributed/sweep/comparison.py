@@ -81,7 +81,7 @@ def without_finalists(sweep: SweepState) -> str:
     """What one training of each configuration allows one to say."""
     best = sweep.best
     assert best is not None
-    if sweep.plan.sampler == "record":
+    if sweep.plan.strategy.repeats_record:
         return (
             "the record's settings are repeated; their budgets differ, so they are compared with the record, not ranked"
         )

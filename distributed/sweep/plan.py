@@ -1,16 +1,15 @@
 """The plan of a sweep: what was asked, and whether it can be."""
 
 import time
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from distributed.cluster.connection import inspect_cluster
 from distributed.cluster.preflight import check_data
 from distributed.cluster.resources import ClusterResources
-from distributed.sweep.ablation_rows import ablation_rows
-from distributed.sweep.record_runs import record_settings
-from distributed.sweep.space import Space, Values, apply_values, check_space, grid, parse_space, sample
+from distributed.sweep.samplers import SAMPLERS, Sampler
+from distributed.sweep.space import Space, Values, apply_values
 from model import storage
 from model.aliases import current_field, current_values
 from model.config import Config
@@ -33,7 +32,7 @@ class SweepConfig(BaseModel):
     config: Config = Field(description="what every trial has in common; its run names the sweep and its storage")
     space: tuple[str, ...] = ()
     fixed: tuple[str, ...] = Field((), description="dotted names that were given a value")
-    sampler: Literal["random", "grid", "tpe", "record", "ablation"] = "random"
+    sampler: str = "random"
     trials: int = Field(16, ge=1)
     max_epochs: int = Field(9, ge=1)
     grace: int = Field(1, ge=1, description="epochs that no trial is stopped before: the first rung")
@@ -48,6 +47,13 @@ class SweepConfig(BaseModel):
     seeds: int = Field(3, ge=1, description="times that each is; of an ablation: times that each row is trained")
     rows: dict[str, Values] = Field({}, description="of an ablation, found by `check`: the changed fields of each row")
     left_out: tuple[str, ...] = Field((), description="a line for each row that an ablation cannot have")
+
+    @field_validator("sampler", mode="after")
+    @classmethod
+    def _known_sampler(cls, name: str) -> str:
+        if name not in SAMPLERS:
+            raise ValueError(f"does not exist; choose {', '.join(SAMPLERS)}")
+        return name
 
     @field_validator("space", mode="after")
     @classmethod
@@ -73,11 +79,7 @@ class SweepConfig(BaseModel):
             )
         if self.metric not in METRICS:
             raise ValueError(f"--metric {self.metric} does not exist; trials can be ranked by {', '.join(METRICS)}")
-        if self.finalists and self.sampler == "ablation":
-            raise ValueError(
-                f"--finalists {self.finalists} with --sampler ablation: every row is trained with several seeds already; "
-                f"leave --finalists out"
-            )
+        self.strategy.validate(self)
         return self
 
     @property
@@ -87,9 +89,14 @@ class SweepConfig(BaseModel):
         return storage.join(self.config.run.storage, self.config.run.name)
 
     @property
+    def strategy(self) -> Sampler:
+        """How configurations are chosen."""
+        return SAMPLERS[self.sampler]
+
+    @property
     def stops(self) -> bool:
         """Whether ASHA ends trials early."""
-        return self.stopping and self.sampler not in ("record", "ablation")
+        return self.stopping and self.strategy.stops
 
     @property
     def rungs(self) -> list[int]:
@@ -103,9 +110,7 @@ class SweepConfig(BaseModel):
     @property
     def epochs_planned(self) -> int:
         """What all trials of the plan would cost without stopping."""
-        if self.sampler == "record":
-            return sum(epochs for _, _, epochs in record_settings())
-        return self.trials * self.max_epochs
+        return self.strategy.epochs(self)
 
 
 class TrialResources(NamedTuple):
@@ -153,7 +158,7 @@ def new_sweep(plan: SweepConfig) -> SweepConfig:
 
 
 def validate_plan(plan: SweepConfig, cluster: ClusterResources) -> tuple[SweepConfig, Space, TrialResources]:
-    """All that can be known before any work is done.
+    """Check all that can be known before any work is done.
 
     Returns:
         the plan with the number of its trials settled, the space, and what a trial gets.
@@ -161,46 +166,19 @@ def validate_plan(plan: SweepConfig, cluster: ClusterResources) -> tuple[SweepCo
     Raises:
         UserError: the sweep could not be carried out.
     """
-    space: Space = {}
-    settings = [values for _, values, _ in record_settings()]
-    if plan.sampler != "record":
-        # An ablation tries other values beside the one that was given.
-        space = parse_space(list(plan.space), plan.sampler, set() if plan.sampler == "ablation" else set(plan.fixed))
-        check_space(space, plan.config)
-        settings = [{name: value} for name, domain in space.items() for value in domain.bounds]
-    elif plan.space or {"training.lr", "training.alpha", "training.epochs"} & set(plan.fixed):
-        raise UserError("--space record: repeats the record's own settings; leave out other --space, --lr and --alpha")
-    if plan.sampler == "random":
-        settings += [sample(space, plan.config.training.seed, number) for number in range(plan.trials)]
-    if plan.sampler == "grid":
-        settings = grid(space)
-    if plan.sampler == "ablation":
-        plan = _with_rows(plan, space)
-        settings = list(plan.rows.values()) * plan.seeds
-    if plan.sampler in ("grid", "record", "ablation"):
-        plan = plan.model_copy(update={"trials": len(settings)})
-    if plan.sampler == "record":
-        plan = plan.model_copy(update={"max_epochs": max(epochs for _, _, epochs in record_settings())})
+    sampler = plan.strategy
+    space = sampler.space(plan)
+    dataset = Dataset(plan.config.data)
+
+    def check(config: Config) -> None:
+        check_data(apply_values(config, {"run.workers": plan.workers_per_trial}), dataset)
+
+    plan = sampler.trials(plan, space, check)
     if plan.finalists > plan.trials:
         raise UserError(f"--finalists {plan.finalists}: there are only {plan.trials} trials; lower it")
-    dataset = Dataset(plan.config.data)
-    for values in settings:
-        _check_data(plan, apply_values(plan.config, values), dataset)
+    for values in sampler.configurations(plan, space):
+        check(apply_values(plan.config, values))
     return plan, space, _trial_resources(plan, cluster)
-
-
-def _check_data(plan: SweepConfig, config: Config, dataset: Dataset) -> None:
-    """Raises UserError where a trial's configuration does not go with the dataset."""
-    check_data(apply_values(config, {"run.workers": plan.workers_per_trial}), dataset)
-
-
-def _with_rows(plan: SweepConfig, space: Space) -> SweepConfig:
-    """The plan of an ablation with its rows; one that goes on keeps those that it has."""
-    if plan.rows:
-        return plan
-    dataset = Dataset(plan.config.data)
-    rows, left_out = ablation_rows(plan.config, space, lambda config: _check_data(plan, config, dataset))
-    return plan.model_copy(update={"rows": rows, "left_out": tuple(left_out)})
 
 
 def _trial_resources(plan: SweepConfig, cluster: ClusterResources) -> TrialResources:
@@ -236,28 +214,15 @@ def dry_run(plan: SweepConfig) -> dict[str, Any]:
     """The resolved plan, the first configurations and what would be asked of the cluster; runs nothing."""
     cluster = inspect_cluster()
     plan, space, seats = validate_plan(plan, cluster)
-    first = [propose(plan, space, number) for number in range(min(plan.trials, 5))] if plan.sampler != "tpe" else []
+    known = 0 if plan.strategy.adaptive else min(plan.trials, 5)
     return {
         "name": plan.config.run.name,
         "plan": plan.model_dump(exclude={"rows", "left_out"}),
         "space": {name: str(domain) for name, domain in space.items()},
-        "first": [values for _, values, _ in first],
+        "first": [plan.strategy.propose(plan, space, number).values for number in range(known)],
         **({"rows": plan.rows, "left_out": plan.left_out, "trainings": plan.trials} if plan.rows else {}),
         "rungs": plan.rungs,
         "asks": {"workers": plan.workers_per_trial, "cpus_per_worker": seats.cpus, "gpus_per_worker": seats.gpus},
         "at_once": seats.at_once,
         **cluster.as_dict(),
     }
-
-
-def propose(plan: SweepConfig, space: Space, number: int) -> tuple[str | None, Values, int]:
-    """Series or row, values and budget of trial `number`, 0-based, where results do not decide it."""
-    if plan.sampler == "record":
-        return record_settings()[number]
-    if plan.sampler == "grid":
-        return None, grid(space)[number], plan.max_epochs
-    if plan.sampler == "ablation":  # all rows with one seed before the next: a sweep that is cut off compares them all
-        seed, row = divmod(number, len(plan.rows))
-        name = list(plan.rows)[row]
-        return name, plan.rows[name] | {"training.seed": plan.config.training.seed + seed}, plan.max_epochs
-    return None, sample(space, plan.config.training.seed, number), plan.max_epochs

@@ -1,4 +1,4 @@
-"""What a sweep searches: ranges by dotted name, and the samplers that draw configurations from them.
+"""What a sweep searches: ranges by dotted name, and how values are drawn from them.
 
 training.lr=log:1e-4:1e-2       log-uniform               training.alpha=0.1:0.9    uniform
 tagger.keyword_hidden=100:400          whole numbers, ends too   tagger.cell=rnn,gru,lstm  one of these
@@ -7,6 +7,7 @@ training.lr=log:1e-4:1e-2:5     one of five, evenly spaced (on the log scale)
 
 import itertools
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +18,6 @@ from model.errors import UserError
 
 Values = dict[str, Any]  # dotted name -> value
 
-_DEFAULT = {"training.lr": "log:1e-4:1e-2", "training.alpha": "0.1:0.9"}
-_DEFAULT_GRID = {"training.lr": "1e-3,2e-3,1e-4,2e-4,1e-5", "training.alpha": "0.3,0.4,0.5,0.6,0.7"}  # the record's
 _SYNTAX = "write a range as low:high or log:low:high, choices as a,b,c"
 
 
@@ -75,18 +74,17 @@ class NumericRange:
 Space = dict[str, Choice | NumericRange]
 
 
-def parse_space(texts: list[str], sampler: str, fixed: set[str]) -> Space:
-    """The search space.
+def parse_space(texts: Iterable[str], default: Mapping[str, str], fixed: set[str]) -> Space:
+    """Read a search space.
 
     Args:
-        texts: `dotted.name=range`; added to the default of lr and alpha, or put in its place.
-        sampler: the default of `grid` is the record's own values; `ablation` has none.
-        fixed: dotted names that were given a value; they are not searched.
+        texts: `dotted.name=range`; each is added to the default, or replaces its range.
+        default: ranges by dotted name.
+        fixed: dotted names that were given a value; the default does not search them.
 
     Raises:
         UserError: a range cannot be read, or a name is fixed and searched.
     """
-    default = {"grid": _DEFAULT_GRID, "ablation": {}}.get(sampler, _DEFAULT)
     space = {name: _read_range(name, text, name) for name, text in default.items() if name not in fixed}
     for text in texts:
         name, sign, domain = text.partition("=")
@@ -95,10 +93,6 @@ def parse_space(texts: list[str], sampler: str, fixed: set[str]) -> Space:
         if name in fixed:
             raise UserError(f"--space {text}: {name} is given a value as well; leave one of the two out")
         space[name] = _read_range(name, domain, f"--space {text}")
-    if not space and sampler != "ablation":
-        raise UserError(
-            "nothing is left to search: every field of the space is given a value; add --space, or use train"
-        )
     return space
 
 

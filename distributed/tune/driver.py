@@ -99,7 +99,7 @@ def _carry_out(
         if plan.finalists and not recorder.over:
             for trial in _new_finalists(sweep):
                 recorder.propose(trial)
-            stage.run(JournalSearcher(recorder, {}), FullBudgetScheduler(recorder))
+            stage.run(JournalSearcher(recorder, None), FullBudgetScheduler(recorder))
     finally:
         events.shutdown(force=True)
     return _finish(recorder, on_event)
@@ -180,7 +180,7 @@ def _finish(recorder: SweepRecorder, on_event: EventHandler) -> dict[str, Any]:
     starts = [trial.begun - trial.proposed for trial in sweep.searched if trial.begun]
     if starts:
         result["trial_start_s"] = round(statistics.median(starts), 3)
-    if sweep.plan.sampler == "record":
+    if sweep.plan.strategy.repeats_record:
         result["record"], result["conclusions"] = comparison.record_rows(sweep), comparison.record_conclusions()
     if sweep.plan.rows:
         result["ablation"], result["verdict"] = ablation.compare_rows(sweep)

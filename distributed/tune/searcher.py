@@ -5,7 +5,6 @@ from typing import Any
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from distributed.sweep.plan import propose
 from distributed.sweep.space import Space, optuna_space
 from distributed.sweep.state import Trial
 from distributed.tune.recorder import SweepRecorder
@@ -14,23 +13,22 @@ from distributed.tune.recorder import SweepRecorder
 class JournalSearcher(Searcher):
     """Tells Tune what to train: first what is known and not at its end, then what the sampler draws."""
 
-    def __init__(self, recorder: SweepRecorder, space: Space) -> None:
-        """With an empty space nothing new is drawn."""
+    def __init__(self, recorder: SweepRecorder, space: Space | None) -> None:
+        """Begin where the journal ends; without a space nothing new is proposed."""
         super().__init__()
         self.recorder, self.space, self.plan = recorder, space, recorder.sweep.plan
         sweep = recorder.sweep
         self.again = [trial for trial in sweep.all if trial.state in ("running", "unfinished")]
-        drawing = bool(space) or self.plan.sampler in ("record", "ablation")
-        self.new = self.plan.trials - len(sweep.searched) if drawing else 0
+        self.new = self.plan.trials - len(sweep.searched) if space is not None else 0
         self.drawn: set[str] = set()  # Tune's ids of what Optuna proposed here
-        self.optuna = self._begin_optuna() if self.plan.sampler == "tpe" and space else None
+        self.optuna = self._begin_optuna(space) if space is not None and self.plan.strategy.adaptive else None
 
-    def _begin_optuna(self) -> OptunaSearch:
+    def _begin_optuna(self, space: Space) -> OptunaSearch:
         """Optuna's TPE, which is told of the trials that have ended."""
         sweep, metric = self.recorder.sweep, self.plan.metric
         # A sweep that goes on must not draw again what it drew first.
         seed = self.plan.config.training.seed + len(sweep.searched)
-        search = OptunaSearch(optuna_space(self.space), metric, "max", seed=seed)
+        search = OptunaSearch(optuna_space(space), metric, "max", seed=seed)
         for trial in sweep.searched:
             if trial not in self.again:
                 search.add_evaluated_point(trial.values, max(trial.best_score(metric), 0.0))
@@ -61,8 +59,9 @@ class JournalSearcher(Searcher):
         if self.optuna is not None:
             self.drawn.add(trial_id)
             return Trial(name, self.optuna.suggest(trial_id), self.plan.max_epochs)
-        series, values, epochs = propose(self.plan, self.space, number)
-        return Trial(name, values, epochs, series)
+        assert self.space is not None
+        proposal = self.plan.strategy.propose(self.plan, self.space, number)
+        return Trial(name, proposal.values, proposal.epochs, proposal.series)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tells Optuna of a trial's best epoch."""
