@@ -4,7 +4,7 @@ import socket
 
 import psutil
 import pytest
-from ray.train.torch.config import _TorchBackend
+from ray.train.torch import TorchConfig
 
 from distributed.train import trainer
 from distributed.train.trainer import ClusterTorchConfig, interface_of, set_gloo_interface
@@ -27,7 +27,7 @@ def test_gloo_is_told_before_its_group_is_made(monkeypatch: pytest.MonkeyPatch):
         def execute(self, step, *_: object) -> None:
             steps.append(step.__name__)
 
-    monkeypatch.setattr(_TorchBackend, "on_start", lambda *_: steps.append("made"))
+    monkeypatch.setattr(TorchConfig().backend_cls, "on_start", lambda *_: steps.append("made"))
     config = ClusterTorchConfig(backend="gloo")
     config.backend_cls().on_start(Workers(), config)
     assert steps == ["set_gloo_interface", "made"]

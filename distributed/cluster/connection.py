@@ -7,6 +7,7 @@ import threading
 from typing import Any
 
 from distributed.cluster.autoscaler import autoscaler_limits
+from distributed.cluster.ray_internals import JOB_CONFIG, set_train_defaults
 from distributed.cluster.resources import ClusterResources, resources_of, with_autoscaler
 
 
@@ -31,22 +32,13 @@ def inspect_cluster() -> ClusterResources:
 
 def force_local_cluster() -> None:
     """Has `connect` start a Ray of its own, even in a job of a cluster, whose files another Ray could not find."""
-    for name in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR"):
+    for name in ("RAY_ADDRESS", JOB_CONFIG):
         os.environ.pop(name, None)
-
-
-def set_defaults_of_ray() -> None:
-    """Settings of Ray that are read from the environment of the process that starts a trainer."""
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # a report waits for this poll: 2 s by default
-    # How long to wait for a placement group before asking again: an elastic one then asks for as many as there are.
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
 def connect(cpus: int | None = None) -> ClusterResources:
     """Joins the cluster of RAY_ADDRESS, or starts one on this machine, of so many CPUs, that ends with this process."""
-    set_defaults_of_ray()
+    set_train_defaults()
     import ray
 
     if not ray.is_initialized():

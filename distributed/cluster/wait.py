@@ -4,10 +4,9 @@ import time
 from collections.abc import Callable
 
 import ray
-from ray.autoscaler.v2.sdk import get_cluster_status
 
-from distributed.cluster.autoscaler import HEAD_NODE_RESOURCE
 from distributed.cluster.connection import current_resources
+from distributed.cluster.ray_internals import autoscaler_activity, placement_groups_of_this_job
 from model.errors import NotGrantedError
 
 _SECONDS_BETWEEN_LOOKS = 2.0
@@ -30,7 +29,6 @@ class ResourceWait:
             note: told of what is waited for, now and then.
         """
         self.asks, self.minutes, self.note = asks, minutes, note
-        self.job = ray.get_runtime_context().get_job_id()
         self.looked = self.since = time.monotonic()
         self.as_dict: float | None = None
 
@@ -60,13 +58,9 @@ class ResourceWait:
             self.note(f"waiting for {self.asks}: {_what_there_is()}")
 
     def _granted(self) -> bool:
-        """Whether any worker has its place. Ray's ids of placement groups end with that of the job."""
-        return any(
-            group["state"] == "CREATED"
-            and name.endswith(self.job)
-            and not any(HEAD_NODE_RESOURCE in b for b in group["bundles"].values())
-            for name, group in ray.util.placement_group_table().items()
-        )
+        """Whether any worker has its place, or Ray does not show it: a training that may run is not ended."""
+        groups = placement_groups_of_this_job()
+        return groups is None or "CREATED" in groups.values()
 
 
 def _what_there_is() -> str:
@@ -74,22 +68,5 @@ def _what_there_is() -> str:
     text = f"the cluster has {cluster}, of which {free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs are free; "
     if cluster.most is None:
         return f"{text}no autoscaler is known that may add nodes"
-    return f"{text}the autoscaler may add nodes up to {cluster.most}{_under_way()}"
-
-
-def _under_way() -> str:
-    """What the autoscaler says that it is doing about it; empty where it does not say."""
-    try:
-        status = get_cluster_status(ray.get_runtime_context().gcs_address)
-    except Exception:  # the older autoscaler tells nothing there, and a line for the user is not worth an error
-        return ""
-    starting: dict[str, int] = {}
-    for launch in status.pending_launches:
-        starting[launch.ray_node_type_name] = starting.get(launch.ray_node_type_name, 0) + launch.count
-    for node in status.pending_nodes:
-        starting[node.ray_node_type_name] = starting.get(node.ray_node_type_name, 0) + 1
-    parts = [f"{count} {name} starting" for name, count in starting.items()]
-    parts += [
-        f"{launch.ray_node_type_name} failed to start: {launch.details}" for launch in status.failed_launches[-1:]
-    ]
-    return f" ({', '.join(parts)})" if parts else ""
+    activity = autoscaler_activity(ray.get_runtime_context().gcs_address)
+    return f"{text}the autoscaler may add nodes up to {cluster.most}" + (f" ({activity})" if activity else "")

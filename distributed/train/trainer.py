@@ -8,9 +8,8 @@ import ray
 import ray.train
 import ray.train.torch
 from ray.train.torch import TorchConfig
-from ray.train.torch.config import _TorchBackend
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
+from distributed.cluster.ray_internals import disable_group_cleaner
 from distributed.cluster.resources import WorkerRequest
 from distributed.train.events import event_sender
 from model.config import Config
@@ -22,15 +21,11 @@ _FAILED_STARTS = 30  # of a worker group; an elastic one has one for each node t
 
 
 class JobScopedTrainer(ray.train.torch.TorchTrainer):
-    """Ray Train without its own cleaner of placement groups.
+    """Ray Train without its own cleaner of placement groups."""
 
-    The cleaner is a detached actor that asks the dashboard whether the trainer lives; after a kill it may stay for ever. A
-    training's groups end with its job, those of a sweep's trials are removed by the driver (`distributed.tune.tuner.Groups`).
-    """
-
-    def _create_default_callbacks(self) -> list[Any]:
-        callbacks = super()._create_default_callbacks()
-        return [each for each in callbacks if not isinstance(each, PlacementGroupCleanerCallback)]
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        disable_group_cleaner(self)
 
 
 class WorkerLossCallback(ray.train.UserCallback):
@@ -112,12 +107,12 @@ class ClusterTorchConfig(TorchConfig):
     """Ray Train's process group of torch, over the network that the nodes of the cluster know each other by."""
 
     @property
-    def backend_cls(self) -> type[_TorchBackend]:
-        """What Ray Train starts a worker group with."""
-        return _OverTheClustersNetwork
+    def backend_cls(self) -> "type[_ClusterTorchBackend]":
+        """The backend that Ray Train starts a worker group with."""
+        return _ClusterTorchBackend
 
 
-class _OverTheClustersNetwork(_TorchBackend):
+class _ClusterTorchBackend(TorchConfig().backend_cls):  # type: ignore[misc]
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         """Runs in Ray's controller, before the process group is made."""
         worker_group.execute(set_gloo_interface)

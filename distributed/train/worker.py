@@ -10,8 +10,8 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.exceptions import RayError
-from ray.train.v2._internal.execution.context import get_train_context
 
+from distributed.cluster.ray_internals import preemption_notice
 from distributed.train.checkpoint import KEEP, STOP, StoppedError, StorageCheckpointer, checkpoints
 from distributed.train.events import event_sender
 from distributed.train.process_group import TorchCommunicator
@@ -117,8 +117,7 @@ def _preemption_notice(note: Callable[[str], None]) -> Callable[[], bool]:
     told: set[tuple[int, bool]] = set()
 
     def warned() -> bool:
-        # Ray's public question is a barrier over all workers; what it would answer lies in each of them.
-        info = get_train_context().preemption_context.preemption_info
+        info = preemption_notice()
         if info is None:
             return False
         deadline = info.deadline_ms or 0

@@ -3,10 +3,9 @@
 import time
 
 import ray
-from ray._raylet import PlacementGroupID
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from distributed.cluster.autoscaler import HEAD_NODE_RESOURCE
+from distributed.cluster.ray_internals import placement_groups_of_this_job
 from distributed.tune.trainable import SECONDS_BETWEEN_BEATS
 
 _SECONDS_TO_START = 150.0  # a worker group that shows no sign of life for so long never will
@@ -25,7 +24,6 @@ class PlacementGroupCleaner:
     """
 
     def __init__(self) -> None:
-        self.job = ray.get_runtime_context().get_job_id()
         self.beats: dict[str, float] = {}
         self.seen: dict[str, float] = {}
         self.looked = 0.0
@@ -50,15 +48,9 @@ class PlacementGroupCleaner:
             _remove_group(name)
 
     def _alive(self) -> dict[str, str]:
-        table = ray.util.placement_group_table()
-        return {
-            name: group["state"]
-            for name, group in table.items()
-            if group["state"] != "REMOVED"
-            and name.endswith(self.job)
-            and not any(HEAD_NODE_RESOURCE in bundle for bundle in group["bundles"].values())
-        }
+        groups = placement_groups_of_this_job() or {}
+        return {name: state for name, state in groups.items() if state != "REMOVED"}
 
 
 def _remove_group(name: str) -> None:
-    remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(name)))
+    remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(name)))

@@ -17,7 +17,8 @@ import torch
 import torch.distributed as dist
 from ray import tune
 
-from distributed.cluster.connection import driver_queue, set_defaults_of_ray
+from distributed.cluster.connection import driver_queue
+from distributed.cluster.ray_internals import set_train_defaults
 from distributed.train.events import send_event
 from distributed.train.process_group import TorchCommunicator
 from distributed.train.trainer import ClusterTorchConfig, JobScopedTrainer
@@ -52,7 +53,7 @@ class WorkerGroupRunner:
     """Has trials trained, one after the other, by a Ray Train worker group that lives as long as this actor."""
 
     def __init__(self, settings: TrialSettings) -> None:
-        set_defaults_of_ray()  # this process may run on another node than the driver
+        set_train_defaults()  # this process may run on another node than the driver
         self.settings = settings
         self.orders, self.answers = driver_queue(), driver_queue()
         self.failure: Exception | None = None

@@ -11,7 +11,7 @@ import ray
 from ray import tune as raytune
 from ray.tune.schedulers import TrialScheduler
 
-from distributed.cluster.autoscaler import HEAD_NODE_RESOURCE
+from distributed.cluster.ray_internals import HEAD_NODE_RESOURCE, MAX_PENDING_TRIALS, TUNE_ENVIRONMENT
 from distributed.cluster.wait import ResourceWait
 from distributed.sweep.plan import SweepConfig, TrialResources
 from distributed.train.events import EventHandler
@@ -74,10 +74,9 @@ class TunerRun:
             raise self.recorder.failure or failures[0]
 
     def _fit(self, proposals: JournalSearcher, scheduler: TrialScheduler) -> None:
-        os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
-        os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # it prints broken trials to stdout, which is for results
+        os.environ.update(TUNE_ENVIRONMENT)
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # we tell of them ourselves
-        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(self.seats.at_once)
+        os.environ[MAX_PENDING_TRIALS] = str(self.seats.at_once)
         alone = self.plan.workers_per_trial == 1
         bundle = {"CPU": self.seats.cpus, "GPU": self.seats.gpus} if alone else {HEAD_NODE_RESOURCE: 0.001}
         with tempfile.TemporaryDirectory(prefix="tandem-tune-") as scratch:
