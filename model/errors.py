@@ -1,16 +1,16 @@
-"""Errors that are answered with a message, never with a traceback."""
+"""Errors that are reported as one message, without a traceback."""
 
 
 class UserError(Exception):
-    """Something that the user can mend: the message says what is wrong, where, and how to mend it (exit code 2)."""
+    """A problem that the user can fix: the message says what is wrong, where, and how to fix it (exit code 2)."""
 
 
 class RunFailedError(Exception):
-    """A run failed for a reason that is not the user's mistake (exit code 1); the message says how to go on."""
+    """A run failed for a reason that is not the user's mistake (exit code 1); the message says how to resume it."""
 
 
 class NotGrantedError(RunFailedError):
-    """The cluster did not grant in time what a run asked for."""
+    """The cluster did not grant the resources of a run in time."""
 
 
 class LineError(UserError):
@@ -18,7 +18,7 @@ class LineError(UserError):
 
     Attributes:
         place: `file:line`, 1-based.
-        problem: what is wrong with the line and how to mend it.
+        problem: what is wrong with the line and how to fix it.
     """
 
     def __init__(self, place: str, problem: str) -> None:
@@ -27,9 +27,9 @@ class LineError(UserError):
         self.problem = problem
 
     def __reduce__(self) -> tuple[type["LineError"], tuple[str, str]]:
-        """Between processes it travels as what it was made from."""
+        """Pickle the arguments instead of the message, so that the error survives the way between processes."""
         return type(self), (self.place, self.problem)
 
 
 class DivergedError(UserError):
-    """The training loss stopped being a finite number: a setting, most often the learning rate, has to change."""
+    """The training loss is no longer finite; a setting has to change, most often the learning rate."""

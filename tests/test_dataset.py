@@ -192,7 +192,7 @@ def test_bad_vectors_are_refused(tmp_path: Path, content: str):
     ],
 )
 def test_a_location_with_a_credential_is_refused_without_showing_it(location: str):
-    with pytest.raises(UserError, match="holds a credential") as caught:
+    with pytest.raises(UserError, match="contains a credential") as caught:
         storage.resolve(location)
     assert "sEcReT" not in str(caught.value) and "AKIA" not in str(caught.value)
 

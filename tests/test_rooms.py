@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 
-GROUND = {"model.aliases", "model.config", "model.errors", "model.shards", "model.storage"}
+GROUND = {"model.aliases", "model.config", "model.errors", "model.shards", "model.staging", "model.storage"}
 MODEL = GROUND | {"model.data", "model.prepare", "model.network", "model.training", "model.inference"}
 DISTRIBUTED = {f"distributed.{room}" for room in ("cluster", "train", "sweep", "report", "tune")}
 
@@ -15,6 +15,7 @@ DISTRIBUTED = {f"distributed.{room}" for room in ("cluster", "train", "sweep", "
 MAY_IMPORT: dict[str, set[str]] = {
     "model.errors": set(),
     "model.storage": {"model.errors"},
+    "model.staging": {"model.errors", "model.storage"},
     "model.shards": {"model.errors", "model.storage"},
     "model.aliases": {"model.errors"},
     "model.config": {"model.aliases", "model.errors"},

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from safetensors.torch import load, save
 
-from model import storage
+from model import staging, storage
 from model.aliases import current_weights
 from model.errors import UserError
 from model.training.communicator import Communicator
@@ -118,7 +118,7 @@ class StorageCheckpointer:
                 assert training.counts is not None
                 keep_best(self.folder, training.tagger.state_dict(), training.counts)
         name = f"{_PREFIX}{training.epoch:04d}" + (f"_step_{training.step:06d}" if training.step else "")
-        with storage.staged_local_directory(storage.join(self.folder, name), DIGEST) as folder:
+        with staging.staged_local_directory(storage.join(self.folder, name), DIGEST) as folder:
             save_checkpoint(folder, state)
         prune_checkpoints(self.folder, but=KEPT)
 

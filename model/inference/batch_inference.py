@@ -14,7 +14,7 @@ from functools import cache, partial
 from itertools import tee, zip_longest
 from typing import Any, NamedTuple
 
-from model import storage
+from model import staging, storage
 from model.data.labelled_text import shift_line
 from model.errors import LineError, UserError
 from model.inference.extractor import TEXTS_HELD, Extractor, Keyphrase
@@ -74,11 +74,11 @@ def extract(
         UserError: the bundle, the input or the output cannot be used; nothing is left at `out`.
         OSError: the storage is full or cannot be written; likewise.
     """
-    storage.require_absent(request.out, MANIFEST, "extraction", request.overwrite)
+    staging.require_absent(request.out, MANIFEST, "extraction", request.overwrite)
     pieces = [ExtractionShard(i, ranges) for i, ranges in enumerate(pieces_of(request.files))]
     keyphrases = 0
     sources: list[dict[str, Any]] = []
-    with storage.staged_shared_directory(request.out, MANIFEST) as folder:
+    with staging.staged_shared_directory(request.out, MANIFEST) as folder:
         storage.make_directory(folder)
         write = partial(_write_part, storage.absolute(request.bundle), request.device, folder)
         with closing(over(write, pieces)) as parts:

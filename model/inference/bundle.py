@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from tokenizers import Tokenizer
 
-from model import storage
+from model import staging, storage
 from model.aliases import current_weights
 from model.config import Config, make_config
 from model.data.tokenizer import parse_tokenizer
@@ -51,7 +51,7 @@ def save_bundle(
         metrics: the figures of the epoch that the weights come from.
     """
     about = {"format_version": FORMAT_VERSION, **config.model_dump()}
-    with storage.staged_local_directory(location, marker="config.json") as folder:
+    with staging.staged_local_directory(location, marker="config.json") as folder:
         save_file({name: tensor.cpu().contiguous() for name, tensor in weights.items()}, folder / "weights.safetensors")
         (folder / "tokenizer.json").write_bytes(tokenizer)
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=2), "utf-8")

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 from safetensors.numpy import save
 
-from model import storage
+from model import staging, storage
 from model.config import TaggerConfig
 from model.data.dataset import DATASET_FORMAT, SPLITS
 from model.data.labelled_text import SkipCounts, format_skips, shift_line
@@ -91,14 +91,14 @@ def prepare(
         UserError: the input or the output cannot be used; nothing is left at `out`.
         OSError: the storage is full or cannot be written; likewise.
     """
-    storage.require_absent(recipe.out, "dataset.json", "dataset", recipe.overwrite)
+    staging.require_absent(recipe.out, "dataset.json", "dataset", recipe.overwrite)
     given = {"train": recipe.train, "valid": recipe.valid, "test": recipe.test}
     files = {split: resolve_inputs(patterns, recipe.format) for split, patterns in given.items() if patterns}
     start = _PretrainedVectors(recipe)
     pieces = [
         InputShard(origin, i, ranges) for origin, each in files.items() for i, ranges in enumerate(make_shards(each))
     ]
-    with storage.scratch_directory(recipe.out) as drafts:
+    with staging.scratch_directory(recipe.out) as drafts:
         rules = ShardOptions(_split_by_hash(given), recipe.max_tokens, recipe.skip_bad_lines, drafts)
         found = _Totals(rules)
         with closing(over(partial(tokenize_shard, rules), pieces)) as passes:
@@ -109,7 +109,7 @@ def prepare(
         vocabulary = found.words.vocabulary(recipe.min_frequency, recipe.max_words)["word"]
         vocabulary = start.joined(vocabulary, tell_pretraining)
         write_vocabulary(drafts, vocabulary)
-        with storage.staged_shared_directory(recipe.out, marker="dataset.json") as folder:
+        with staging.staged_shared_directory(recipe.out, marker="dataset.json") as folder:
             save_tokenizer(vocabulary, storage.join(folder, "tokenizer.json"))
             vectors = start.write(folder, vocabulary)
             words = len(SPECIAL) + len(vocabulary)
