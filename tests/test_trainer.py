@@ -1,4 +1,4 @@
-"""The interface that workers speak over: the one with the node's address in the cluster, not the host name's."""
+"""Ray's trainer as this project builds it, and the network that its workers use."""
 
 import socket
 
@@ -7,7 +7,7 @@ import pytest
 from ray.train.torch import TorchConfig
 
 from distributed.train import trainer
-from distributed.train.trainer import ClusterTorchConfig, interface_of, set_gloo_interface
+from distributed.train.trainer import ClusterTorchConfig, interface_of, make_trainer, set_gloo_interface
 
 
 def test_the_interface_with_an_address_is_found():
@@ -41,3 +41,21 @@ def test_what_a_user_has_set_stays(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "mine")
     set_gloo_interface()
     assert trainer.os.environ["GLOO_SOCKET_IFNAME"] == "mine"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_trainer_asks_for_what_it_is_given():
+    trainer = make_trainer(
+        print, {"a": 1}, name="run", scratch="/tmp/x", workers=(2, 4), cpus=3, gpu=True, collective_timeout_s=60
+    )
+    scaling, run = trainer.scaling_config, trainer.run_config
+    assert scaling.num_workers == (2, 4) and scaling.use_gpu and scaling.resources_per_worker == {"CPU": 3, "GPU": 1}
+    assert (run.name, run.storage_path) == ("run", "/tmp/x")
+    assert (trainer.backend_config.backend, trainer.backend_config.timeout_s) == ("nccl", 60)
+    assert trainer.train_loop_config == {"a": 1}
+    # Ray restarts nothing unless it is told to: not after a failure, and not after a preemption, which it counts apart.
+    assert (run.failure_config.max_failures, run.failure_config.max_preemption_failures) == (0, 0)
+    cpu = make_trainer(print, {}, name="run", scratch="/tmp/x", workers=2, cpus=1, gpu=False)
+    assert cpu.backend_config.backend == "gloo" and cpu.scaling_config.num_workers == 2
+    names = [type(callback).__name__ for callback in cpu._create_default_callbacks()]
+    assert "BackendSetupCallback" in names and "PlacementGroupCleanerCallback" not in names

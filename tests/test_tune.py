@@ -210,14 +210,14 @@ def test_ray_never_restarts_a_trials_worker_group_itself(small_dataset: str, mon
     """Whatever ends a group, preemption too, Tune restarts the trial; the old group has taken the request."""
     built: dict[str, Any] = {}
 
-    class Trainer:
-        def __init__(self, *_: Any, **settings: Any) -> None:
-            built.update(settings)
+    def make_trainer(*arguments: Any, **settings: Any) -> Any:
+        trainer = trainer_of_train(*arguments, **settings)
+        built["run_config"] = trainer.run_config
+        trainer.fit = lambda: None
+        return trainer
 
-        def fit(self) -> None:
-            """Nothing is trained."""
-
-    monkeypatch.setattr(trainable, "JobScopedTrainer", Trainer)
+    trainer_of_train = trainable.make_trainer
+    monkeypatch.setattr(trainable, "make_trainer", make_trainer)
     monkeypatch.setattr(trainable, "driver_queue", lambda: None)
     settings = TrialSettings(None, None, workers=2, cpus=1, gpus=0.0, metric="valid/keyphrase_f1")
     trainable.WorkerGroupRunner(settings).thread.join()

@@ -12,19 +12,21 @@ A run's folder, `<storage>/<name>/`:
 """
 
 import json
+import os
 import statistics
 import tempfile
 import threading
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distributed.cluster.connection import connect, driver_queue, inspect_cluster
 from distributed.cluster.preflight import check_data, check_storage
+from distributed.cluster.ray_internals import START_TIMEOUT
 from distributed.cluster.resources import ClusterResources, WorkerRequest, describe_request, plan_workers
 from distributed.train.checkpoint import load_best
 from distributed.train.events import EventHandler, close_queues, drain
+from distributed.train.failures import WorkerLossCallback, to_user_error
 from distributed.train.tracking import WandbRun
-from distributed.train.trainer import make_trainer, to_user_error
 from model import storage
 from model.config import Config, current_tree, make_config
 from model.data.dataset import Dataset
@@ -32,7 +34,12 @@ from model.errors import DivergedError, UserError
 from model.inference.bundle import save_bundle
 from model.training.loop import SELECTION_METRIC
 
+if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
+
 _POLL_SECONDS = 0.2
+_COLLECTIVE_TIMEOUT_S = 600
+_FAILED_STARTS = 30  # of a worker group; an elastic one has one for each node that is lost
 _SECONDS_TO_STOP = 15.0
 _SECONDS_TO_TERMINATE = 2.0  # who sends SIGTERM often kills soon after: `ray job stop` after 3 s
 
@@ -166,7 +173,7 @@ def _fit(config: Config, share: WorkerRequest, folder: str, on_event: EventHandl
     def fit() -> None:
         try:
             with tempfile.TemporaryDirectory(prefix="tandem-train-") as scratch:
-                outcome.append(make_trainer(config, share, folder, data, (events, orders), scratch).fit())
+                outcome.append(_trainer(config, share, folder, data, (events, orders), scratch).fit())
         except Exception as error:  # carried over to the thread that waits
             outcome.append(error)
 
@@ -190,6 +197,36 @@ def _fit(config: Config, share: WorkerRequest, folder: str, on_event: EventHandl
         raise to_user_error(outcome[0], folder) from outcome[0]
     if outcome[0].return_value is not None:
         raise DivergedError(outcome[0].return_value)
+
+
+def _trainer(
+    config: Config, share: WorkerRequest, folder: str, data: Any, queues: tuple[Any, Any], scratch: str
+) -> "TorchTrainer":
+    import ray.train
+
+    from distributed.train.trainer import make_trainer
+    from distributed.train.worker import train_loop_per_worker
+
+    if not config.run.min_workers:  # how long a group of fixed size is waited for, distributed.cluster.wait decides
+        os.environ[START_TIMEOUT] = str(60 * config.run.wait_minutes + 60)
+    settings = {"config": config.model_dump(), "run": folder, "threads": share.cpus}
+    settings |= {"data": data, "events": queues[0], "orders": queues[1]}
+    assert config.run.name is not None
+    return make_trainer(
+        train_loop_per_worker,
+        settings,
+        name=config.run.name,
+        scratch=scratch,
+        workers=(config.run.min_workers, share.workers) if config.run.min_workers else share.workers,
+        cpus=share.cpus,
+        gpu=share.gpu,
+        failure_config=ray.train.FailureConfig(
+            max_failures=-1 if config.run.retries else 0,  # NoProgressLimit counts those without progress
+            controller_failure_limit=_FAILED_STARTS,
+        ),
+        callbacks=[WorkerLossCallback(folder, queues[0])],
+        collective_timeout_s=_COLLECTIVE_TIMEOUT_S,
+    )
 
 
 class NoProgressLimit:

@@ -21,7 +21,7 @@ from distributed.cluster.connection import driver_queue
 from distributed.cluster.ray_internals import set_train_defaults
 from distributed.train.events import send_event
 from distributed.train.process_group import TorchCommunicator
-from distributed.train.trainer import ClusterTorchConfig, JobScopedTrainer
+from distributed.train.trainer import make_trainer
 from distributed.tune.trial_run import EpochResult, TrialRun, TrialSettings, TrialSpec, asha_score
 from model.training.communicator import SingleProcess
 
@@ -62,26 +62,19 @@ class WorkerGroupRunner:
         self.thread.start()
 
     def _fit(self) -> None:
-        gpu = self.settings.gpus > 0
-        trainer = JobScopedTrainer(
+        trainer = make_trainer(
             worker_group_loop,
-            train_loop_config={"settings": self.settings, "orders": self.orders, "answers": self.answers},
-            torch_config=ClusterTorchConfig(backend="nccl" if gpu else "gloo"),
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=self.settings.workers,
-                use_gpu=gpu,
-                resources_per_worker={"CPU": self.settings.cpus, "GPU": int(gpu)},
-            ),
-            run_config=ray.train.RunConfig(
-                name="crew",
-                storage_path=self.scratch.name,
-                # A lost worker ends the group, and Tune restarts the trial with a new one. Ray counts preemptions apart
-                # and would restart the group itself: its new rank 0 would wait for a request that the old one took. A
-                # group that does not get its resources waits for them, for they are there in principle.
-                failure_config=ray.train.FailureConfig(
-                    max_failures=0, max_preemption_failures=0, controller_failure_limit=-1
-                ),
-                logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+            {"settings": self.settings, "orders": self.orders, "answers": self.answers},
+            name="crew",
+            scratch=self.scratch.name,
+            workers=self.settings.workers,
+            cpus=self.settings.cpus,
+            gpu=self.settings.gpus > 0,
+            # A lost worker ends the group, and Tune restarts the trial with a new one. Ray counts preemptions apart
+            # and would restart the group itself: its new rank 0 would wait for a request that the old one took. A
+            # group that does not get its resources waits for them, for they are there in principle.
+            failure_config=ray.train.FailureConfig(
+                max_failures=0, max_preemption_failures=0, controller_failure_limit=-1
             ),
         )
         try:

@@ -176,21 +176,17 @@ def by_ray(drill: GroupSpec, store: TCPStore, gpu: bool) -> Iterator[ProcessGrou
     """A group on the cluster that this process has joined, as `train` starts it."""
     import tempfile
 
-    import ray.train
-
-    from distributed.train.trainer import ClusterTorchConfig, JobScopedTrainer
+    from distributed.train.trainer import make_trainer
 
     with tempfile.TemporaryDirectory(prefix="tandem-drill-") as scratch:
-        trainer = JobScopedTrainer(
+        trainer = make_trainer(
             _on_ray,
-            train_loop_config={"drill": drill},
-            torch_config=ClusterTorchConfig(backend="nccl" if gpu else "gloo"),
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=drill.size, use_gpu=gpu, resources_per_worker={"CPU": drill.threads, "GPU": int(gpu)}
-            ),
-            run_config=ray.train.RunConfig(
-                name=drill.name, storage_path=scratch, logging_config=ray.train.LoggingConfig(log_level="ERROR")
-            ),
+            {"drill": drill},
+            name=drill.name,
+            scratch=scratch,
+            workers=drill.size,
+            cpus=drill.threads,
+            gpu=gpu,
         )
         thread = threading.Thread(target=_quietly, args=(trainer.fit,), daemon=True)
         thread.start()

@@ -1,0 +1,51 @@
+"""Failures of a training's workers: reported to the driver, and as errors that say what to do."""
+
+from typing import TYPE_CHECKING
+
+import ray.train
+from ray.train import ControllerError, WorkerGroupError
+
+from distributed.train.events import event_sender
+from model.errors import RunFailedError, UserError
+
+if TYPE_CHECKING:
+    from ray.util.queue import Queue
+
+
+class WorkerLossCallback(ray.train.UserCallback):
+    """Reports lost workers to the driver. Runs in Ray's controller."""
+
+    def __init__(self, folder: str, events: "Queue") -> None:
+        self.folder, self.send = folder, event_sender(events)
+
+    def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
+        """Called by Ray before it restarts the workers."""
+        self.send(("lost", (describe(worker_exceptions), worker_error(self.folder, worker_exceptions))))
+
+
+def describe(failures: dict[int, Exception]) -> str:
+    """Return why workers (rank: error) failed, in a line."""
+    return "; ".join(f"worker {rank}: {str(error).strip().splitlines()[0]}" for rank, error in failures.items())
+
+
+def worker_error(folder: str, failures: dict[int, Exception]) -> UserError | RunFailedError:
+    """Return the error that ends a training whose workers (rank: error) fail: a UserError where a retry would not help."""
+    for rank, error in failures.items():
+        if isinstance(error, UserError):
+            return error
+        if isinstance(error, OSError) and error.errno is not None:
+            return UserError(f"{folder}: worker {rank} could not read or write: {error}; make room, then use --resume")
+    return _failed(folder, describe(failures))
+
+
+def to_user_error(error: Exception, folder: str) -> UserError | RunFailedError:
+    """Return what Ray Train raised as an error that says what to do."""
+    if isinstance(error, WorkerGroupError) and error.worker_failures:
+        return worker_error(folder, error.worker_failures)
+    cause = error.controller_failure if isinstance(error, ControllerError) else error
+    cause = getattr(cause, "cause", None) or cause  # a RayTaskError's own message only says that there is one
+    return _failed(folder, f"{type(cause).__name__}: {str(cause).strip().splitlines()[0]}")
+
+
+def _failed(folder: str, reason: str) -> RunFailedError:
+    return RunFailedError(f"{folder}: the training failed: {reason}; resume from its last checkpoint with --resume")
