@@ -1,4 +1,4 @@
-"""What one would pick instead, beside the presets: the systems, their counts and intervals, and the command."""
+"""The accuracy benchmark: the baselines, their counts and intervals, and the command."""
 
 import json
 import math
@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from jobs.__main__ import app
-from jobs.benchmark import accuracy, baselines
-from jobs.benchmark.accuracy import ComparisonConfig, SystemResult, compare_systems, measure, raw_text_adapter, row_of
+from jobs.benchmark import accuracy, baselines, systems
+from jobs.benchmark.accuracy import ComparisonConfig, compare_systems, system_row
 from jobs.benchmark.baselines import bio_tags, features, spans_of_bio
+from jobs.benchmark.systems import SystemResult, measure, raw_text_adapter
 from jobs.console import echo
 from model.data.dataset import Dataset
 from model.data.examples import examples
@@ -99,16 +100,16 @@ def test_the_same_training_three_times_is_one_training():
 
 
 def test_a_row_holds_means_over_trainings_and_their_spread():
-    def outcome(right: int, seconds: float) -> SystemResult:
+    def result(right: int, seconds: float) -> SystemResult:
         counts = np.tile([0, 1, 1, 0, 0, 0, 0, 0], (10, 1))
         counts[:right, 0] = 1
         return SystemResult(counts, seconds, seconds + 1, 1.5, 100 * seconds, 1.0)
 
-    row = row_of("spacy", [outcome(4, 2.0), outcome(8, 4.0)])
-    assert (row["keyphrase_f1"], row["seeds"], row["train_s"], row["stopped_s"]) == (pytest.approx(0.6), 2, 3.0, 4.0)
-    assert row["spread"] == pytest.approx(math.sqrt(2 * 0.2**2)) and row["texts_per_s"] == 300
-    assert row["low"] < 0.6 < row["high"]
-    assert row_of("crf", [outcome(4, 2.0)])["spread"] is None
+    row = system_row("spacy", [result(4, 2.0), result(8, 4.0)])
+    assert (row.keyphrase_f1, row.seeds, row.train_s, row.stopped_s) == (pytest.approx(0.6), 2, 3.0, 4.0)
+    assert row.spread == pytest.approx(math.sqrt(2 * 0.2**2)) and row.texts_per_s == 300
+    assert row.low < 0.6 < row.high
+    assert system_row("crf", [result(4, 2.0)]).spread is None
 
 
 def test_a_missing_package_is_told_with_how_to_install_it(tiny_dataset: str, monkeypatch: pytest.MonkeyPatch):
@@ -146,10 +147,10 @@ def test_what_cannot_be_compared_is_refused(tiny_dataset: str, tmp_path: Path):
 def test_the_records_preset_is_compared_from_beginning_to_end(tiny_dataset: str):
     result = benchmark("--peers", "--data", tiny_dataset, "--systems", "record", "--repeats", "1", "--json")
     assert result.exit_code == 0, result.output
-    told = json.loads(result.stdout)
-    [row] = told["systems"]
+    compared = json.loads(result.stdout)
+    [row] = compared["systems"]
     assert set(KEYS) < set(row) and row["system"] == "record"
-    assert told["texts"] == {"train": 70, "valid": 10, "test": 20}
+    assert compared["texts"] == {"train": 70, "valid": 10, "test": 20}
     assert 0 <= row["low"] <= row["keyphrase_f1"] <= row["high"] <= 1
     assert 0 < row["train_s"] <= row["stopped_s"] and row["texts_per_s"] > 1
     assert "1 of 1  record" in result.stderr and "texts/s" in result.stderr
@@ -159,13 +160,13 @@ def test_what_is_measured_of_a_preset_in_use_is_what_evaluate_measures(
     small_dataset: str, monkeypatch: pytest.MonkeyPatch
 ):
     kept = []
-    monkeypatch.setattr(accuracy, "Extractor", lambda *a: (kept.append(a[0]), Extractor(*a))[1])
+    monkeypatch.setattr(systems, "Extractor", lambda *a: (kept.append(a[0]), Extractor(*a))[1])
     small = {"tagger": SMALL | {"dropout": 0.1}, "training": {"lr": 0.01, "epochs": 6}}
-    monkeypatch.setattr(accuracy, "preset_values", lambda name: small)
-    outcome = measure(Dataset(small_dataset), "record", 0, 1, echo)
+    monkeypatch.setattr(systems, "preset_values", lambda name: small)
+    result = measure(Dataset(small_dataset), "record", 0, 1, echo)
     counts = evaluate(kept[0], Dataset(small_dataset).load("test"), torch.device("cpu")).counts
     assert counts[:, 0].sum() > 50
-    assert (outcome.counts[:, :4] == counts[:, :4]).all()
+    assert (result.counts[:, :4] == counts[:, :4]).all()
 
 
 def _dies(*_: object) -> None:
@@ -176,27 +177,27 @@ def _raises(*_: object) -> None:
     raise ValueError("of its own")
 
 
-@pytest.mark.parametrize(("note", "how"), [(_dies, "killed by signal 9"), (_raises, "ended with code 1")])
-def test_a_system_whose_process_fails_is_an_error(tiny_dataset: str, note, how: str, capfd: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize(("log", "how"), [(_dies, "killed by signal 9"), (_raises, "ended with code 1")])
+def test_a_system_whose_process_fails_is_an_error(tiny_dataset: str, log, how: str, capfd: pytest.CaptureFixture[str]):
     with pytest.raises(RunFailedError, match=rf"record, seed 0: its process.* {how}"):
-        accuracy._in_a_process(ComparisonConfig(tiny_dataset), "record", 0, note)
-    if note is _raises:
+        accuracy._measure_in_process(ComparisonConfig(tiny_dataset), "record", 0, log)
+    if log is _raises:
         assert "ValueError: of its own" in capfd.readouterr().err
 
 
 def test_an_error_of_the_user_comes_through_from_a_systems_process(tmp_path: Path):
-    refused(lambda: accuracy._in_a_process(ComparisonConfig(str(tmp_path)), "record", 0, echo), "is no dataset")
+    refused(lambda: accuracy._measure_in_process(ComparisonConfig(str(tmp_path)), "record", 0, echo), "is no dataset")
 
 
 @pytest.mark.parametrize(("system", "package"), [("crf", "sklearn_crfsuite"), ("spacy", "spacy")])
 def test_a_peer_learns_and_finds_characters(system: str, package: str, small_dataset: str, capsys):
     pytest.importorskip(package, reason=f"{package} is not installed; make peers installs it")
-    outcome = measure(Dataset(small_dataset), system, 0, 1, echo)
-    metrics = summarize(outcome.counts)
+    result = measure(Dataset(small_dataset), system, 0, 1, echo)
+    metrics = summarize(result.counts)
     assert metrics["keyphrase_f1"] > 0.3
     gold = [each.spans for each in Dataset(small_dataset).texts("test")]
-    assert outcome.counts[:, 2].sum() == sum(map(len, gold))
-    assert 0 < outcome.best_s <= outcome.stopped_s and outcome.texts_per_s > 1
+    assert result.counts[:, 2].sum() == sum(map(len, gold))
+    assert 0 < result.best_s <= result.stopped_s and result.texts_per_s > 1
     assert f"{system}: " in capsys.readouterr().err
 
 

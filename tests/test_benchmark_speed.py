@@ -1,4 +1,4 @@
-"""The benchmark's parts: yardsticks, lanes, and groups that take turns."""
+"""The parts of the speed benchmark: the baselines, measurements, and groups that are timed in rounds."""
 
 from itertools import islice
 from pathlib import Path
@@ -9,10 +9,10 @@ from helpers import SMALL
 from torch.distributed import TCPStore
 
 from jobs.benchmark import reference
+from jobs.benchmark.communication import exchange_table
 from jobs.benchmark.process_groups import GroupSpec, by_ray, by_torchrun
 from jobs.benchmark.reference import flops_per_token, gemm_roofline, reference_steps, timed, training_steps
-from jobs.benchmark.single_process import Measurements, prepare_again
-from jobs.benchmark.speed import BenchmarkConfig, exchange
+from jobs.benchmark.single_process import Measurements, measure_prepare
 from model.config import Config, TaggerConfig, TrainingConfig
 from model.data.dataset import Dataset
 from model.errors import RunFailedError
@@ -71,40 +71,40 @@ def test_steps_go_over_an_epoch_again_and_again(small_dataset: str):
 
 
 def test_ratios_are_medians_of_rounds():
-    lanes = Measurements()
+    measurements = Measurements()
     for fast, slow in ((10, 1), (40, 2), (12, 1)):  # the second round was disturbed
-        lanes.add("fast", "/s", fast)
-        lanes.add("slow", "/s", slow)
-    assert lanes.ratio("fast", "slow") == 12
-    assert [row.median for row in lanes.rows()] == [12, 1] and lanes.rows()[0].high == 40
+        measurements.add("fast", "/s", fast)
+        measurements.add("slow", "/s", slow)
+    assert measurements.ratio("fast", "slow") == 12
+    assert [row.median for row in measurements.rows()] == [12, 1] and measurements.rows()[0].high == 40
 
 
 def test_prepare_is_measured_on_all_texts(small_dataset: str, tmp_path: Path):
-    lanes = Measurements()
-    prepare_again(small_dataset, 3000, 2, tmp_path, lanes)
-    [row] = lanes.rows()
-    assert row.low > 100 and len(lanes.rates[row.name]) == 2
+    measurements = Measurements()
+    measure_prepare(small_dataset, 3000, 2, tmp_path, measurements)
+    [row] = measurements.rows()
+    assert row.low > 100 and len(measurements.values[row.name]) == 2
 
 
 def test_what_is_computed_of_the_exchange(small_dataset: str):
-    rows = exchange(BenchmarkConfig(small_dataset))
+    rows = exchange_table(small_dataset)
     two, many = rows[0], rows[-1]
-    assert (two["workers"], two["words"], many["workers"], many["words"]) == (2, 30_000, 64, 3_000_000)
+    assert (two.workers, two.words, many.workers, many.words) == (2, 30_000, 64, 3_000_000)
     network = sum(each.numel() for each in new_tagger(TaggerConfig(), 5, 0).parameters()) - 5 * 300
-    assert two["whole_mb"] == pytest.approx(4e-6 * (network + 30_000 * 300), abs=0.01)
-    assert two["rows_mb"] < two["whole_mb"] / 5 and many["rows_mb"] < many["whole_mb"] / 300
+    assert two.whole_mb == pytest.approx(4e-6 * (network + 30_000 * 300), abs=0.01)
+    assert two.rows_mb < two.whole_mb / 5 and many.rows_mb < many.whole_mb / 300
 
 
 @pytest.mark.ray
 def test_groups_of_torchrun_and_of_ray_train_take_turns(cluster, small_dataset: str):
     config = Config(data=small_dataset, tagger=TaggerConfig(**SMALL)).model_dump()
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    drill = GroupSpec("torchrun", 2, ("127.0.0.1", store.port), config, 1)
-    with by_torchrun(drill, store) as one, by_ray(drill._replace(name="ray"), store, gpu=False) as other:
-        turns = [group.turn() for _ in range(2) for group in (one, other)]
-    assert all(turn.tokens_per_s > 100 for turn in turns)
-    assert turns[0].bytes_per_step > 4 * 2 * 3000  # the network's weights alone, from both
-    assert one.started > 0 and other.started > 0 and min(*one.memory, *other.memory) > 100
-    lost = drill._replace(name="lost", config=config | {"data": "/nowhere"})
+    spec = GroupSpec("torchrun", 2, ("127.0.0.1", store.port), config, 1)
+    with by_torchrun(spec, store) as one, by_ray(spec._replace(name="ray"), store, gpu=False) as other:
+        results = [group.measure() for _ in range(2) for group in (one, other)]
+    assert all(each.tokens_per_s > 100 for each in results)
+    assert results[0].bytes_per_step > 4 * 2 * 3000  # the network's weights alone, from both
+    assert one.startup_seconds > 0 and other.startup_seconds > 0 and min(*one.memory, *other.memory) > 100
+    lost = spec._replace(name="lost", config=config | {"data": "/nowhere"})
     with pytest.raises(RunFailedError, match="lost did not start"), by_torchrun(lost, store):
         pass

@@ -1,8 +1,8 @@
 """The documents: every link, file, command, flag, target, field, snippet and JSON key that they name exists."""
 
 import ast
+import dataclasses
 import importlib
-import json
 import re
 import shlex
 from functools import cache
@@ -16,7 +16,10 @@ import typer
 from helpers import ROOT, call, last_json
 
 from jobs.__main__ import app
-from jobs.benchmark.accuracy import SystemResult, row_of
+from jobs.benchmark.accuracy import ComparisonResult, SystemRow
+from jobs.benchmark.communication import ExchangeRow
+from jobs.benchmark.single_process import Row
+from jobs.benchmark.speed import BenchmarkResult, Machine
 from model.config import fields
 from model.training.metrics import summarize
 
@@ -218,8 +221,15 @@ def test_the_documented_keys_are_those_of_dry_runs(small_dataset: str, tmp_path:
         assert set(last_json(call(command, *given).stdout)) == keys
 
 
-def test_the_documented_keys_are_those_of_a_compared_system():
-    row = row_of("crf", [SystemResult(np.ones((2, 8), np.int64), 1.0, 1.0, 1.0, 1.0, 1.0)])
-    line = re.search(r"^\| `systems` \| (.+) \|$", sections(CLI, "##")["benchmark"], re.M)
-    assert line and re.findall(r"`(\w+)`", line[1])[1:] == list(row)[1:]
-    assert json.dumps(row)
+def names_of(result: type) -> list[str]:
+    """Return the fields of a dataclass."""
+    return [field.name for field in dataclasses.fields(result)]
+
+
+def test_the_documented_keys_are_those_of_benchmark():
+    assert documented_keys("benchmark") == set(names_of(BenchmarkResult))
+    assert documented_keys("benchmark", part=1) == set(names_of(ComparisonResult))
+    inside = {"systems": SystemRow, "table": Row, "machine": Machine, "exchange": ExchangeRow}
+    for key, result in inside.items():
+        line = re.search(rf"^\| `{key}` \| (.+) \|$", sections(CLI, "##")["benchmark"], re.M)
+        assert line and re.findall(r"`(\w+)`", line[1]) == names_of(result), key

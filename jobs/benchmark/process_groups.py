@@ -1,21 +1,22 @@
-"""Groups of processes whose training is timed in turns: started by torchrun, or by Ray Train, and doing the same.
+"""Groups of processes that train in alternating rounds, launched by torchrun or by Ray Train.
 
-Every group waits at a key-value store of torch for its turn, so that several are kept ready and timed one after the other,
-again and again, while the others rest.
+Every group waits at a key-value store of torch for its next round. Several groups can so be kept ready and be timed one
+after the other, while the others are idle.
 """
 
 import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from itertools import count, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import psutil
 import torch
@@ -31,73 +32,69 @@ from model.network.tagger import new_tagger
 from model.training.communicator import SingleProcess
 from model.training.loop import Training
 
-_PATIENCE = timedelta(minutes=5)
-_GO, _END = "go", "end"
+_STORE_TIMEOUT = timedelta(minutes=5)
+_RUN, _EXIT = "run", "exit"
 
 
 class GroupSpec(NamedTuple):
-    """What the members of a group have to know.
+    """What every process of a group needs to know; plain values, so that it travels as JSON.
 
     Attributes:
-        name: of the group.
-        size: how many members it has.
+        name: name of the group, unique in the store.
+        size: number of processes.
         store: host and port of the store.
-        config: of the training, as plain values.
-        threads: of each member.
-        together: they train one tagger; else each one of its own, beside the others.
-        hand_made: they train by the loop of `jobs.benchmark.reference.HandMade`, each for itself.
-        steps: of a turn.
+        config: configuration of the training, as plain values.
+        threads: threads of each process.
+        shared_model: train one model together; otherwise each process trains its own.
+        reference: train with `jobs.benchmark.reference.reference_steps`, each process for itself.
+        steps: steps per round.
     """
 
     name: str
     size: int
     store: tuple[str, int]
-    config: dict[str, Any]
+    config: dict[str, object]
     threads: int
-    together: bool = True
-    hand_made: bool = False
+    shared_model: bool = True
+    reference: bool = False
     steps: int = 30
 
 
 class Measurement(NamedTuple):
-    """What came of a turn: tokens per second of all members, and bytes that they sent in a step."""
+    """The result of one round: tokens per second of the group, and bytes that it sent per step."""
 
     tokens_per_s: float
     bytes_per_step: float
 
 
-def group_member(drill: GroupSpec, device: torch.device) -> None:
-    """Trains in turns. Runs in each process of a group, in which torch.distributed is ready."""
-    torch.set_num_threads(drill.threads)
-    store = TCPStore(*drill.store, is_master=False, timeout=_PATIENCE)
-    rank, steps = dist.get_rank(), _steps(drill, device)
+def group_member(spec: GroupSpec, device: torch.device) -> None:
+    """Train round by round until the group is closed; torch.distributed must be initialized."""
+    torch.set_num_threads(spec.threads)
+    store = TCPStore(*spec.store, is_master=False, timeout=_STORE_TIMEOUT)
+    rank, steps = dist.get_rank(), _steps(spec, device)
     next(steps)
-    store.add(f"{drill.name} ready", 1)
+    store.add(f"{spec.name} ready", 1)
     for number in count():
-        if store.get(f"{drill.name} turn {number}").decode() == _END:
+        if store.get(f"{spec.name} round {number}").decode() == _EXIT:
             break
-        told = json.dumps(_turn(islice(steps, drill.steps), device))
-        store.set(f"{drill.name} result {number} {rank}", told)
+        store.set(f"{spec.name} result {number} {rank}", json.dumps(_timed_round(islice(steps, spec.steps), device)))
     resident = psutil.Process().memory_info().rss / 2**20
-    store.set(f"{drill.name} memory {rank}", str(resident))
+    store.set(f"{spec.name} memory {rank}", str(resident))
 
 
-def _steps(drill: GroupSpec, device: torch.device) -> Iterator[int]:
-    config = make_config(drill.config)
+def _steps(spec: GroupSpec, device: torch.device) -> Iterator[int]:
+    config = make_config(spec.config)
     data = Dataset(config.data)
     train, words = data.load("train", config.tagger.uses_word_features), data.info["words"]
-    if drill.hand_made:
+    if spec.reference:
         return reference_steps(config.tagger, config.training, train, words, device)
     tagger = new_tagger(config.tagger, words, config.training.seed)
-    return training_steps(
-        Training(
-            config.training, tagger, train, train, TorchCommunicator() if drill.together else SingleProcess(), device
-        )
-    )
+    communicator = TorchCommunicator() if spec.shared_model else SingleProcess()
+    return training_steps(Training(config.training, tagger, train, train, communicator, device))
 
 
-def _turn(steps: Iterator[int], device: torch.device) -> tuple[int, float, int]:
-    """Tokens, seconds, and bytes that this machine sent meanwhile."""
+def _timed_round(steps: Iterator[int], device: torch.device) -> tuple[int, float, int]:
+    """Run steps. Return the tokens, the seconds, and the bytes that this machine sent."""
     dist.barrier()
     sent, began = psutil.net_io_counters().bytes_sent, time.perf_counter()
     tokens = sum(steps)
@@ -109,60 +106,61 @@ def _turn(steps: Iterator[int], device: torch.device) -> tuple[int, float, int]:
 
 
 class ProcessGroupHandle:
-    """A group that waits for its turns.
+    """A running group that waits for its next round.
 
     Attributes:
-        started: seconds from its launch until all members had made their first step.
-        memory: megabytes of each member, resident; known when it is closed.
+        startup_seconds: seconds from the launch until all processes finished their first step.
+        memory: resident memory of each process in MB; set by `close`.
     """
 
-    def __init__(self, drill: GroupSpec, store: TCPStore, alive: Any) -> None:
-        self.drill, self.store, self._alive = drill, store, alive
+    def __init__(self, spec: GroupSpec, store: TCPStore, alive: Callable[[], bool]) -> None:
+        """Wait for a group that was just launched. Raises RunFailedError where it does not start."""
+        self.spec, self.store, self._alive = spec, store, alive
         self.memory: list[float] = []
-        self._turns = 0
+        self._rounds = 0
         began = time.perf_counter()
-        while store.add(f"{drill.name} ready", 0) < drill.size:
+        while store.add(f"{spec.name} ready", 0) < spec.size:
             if not alive():
-                raise RunFailedError(f"the group {drill.name} did not start")
+                raise RunFailedError(f"the group {spec.name} did not start")
             time.sleep(0.05)
-        self.started = time.perf_counter() - began
+        self.startup_seconds = time.perf_counter() - began
 
-    def turn(self) -> Measurement:
-        """Has the group train for a moment."""
-        self.store.set(f"{self.drill.name} turn {self._turns}", _GO)
-        told = [json.loads(self._told(f"result {self._turns} {rank}")) for rank in range(self.drill.size)]
-        self._turns += 1
-        shares = told[:1] if self.drill.together else told  # together, each counts the tokens of all
-        rate = sum(tokens / seconds for tokens, seconds, _ in shares)
-        return Measurement(rate, told[0][2] / self.drill.steps)
+    def measure(self) -> Measurement:
+        """Run one round. Raises RunFailedError where the group has died."""
+        self.store.set(f"{self.spec.name} round {self._rounds}", _RUN)
+        results = [json.loads(self._wait_for(f"result {self._rounds} {rank}")) for rank in range(self.spec.size)]
+        self._rounds += 1
+        # Each process of a shared model counts the tokens of all.
+        rate = sum(tokens / seconds for tokens, seconds, _ in (results[:1] if self.spec.shared_model else results))
+        return Measurement(rate, results[0][2] / self.spec.steps)
 
     def close(self) -> None:
-        """Sends the members home."""
-        self.store.set(f"{self.drill.name} turn {self._turns}", _END)
-        self.memory = [float(self._told(f"memory {rank}")) for rank in range(self.drill.size)]
+        """Tell the processes to exit. Raises RunFailedError where the group has died."""
+        self.store.set(f"{self.spec.name} round {self._rounds}", _EXIT)
+        self.memory = [float(self._wait_for(f"memory {rank}")) for rank in range(self.spec.size)]
 
-    def _told(self, what: str) -> str:
-        while not self.store.check([f"{self.drill.name} {what}"]):
+    def _wait_for(self, key: str) -> str:
+        while not self.store.check([f"{self.spec.name} {key}"]):
             if not self._alive():
-                raise RunFailedError(f"the group {self.drill.name} is lost")
-            time.sleep(0.1)  # seldom, for the members are at work
-        return str(self.store.get(f"{self.drill.name} {what}").decode())
+                raise RunFailedError(f"the group {self.spec.name} died")
+            time.sleep(0.1)  # poll rarely: the processes are being timed
+        return str(self.store.get(f"{self.spec.name} {key}").decode())
 
 
 @contextmanager
-def by_torchrun(drill: GroupSpec, store: TCPStore) -> Iterator[ProcessGroupHandle]:
-    """A group on this machine, as torch's own launcher starts it."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={drill.size}"]
-    environment = os.environ | {"OMP_NUM_THREADS": str(drill.threads)}
+def by_torchrun(spec: GroupSpec, store: TCPStore) -> Iterator[ProcessGroupHandle]:
+    """Launch a group on this machine with torchrun."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={spec.size}"]
+    environment = os.environ | {"OMP_NUM_THREADS": str(spec.threads)}
     root = Path(__file__).parents[2]
     process = subprocess.Popen(
-        [*command, "-m", "jobs.benchmark.process_groups", json.dumps(drill)],
+        [*command, "-m", "jobs.benchmark.process_groups", json.dumps(spec)],
         cwd=root,
         env=environment,
         stdout=subprocess.DEVNULL,
     )
     try:
-        group = ProcessGroupHandle(drill, store, lambda: process.poll() is None)
+        group = ProcessGroupHandle(spec, store, lambda: process.poll() is None)
         yield group
         group.close()
         process.wait()
@@ -172,25 +170,23 @@ def by_torchrun(drill: GroupSpec, store: TCPStore) -> Iterator[ProcessGroupHandl
 
 
 @contextmanager
-def by_ray(drill: GroupSpec, store: TCPStore, gpu: bool) -> Iterator[ProcessGroupHandle]:
-    """A group on the cluster that this process has joined, as `train` starts it."""
-    import tempfile
-
+def by_ray(spec: GroupSpec, store: TCPStore, gpu: bool) -> Iterator[ProcessGroupHandle]:
+    """Launch a group with Ray Train, configured as by `train`, on the cluster of this process."""
     from distributed.train.trainer import make_trainer
 
-    with tempfile.TemporaryDirectory(prefix="tandem-drill-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="tandem-benchmark-") as scratch:
         trainer = make_trainer(
-            _on_ray,
-            {"drill": drill},
-            name=drill.name,
+            _ray_member,
+            {"spec": spec},
+            name=spec.name,
             scratch=scratch,
-            workers=drill.size,
-            cpus=drill.threads,
+            workers=spec.size,
+            cpus=spec.threads,
             gpu=gpu,
         )
-        thread = threading.Thread(target=_quietly, args=(trainer.fit,), daemon=True)
+        thread = threading.Thread(target=_ignoring_errors, args=(trainer.fit,), daemon=True)
         thread.start()
-        group = ProcessGroupHandle(drill, store, thread.is_alive)
+        group = ProcessGroupHandle(spec, store, thread.is_alive)
         try:
             yield group
         finally:
@@ -198,30 +194,30 @@ def by_ray(drill: GroupSpec, store: TCPStore, gpu: bool) -> Iterator[ProcessGrou
             thread.join()
 
 
-def _quietly(fit: Any) -> None:
-    """The failure of a group is told by its silence."""
+def _ignoring_errors(fit: Callable[[], object]) -> None:
+    """Call `fit`; its handle notices a failed group by its dead thread."""
     with suppress(Exception):
         fit()
 
 
-def _on_ray(settings: dict[str, Any]) -> None:
+def _ray_member(settings: dict[str, GroupSpec]) -> None:
     import ray.train.torch
 
     gpu = torch.cuda.is_available()
-    group_member(settings["drill"], ray.train.torch.get_device() if gpu else torch.device("cpu"))
+    group_member(settings["spec"], ray.train.torch.get_device() if gpu else torch.device("cpu"))
 
 
-def _on_torchrun(text: str) -> None:
+def _torchrun_member(text: str) -> None:
     name, size, store, *others = json.loads(text)
-    drill = GroupSpec(name, size, tuple(store), *others)
+    spec = GroupSpec(name, size, tuple(store), *others)
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", dist.get_node_local_rank() % torch.cuda.device_count())
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" and drill.together else "gloo")
-    group_member(drill, device)
+    dist.init_process_group("nccl" if device.type == "cuda" and spec.shared_model else "gloo")
+    group_member(spec, device)
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    _on_torchrun(sys.argv[1])
+    _torchrun_member(sys.argv[1])

@@ -1,4 +1,4 @@
-"""What speed is measured against: what the machine can do at most, and the hand-made loop that the project began with."""
+"""Baselines for speed: the machine's matrix-multiplication ceiling, and a plain PyTorch loop like that of the record."""
 
 import time
 from collections.abc import Iterator
@@ -18,12 +18,12 @@ from model.network.cells import CELLS
 from model.training.loop import Training
 
 PADDED_TO = 128
-_SECONDS = 0.6  # that a lane is timed for at least
-_ROWS = 2048  # of the product that stands for the machine's best
+_SECONDS = 0.6  # least duration of a timing
+_ROWS = 2048  # of the matrix product of the ceiling
 
 
 def timed(work: Iterator[float], device: torch.device) -> float:
-    """The rate per second at which work is done; each of its pieces counts what it gives."""
+    """Return the rate per second of some work; each item of `work` is the amount that was just done."""
     began, done = time.perf_counter(), 0.0
     while time.perf_counter() - began < _SECONDS:
         done += next(work)
@@ -33,16 +33,16 @@ def timed(work: Iterator[float], device: torch.device) -> float:
 
 
 def flops_per_token(config: TaggerConfig) -> int:
-    """Floating-point operations of a training step's products for each token; backward is twice forward."""
+    """Return the floating-point operations per token of a training step's matrix products; backward takes twice forward."""
     directions = 2 if config.bidirectional else 1
-    outputs1, outputs2 = directions * config.keyword_hidden, directions * config.keyphrase_hidden
-    layer1 = outputs1 * CELLS[config.cell].gates * (config.window * config.embedding_dim + config.keyword_hidden)
-    layer2 = outputs2 * CELLS[config.cell].gates * (outputs1 + config.keyphrase_hidden)
-    return 3 * 2 * (layer1 + layer2 + 2 * outputs1 + 5 * outputs2)
+    keyword, keyphrase = directions * config.keyword_hidden, directions * config.keyphrase_hidden
+    keyword_rnn = keyword * CELLS[config.cell].gates * (config.window * config.embedding_dim + config.keyword_hidden)
+    keyphrase_rnn = keyphrase * CELLS[config.cell].gates * (keyword + config.keyphrase_hidden)
+    return 3 * 2 * (keyword_rnn + keyphrase_rnn + 2 * keyword + 5 * keyphrase)
 
 
 def gemm_roofline(config: TaggerConfig, precision: torch.dtype, device: torch.device) -> Iterator[float]:
-    """The ceiling: tokens, if training were one large matrix product of the first layer's shape, and nothing else."""
+    """Yield the tokens that one large matrix product of the first layer's shape is worth, as if training were nothing else."""
     inputs = config.window * config.embedding_dim
     a = torch.randn(_ROWS, inputs, device=device).to(precision)
     outputs = CELLS[config.cell].gates * config.keyword_hidden
@@ -53,7 +53,7 @@ def gemm_roofline(config: TaggerConfig, precision: torch.dtype, device: torch.de
 
 
 def training_steps(training: Training) -> Iterator[int]:
-    """Steps of a training for ever, from one epoch's batches; gives the tokens of each global batch."""
+    """Take training steps without end over the batches of one epoch. Yield the tokens of each global batch."""
     config, lengths = training.config, training.train.lengths
     batches = epoch_batches(lengths, config.global_batch_size, config.seed, 0, config.bucket_by_length)
     training.tagger.train()
@@ -64,7 +64,7 @@ def training_steps(training: Training) -> Iterator[int]:
 
 
 class ReferenceTagger(nn.Module):
-    """The record's model as its summaries and the paper let one rebuild it; torch's own modules, nothing left out."""
+    """The record's model, reconstructed from its summaries and the paper, with torch's own modules."""
 
     def __init__(self, config: TaggerConfig, words: int) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class ReferenceTagger(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """ids (B, T, W) -> logits (B, T, 2) and (B, T, 5)."""
+        """Return keyword logits (B, T, 2) and keyphrase logits (B, T, 5) of ids (B, T, W)."""
         h1, _ = self.first(self.dropout(self.embedding(ids).flatten(2)))
         h2, _ = self.second(h1)
         return self.keyword(h1), self.keyphrase(h2)
@@ -84,10 +84,10 @@ class ReferenceTagger(nn.Module):
 def reference_steps(
     tagger: TaggerConfig, config: TrainingConfig, split: Split, words: int, device: torch.device
 ) -> Iterator[int]:
-    """Steps as the record made them, for ever; gives the tokens of each batch, padding not counted.
+    """Take training steps as the record did, without end. Yield the tokens of each batch, without padding.
 
-    Every text is padded to 128 tokens; windows and labels are Python lists; Adam goes over the whole embedding table; the
-    figures of each batch are counted in Python, text by text.
+    Every text is padded to 128 tokens, context windows and labels are Python lists, Adam updates the whole embedding table,
+    and the metrics of each batch are counted in Python, text by text.
     """
     module = ReferenceTagger(tagger, words).to(device)
     adam = torch.optim.Adam(module.parameters(), config.lr)
@@ -95,7 +95,7 @@ def reference_steps(
     starts = range(0, len(order) - config.global_batch_size + 1, config.global_batch_size)
     for start in cycle(starts):
         texts = [_text(split, row) for row in order[start : start + config.global_batch_size]]
-        ids = torch.tensor([_windows(words_of, tagger.window) for words_of, _ in texts], device=device)
+        ids = torch.tensor([_windows(sentence, tagger.window) for sentence, _ in texts], device=device)
         tags = torch.tensor([labels + [O] * (PADDED_TO - len(labels)) for _, labels in texts], device=device)
         keyword, keyphrase = module(ids)
         heads = ((keyword, (tags != O).long()), (keyphrase, tags))
@@ -114,18 +114,18 @@ def _text(split: Split, row: int) -> tuple[list[int], list[int]]:
 
 
 def _windows(ids: list[int], size: int) -> list[list[int]]:
-    around = [PAD] * (size // 2)
-    padded = around + ids + [PAD] * (PADDED_TO - len(ids)) + around
-    return [padded[at : at + size] for at in range(PADDED_TO)]
+    margin = [PAD] * (size // 2)
+    padded = margin + ids + [PAD] * (PADDED_TO - len(ids)) + margin
+    return [padded[i : i + size] for i in range(PADDED_TO)]
 
 
 def _count(predicted: list[list[int]], gold: list[list[int]]) -> tuple[int, int, int, int]:
-    """Texts wholly right, and tags found, predicted and gold."""
-    exact = found = made = wanted = 0
-    for row, want in zip(predicted, gold, strict=True):
-        exact += row == want
-        for tag, right in zip(row, want, strict=True):
-            found += tag == right != O
-            made += tag != O
-            wanted += right != O
-    return exact, found, made, wanted
+    """Count texts that are entirely correct, and correct, predicted and gold tags other than O."""
+    exact = correct = positives = gold_positives = 0
+    for row, gold_row in zip(predicted, gold, strict=True):
+        exact += row == gold_row
+        for tag, gold_tag in zip(row, gold_row, strict=True):
+            correct += tag == gold_tag != O
+            positives += tag != O
+            gold_positives += gold_tag != O
+    return exact, correct, positives, gold_positives

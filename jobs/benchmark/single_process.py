@@ -1,4 +1,4 @@
-"""The lanes of the benchmark that run in one process: training in all its variants, and what stands around it."""
+"""Measurements that run in one process: training in several configurations, evaluation, extraction and `prepare`."""
 
 import statistics
 import time
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -26,13 +26,15 @@ from model.training.evaluation import evaluate
 from model.training.loop import Training
 from model.training.metrics import summarize
 
+# Names of measurements, as the table shows them.
 CEILING, CEILING_HALF = "one matrix product, float32", "one matrix product, bfloat16"
-OWNER, STEP, HALF = "the hand-made loop", "Tandem's step", "  bfloat16"
-EXTRACT, PREPARE = "extract", "prepare, each second of a core"
+REFERENCE, STEP, HALF = "reference loop", "Tandem's step", "  bfloat16"
+EXTRACT, PREPARE = "extract", "prepare, per second of a core"
 
 
-class Row(NamedTuple):
-    """A line of the table: the median over the rounds, the lowest and the highest."""
+@dataclass(frozen=True)
+class Row:
+    """A row of the table: the median, lowest and highest value over the rounds."""
 
     name: str
     unit: str
@@ -43,79 +45,98 @@ class Row(NamedTuple):
 
 @dataclass
 class Measurements:
-    """What was measured: the rates of each lane, round by round."""
+    """The values of each measurement by name, one per round."""
 
     units: dict[str, str] = field(default_factory=dict)
-    rates: dict[str, list[float]] = field(default_factory=dict)
+    values: dict[str, list[float]] = field(default_factory=dict)
 
-    def add(self, name: str, unit: str, rate: float) -> None:
-        """Adds a round's rate."""
+    def add(self, name: str, unit: str, value: float) -> None:
+        """Add the value of a round."""
         self.units[name] = unit
-        self.rates.setdefault(name, []).append(rate)
+        self.values.setdefault(name, []).append(value)
 
-    def ratio(self, above: str, below: str) -> float:
-        """The median over the rounds of one lane's rate by another's."""
-        pairs = zip(self.rates[above], self.rates[below], strict=True)
-        return statistics.median(one / other for one, other in pairs)
+    def ratio(self, numerator: str, denominator: str) -> float:
+        """Return the median over the rounds of the ratio of two measurements."""
+        pairs = zip(self.values[numerator], self.values[denominator], strict=True)
+        return statistics.median(a / b for a, b in pairs)
 
     def rows(self) -> list[Row]:
-        """The table."""
+        """Return the rows of the table, in the order in which the measurements were first added."""
         return [
-            Row(name, self.units[name], statistics.median(rates), min(rates), max(rates))
-            for name, rates in self.rates.items()
+            Row(name, self.units[name], statistics.median(values), min(values), max(values))
+            for name, values in self.values.items()
         ]
 
 
-def _variants(place: torch.device) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
-    """Lanes of the step: changes of the tagger's and of the training's configuration."""
-    off: tuple[dict[str, Any], dict[str, Any]] = (
-        {"cpu_kernels": False, "cpu_dropout": False},
-        {"sparse_embedding": False, "bucket_by_length": False},
-    )
-    batches = (256, 1024, 4096) if place.type == "cuda" else (256,)
-    found = {
-        STEP: ({}, {}),
-        "  torch's recurrence": ({"cpu_kernels": False}, {}),
-        "  torch's dropout": ({"cpu_dropout": False}, {}),
-        "  the whole table at each step": ({}, {"sparse_embedding": False}),
-        "  batches at random": ({}, {"bucket_by_length": False}),
-        "  all of these": off,
-        HALF: ({}, {"precision": "bfloat16"}),
-        **{f"  {cell}": ({"cell": cell}, {}) for cell in CELLS if cell != TaggerConfig().cell},
-        **{f"  batches of {size}": ({}, {"global_batch_size": size}) for size in batches},
+class _Variant(NamedTuple):
+    """Fields of a training's configuration that differ from the defaults."""
+
+    tagger: dict[str, object]
+    training: dict[str, object]
+
+
+def _variants(device: torch.device) -> dict[str, _Variant]:
+    """Return the configurations of the step to measure, by name."""
+    batch_sizes = (256, 1024, 4096) if device.type == "cuda" else (256,)
+    variants = {
+        STEP: _Variant({}, {}),
+        "  torch's recurrence": _Variant({"cpu_kernels": False}, {}),
+        "  torch's dropout": _Variant({"cpu_dropout": False}, {}),
+        "  whole embedding table at each step": _Variant({}, {"sparse_embedding": False}),
+        "  batches at random": _Variant({}, {"bucket_by_length": False}),
+        "  all of these": _Variant(
+            {"cpu_kernels": False, "cpu_dropout": False}, {"sparse_embedding": False, "bucket_by_length": False}
+        ),
+        HALF: _Variant({}, {"precision": "bfloat16"}),
+        **{f"  {cell}": _Variant({"cell": cell}, {}) for cell in CELLS if cell != TaggerConfig().cell},
+        **{f"  batches of {size}": _Variant({}, {"global_batch_size": size}) for size in batch_sizes},
     }
     try:
-        check_precision("bfloat16", place)
+        check_precision("bfloat16", device)
     except UserError:
-        del found[HALF]
-    return found
+        del variants[HALF]
+    return variants
 
 
-def in_this_process(
-    location: str, repeats: int, place: torch.device, folder: Path, hand_made: ProcessGroupHandle, lanes: Measurements
+def measure_in_process(
+    location: str,
+    repeats: int,
+    device: torch.device,
+    folder: Path,
+    reference_loop: ProcessGroupHandle,
+    measurements: Measurements,
 ) -> None:
-    """Has the lanes take turns with the hand-made loop; a first round warms up and is not counted.
+    """Time all variants of the step, evaluation and extraction in rounds with the reference loop.
 
-    That loop has a process of its own, for what this one has settled, such as how memory is kept, would speed it up.
+    The reference loop has a process of its own, because settings of this one, such as how memory is kept, would speed it
+    up. A first round warms up and is not counted.
+
+    Args:
+        location: a dataset directory.
+        repeats: number of rounds.
+        device: where to train.
+        folder: an empty directory for a bundle.
+        reference_loop: a group of one process that trains by the reference loop.
+        measurements: receives the values.
     """
     data, tagger = Dataset(location), TaggerConfig()
     train, valid, words = data.load("train"), data.load("valid"), data.info["words"]
     steps: dict[str, Iterator[float]] = {}
-    for name, (of_tagger, changed) in _variants(place).items():
-        fresh = new_tagger(TaggerConfig(**of_tagger), words, 0)
-        training = Training(TrainingConfig(**changed), fresh, train, valid, device=place)
+    for name, variant in _variants(device).items():
+        model = new_tagger(TaggerConfig(**variant.tagger), words, 0)
+        training = Training(TrainingConfig(**variant.training), model, train, valid, device=device)
         steps[name] = reference.training_steps(training)
         if name == STEP:
             steps["batches alone"] = _batches(training)
             texts = {"evaluate": _evaluated(training), EXTRACT: _extracted(data, training, folder)}
     for precision, name in ((torch.float32, CEILING), (torch.bfloat16, CEILING_HALF)):
-        steps[name] = reference.gemm_roofline(tagger, precision, place)
+        steps[name] = reference.gemm_roofline(tagger, precision, device)
     for round in range(-1, repeats):
-        rates = [(OWNER, "tokens/s", hand_made.turn().tokens_per_s)]
-        for unit, lane in (("tokens/s", steps), ("texts/s", texts)):
-            rates += [(name, unit, reference.timed(work, place)) for name, work in lane.items()]
+        rates = [(REFERENCE, "tokens/s", reference_loop.measure().tokens_per_s)]
+        for unit, group in (("tokens/s", steps), ("texts/s", texts)):
+            rates += [(name, unit, reference.timed(work, device)) for name, work in group.items()]
         for name, unit, rate in rates if round >= 0 else ():
-            lanes.add(name, unit, rate)
+            measurements.add(name, unit, rate)
 
 
 def _batches(training: Training) -> Iterator[float]:
@@ -128,12 +149,12 @@ def _batches(training: Training) -> Iterator[float]:
 def _evaluated(training: Training) -> Iterator[float]:
     while True:
         evaluate(training.tagger, training.valid, training.device)
-        training.tagger.train()  # its steps are another lane, and have their dropout
+        training.tagger.train()  # its steps are measured as well, with dropout
         yield len(training.valid)
 
 
 def _extracted(data: Dataset, training: Training, folder: Path) -> Iterator[float]:
-    """From a bundle, as anybody has it, of a tagger that has trained for a moment."""
+    """Extract with the bundle of a briefly trained tagger, as a user would. Yield numbers of texts."""
     steps = reference.training_steps(training)
     for _ in range(100):
         next(steps)
@@ -146,13 +167,13 @@ def _extracted(data: Dataset, training: Training, folder: Path) -> Iterator[floa
     texts = [labelled.text for labelled in data.texts("train")]
     while True:
         for begin in range(0, len(texts), TEXTS_HELD):
-            some = texts[begin : begin + TEXTS_HELD]
-            list(extractor.pipe(some))
-            yield len(some)
+            chunk = texts[begin : begin + TEXTS_HELD]
+            list(extractor.pipe(chunk))
+            yield len(chunk)
 
 
-def prepare_again(location: str, texts: int, repeats: int, folder: Path, lanes: Measurements) -> None:
-    """Labelled texts as TSV, repeated until there are enough; what is told is texts for each second of one core."""
+def measure_prepare(location: str, texts: int, repeats: int, folder: Path, measurements: Measurements) -> None:
+    """Time `prepare`, in texts per second of processor time, on a dataset's training texts repeated to a number of texts."""
     data = Dataset(location)
     lines = []
     for labelled in data.texts("train"):
@@ -164,4 +185,4 @@ def prepare_again(location: str, texts: int, repeats: int, folder: Path, lanes: 
         began = time.process_time()
         info = prepare(PrepareConfig([str(source)], str(folder / "prepared"), skip_bad_lines=True, overwrite=True))
         rows = sum(split["rows"] for split in info["splits"].values())
-        lanes.add(PREPARE, "texts/s", rows / (time.process_time() - began))
+        measurements.add(PREPARE, "texts/s", rows / (time.process_time() - began))

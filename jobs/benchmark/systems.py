@@ -1,0 +1,149 @@
+"""One system of the accuracy benchmark: train it, score it on the test split, and time it in use."""
+
+import copy
+import importlib
+import statistics
+import sys
+from collections.abc import Callable
+from functools import partial
+from itertools import chain, islice
+from typing import NamedTuple
+
+from jobs.benchmark.baselines import PACKAGES, Log, Stopwatch, TagTexts, fit_crf, fit_spacy
+from model.config import make_config, preset_values, set_dotted
+from model.data.dataset import SPLITS, Dataset
+from model.data.examples import Example, Span, examples
+from model.data.labelled_text import SkipCounts
+from model.data.tokenizer import UNKNOWN, CachedTokenizer
+from model.inference.extractor import TEXTS_HELD, Extractor
+from model.network.tagger import new_tagger
+from model.training.loop import SELECTION_METRIC, Training
+from model.training.metrics import Counts, counts_of_spans
+
+_BASELINES = {"crf": fit_crf, "spacy": fit_spacy}
+_TEXTS_TIMED = 10_000
+ExtractSpans = Callable[[list[str]], list[list[Span]]]  # raw texts -> the characters of their keyphrases
+
+
+class TrainedSystem(NamedTuple):
+    """A trained system.
+
+    Attributes:
+        load: return it ready for use, with an empty tokenizer cache.
+        best_s: seconds from texts in memory until the model that is used was trained and validated.
+        stopped_s: seconds until training ended.
+        cores: processor seconds per second of training.
+    """
+
+    load: Callable[[], ExtractSpans]
+    best_s: float
+    stopped_s: float
+    cores: float
+
+
+class SystemResult(NamedTuple):
+    """The result of one training.
+
+    Attributes:
+        counts: (texts, 8) counts on the test split; those of keywords are 0.
+        best_s, stopped_s, train_cores: as in `TrainedSystem`.
+        texts_per_s: throughput from raw texts to the characters of keyphrases.
+        use_cores: processor seconds per second of that.
+    """
+
+    counts: Counts
+    best_s: float
+    stopped_s: float
+    train_cores: float
+    texts_per_s: float
+    use_cores: float
+
+
+def measure(data: Dataset, system: str, seed: int, repeats: int, log: Log) -> SystemResult:
+    """Train a system and measure it.
+
+    Args:
+        data: a dataset with all three splits.
+        system: `crf`, `spacy` or a preset.
+        seed: seed of the training.
+        repeats: passes over the texts for the throughput, of which the median counts.
+        log: receives a line per epoch.
+    """
+    trained = (_train_baseline if system in _BASELINES else _train_preset)(data, system, seed, log)
+    test = list(data.texts("test"))
+    predicted = trained.load()([each.text for each in test])
+    counts = counts_of_spans(predicted, [each.spans or () for each in test])
+    all_texts = chain.from_iterable(data.texts(split) for split in reversed(SPLITS))
+    texts = [each.text for each in islice(all_texts, _TEXTS_TIMED)]
+    rates = [_throughput(trained.load(), texts) for _ in range(repeats)]
+    rate, use_cores = (statistics.median(values) for values in zip(*rates, strict=True))
+    return SystemResult(counts, trained.best_s, trained.stopped_s, trained.cores, rate, use_cores)
+
+
+def _throughput(extract: ExtractSpans, texts: list[str]) -> tuple[float, float]:
+    """Return texts per second, and processor seconds per second."""
+    stopwatch = Stopwatch()
+    extract(texts)
+    return len(texts) / stopwatch.seconds, stopwatch.cores
+
+
+def _train_preset(data: Dataset, preset: str, seed: int, log: Log) -> TrainedSystem:
+    tree = preset_values(preset)
+    for dotted, value in {"data": data.location, "training.seed": seed, "tagger.pretrained_vectors": False}.items():
+        set_dotted(tree, dotted, value)
+    config = make_config(tree)
+    train, valid = (data.load(split, config.tagger.uses_word_features) for split in ("train", "valid"))
+    stopwatch = Stopwatch()
+    tagger = new_tagger(config.tagger, data.info["words"], seed)
+    training = Training(config.training, tagger, train, valid)
+    best_s, weights = 0.0, tagger.state_dict()
+    for metrics in training.epochs():
+        if training.best == len(training.history) - 1:
+            best_s, weights = stopwatch.seconds, copy.deepcopy(tagger.state_dict())
+        epoch = f"epoch {training.epoch} of {config.training.epochs}"
+        log(f"{preset}: {epoch}, valid F1 {metrics[SELECTION_METRIC]:.4f}, {stopwatch.seconds:.0f} s")
+    stopped_s, cores = stopwatch.seconds, stopwatch.cores
+    tagger.load_state_dict(weights)
+
+    def load() -> ExtractSpans:
+        extractor = Extractor(tagger, data.tokenizer())
+        return lambda texts: [[(each.start, each.end) for each in found] for found in extractor.pipe(texts)]
+
+    return TrainedSystem(load, best_s, stopped_s, cores)
+
+
+def _train_baseline(data: Dataset, system: str, seed: int, log: Log) -> TrainedSystem:
+    train, valid = (_examples(data, split) for split in ("train", "valid"))
+    importlib.import_module(PACKAGES[system][0])  # before the stopwatch starts
+    stopwatch = Stopwatch()
+    tag, best_s = _BASELINES[system](train, valid, seed, stopwatch, log)
+    stopped_s, cores = stopwatch.seconds, stopwatch.cores
+
+    return TrainedSystem(lambda: raw_text_adapter(tag, data), best_s, stopped_s, cores)
+
+
+def _examples(data: Dataset, split: str) -> list[Example]:
+    return list(examples(data.texts(split), data.tokenizer(), SkipCounts(), sys.maxsize))
+
+
+def raw_text_adapter(tag: TagTexts, data: Dataset) -> ExtractSpans:
+    """Return a function that extracts spans of raw texts with a system that tags tokenized texts."""
+    return partial(_extract_spans, tag, CachedTokenizer(lambda word: UNKNOWN, data.tokenizer()))
+
+
+def _extract_spans(tag: TagTexts, tokenize: CachedTokenizer, texts: list[str]) -> list[list[Span]]:
+    extracted: list[list[Span]] = []
+    for first in range(0, len(texts), TEXTS_HELD):
+        chunk = texts[first : first + TEXTS_HELD]
+        words = tokenize(chunk)
+        offsets = [
+            (words.starts[begin:end].tolist(), words.ends[begin:end].tolist())
+            for begin, end in zip(words.begins[:-1], words.begins[1:], strict=True)
+        ]
+        tokenized = [
+            [text[start:end] for start, end in zip(*each, strict=True)]
+            for text, each in zip(chunk, offsets, strict=True)
+        ]
+        for (starts, ends), spans in zip(offsets, tag(tokenized), strict=True):
+            extracted.append([(starts[begin], ends[end - 1]) for begin, end in spans])
+    return extracted
