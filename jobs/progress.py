@@ -2,9 +2,13 @@
 
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.console import echo, format_duration
+
+if TYPE_CHECKING:
+    from distributed.train.events import Event
+    from model.training.loop import Progress
 
 
 class TrainingProgress:
@@ -35,20 +39,24 @@ class TrainingProgress:
         if self.live:
             self.live.stop()
 
-    def event(self, kind: str, value: Any) -> None:
-        """Takes an event of `distributed.train.driver.train`."""
-        if kind == "progress":
-            self._progress(value)
-        elif kind == "epoch":
-            self._epoch(value)
-        else:
-            self._line(value)
+    def event(self, event: "Event") -> None:
+        """Show an event of `distributed.train.driver.train`."""
+        from distributed.train.events import EpochEnd, Note
+        from model.training.loop import Progress
 
-    def _progress(self, at: dict[str, Any]) -> None:
+        match event:
+            case Progress():
+                self._progress(event)
+            case EpochEnd(metrics):
+                self._epoch(metrics)
+            case Note(text):
+                self._line(text)
+
+    def _progress(self, at: "Progress") -> None:
         text = (
-            f"epoch {at['epoch']}/{self.epochs}  step {at['step']}/{at['steps']}  left {self._left(at)}  "
-            f"valid F1 {'-' if self.f1 is None else format(self.f1, '.4f')}  {at['tokens_per_s']:,.0f} tokens/s  "
-            f"loss: keyword {at['keyword_loss']:.4f}, keyphrase {at['keyphrase_loss']:.4f}"
+            f"epoch {at.epoch}/{self.epochs}  step {at.step}/{at.steps}  left {self._left(at)}  "
+            f"valid F1 {'-' if self.f1 is None else format(self.f1, '.4f')}  {at.tokens_per_s:,.0f} tokens/s  "
+            f"loss: keyword {at.keyword_loss:.4f}, keyphrase {at.keyphrase_loss:.4f}"
         )
         if self.live:
             from rich.text import Text
@@ -58,8 +66,8 @@ class TrainingProgress:
             self.printed = time.monotonic()
             echo(text)
 
-    def _left(self, at: dict[str, Any]) -> str:
-        done = (at["epoch"] - 1 + at["step"] / at["steps"]) / self.epochs
+    def _left(self, at: "Progress") -> str:
+        done = (at.epoch - 1 + at.step / at.steps) / self.epochs
         if self.first is None:
             self.first, self.began = done, time.monotonic()
         gone = done - self.first

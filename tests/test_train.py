@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from distributed.cluster.preflight import check_storage
 from distributed.cluster.resources import ClusterResources, plan_workers
 from distributed.train.driver import NoProgressLimit, new_run, resumed_run, train
+from distributed.train.events import EpochEnd, Event, Note, TrainingStarted, WorkersLost
 from distributed.train.tracking import WandbRun
 from model.config import Config, RunConfig, make_config, preset_values
 from model.errors import RunFailedError, UserError
@@ -43,7 +44,7 @@ def config_of(
 BEST = {**preset_values("best")["tagger"], **SMALL, "word_feature_dim": 4, "rare_word_dropout": 0.0}
 
 
-def quiet(kind: str, value: Any) -> None:
+def quiet(event: Event) -> None:
     """Takes events and shows nothing."""
 
 
@@ -68,12 +69,12 @@ def test_two_workers_end_with_the_weights_of_one(cluster, small_dataset: str, tm
 
 @pytest.mark.ray
 def test_a_run_keeps_its_figures_best_epoch_and_configuration(cluster, small_dataset: str, tmp_path: Path):
-    events: list[tuple[str, Any]] = []
+    events: list[Event] = []
     config = config_of(small_dataset, tmp_path, "kept", epochs=4)
-    result = train(config, lambda kind, value: events.append((kind, value)))
+    result = train(config, events.append)
     folder = tmp_path / "kept"
     history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [value for kind, value in events if kind == "epoch"] == history and len(history) == 4
+    assert [event.metrics for event in events if isinstance(event, EpochEnd)] == history and len(history) == 4
     best = max(history, key=lambda metrics: metrics["valid/keyphrase_f1"])
     assert result["best_epoch"] == best["epoch"] and result["keyphrase_f1"] == best["valid/keyphrase_f1"]
     assert result["valid"]["keyword_f1"] == result["keyword_f1"] and result["epochs"] == 4
@@ -98,10 +99,10 @@ def test_three_workers_of_which_one_is_killed_end_with_the_bits_of_three_that_ar
     killed: list[int] = []
     notes: list[str] = []
 
-    def kill_once(kind: str, value: Any) -> None:
-        if kind == "note":
-            notes.append(value)
-        if kind == "epoch" and value["epoch"] == 3 and not killed:
+    def kill_once(event: Event) -> None:
+        if isinstance(event, Note):
+            notes.append(event.text)
+        if isinstance(event, EpochEnd) and event.metrics["epoch"] == 3 and not killed:
             killed.append(train_workers()[0].pid)
             os.kill(killed[0], signal.SIGKILL)
 
@@ -121,26 +122,26 @@ def test_three_workers_of_which_one_is_killed_end_with_the_bits_of_three_that_ar
 
 
 def test_losses_are_borne_as_long_as_the_training_gets_further():
-    told: list[str] = []
-    patience = NoProgressLimit(2, lambda kind, value: told.append(value))
-    lost = ("lost", ("worker 1: gone", RunFailedError("the end")))
-    for place in ((0, 0), (0, 20), (1, 0), (1, 0), (3, 0)):
-        patience.event("begun", place)
-        patience.event(*lost)
-    assert told == ["lost worker 1: gone"] * 5
-    patience.event("begun", (3, 0))
-    patience.event(*lost)
-    patience.event("begun", (3, 0))
+    shown: list[Event] = []
+    limit = NoProgressLimit(2, shown.append)
+    lost = WorkersLost("worker 1: gone", RunFailedError("the end"))
+    for position in ((0, 0), (0, 20), (1, 0), (1, 0), (3, 0)):
+        limit.handle(TrainingStarted(*position))
+        limit.handle(lost)
+    assert shown == [Note("lost worker 1: gone")] * 5
+    limit.handle(TrainingStarted(3, 0))
+    limit.handle(lost)
+    limit.handle(TrainingStarted(3, 0))
     with pytest.raises(RunFailedError, match="the end"):
-        patience.event(*lost)
+        limit.handle(lost)
     with pytest.raises(UserError, match="full"):
-        NoProgressLimit(2, quiet).event("lost", ("worker 0: full", UserError("full")))
+        NoProgressLimit(2, quiet).handle(WorkersLost("worker 0: full", UserError("full")))
 
 
 @pytest.mark.ray
 def test_a_run_that_may_not_be_retried_fails_with_the_way_to_go_on(cluster, small_dataset: str, tmp_path: Path):
-    def kill(kind: str, value: Any) -> None:
-        for process in train_workers() if kind == "epoch" else []:
+    def kill(event: Event) -> None:
+        for process in train_workers() if isinstance(event, EpochEnd) else []:
             process.kill()
 
     config = config_of(small_dataset, tmp_path, "lost", run={"retries": 0}, epochs=2000)

@@ -15,7 +15,6 @@ import json
 import os
 import statistics
 import tempfile
-import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +22,17 @@ from distributed.cluster.connection import connect, driver_queue, inspect_cluste
 from distributed.cluster.preflight import check_data, check_storage
 from distributed.cluster.ray_internals import START_TIMEOUT
 from distributed.cluster.resources import ClusterResources, WorkerRequest, describe_request, plan_workers
-from distributed.train.checkpoint import load_best
-from distributed.train.events import EventHandler, close_queues, drain
+from distributed.train.checkpoint import STOP, load_best
+from distributed.train.events import (
+    EpochEnd,
+    Event,
+    EventHandler,
+    Note,
+    TrainingStarted,
+    WorkersLost,
+    close_queues,
+    drain,
+)
 from distributed.train.failures import WorkerLossCallback, to_user_error
 from distributed.train.tracking import WandbRun
 from model import storage
@@ -35,13 +43,11 @@ from model.inference.bundle import save_bundle
 from model.training.loop import SELECTION_METRIC
 
 if TYPE_CHECKING:
+    import ray.train
     from ray.train.torch import TorchTrainer
 
-_POLL_SECONDS = 0.2
 _COLLECTIVE_TIMEOUT_S = 600
 _FAILED_STARTS = 30  # of a worker group; an elastic one has one for each node that is lost
-_SECONDS_TO_STOP = 15.0
-_SECONDS_TO_TERMINATE = 2.0  # who sends SIGTERM often kills soon after: `ray job stop` after 3 s
 
 
 def new_run(config: Config) -> Config:
@@ -123,8 +129,7 @@ def train(config: Config, on_event: EventHandler) -> dict[str, Any]:
 
     Args:
         config: from `new_run` or `resumed_run`.
-        on_event: told of progress (`progress`, dict), of finished epochs (`epoch`, figures) and of what goes on
-            (`note`, str); called in this thread.
+        on_event: called in this thread with Progress, EpochEnd and Note.
 
     Returns:
         What `train --json` prints.
@@ -136,7 +141,7 @@ def train(config: Config, on_event: EventHandler) -> dict[str, Any]:
     folder = run_folder(config)
     finished = storage.join(folder, "result.json")
     if storage.exists(finished):
-        on_event("note", f"{folder} is finished already; nothing to do")
+        on_event(Note(f"{folder} is finished already; nothing to do"))
         return json.loads(storage.read(finished))
     validate_run(config, inspect_cluster())  # a mistake is answered at once, not after Ray's start
     cluster = connect()
@@ -145,14 +150,14 @@ def train(config: Config, on_event: EventHandler) -> dict[str, Any]:
     storage.write(storage.join(folder, "config.json"), json.dumps(config.model_dump(), indent=2).encode())
     began = time.perf_counter()
     with WandbRun(config, folder) as tracker:
-        on_event("note", f"run {config.run.name}: {share} on {cluster.describe_count('node')}, {tracker.where}")
+        on_event(Note(f"run {config.run.name}: {share} on {cluster.describe_count('node')}, {tracker.where}"))
 
-        def relay(kind: str, value: Any) -> None:
-            if kind == "epoch":
-                tracker.epoch(value)
-            on_event(kind, value)
+        def handle(event: Event) -> None:
+            if isinstance(event, EpochEnd):
+                tracker.epoch(event.metrics)
+            on_event(event)
 
-        _fit(config, share, folder, relay)
+        _fit(config, share, folder, handle)
         result = _finish(config, folder, time.perf_counter() - began)
         storage.write(finished, json.dumps(result, indent=2).encode())
         tracker.finish(result)
@@ -163,40 +168,30 @@ def _fit(config: Config, share: WorkerRequest, folder: str, on_event: EventHandl
     """Runs the trainer beside this thread, which passes events on and stays free for Ctrl-C."""
     import ray
 
+    from distributed.cluster.background import run_in_background
     from distributed.cluster.wait import ResourceWait
     from distributed.train.shared_data import SharedData
 
     data = ray.put(SharedData.load(config.data, config.tagger.uses_word_features))
     events, orders = driver_queue(), driver_queue()
-    outcome: list[Any] = []
+    limit = NoProgressLimit(config.run.retries, on_event)
 
-    def fit() -> None:
+    def fit() -> "ray.train.Result":
         try:
             with tempfile.TemporaryDirectory(prefix="tandem-train-") as scratch:
-                outcome.append(_trainer(config, share, folder, data, (events, orders), scratch).fit())
-        except Exception as error:  # carried over to the thread that waits
-            outcome.append(error)
+                return _trainer(config, share, folder, data, (events, orders), scratch).fit()
+        except Exception as error:
+            raise to_user_error(error, folder) from error
 
-    wait = ResourceWait(str(share), config.run.wait_minutes, lambda text: on_event("note", text))
-    thread = threading.Thread(target=fit, name="trainer", daemon=True)
-    thread.start()
-    patience = NoProgressLimit(config.run.retries, on_event)
-    try:
-        while thread.is_alive():
-            thread.join(_POLL_SECONDS)
-            drain(events, patience.event)
-            wait.poll()
-    except BaseException as stop:
-        orders.put_nowait("stop")  # the workers keep what they have
-        thread.join(_SECONDS_TO_STOP if isinstance(stop, (KeyboardInterrupt, Exception)) else _SECONDS_TO_TERMINATE)
-        if isinstance(stop, Exception) and not thread.is_alive():  # else this process ends, and the queues with it
-            close_queues(events, orders)
-        raise
-    close_queues(events, orders)
-    if isinstance(outcome[0], Exception):
-        raise to_user_error(outcome[0], folder) from outcome[0]
-    if outcome[0].return_value is not None:
-        raise DivergedError(outcome[0].return_value)
+    result = run_in_background(
+        fit,
+        lambda: drain(events, limit.handle),
+        ResourceWait(str(share), config.run.wait_minutes, lambda text: on_event(Note(text))),
+        stop=lambda: orders.put_nowait(STOP),  # the workers save a checkpoint first
+        cleanup=lambda: close_queues(events, orders),
+    )
+    if result.return_value is not None:
+        raise DivergedError(result.return_value)
 
 
 def _trainer(
@@ -230,29 +225,30 @@ def _trainer(
 
 
 class NoProgressLimit:
-    """Passes events on, and ends a training that is begun again and again without getting further.
+    """Passes events on, and ends a training that is restarted again and again without progress.
 
-    Ray counts all losses of a training alike; one that runs for days on machines that may be taken away has many, and is
-    well.
+    Ray counts every failure of a training against one limit. A healthy run of several days on machines that may be taken
+    away has many, so only those without progress in between are counted.
     """
 
     def __init__(self, retries: int, on_event: EventHandler) -> None:
         self.retries, self.on_event = retries, on_event
-        self.losses, self.place = 0, (0, 0)
+        self.losses, self.position = 0, (0, 0)
 
-    def event(self, kind: str, value: Any) -> None:
-        """Raises UserError or RunFailedError where trying again is of no use."""
-        if kind == "begun":
-            self.losses = self.losses if tuple(value) <= self.place else 0
-            self.place = tuple(value)
-        elif kind == "lost":
-            reasons, error = value
-            self.losses += 1
-            if isinstance(error, UserError) or self.losses > self.retries:
-                raise error
-            self.on_event("note", f"lost {reasons}")
-        else:
-            self.on_event(kind, value)
+    def handle(self, event: Event) -> None:
+        """Raises UserError or RunFailedError where another try would not help."""
+        match event:
+            case TrainingStarted(epoch, step):
+                if (epoch, step) > self.position:
+                    self.losses = 0
+                self.position = (epoch, step)
+            case WorkersLost(reason, error):
+                self.losses += 1
+                if isinstance(error, UserError) or self.losses > self.retries:
+                    raise error
+                self.on_event(Note(f"lost {reason}"))
+            case _:
+                self.on_event(event)
 
 
 def _finish(config: Config, folder: str, seconds: float) -> dict[str, Any]:

@@ -1,43 +1,110 @@
-"""Events from the workers of a training to its driver."""
+"""Events from the workers of a training to its driver, through a queue on the driver's node."""
 
+import queue
+import threading
 from collections.abc import Callable
-from typing import Any
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from ray.exceptions import RayError
 
-from model.training.loop import Progress
+from model.errors import RunFailedError, UserError
+from model.training.loop import Metrics, Progress
 
-EventHandler = Callable[[str, Any], None]
+if TYPE_CHECKING:
+    from ray.util.queue import Queue
+
+_MAX_UNSENT = 1000
+_SECONDS_TO_FLUSH = 10.0
 
 
-# ("progress", Progress), ("epoch", figures), ("note", text), ("begun", (epoch, step)), ("lost", (reasons, error))
-Event = tuple[str, Any]
+@dataclass(frozen=True)
+class TrainingStarted:
+    """The workers have started, or restarted, from the given step of the epoch after `epoch`."""
+
+    epoch: int
+    step: int
 
 
-def event_sender(events: Any) -> Callable[[Event], None]:
-    """Sends events to the driver; silent once the driver is gone, for the training does not depend on being watched."""
+@dataclass(frozen=True)
+class EpochEnd:
+    """An epoch has been trained, evaluated and saved."""
 
-    def speak(event: Event) -> None:
-        kind, value = event
-        try:
-            events.put_nowait((kind, value._asdict() if isinstance(value, Progress) else value))
-        except RayError:
-            return
+    metrics: Metrics
 
-    return speak
+
+@dataclass(frozen=True)
+class WorkersLost:
+    """Workers have failed, and Ray is about to restart the group.
+
+    Attributes:
+        reason: one line for the user.
+        error: that ends the training where it is not restarted.
+    """
+
+    reason: str
+    error: UserError | RunFailedError
+
+
+@dataclass(frozen=True)
+class Note:
+    """A line for the user."""
+
+    text: str
+
+
+Event = Progress | TrainingStarted | EpochEnd | WorkersLost | Note
+EventHandler = Callable[[Event], None]
+SweepEventHandler = Callable[[str, Any], None]
+
+
+def send(events: "Queue", event: object) -> None:
+    """Send an event, and wait until it is in the queue; do nothing once the driver is gone."""
+    with suppress(RayError):
+        events.put_nowait(event)
+
+
+class EventSender:
+    """Sends events from a thread of its own: a training neither waits for its driver nor ends with it.
+
+    Events are dropped once the driver is gone, or while too many are unsent.
+    """
+
+    def __init__(self, events: "Queue") -> None:
+        self._events = events
+        self._unsent: queue.Queue[object] = queue.Queue(_MAX_UNSENT)
+        self._thread = threading.Thread(target=self._run, name="events", daemon=True)
+        self._thread.start()
+
+    def send(self, event: object) -> None:
+        """Send an event, in the order of the calls; return at once."""
+        with suppress(queue.Full):
+            self._unsent.put_nowait(event)
+
+    def close(self) -> None:
+        """Wait a moment until what was sent is in the queue."""
+        self.send(None)
+        self._thread.join(_SECONDS_TO_FLUSH)
+
+    def _run(self) -> None:
+        while (event := self._unsent.get()) is not None:
+            send(self._events, event)
+
+
+def drain(events: "Queue", handle: Callable[[Any], None]) -> None:
+    """Handle all events that have arrived."""
+    waiting = events.qsize()
+    for event in events.get_nowait_batch(waiting) if waiting else []:
+        handle(event)
 
 
 def send_event(events: Any, kind: str, value: Any) -> None:
-    """Sends an event to the driver without waiting for it; a trial does not depend on being watched."""
+    """Send an event of a trial without waiting for it; a trial does not depend on being watched."""
     events.actor.put_nowait.remote((kind, value))
 
 
-def close_queues(*queues: Any) -> None:
-    for queue in queues:
-        queue.shutdown()
-
-
-def drain(events: Any, on_event: EventHandler) -> None:
-    waiting = events.qsize()
-    for kind, value in events.get_nowait_batch(waiting) if waiting else []:
-        on_event(kind, value)
+def close_queues(*queues: "Queue") -> None:
+    """Shut queues down."""
+    for each in queues:
+        each.shutdown()

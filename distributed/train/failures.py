@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import ray.train
 from ray.train import ControllerError, WorkerGroupError
 
-from distributed.train.events import event_sender
+from distributed.train.events import WorkersLost, send
 from model.errors import RunFailedError, UserError
 
 if TYPE_CHECKING:
@@ -16,11 +16,11 @@ class WorkerLossCallback(ray.train.UserCallback):
     """Reports lost workers to the driver. Runs in Ray's controller."""
 
     def __init__(self, folder: str, events: "Queue") -> None:
-        self.folder, self.send = folder, event_sender(events)
+        self.folder, self.events = folder, events
 
     def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
         """Called by Ray before it restarts the workers."""
-        self.send(("lost", (describe(worker_exceptions), worker_error(self.folder, worker_exceptions))))
+        send(self.events, WorkersLost(describe(worker_exceptions), worker_error(self.folder, worker_exceptions)))
 
 
 def describe(failures: dict[int, Exception]) -> str:

@@ -13,11 +13,11 @@ from ray.exceptions import RayError
 
 from distributed.cluster.ray_internals import preemption_notice
 from distributed.train.checkpoint import KEEP, STOP, StoppedError, StorageCheckpointer, checkpoints
-from distributed.train.events import event_sender
+from distributed.train.events import EpochEnd, EventSender, Note, TrainingStarted
 from distributed.train.process_group import TorchCommunicator
 from distributed.train.shared_data import SharedData
 from model import storage
-from model.config import make_config
+from model.config import Config, make_config
 from model.errors import DivergedError, UserError
 from model.network.tagger import new_tagger
 from model.training.communicator import Communicator, SingleProcess
@@ -41,13 +41,21 @@ def train_loop_per_worker(settings: dict[str, Any]) -> str | None:
     config = make_config(settings["config"])
     context = ray.train.get_context()
     workers: Communicator = TorchCommunicator() if context.get_world_size() > 1 else SingleProcess()
-    speak = event_sender(settings["events"]) if workers.rank == 0 else None
+    sender = EventSender(settings["events"]) if workers.rank == 0 else None
+    try:
+        return _train(config, settings, workers, sender)
+    finally:
+        if sender:
+            sender.close()
+
+
+def _train(config: Config, settings: dict[str, Any], workers: Communicator, sender: EventSender | None) -> str | None:
     data: SharedData = ray.get(settings["data"])
     tagger = new_tagger(config.tagger, data.words, config.training.seed, data.vectors_for(config.tagger))
     device = ray.train.torch.get_device() if torch.cuda.is_available() else torch.device("cpu")
     run = settings["run"]
     _check_that_all_see(run)
-    note = (lambda text: speak(("note", text))) if speak else (lambda text: None)
+    note = (lambda text: sender.send(Note(text))) if sender else (lambda text: None)
     asked = _stop_or_save_request(settings["orders"], note)
     keeper = StorageCheckpointer(run, SELECTION_METRIC, workers, config.run.checkpoint_minutes, note, asked)
     training = Training(
@@ -57,25 +65,25 @@ def train_loop_per_worker(settings: dict[str, Any]) -> str | None:
         data.valid,
         workers,
         device,
-        (lambda progress: speak(("progress", progress))) if speak else None,
+        sender.send if sender else None,
         keeper,
     )
     keeper.restore(training)
-    if speak:
-        speak(("begun", (training.epoch, training.step)))
+    if sender:
+        sender.send(TrainingStarted(training.epoch, training.step))
     try:
         for metrics in training.epochs():
             keeper.save(training)
-            if speak:
+            if sender:
                 _write_metrics(run, training)
-                speak(("epoch", metrics))
+                sender.send(EpochEnd(metrics))
     except StoppedError:
         return None
     except DivergedError as error:
         last = next(iter(checkpoints(run)), None)
         good = f"the last good checkpoint is {storage.join(run, last)}" if last else "there is no checkpoint yet"
         return f"{error}; {good}"
-    if speak:
+    if sender:
         _write_metrics(run, training)  # a kill may have come between the last checkpoint and its line
     return None
 

@@ -15,7 +15,7 @@ from distributed.sweep.plan import SweepConfig, TrialResources, validate_plan
 from distributed.sweep.space import Space
 from distributed.sweep.state import SweepState, Trial, read_sweep
 from distributed.train.checkpoint import load_best
-from distributed.train.events import EventHandler
+from distributed.train.events import SweepEventHandler
 from distributed.train.shared_data import SharedData
 from distributed.tune.recorder import SweepRecorder
 from distributed.tune.schedulers import FullBudgetScheduler, ResumableASHA
@@ -32,7 +32,7 @@ from model.training.evaluation import evaluate
 from model.training.metrics import summarize
 
 
-def tune(plan: SweepConfig, on_event: EventHandler) -> dict[str, Any]:
+def tune(plan: SweepConfig, on_event: SweepEventHandler) -> dict[str, Any]:
     """Carries a sweep out, or goes on with one that was cut off.
 
     Args:
@@ -84,7 +84,7 @@ def _describe(plan: SweepConfig, seats: TrialResources) -> str:
 
 
 def _carry_out(
-    plan: SweepConfig, space: Space, seats: TrialResources, recorder: SweepRecorder, on_event: EventHandler
+    plan: SweepConfig, space: Space, seats: TrialResources, recorder: SweepRecorder, on_event: SweepEventHandler
 ) -> dict[str, Any]:
     sweep = recorder.sweep
     word_features = plan.config.tagger.uses_word_features or "tagger.word_feature_dim" in space
@@ -142,7 +142,7 @@ def write_best_bundle(folder: str) -> str | None:
     return None
 
 
-def _finish(recorder: SweepRecorder, on_event: EventHandler) -> dict[str, Any]:
+def _finish(recorder: SweepRecorder, on_event: SweepEventHandler) -> dict[str, Any]:
     """Judges, writes the bundle and the result."""
     sweep = recorder.sweep
     best = sweep.best

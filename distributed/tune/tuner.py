@@ -14,7 +14,7 @@ from ray.tune.schedulers import TrialScheduler
 from distributed.cluster.ray_internals import HEAD_NODE_RESOURCE, MAX_PENDING_TRIALS, TUNE_ENVIRONMENT
 from distributed.cluster.wait import ResourceWait
 from distributed.sweep.plan import SweepConfig, TrialResources
-from distributed.train.events import EventHandler
+from distributed.train.events import SweepEventHandler
 from distributed.tune.placement_groups import PlacementGroupCleaner
 from distributed.tune.recorder import RecorderCallback, SweepRecorder, name_of
 from distributed.tune.searcher import JournalSearcher
@@ -34,7 +34,7 @@ class TunerRun:
         settings: TrialSettings,
         seats: TrialResources,
         recorder: SweepRecorder,
-        on_event: EventHandler,
+        on_event: SweepEventHandler,
     ) -> None:
         self.plan, self.settings, self.seats = plan, settings, seats
         self.recorder, self.on_event = recorder, on_event

@@ -1,0 +1,74 @@
+"""Events to the driver: in order, never waited for, and dropped once nobody takes them."""
+
+import threading
+import time
+from typing import Any
+
+from ray.exceptions import ActorDiedError
+
+from distributed.train import events
+from distributed.train.events import EventSender, Note, close_queues, drain, send
+
+
+class Queue:
+    """Ray's queue, as far as events use it."""
+
+    def __init__(self) -> None:
+        self.items: list[Any] = []
+        self.free = threading.Event()
+        self.free.set()
+        self.alive = True
+
+    def put_nowait(self, item: Any) -> None:
+        self.free.wait(30)
+        if not self.alive:
+            raise ActorDiedError
+        self.items.append(item)
+
+    def qsize(self) -> int:
+        return len(self.items)
+
+    def get_nowait_batch(self, count: int) -> list[Any]:
+        taken, self.items = self.items[:count], self.items[count:]
+        return taken
+
+    def shutdown(self) -> None:
+        self.alive = False
+
+
+def test_events_arrive_in_order_and_before_the_sender_is_closed():
+    queue, handled = Queue(), []
+    sender = EventSender(queue)  # type: ignore[arg-type]
+    for number in range(100):
+        sender.send(Note(str(number)))
+    sender.close()
+    drain(queue, handled.append)  # type: ignore[arg-type]
+    assert handled == [Note(str(number)) for number in range(100)] and not queue.items
+    drain(queue, handled.append)  # type: ignore[arg-type]
+    assert len(handled) == 100
+
+
+def test_a_slow_driver_is_not_waited_for_and_costs_no_memory():
+    queue = Queue()
+    queue.free.clear()
+    sender = EventSender(queue)  # type: ignore[arg-type]
+    began = time.monotonic()
+    for number in range(3 * events._MAX_UNSENT):
+        sender.send(number)
+    assert time.monotonic() - began < 5
+    queue.free.set()
+    while len(queue.items) < events._MAX_UNSENT:
+        time.sleep(0.01)
+    sender.close()
+    assert queue.items[: events._MAX_UNSENT] == list(range(events._MAX_UNSENT))
+    assert queue.items == sorted(queue.items) and len(queue.items) <= events._MAX_UNSENT + 1
+
+
+def test_a_training_does_not_end_with_its_driver():
+    queue = Queue()
+    close_queues(queue)  # type: ignore[arg-type]
+    send(queue, Note("lost"))  # type: ignore[arg-type]
+    sender = EventSender(queue)  # type: ignore[arg-type]
+    sender.send(Note("lost"))
+    sender.close()
+    assert not queue.items and not sender._thread.is_alive()
