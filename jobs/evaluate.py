@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from jobs.console import command, echo, print_json, table
-from jobs.prepare import FormatOption, tell_skipped
+from jobs.prepare import FormatOption, echo_skips
 
 
 @command
@@ -47,7 +47,7 @@ def evaluate(
         return examples(labelled_texts(data, split, format, tally), loaded.tokenizer, tally, max_tokens)
 
     rows = split_from_examples(read(tally), loaded.tagger.config.uses_word_features)
-    tell_skipped(tally.counts, tally.places)
+    echo_skips(tally.counts, tally.places)
     if not len(rows):
         raise UserError(f"{data}: no text is left to measure on; see the reasons above")
     place = resolve_device(device)

@@ -1,11 +1,14 @@
 """`python -m jobs prepare`: labelled files -> dataset directory."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jobs.console import INVOCATION, command, echo, print_json, progress_counter
 from model.prepare.formats import FORMATS
+
+if TYPE_CHECKING:
+    from model.data.dataset_info import DatasetInfo
 
 FormatOption = Annotated[
     str,
@@ -20,60 +23,56 @@ FormatOption = Annotated[
 
 @command
 def prepare(
-    train: Annotated[
-        list[str], typer.Argument(help="Training files: paths, URIs or globs; TSV, JSONL, CoNLL or raw tweets.")
-    ],
-    out: Annotated[str, typer.Option(help="Dataset directory to make.")],
+    train: Annotated[list[str], typer.Argument(help="Training files: paths, URIs or globs.")],
+    out: Annotated[str, typer.Option(help="Dataset directory to create.")],
     valid: Annotated[
-        list[str] | None, typer.Option(help="Validation files; a tenth of the training texts otherwise.")
+        list[str] | None, typer.Option(help="Validation files; by default a tenth of the training texts.")
     ] = None,
     test: Annotated[
-        list[str] | None, typer.Option(help="Test files; a tenth where --valid is not given either.")
+        list[str] | None, typer.Option(help="Test files; without --valid, by default a tenth of the training texts.")
     ] = None,
     format: FormatOption = "auto",
-    min_frequency: Annotated[int, typer.Option(min=1, help="Words seen less often become <unk>.")] = 1,
-    max_words: Annotated[int, typer.Option(min=3, help="Size of the vocabulary at most.")] = 1_000_000,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longer texts are left out.")] = 1_000,
+    min_frequency: Annotated[int, typer.Option(min=1, help="Map less frequent words to <unk>.")] = 1,
+    max_words: Annotated[int, typer.Option(min=3, help="Maximum size of the vocabulary.")] = 1_000_000,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Skip longer texts.")] = 1_000,
     vectors: Annotated[
-        str | None, typer.Option(help="Word vectors to begin from: word2vec, GloVe or fastText.")
+        str | None, typer.Option(help="File of initial word vectors: word2vec, GloVe or fastText.")
     ] = None,
     pretrain: Annotated[
         list[str] | None,
         typer.Option(metavar="FILES", help="Train word vectors on these unlabelled texts: paths, URIs or globs."),
     ] = None,
     vector_size: Annotated[
-        int | None,
-        typer.Option(min=1, help="Values of a vector of --pretrain; as tagger.embedding_dim, 300, otherwise."),
+        int | None, typer.Option(min=1, help="Dimensions of the vectors of --pretrain (tagger.embedding_dim, 300).")
     ] = None,
     pretrain_frequency: Annotated[
-        int | None,
-        typer.Option(min=1, help="Words seen less often in the texts of --pretrain get no vector; 5 otherwise."),
+        int | None, typer.Option(min=1, help="Train no vector for words less frequent in --pretrain (5).")
     ] = None,
     join: Annotated[
         int | None,
         typer.Option(
             min=0,
-            help="At most so many words that only the vectors have join the vocabulary, the most frequent first; "
-            "otherwise all of --pretrain, and none of --vectors.",
+            help="Add at most this many words that have a vector but are not in the training texts, the most frequent "
+            "first (all with --pretrain, none with --vectors).",
         ),
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Refuse the input instead of leaving anything out.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse the input if anything would be skipped.")] = False,
     skip_bad_lines: Annotated[
-        bool, typer.Option("--skip-bad-lines", help="Leave out lines that cannot be used instead of stopping there.")
+        bool, typer.Option("--skip-bad-lines", help="Skip lines that cannot be used instead of stopping.")
     ] = False,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes on Ray; on a cluster all that it has otherwise.")
+        int | None, typer.Option(min=1, help="Processes on Ray; on a cluster, by default as many as it has room for.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a dataset that stands at --out.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing dataset at --out.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
-    """Make a dataset directory from labelled files, and say what was left out and why."""
+    """Make a dataset directory from labelled files, and report what was skipped and why."""
     from distributed.cluster.ray_data import parallel_map
     from model.prepare.builder import PrepareConfig
-    from model.prepare.builder import prepare as make
+    from model.prepare.builder import prepare as build
     from model.prepare.word2vec import PASSES
 
-    recipe = PrepareConfig(
+    config = PrepareConfig(
         train=train,
         out=out,
         valid=valid or [],
@@ -92,26 +91,31 @@ def prepare(
         overwrite=overwrite,
     )
     passes = f"texts for word vectors, each {PASSES} times"
-    with progress_counter("texts") as tell, progress_counter(passes) as tell_pretraining:
-        info = make(recipe, parallel_map(out, workers), tell, tell_pretraining)
-    for split, facts in info["splits"].items():
-        echo(f"{split}: {facts['rows']:,} texts, {facts['tokens']:,} tokens, {facts['keyphrases']:,} keyphrases")
-        tell_skipped(facts["skipped"], facts["skipped_places"])
-    if info["vectors"]:
-        found = info["vectors"]
-        share = found["words_covered"] / found["words"]
-        joined = f"; {found['words_joined']:,} words joined" if found["words_joined"] else ""
-        covered = f"{found['words_covered']:,} of {found['words']:,} words ({share:.1%}) have one"
-        echo(f"vectors: {covered}, of {found['size']} values{joined}")
-        if pretrained := found.get("pretrained"):
-            tell_skipped(pretrained["skipped"], pretrained["skipped_places"])
+    with progress_counter("texts") as progress, progress_counter(passes) as pretrain_progress:
+        info = build(config, parallel_map(out, workers), progress, pretrain_progress)
+    _echo_summary(info)
     echo(f"{info['words']:,} words; {out} is ready: {INVOCATION} train --data {out}")
     if json:
         print_json({"out": out, **info})
 
 
-def tell_skipped(counts: dict[str, int], places: dict[str, list[str]]) -> None:
-    """Says what was left out or changed, and where."""
+def _echo_summary(info: "DatasetInfo") -> None:
+    for split, counts in info["splits"].items():
+        echo(f"{split}: {counts['rows']:,} texts, {counts['tokens']:,} tokens, {counts['keyphrases']:,} keyphrases")
+        echo_skips(counts["skipped"], counts["skipped_places"])
+    vectors = info["vectors"]
+    if vectors is None:
+        return
+    share = vectors["words_covered"] / vectors["words"]
+    covered = f"{vectors['words_covered']:,} of {vectors['words']:,} words ({share:.1%}) have one"
+    joined = f"; {vectors['words_joined']:,} words joined" if vectors["words_joined"] else ""
+    echo(f"vectors: {covered}, of {vectors['size']} dimensions{joined}")
+    if pretrained := vectors.get("pretrained"):
+        echo_skips(pretrained["skipped"], pretrained["skipped_places"])
+
+
+def echo_skips(counts: dict[str, int], places: dict[str, list[str]]) -> None:
+    """Print what was skipped or changed, and where; the arguments are those of `SkipCounts`."""
     from model.data.labelled_text import format_skips
 
     for line in format_skips(counts, places):

@@ -163,14 +163,14 @@ def test_a_tokenizer_is_saved_as_the_library_saves_it(tmp_path: Path):
 
 
 def test_beyond_the_words_that_are_counted_the_rarest_are_forgotten(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("model.prepare.vocabulary._TOGETHER", BUCKETS)
+    monkeypatch.setattr("model.prepare.vocabulary._MIN_PENDING_WORDS", BUCKETS)
     tables = [
         pa.table({"word": ["a", "b", "c", "d"], "count": [9, 5, 1, 1]}),
         pa.table({"word": ["e", "b", "f"], "count": [4, 1, 0]}),
         pa.table({"word": ["c", "a"], "count": [2, 1]}),
         pa.table({"word": ["g", "c"], "count": [1, 2]}),
     ]
-    exact, bounded = WordCounts(), WordCounts(most=4 * BUCKETS)
+    exact, bounded = WordCounts(), WordCounts(limit=4 * BUCKETS)
     for words in tables:
         table = words.append_column("bucket", [[0] * len(words)])
         exact.add(table)

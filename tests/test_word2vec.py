@@ -104,7 +104,7 @@ def test_the_files_of_every_format_give_their_texts_and_are_told(tmp_path: Path)
         path = tmp_path / name
         path.write_text(content * 3)
         done: list[int] = []
-        vectors, about = train_word2vec(unlabelled_files([str(path)]), 4, frequency=1, tell=done.append)
+        vectors, about = train_word2vec(unlabelled_files([str(path)]), 4, min_frequency=1, progress=done.append)
         assert "red" in vectors and "car" in vectors and "blue" not in vectors, name
         [source] = about["sources"]
         assert source["format"] == format and source["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -117,7 +117,7 @@ def test_progress_goes_through_all_passes(tmp_path: Path):
     path = tmp_path / "texts.txt"
     path.write_text("red car\n" * 5000)
     done: list[int] = []
-    train_word2vec(unlabelled_files([str(path)]), 4, tell=done.append)
+    train_word2vec(unlabelled_files([str(path)]), 4, progress=done.append)
     assert done == sorted(done) and 6 * 5000 < done[-1] <= PASSES * 5000
 
 
@@ -161,7 +161,7 @@ def test_what_contradicts_itself_is_refused_before_anything_is_read(tmp_path: Pa
     (tmp_path / "empty.txt").write_text("\n\n")
     refused(lambda: prepare(recipe(pretrain=[str(tmp_path / "empty.txt")]), never), "empty.txt: is empty")
     (tmp_path / "seldom.txt").write_text("all words once\n")
-    refused(lambda: prepare(recipe(pretrain=[str(tmp_path / "seldom.txt")])), "no word is seen 5 times")
+    refused(lambda: prepare(recipe(pretrain=[str(tmp_path / "seldom.txt")])), "no word occurs 5 times")
     assert not Path(out).exists() and first_lines(path)
 
 

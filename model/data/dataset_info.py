@@ -34,14 +34,19 @@ class UnlabelledSourceInfo(TypedDict):
     sha256: str
 
 
-class PretrainingInfo(TypedDict):
-    """What word vectors were trained on, and how."""
+class PretrainingTexts(TypedDict):
+    """The texts that word vectors were trained on."""
 
     sources: list[UnlabelledSourceInfo]
     texts: int
     tokens: int
     skipped: dict[str, int]
     skipped_places: dict[str, list[str]]
+
+
+class PretrainingInfo(PretrainingTexts):
+    """How word vectors were trained: words less frequent than `frequency` have none."""
+
     frequency: int
     epochs: int
     seed: int

@@ -1,55 +1,23 @@
-"""Labelled texts from raw tweets by the paper's rule (Zhang et al., EMNLP 2016, section 4.1).
+"""Labelled texts from raw tweets by the rule of Zhang et al. (EMNLP 2016, section 4.1).
 
-A tweet with exactly one hashtag, which stands inside the text, is an example: the '#' is dropped, the tag is written as
-words, and those words are the keyphrase.
+A tweet with exactly one hashtag, inside the text, becomes an example: the '#' is removed, the tag is written as words, and
+those words are the keyphrase.
 """
 
 import html
 import re
+from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 _HASHTAG = re.compile(r"(?<![\w&/#])[#＃](\w+)")
 _RETWEET = re.compile(r"^\s*RT\b", re.IGNORECASE)
 _NOT_WORDS = re.compile(r"https?://\S+|www\.\S+|@\w+|\bvia\b|<\w+>", re.IGNORECASE)
 _WORD = re.compile(r"\w")
-_SHORT_WORDS = frozenset(
-    [
-        "a",
-        "i",
-        "am",
-        "an",
-        "as",
-        "at",
-        "be",
-        "by",
-        "do",
-        "go",
-        "he",
-        "if",
-        "in",
-        "is",
-        "it",
-        "me",
-        "my",
-        "no",
-        "of",
-        "oh",
-        "on",
-        "or",
-        "so",
-        "to",
-        "tv",
-        "uk",
-        "up",
-        "us",
-        "we",
-    ]
-)
+_SHORT_WORD = re.compile("a|i|am|an|as|at|be|by|do|go|he|if|in|is|it|me|my|no|of|oh|on|or|so|to|tv|uk|up|us|we")
 
 
 def label_by_hashtag(tweet: str) -> tuple[str, tuple[int, int]] | str:
-    """A text and its keyphrase's characters (start, end); or, where the tweet is no example, the reason."""
+    """Return a text and its keyphrase as (start, end) in characters, half-open, or the reason to skip the tweet."""
     tweet = html.unescape(tweet)
     tags = list(_HASHTAG.finditer(tweet))
     if _RETWEET.match(tweet):
@@ -68,36 +36,39 @@ def label_by_hashtag(tweet: str) -> tuple[str, tuple[int, int]] | str:
 
 
 def words(tag: str) -> list[str]:
-    """The words of a hashtag: by underscores, capitals and digits, and where it has none of them by the likeliest cut."""
+    """Return the words of a hashtag.
+
+    It is split at underscores, capitals and digits; a tag without any is split into its most probable words.
+    """
     if re.fullmatch(r"[A-Za-z]{1,6}\d{1,4}", tag) and not re.search(r"[a-z][A-Z]", tag):
         return [tag]  # short codes: covid19, MH17, ios8
-    pieces = [piece for part in tag.split("_") for piece in _cased_pieces(part)]
-    return _segments(tag) if pieces == [tag] and tag.islower() else pieces or [tag]
+    parts = [part for section in tag.split("_") for part in _split_case(section)]
+    return _segment(tag) if parts == [tag] and tag.islower() else parts or [tag]
 
 
-def _cased_pieces(part: str) -> list[str]:
-    """Cuts before a capital that begins a word, and between letters and digits."""
-    pieces = [""]
-    for i, sign in enumerate(part):
-        previous, following = part[i - 1 : i], part[i + 1 : i + 2]
-        begins = sign.isupper() and (previous.islower() or (previous.isupper() and following.islower()))
-        if pieces[-1] and (begins or sign.isdigit() != previous.isdigit()):
-            pieces.append("")
-        pieces[-1] += sign
-    return [piece for piece in pieces if piece]
+def _split_case(section: str) -> list[str]:
+    """Split before a capital that begins a word, and between letters and digits."""
+    parts = [""]
+    for i, char in enumerate(section):
+        previous, following = section[i - 1 : i], section[i + 1 : i + 2]
+        begins = char.isupper() and (previous.islower() or (previous.isupper() and following.islower()))
+        if parts[-1] and (begins or char.isdigit() != previous.isdigit()):
+            parts.append("")
+        parts[-1] += char
+    return [part for part in parts if part]
 
 
-def _segments(tag: str) -> list[str]:
-    """The likeliest words of a joined tag; the tag itself where they would hold scraps that are no words."""
+def _segment(tag: str) -> list[str]:
+    """Return the most probable words of a joined tag, or the tag itself if they would contain fragments."""
     if len(tag) < 6 or not tag.isascii():
         return [tag]
-    found: list[str] = _segmenter().segment(tag)
-    return found if all(len(word) > 2 or word in _SHORT_WORDS for word in found) else [tag]
+    found = _segmenter()(tag)
+    return found if all(len(word) > 2 or _SHORT_WORD.fullmatch(word) for word in found) else [tag]
 
 
 @cache
-def _segmenter() -> Any:
+def _segmenter() -> Callable[[str], list[str]]:
     import wordsegment
 
     wordsegment.load()
-    return wordsegment
+    return wordsegment.segment

@@ -1,12 +1,14 @@
-"""What is done to each piece of the input, on any machine: a first pass to drafts, a second to the parts themselves."""
+"""The two passes over each shard of the input, on any machine: tokenize it into drafts, then encode them as parts."""
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from model.data.examples import Span, locate_keyphrases
 from model.data.labelled_text import LabelledText, SkipCounts
@@ -16,11 +18,17 @@ from model.prepare.readers import Reader
 from model.prepare.writers import open_drafts, to_record_batch, vocabulary_ids, write_part, write_words
 from model.shards import FileRange, checksum
 
-_TEXTS = 4096  # held and cut at a time
+_CHUNK_TEXTS = 4096  # texts tokenized at a time
 
 
 class InputShard(NamedTuple):
-    """A piece of the input: the `number`-th of the files that are given for the split `origin`."""
+    """A shard of the input.
+
+    Attributes:
+        origin: the split for which its files were given.
+        number: its number among the shards of that split.
+        ranges: its ranges of lines.
+    """
 
     origin: str
     number: int
@@ -28,133 +36,134 @@ class InputShard(NamedTuple):
 
 
 class ShardOptions(NamedTuple):
-    """What holds for all pieces.
+    """What is the same for all shards.
 
     Attributes:
-        shares: which tenths (by a hash of the text) of the training files go to which split.
-        max_tokens: longer texts are left out.
-        skip_bad_lines: leave out lines that cannot be used.
-        drafts: where drafts are written.
+        tenths: the split of each tenth of the training files, by a hash of the text.
+        max_tokens: longer texts are skipped.
+        skip_bad_lines: whether to skip lines that cannot be used instead of raising an error.
+        drafts: location of the folder for drafts.
     """
 
-    shares: dict[int, str]
+    tenths: dict[int, str]
     max_tokens: int
     skip_bad_lines: bool
     drafts: str
 
     def splits(self, origin: str) -> list[str]:
-        """The splits to which the texts of some files go."""
-        return list(dict.fromkeys(self.shares.values())) if origin == "train" else [origin]
+        """Return the splits that the texts of some files are divided among."""
+        return list(dict.fromkeys(self.tenths.values())) if origin == "train" else [origin]
 
 
 @dataclass
 class ShardStats:
-    """What a first pass found. Lines are counted from the beginning of each range.
+    """The result of tokenizing a shard. Line numbers start at 1 in each range.
 
     Attributes:
-        lines: of each range.
-        checksums: bytes and SHA-256 of the whole file, for each range that is the first of its file.
-        tallies: for each range, what was left out of each split.
+        lines: the number of lines of each range.
+        checksums: size in bytes and SHA-256 of the whole file, for each range that is the first of its file.
+        skips: what was skipped in each range, by split.
         counts: rows, tokens and keyphrases of each split.
         error: what stopped the pass, in the range after the last of `lines`.
     """
 
     lines: list[int] = field(default_factory=list)
     checksums: list[tuple[int, str] | None] = field(default_factory=list)
-    tallies: list[dict[str, SkipCounts]] = field(default_factory=list)
-    counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    skips: list[dict[str, SkipCounts]] = field(default_factory=list)
+    counts: dict[str, Counter[str]] = field(default_factory=dict)
     error: UserError | OSError | None = None
 
 
-def tokenize_shard(rules: ShardOptions, piece: InputShard) -> ShardStats:
-    """Reads a piece, and writes its drafts and its words."""
-    facts = ShardStats(
-        counts={split: {"rows": 0, "tokens": 0, "keyphrases": 0} for split in rules.splits(piece.origin)}
-    )
+def tokenize_shard(options: ShardOptions, shard: InputShard) -> ShardStats:
+    """Read a shard, and write its drafts and its words."""
+    splits = options.splits(shard.origin)
+    stats = ShardStats(counts={split: Counter(rows=0, tokens=0, keyphrases=0) for split in splits})
     try:
-        with open_drafts(rules.drafts, piece.number, rules.splits(piece.origin)) as writers:
-            draft = _Draft(rules, piece, writers, facts)
-            for part in piece.ranges:
-                draft.read(part)
+        with open_drafts(options.drafts, shard.number, splits) as writers:
+            draft = _Draft(options, shard, writers, stats)
+            for file_range in shard.ranges:
+                draft.add(file_range)
         draft.write_words()
     except (UserError, OSError) as error:
-        facts.error = error
-    return facts
+        stats.error = error
+    return stats
 
 
-def encode_shard(rules: ShardOptions, folder: str, piece: InputShard) -> OSError | None:
-    """Writes a piece's parts into the dataset directory, with the ids of the vocabulary. Returns what stopped it."""
+def encode_shard(options: ShardOptions, folder: str, shard: InputShard) -> OSError | None:
+    """Write a shard's parts to the dataset directory, with vocabulary ids. Return the error that stopped it."""
     try:
-        ids = vocabulary_ids(rules.drafts, piece.origin, piece.number)
-        for split in rules.splits(piece.origin):
-            write_part(rules.drafts, split, piece.number, folder, ids)
+        ids = vocabulary_ids(options.drafts, shard.origin, shard.number)
+        for split in options.splits(shard.origin):
+            write_part(options.drafts, split, shard.number, folder, ids)
     except OSError as error:
         return error
     return None
 
 
 class _Draft:
-    """A piece on its way to its drafts."""
+    """The drafts of a shard while they are written."""
 
-    def __init__(self, rules: ShardOptions, piece: InputShard, writers: dict[str, Any], facts: ShardStats) -> None:
-        self._rules, self._piece, self._writers, self._facts = rules, piece, writers, facts
-        self._ids: dict[str, int] = {}  # of the piece's own words
-        self._trained = np.zeros(0, np.int64)  # how often each of them occurs in training
-        self._cut = CachedTokenizer(lambda word: self._ids.setdefault(word, len(self._ids)))
+    def __init__(
+        self,
+        options: ShardOptions,
+        shard: InputShard,
+        writers: dict[str, pa.RecordBatchFileWriter],
+        stats: ShardStats,
+    ) -> None:
+        self._options, self._shard, self._writers, self._stats = options, shard, writers, stats
+        self._ids: dict[str, int] = {}  # of the words of this shard
+        self._train_counts = np.zeros(0, np.int64)  # by id: occurrences in training texts
+        self._tokenize = CachedTokenizer(lambda word: self._ids.setdefault(word, len(self._ids)))
 
-    def read(self, part: FileRange) -> None:
-        """Adds the texts of a range."""
-        reader = Reader(part, self._rules.skip_bad_lines)
-        tallies = {split: SkipCounts() for split in self._writers}
-        # What a reader leaves out belongs to the file, and is told once: with the split that has the file.
-        texts = reader.read(tallies[self._piece.origin])
-        while chunk := list(islice(texts, _TEXTS)):
-            self._add(chunk, tallies)
-        self._facts.checksums.append(checksum(part) if part.start == 0 else None)
-        self._facts.tallies.append(tallies)
-        self._facts.lines.append(reader.lines)
+    def add(self, file_range: FileRange) -> None:
+        """Add the texts of a range."""
+        reader = Reader(file_range, self._options.skip_bad_lines)
+        skips = {split: SkipCounts() for split in self._writers}
+        # What the reader skips has no split of its own, and is counted once, with the split of the file.
+        texts = reader.read(skips[self._shard.origin])
+        while chunk := list(islice(texts, _CHUNK_TEXTS)):
+            self._add_texts(chunk, skips)
+        self._stats.checksums.append(checksum(file_range) if file_range.start == 0 else None)
+        self._stats.skips.append(skips)
+        self._stats.lines.append(reader.lines)
 
     def write_words(self) -> None:
-        """Writes the words of all texts that were added."""
-        write_words(
-            self._rules.drafts,
-            self._piece.origin,
-            self._piece.number,
-            list(self._ids),
-            self._trained,
-        )
+        """Write the words of all texts that were added."""
+        shard = self._shard
+        write_words(self._options.drafts, shard.origin, shard.number, list(self._ids), self._train_counts)
 
-    def _add(self, chunk: list[LabelledText], tallies: dict[str, SkipCounts]) -> None:
+    def _add_texts(self, chunk: list[LabelledText], skips: dict[str, SkipCounts]) -> None:
         texts = [each.text for each in chunk]
-        cut = self._cut(texts)
-        given_to = [self._split(text) for text in texts]
-        self._count(cut, np.array([split == "train" for split in given_to]))
+        tokens = self._tokenize(texts)
+        splits = [self._split_of(text) for text in texts]
+        self._count_words(tokens, np.array([split == "train" for split in splits]))
         rows: dict[str, list[int]] = {split: [] for split in self._writers}
         spans: dict[str, list[list[Span]]] = {split: [] for split in self._writers}
-        starts, ends, begins = cut.starts.tolist(), cut.ends.tolist(), cut.begins.tolist()
-        for i, (labelled, split) in enumerate(zip(chunk, given_to, strict=True)):
-            of_text = slice(begins[i], begins[i + 1])
-            found = locate_keyphrases(labelled, starts[of_text], ends[of_text], tallies[split], self._rules.max_tokens)
-            if found is not None:
+        starts, ends, begins = tokens.starts.tolist(), tokens.ends.tolist(), tokens.begins.tolist()
+        for i, (labelled, split) in enumerate(zip(chunk, splits, strict=True)):
+            own = slice(begins[i], begins[i + 1])
+            located = locate_keyphrases(labelled, starts[own], ends[own], skips[split], self._options.max_tokens)
+            if located is not None:
                 rows[split].append(i)
-                spans[split].append(found)
+                spans[split].append(located)
         for split, writer in self._writers.items():
             if rows[split]:
-                written = to_record_batch(texts, cut, rows[split], spans[split])
-                writer.write_batch(written)
-                counts = self._facts.counts[split]
-                counts["rows"] += len(rows[split])
-                counts["tokens"] += len(written["ids"].values)
-                counts["keyphrases"] += len(written["span_starts"].values)
+                batch = to_record_batch(texts, tokens, rows[split], spans[split])
+                writer.write_batch(batch)
+                self._stats.counts[split].update(
+                    rows=len(rows[split]),
+                    tokens=len(batch["ids"].values),
+                    keyphrases=len(batch["span_starts"].values),
+                )
 
-    def _split(self, text: str) -> str:
-        if self._piece.origin != "train":
-            return self._piece.origin
-        return self._rules.shares[int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big") % 10]
+    def _split_of(self, text: str) -> str:
+        if self._shard.origin != "train":
+            return self._shard.origin
+        return self._options.tenths[int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big") % 10]
 
-    def _count(self, cut: TokenizedTexts, trained: npt.NDArray[np.bool_]) -> None:
-        """Counts the words of the training texts, of those too that will be left out."""
-        ids = cut.ids[np.repeat(trained, np.diff(cut.begins))]
+    def _count_words(self, tokens: TokenizedTexts, is_train: npt.NDArray[np.bool_]) -> None:
+        """Count the words of training texts, including the texts that are skipped later."""
+        ids = tokens.ids[np.repeat(is_train, np.diff(tokens.begins))]
         counts = np.bincount(ids, minlength=len(self._ids))
-        counts[: len(self._trained)] += self._trained
-        self._trained = counts
+        counts[: len(self._train_counts)] += self._train_counts
+        self._train_counts = counts

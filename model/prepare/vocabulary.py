@@ -1,4 +1,4 @@
-"""The vocabulary of a dataset: words counted piece by piece, ordered, and written as a tokenizer."""
+"""The vocabulary of a dataset: words counted shard by shard, ordered, and written as a tokenizer."""
 
 import json
 from collections.abc import Iterator
@@ -10,58 +10,56 @@ import pyarrow.compute as pc
 from model import storage
 from model.data.tokenizer import SPECIAL, new_tokenizer
 
-# Distinct words that are counted exactly. Beyond it the rarest are forgotten, so that memory has a bound: a word that
-# comes again after that counts from 0, and is behind those that were kept by what it had before.
-COUNTED = 4_000_000
-BUCKETS = 16  # words are counted apart by their checksum, for to count all of them at once takes much memory
-_TOGETHER = 100_000  # words that wait at least before they are counted together with the rest
-_LINES = 10_000
+# Distinct words that are counted exactly. Beyond it the rarest are dropped, to bound the memory: a dropped word that
+# occurs again counts from 0, and so ends up with less than its true count.
+MAX_COUNTED_WORDS = 4_000_000
+BUCKETS = 16  # words are counted in groups by checksum, because counting all at once takes much memory
+_MIN_PENDING_WORDS = 100_000  # words to collect before they are added to the counts
+_WORDS_PER_WRITE = 10_000
 
 
 def bucket_of(word: str) -> int:
-    """In which bucket a word is counted."""
+    """Return the bucket in which a word is counted."""
     return crc32(word.encode()) % BUCKETS
 
 
 class WordCounts:
-    """Words and how often they occur. The same tables in the same order give the same result."""
+    """Words and how often they occur. Equal tables in equal order give equal results."""
 
-    def __init__(self, most: int = COUNTED) -> None:
-        """Takes how many distinct words are counted exactly."""
-        self._buckets = [_Bucket(most // BUCKETS) for _ in range(BUCKETS)]
+    def __init__(self, limit: int = MAX_COUNTED_WORDS) -> None:
+        """Count up to `limit` distinct words exactly."""
+        self._buckets = [_Bucket(limit // BUCKETS) for _ in range(BUCKETS)]
 
     def add(self, words: pa.Table) -> None:
-        """Adds a table of `word`, `count` and `bucket`; a word stands in it once."""
+        """Add a table of `word`, `count` and `bucket`, in which each word occurs once."""
         words = words.filter(pc.field("count") > 0)
         for number, bucket in enumerate(self._buckets):
             bucket.add(words.filter(pc.field("bucket") == number).select(["word", "count"]))
 
     def vocabulary(self, min_frequency: int, max_words: int) -> pa.Table:
-        """`word` and `count` in the order of the ids, without the special words: by falling count, then by bytes.
-
-        The counts are given up with it.
+        """Return `word` and `count` in the order of the ids, by falling count, then by bytes; and forget the counts.
 
         Args:
-            min_frequency: words seen less often are left out.
-            max_words: the most frequent words are kept, the special ones counted in.
+            min_frequency: less frequent words are dropped.
+            max_words: size of the vocabulary, including the special words, which the table does not contain.
         """
         counted = pa.concat_tables([bucket.counted() for bucket in self._buckets])
         self._buckets = []
-        kept = _ordered(counted.filter(pc.field("count") >= min_frequency))
-        return kept.slice(0, max(max_words - len(SPECIAL), 0))
+        frequent = _ordered(counted.filter(pc.field("count") >= min_frequency))
+        return frequent.slice(0, max(max_words - len(SPECIAL), 0))
 
 
 class _Bucket:
-    """The words of one bucket."""
+    """The words of one bucket, and those that are not yet added to its counts."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._counted = pa.table({"word": pa.array([], pa.string()), "count": pa.array([], pa.int64())})
-        self._waiting: list[pa.Table] = []
+        self._pending: list[pa.Table] = []
 
     def add(self, words: pa.Table) -> None:
-        self._waiting.append(words)
-        if sum(len(each) for each in self._waiting) >= max(_TOGETHER // BUCKETS, len(self._counted) // 4):
+        self._pending.append(words)
+        if sum(map(len, self._pending)) >= max(_MIN_PENDING_WORDS // BUCKETS, len(self._counted) // 4):
             self._count()
 
     def counted(self) -> pa.Table:
@@ -69,12 +67,12 @@ class _Bucket:
         return self._counted
 
     def _count(self) -> None:
-        together = pa.concat_tables([self._counted, *self._waiting])
-        sums = together.group_by("word", use_threads=False).aggregate([("count", "sum")])
+        words = pa.concat_tables([self._counted, *self._pending])
+        sums = words.group_by("word", use_threads=False).aggregate([("count", "sum")])
         counted = pa.table({"word": sums["word"], "count": sums["count_sum"]})
-        if len(counted) > self._most:
-            counted = _ordered(counted).slice(0, self._most // 2)
-        self._counted, self._waiting = counted, []
+        if len(counted) > self._limit:
+            counted = _ordered(counted).slice(0, self._limit // 2)
+        self._counted, self._pending = counted, []
 
 
 def _ordered(words: pa.Table) -> pa.Table:
@@ -82,20 +80,26 @@ def _ordered(words: pa.Table) -> pa.Table:
 
 
 def save_tokenizer(words: pa.ChunkedArray, location: str) -> None:
-    """Writes `tokenizer.json` as the tokenizers library does, a few words at a time."""
-    frame = new_tokenizer().to_str(pretty=True)
+    """Write `tokenizer.json` with the bytes of the tokenizers library, without holding all words in memory.
+
+    Args:
+        words: the vocabulary in the order of the ids, without the special words.
+        location: path or URI of the file.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    empty = new_tokenizer().to_str(pretty=True)
     first, last = (f"      {json.dumps(word)}: {i}" for i, word in enumerate(SPECIAL))
-    before, after = frame.split(f"{first},\n{last}\n")
+    before, after = empty.split(f"{first},\n{last}\n")
     with storage.open_atomic(location) as file:
         file.write(f"{before}{first},\n{last}".encode())
-        for lines in _lines(words):
-            file.write("".join(lines).encode())
+        for entries in _vocabulary_entries(words):
+            file.write(entries.encode())
         file.write(f"\n{after}".encode())
 
 
-def _lines(words: pa.ChunkedArray) -> Iterator[list[str]]:
-    for start in range(0, len(words), _LINES):
-        some = words.slice(start, _LINES).to_pylist()
-        yield [
-            f",\n      {json.dumps(word, ensure_ascii=False)}: {i}" for i, word in enumerate(some, start + len(SPECIAL))
-        ]
+def _vocabulary_entries(words: pa.ChunkedArray) -> Iterator[str]:
+    for start in range(0, len(words), _WORDS_PER_WRITE):
+        chunk = enumerate(words.slice(start, _WORDS_PER_WRITE).to_pylist(), start + len(SPECIAL))
+        yield "".join(f",\n      {json.dumps(word, ensure_ascii=False)}: {i}" for i, word in chunk)
