@@ -9,7 +9,7 @@ from model.data.tokenizer import PAD, UNKNOWN, CachedTokenizer, encode, new_toke
 from model.errors import UserError
 
 
-def cut(text: str) -> list[str]:
+def split(text: str) -> list[str]:
     [tokens] = encode(new_tokenizer(), [text])
     return [text[start:end] for start, end in tokens.offsets]
 
@@ -38,7 +38,7 @@ def cut(text: str) -> list[str]:
     ],
 )
 def test_words_and_their_places(text: str, words: list[str]):
-    assert cut(text) == words
+    assert split(text) == words
 
 
 @settings(max_examples=300, deadline=None)
@@ -79,34 +79,36 @@ NASTY = [
 
 
 def same_as_the_library(texts: list[str]) -> None:
-    """The cutter finds the words and places that `encode` finds, whose every word is known."""
+    """Check that the cached tokenizer finds the words and offsets that `encode` finds, when every word is known."""
     words: dict[str, int] = {"<pad>": 0, "<unk>": 1}
-    cut = CachedTokenizer(lambda word: words.setdefault(word, len(words)))(texts)
-    assert cut.begins[0] == 0 and cut.begins[-1] == len(cut.ids) == len(cut.starts) == len(cut.ends)
+    tokenized = CachedTokenizer(lambda word: words.setdefault(word, len(words)))(texts)
+    assert tokenized.begins[0] == 0 and tokenized.begins[-1] == len(tokenized.ids) == len(tokenized.starts) == len(
+        tokenized.ends
+    )
     for i, tokens in enumerate(encode(new_tokenizer(words), texts)):
-        of_text = slice(cut.begins[i], cut.begins[i + 1])
-        found = list(zip(cut.starts[of_text].tolist(), cut.ends[of_text].tolist(), strict=True))
-        assert (cut.ids[of_text].tolist(), found) == (tokens.ids, tokens.offsets), texts[i]
+        of_text = slice(tokenized.begins[i], tokenized.begins[i + 1])
+        found = list(zip(tokenized.starts[of_text].tolist(), tokenized.ends[of_text].tolist(), strict=True))
+        assert (tokenized.ids[of_text].tolist(), found) == (tokens.ids, tokens.offsets), texts[i]
         assert UNKNOWN not in tokens.ids
 
 
-def test_the_cutter_finds_what_the_library_finds_in_nasty_texts():
+def test_the_cached_tokenizer_equals_the_library_on_nasty_texts():
     rng = random.Random(0)
     same_as_the_library(["".join(rng.choices(NASTY, k=rng.randrange(14))) for _ in range(10_000)])
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.text(), min_size=1, max_size=5))
-def test_the_cutter_finds_what_the_library_finds_in_any_texts(texts: list[str]):
+def test_the_cached_tokenizer_equals_the_library_on_any_texts(texts: list[str]):
     same_as_the_library(texts)
 
 
-def test_the_cutter_forgets_and_begins_again(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("model.data.tokenizer._REMEMBERED", 3)
+def test_the_cached_tokenizer_clears_its_cache(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("model.data.tokenizer._CACHED_CHUNKS", 3)
     words: dict[str, int] = {}
-    cut = CachedTokenizer(lambda word: words.setdefault(word, len(words)))
-    first = cut(["one two", "three  four"])
-    again = cut(["four", "one two"])
+    tokenize = CachedTokenizer(lambda word: words.setdefault(word, len(words)))
+    first = tokenize(["one two", "three  four"])
+    again = tokenize(["four", "one two"])
     assert words == {"one": 0, "two": 1, "three": 2, "four": 3}
     assert first.ids.tolist() == [0, 1, 2, 3] and again.ids.tolist() == [3, 0, 1] and again.begins.tolist() == [0, 1, 3]
 

@@ -1,4 +1,4 @@
-"""BIOES tags: the alphabet of the keyphrase head, its legal sequences, and the way to and from spans.
+"""BIOES tags: the labels of the keyphrase head, their legal sequences, and conversion to and from spans.
 
 A span is (start, end), token indices, half-open, 0-based. A token inside a span is a keyword.
 """
@@ -7,8 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-TAGS = ("O", "B", "I", "E", "S")
-O, B, I, E, S = range(5)  # noqa: E741 - the tags' own names
+O, B, I, E, S = range(5)  # noqa: E741 - the names of the tags
 
 # LEGAL[i, j]: tag j may follow tag i. A sequence may start with O, B or S and must end with O, E or S.
 LEGAL = torch.zeros(5, 5, dtype=torch.bool)
@@ -19,16 +18,15 @@ for _previous in (B, I):
 MAY_START = LEGAL[O]
 MAY_END = LEGAL[:, O]
 
-
-IGNORED = -100  # the label of padding, left out of every loss and count
+IGNORED = -100  # the label of padding, excluded from every loss and count
 
 
 def spans_to_tags(spans: npt.NDArray[np.int64], tokens: int) -> npt.NDArray[np.int8]:
-    """The BIOES tags of a run of tokens.
+    """Return BIOES tags for spans.
 
     Args:
         spans: (spans, 2) starts and ends, disjoint and not empty.
-        tokens: how many tokens there are.
+        tokens: the number of tokens.
 
     Returns:
         (tokens,) tags.
@@ -45,13 +43,13 @@ def spans_to_tags(spans: npt.NDArray[np.int64], tokens: int) -> npt.NDArray[np.i
 
 
 def tags_to_spans(tags: torch.Tensor) -> torch.Tensor:
-    """The spans of legal tag sequences.
+    """Return the spans of legal tag sequences.
 
     Args:
-        tags: (batch, time) tags, O in the padding; every row a legal sequence.
+        tags: (B, T) tags, O in the padding; every row a legal sequence.
 
     Returns:
-        (spans, 3) of row, start, end, in order of row and start.
+        (spans, 3) row, start and end, ordered by row and start.
     """
     starts = torch.nonzero((tags == B) | (tags == S))
     ends = torch.nonzero((tags == E) | (tags == S))

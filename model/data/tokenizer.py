@@ -1,8 +1,7 @@
 """Words with character offsets, and the vocabulary, through the `tokenizers` library.
 
-Two things happen to a text: the normaliser lower-cases it and writes links as `<url>` and mentions as `<user>`; the
-pre-tokenizer cuts it into words, numbers, emoticons and runs of one punctuation mark. Offsets always speak of the
-original text.
+The normalizer converts a text to lower case, links to `<url>` and mentions to `<user>`. The pre-tokenizer splits it into
+words, numbers, emoticons and runs of one punctuation mark. Offsets always refer to the original text.
 """
 
 import re
@@ -18,6 +17,7 @@ from model.errors import UserError
 
 PAD, UNKNOWN = 0, 1
 SPECIAL = ["<pad>", "<unk>"]
+_CACHED_CHUNKS = 150_000  # between spaces; most of a text is among the most frequent
 
 _LINK = r"https?://\S+|www\.\S+"
 _MENTION = r"(?<![\w@])@\w+"
@@ -25,7 +25,7 @@ _REWRITTEN = re.compile(f"{_LINK}|{_MENTION}", re.IGNORECASE)
 _WORD = r"[\p{L}\p{M}\p{N}_]"
 _TOKEN = "|".join(
     [
-        r"<(?!pad>|unk>)[a-z]+>",  # placeholders: <url>, <user>, <eos>; never a special word, which has a meaning of its own
+        r"<(?!pad>|unk>)[a-z]+>",  # placeholders: <url>, <user>, <eos>; but not the special words, which a text cannot contain
         r"(?:\p{L}\.){2,}",  # u.s.
         r"\$\p{L}+",  # cashtags: $aapl
         rf"\d+(?:[.,:/]\d+)*{_WORD}*",  # 3.5m, 10:30, 1/2
@@ -33,22 +33,23 @@ _TOKEN = "|".join(
         r"['’]\p{L}+",  # 's
         r"[:;=]['\-]?[()dp/](?!\p{L})",  # emoticons
         r"([^\s\p{L}\p{N}])\1+",  # ..., !!!
-        r"\S(?:[\p{M}\x{FE0F}]|\x{200D}\S)*",  # any other sign, with its combining marks and joined emoji
+        r"\S(?:[\p{M}\x{FE0F}]|\x{200D}\S)*",  # any other character, with its combining marks and joined emoji
     ]
 )
 
 
 class Tokens(NamedTuple):
-    """The tokens of one text: vocabulary ids, and where each begins and ends in the text (characters, half-open)."""
+    """The tokens of one text: vocabulary ids, and (start, end) of each in the text, characters, half-open."""
 
     ids: list[int]
     offsets: list[tuple[int, int]]
 
 
 def new_tokenizer(vocabulary: dict[str, int] | None = None) -> Tokenizer:
-    """A tokenizer with a vocabulary; without one it is enough to find the words of a text."""
-    known = vocabulary or {word: i for i, word in enumerate(SPECIAL)}
-    tokenizer = Tokenizer(models.WordLevel(known, unk_token="<unk>"))
+    """Return a tokenizer with a vocabulary from words to ids; without one, it splits texts but knows no word."""
+    tokenizer = Tokenizer(
+        models.WordLevel(vocabulary or {word: i for i, word in enumerate(SPECIAL)}, unk_token="<unk>")
+    )
     tokenizer.normalizer = normalizers.Sequence(
         [
             normalizers.NFC(),
@@ -62,31 +63,41 @@ def new_tokenizer(vocabulary: dict[str, int] | None = None) -> Tokenizer:
 
 
 def parse_tokenizer(content: bytes, location: str) -> Tokenizer:
-    """A tokenizer from the content of a `tokenizer.json`. Raises UserError where it is not one of ours."""
+    """Return the tokenizer of a `tokenizer.json`.
+
+    Args:
+        content: the content of the file.
+        location: of the file, for messages.
+
+    Raises:
+        UserError: the content is damaged, or was not written by `prepare`.
+    """
     try:
         tokenizer = Tokenizer.from_str(content.decode("utf-8"))
     except Exception as error:  # the library raises bare Exception for any malformed content
-        raise UserError(f"{location}: is damaged or no tokenizer: {error}; restore the file or make it anew") from error
+        raise UserError(
+            f"{location}: is damaged or not a tokenizer: {error}; restore the file, or prepare the dataset again"
+        ) from error
     if [tokenizer.id_to_token(i) for i in range(len(SPECIAL))] != SPECIAL:
         raise UserError(
-            f"{location}: its vocabulary does not begin with {', '.join(SPECIAL)}; it was not made by prepare"
+            f"{location}: its vocabulary does not begin with {', '.join(SPECIAL)}; use a tokenizer that prepare wrote"
         )
     return tokenizer
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Tokens]:
-    """The tokens of each text."""
+    """Return the tokens of each text."""
     encodings = tokenizer.encode_batch(list(texts), add_special_tokens=False)
     return [_tokens(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
 
 
 class TokenizedTexts(NamedTuple):
-    """The tokens of many texts, one text after the other.
+    """The tokens of many texts, concatenated.
 
     Attributes:
-        ids: (tokens,) what stands for each word.
-        starts, ends: (tokens,) where it begins and ends in its text (characters, half-open).
-        begins: (texts + 1,) where each text begins in them; the last entry is their end.
+        ids: (tokens,) id of each word.
+        starts, ends: (tokens,) first character of each token in its text, and one after its last.
+        begins: (texts + 1,) index of the first token of each text; the last entry is the number of tokens.
     """
 
     ids: npt.NDArray[np.int32]
@@ -96,61 +107,71 @@ class TokenizedTexts(NamedTuple):
 
 
 class CachedTokenizer:
-    """Cuts texts into the words that `encode` would find, with or without a vocabulary.
+    """Tokenizes texts as `encode` does, with any mapping from words to ids, and faster.
 
-    No word reaches across a space, and neither does any rule of the normaliser. So what stands between two spaces is
-    cut by the library once, and remembered; all else is arithmetic on arrays.
+    No token contains a space, and no rule of the normalizer extends across one. So the library tokenizes each chunk
+    between two spaces once, its tokens are cached, and the rest is array arithmetic.
     """
 
     def __init__(self, id_of: Callable[[str], int], rules: Tokenizer | None = None) -> None:
-        """Takes what gives a word its id, and a tokenizer whose rules hold, by default those of `new_tokenizer`."""
+        """Create a tokenizer with an empty cache.
+
+        Args:
+            id_of: returns the id of a normalized word.
+            rules: a tokenizer whose normalizer and pre-tokenizer are used, by default those of `new_tokenizer`.
+        """
         self._id_of = id_of
         self._rules = rules or new_tokenizer()
-        self._forget()
+        self._clear()
 
     def __call__(self, texts: Sequence[str]) -> TokenizedTexts:
-        """The tokens of each text; there has to be one."""
-        if len(self._known) > _REMEMBERED:
-            self._forget()
-        runs = np.array([text.count(" ") + 1 for text in texts])
-        numbers = np.array(list(map(self._known.__getitem__, " ".join(texts).split(" "))))
-        size, first = np.array(self._sizes)[numbers], np.array(self._firsts)
-        count, first = np.diff(first)[numbers], first[numbers]
-        at = np.cumsum(size + 1) - size - 1
-        first_run = np.cumsum(runs) - runs
-        at -= np.repeat(at[first_run], runs)
-        tokens = np.repeat(first - np.cumsum(count) + count, count) + np.arange(count.sum())
-        shift = np.repeat(at, count)
-        begins = np.concatenate([[0], np.cumsum(np.add.reduceat(count, first_run))])
+        """Return the tokens of at least one text."""
+        if len(self._chunk_ids) > _CACHED_CHUNKS:
+            self._clear()
+        chunk_counts = np.array([text.count(" ") + 1 for text in texts])
+        chunks = np.array(list(map(self._chunk_ids.__getitem__, " ".join(texts).split(" "))))
+        sizes, firsts = np.array(self._sizes)[chunks], np.array(self._firsts)
+        token_counts, firsts = np.diff(firsts)[chunks], firsts[chunks]
+        # Where each chunk starts in its text: the sizes before it and a space each, less those of the texts before.
+        chunk_starts = np.cumsum(sizes + 1) - sizes - 1
+        first_chunks = np.cumsum(chunk_counts) - chunk_counts
+        chunk_starts -= np.repeat(chunk_starts[first_chunks], chunk_counts)
+        # Where each token is in the cache.
+        tokens = np.repeat(firsts - np.cumsum(token_counts) + token_counts, token_counts) + np.arange(
+            token_counts.sum()
+        )
+        shifts = np.repeat(chunk_starts, token_counts)
+        begins = np.concatenate([[0], np.cumsum(np.add.reduceat(token_counts, first_chunks))])
         return TokenizedTexts(
             np.array(self._ids, np.int32)[tokens],
-            (np.array(self._starts)[tokens] + shift).astype(np.int32),
-            (np.array(self._ends)[tokens] + shift).astype(np.int32),
+            (np.array(self._starts)[tokens] + shifts).astype(np.int32),
+            (np.array(self._ends)[tokens] + shifts).astype(np.int32),
             begins,
         )
 
-    def _forget(self) -> None:
-        self._known = _DefaultDict(self._cut)  # a run's number
-        self._sizes = array("q")  # by run: its characters
-        self._firsts = array("q", [0])  # by run: the first of its tokens; the last entry is their end
+    def _clear(self) -> None:
+        self._chunk_ids = _DefaultDict(self._tokenize_chunk)
+        self._sizes = array("q")  # by chunk: its characters
+        self._firsts = array("q", [0])  # by chunk: index of its first token; the last entry is the number of tokens
         self._ids, self._starts, self._ends = array("q"), array("q"), array("q")  # by token
 
-    def _cut(self, run: str) -> int:
-        cut = PreTokenizedString(run)
-        cut.normalize(self._rules.normalizer.normalize)
-        self._rules.pre_tokenizer.pre_tokenize(cut)
-        splits = cut.get_splits("original", "char")
-        for start, end in _repaired(run, [offsets for _, offsets, _ in splits]):
+    def _tokenize_chunk(self, chunk: str) -> int:
+        """Add a chunk to the cache; return its number."""
+        splitter = PreTokenizedString(chunk)
+        splitter.normalize(self._rules.normalizer.normalize)
+        self._rules.pre_tokenizer.pre_tokenize(splitter)
+        splits = splitter.get_splits("original", "char")
+        for start, end in _repair_offsets(chunk, [offsets for _, offsets, _ in splits]):
             self._starts.append(start)
             self._ends.append(end)
         self._ids.extend(self._id_of(word) for word, *_ in splits)
         self._firsts.append(len(self._ids))
-        self._sizes.append(len(run))
+        self._sizes.append(len(chunk))
         return len(self._sizes) - 1
 
 
 class _DefaultDict(dict[str, int]):
-    """A dictionary that asks for what it lacks."""
+    """A dictionary that computes a missing value from its key."""
 
     def __init__(self, missing: Callable[[str], int]) -> None:
         self._missing = missing
@@ -161,15 +182,12 @@ class _DefaultDict(dict[str, int]):
 
 
 def _tokens(text: str, encoding: Encoding) -> Tokens:
-    return Tokens(encoding.ids, _repaired(text, encoding.offsets))
+    return Tokens(encoding.ids, _repair_offsets(text, encoding.offsets))
 
 
-def _repaired(text: str, offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The offsets, where the library gives a rewritten link or mention those of its last character alone."""
+def _repair_offsets(text: str, offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return the offsets with those of links and mentions corrected, of which the library returns the last character."""
     if "@" in text or "http" in text.lower() or "www." in text.lower():
         starts = {match.end(): match.start() for match in _REWRITTEN.finditer(text)}
         return [(min(start, starts.get(end, start)), end) for start, end in offsets]
     return offsets
-
-
-_REMEMBERED = 150_000  # what stands between spaces; most of a text is among the most frequent
