@@ -35,7 +35,7 @@ def evaluate(
     from model.inference.error_analysis import by_kind, find_errors
     from model.network.device import resolve_device
     from model.training.evaluation import evaluate as measure
-    from model.training.metrics import summarize
+    from model.training.metrics import KEYPHRASE, Column, summarize
 
     if mistakes is not None and storage.exists(mistakes):
         raise UserError(f"{mistakes}: exists already, and may hold labels; give --mistakes another file, or delete it")
@@ -57,7 +57,8 @@ def evaluate(
     echo(table(metrics))
     kinds = None
     if train is not None:
-        wrong = compress(read(SkipCounts()), counts[:, 3] == 0)  # read again, so that not all texts have to be held
+        wrong_rows = counts[:, KEYPHRASE][:, Column.EXACT] == 0
+        wrong = compress(read(SkipCounts()), wrong_rows)  # read again, so that not all texts have to be held
         found = find_errors(loaded.tagger, wrong, train, place)
         kinds = by_kind(found)
         echo(_kinds_table(kinds))

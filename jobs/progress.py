@@ -8,7 +8,7 @@ from jobs.console import echo, format_duration
 
 if TYPE_CHECKING:
     from distributed.train.events import Event
-    from model.training.loop import Progress
+    from model.training.progress import Progress
 
 
 class TrainingProgress:
@@ -42,7 +42,7 @@ class TrainingProgress:
     def event(self, event: "Event") -> None:
         """Show an event of `distributed.train.driver.train`."""
         from distributed.train.events import EpochEnd, Note
-        from model.training.loop import Progress
+        from model.training.progress import Progress
 
         match event:
             case Progress():

@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from jobs.__main__ import app
+from model.training.metrics import KEYPHRASE, Column
 
 # Ray begins these with the first trainer or dataset and keeps them for all others.
 OF_THE_CLUSTER = ("_AutoscalingCoordinatorActor", "_StatsActor", "ActorLocationTracker")
@@ -70,7 +71,9 @@ def counts_of(rate: float, seed: int, texts: int) -> Any:
     """Counts (texts, 8) of a tagger that finds a share of the keyphrases, one in each text, and says one thing of each."""
     counts = np.zeros((texts, 8), np.int64)
     right = np.random.default_rng(seed).random(texts) < rate
-    counts[:, 0], counts[:, 1], counts[:, 2], counts[:, 3] = right, 1, 1, right
+    keyphrase = counts[:, KEYPHRASE]
+    keyphrase[:, Column.CORRECT] = keyphrase[:, Column.EXACT] = right
+    keyphrase[:, Column.PREDICTED] = keyphrase[:, Column.GOLD] = 1
     return counts
 
 

@@ -42,11 +42,13 @@ def train(data: str, folder: Path, after: int = 0, notes: list[str] | None = Non
     dataset = Dataset(data)
     config = make_config({"data": data, "tagger": SMALL, "training": {"epochs": 2, "lr": 0.01, "global_batch_size": 4}})
     tagger = new_tagger(config.tagger, dataset.info["words"], 0)
-    keeper = Cut(str(folder), after, [] if notes is None else notes)
-    training = Training(config.training, tagger, dataset.load("train"), dataset.load("valid"), keeper=keeper)
-    keeper.restore(training)
+    checkpointer = Cut(str(folder), after, [] if notes is None else notes)
+    training = Training(
+        config.training, tagger, dataset.load("train"), dataset.load("valid"), checkpointer=checkpointer
+    )
+    checkpointer.restore(training)
     for _ in training.epochs():
-        keeper.save(training)
+        checkpointer.save(training)
     return training
 
 
@@ -127,10 +129,10 @@ def test_a_checkpoint_cut_off_anywhere_is_never_taken_for_whole(tmp_path: Path):
 
 
 def test_a_checkpoint_inside_an_epoch_comes_with_the_minutes(tmp_path: Path):
-    keeper = StorageCheckpointer(str(tmp_path), SELECTION_METRIC, SingleProcess(), minutes=1.0)
-    assert not keeper.should_save()
-    keeper.kept -= 61
-    assert keeper.should_save()
+    checkpointer = StorageCheckpointer(str(tmp_path), SELECTION_METRIC, SingleProcess(), minutes=1.0)
+    assert not checkpointer.should_save()
+    checkpointer.kept -= 61
+    assert checkpointer.should_save()
     never = StorageCheckpointer(str(tmp_path), SELECTION_METRIC, SingleProcess(), minutes=0.0)
     never.kept -= 1e6
     assert not never.should_save()

@@ -30,11 +30,11 @@ def test_seeds_that_differ_widen_the_interval():
     assert differ.std() > 1.5 * agree.std()
 
 
-@pytest.mark.parametrize("figure", ["f1", "precision", "recall", "exact_match"])
-def test_a_large_difference_is_shown_and_none_is_not(figure: str):
+@pytest.mark.parametrize("metric", ["f1", "precision", "recall", "exact_match"])
+def test_a_large_difference_is_shown_and_none_is_not(metric: str):
     def p(first: float, second: float) -> float:
         runs = [[tagger(rate, seed) for seed in seeds] for rate, seeds in ((first, (0, 1, 2)), (second, (3, 4, 5)))]
-        draws = bootstrap_means(runs, "keyphrase", figure)
+        draws = bootstrap_means(runs, "keyphrase", metric)
         return paired_bootstrap_test(draws[:, 0], draws[:, 1], 0.0).p
 
     assert p(0.6, 0.4) < 0.01

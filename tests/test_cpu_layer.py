@@ -19,18 +19,18 @@ TIME, INPUTS, HIDDEN, CLASSES = 10, 30, 20, 5
 
 
 def test_tokens_are_packed_by_step_with_the_longer_texts_first():
-    places, steps = pack(np.array([1, 3]), time=4)
+    positions, steps = pack(np.array([1, 3]), padded_to=4)
     assert steps == [PackedStep(2, 16), PackedStep(1, 16), PackedStep(1, 16)]
     filler = 8
-    assert places.tolist() == [4, 0, *[filler] * 14, 5, *[filler] * 15, 6, *[filler] * 15]
-    wide = pack(np.array([2] * 17 + [1] * 3), time=2).steps
+    assert positions.tolist() == [4, 0, *[filler] * 14, 5, *[filler] * 15, 6, *[filler] * 15]
+    wide = pack(np.array([2] * 17 + [1] * 3), padded_to=2).steps
     assert wide == [PackedStep(20, 32), PackedStep(17, 32)]
 
 
-def packed(padded: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+def packed(padded: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """The rows (N, ...) of a padded tensor (B, T, ...), zeros where a step is filled up."""
     flat = padded.flatten(0, 1)
-    return torch.cat([flat, flat.new_zeros(1, *flat.shape[1:])])[places]
+    return torch.cat([flat, flat.new_zeros(1, *flat.shape[1:])])[positions]
 
 
 @pytest.mark.parametrize("directions", [1, 2])
@@ -49,9 +49,9 @@ def test_values_and_gradients_are_those_of_torch(lengths: torch.Tensor, cell: Ce
     of_states, of_logits = (torch.randn(len(lengths), TIME, size) * real for size in (directions * HIDDEN, CLASSES))
 
     ours = inputs.clone().requires_grad_()
-    places, steps = pack(lengths.numpy(), TIME)
-    states, logits = packed_rnn_with_head(packed(ours, places), steps, cell.kernel, own, head)
-    ((states * packed(of_states, places)).sum() + (logits * packed(of_logits, places)).sum()).backward()
+    positions, steps = pack(lengths.numpy(), TIME)
+    states, logits = packed_rnn_with_head(packed(ours, positions), steps, cell.kernel, own, head)
+    ((states * packed(of_states, positions)).sum() + (logits * packed(of_logits, positions)).sum()).backward()
     gradients = [ours.grad, *(weight.grad for rnn in own for weight in rnn.parameters()), head.weight.grad]
     head.zero_grad()
 
@@ -61,9 +61,9 @@ def test_values_and_gradients_are_those_of_torch(lengths: torch.Tensor, cell: Ce
     ((expected * of_states).sum() + (head(expected) * of_logits).sum()).backward()
     wanted = [reference.grad, *(weight.grad for weight in theirs.parameters()), head.weight.grad]
 
-    here = places < len(lengths) * TIME
-    assert torch.allclose(states[here], packed(expected, places)[here], atol=1e-5)
-    assert torch.allclose(logits[here], packed(head(expected), places)[here], atol=1e-5)
+    here = positions < len(lengths) * TIME
+    assert torch.allclose(states[here], packed(expected, positions)[here], atol=1e-5)
+    assert torch.allclose(logits[here], packed(head(expected), positions)[here], atol=1e-5)
     for one, other in zip(gradients, wanted, strict=True):
         assert torch.allclose(one, other, atol=1e-5 * max(1.0, float(other.abs().max())))  # sums of many texts
 
@@ -90,8 +90,8 @@ def test_going_over_distinct_words_gives_what_going_over_tokens_gives(cell: Cell
     table, ids = torch.randn(30, 7), torch.randint(0, 30, (len(LENGTHS), TIME, 3))
     layers = [cell.module(21, HIDDEN, batch_first=True) for _ in range(directions)]
     head = nn.Linear(directions * HIDDEN, CLASSES)
-    places, steps = pack(LENGTHS.numpy(), TIME)
-    around = packed(ids, places)
+    positions, steps = pack(LENGTHS.numpy(), TIME)
+    around = packed(ids, positions)
     with torch.no_grad():
         by_word = packed_rnn_from_ids(table, around, steps, cell.kernel, layers, head)
         by_token = packed_rnn_with_head(gather_windows(table, around, None), steps, cell.kernel, layers, head)
@@ -157,9 +157,9 @@ def test_a_dropout_mask_depends_on_torchs_seed_alone():
 @pytest.mark.parametrize("cell", CELLS)
 def test_other_devices_and_precisions_go_torchs_way(cell: str):
     tagger, ids = Tagger(TaggerConfig(cell=cell), 10), torch.ones(1, 1, dtype=torch.long)
-    assert tagger._packs(ids)
-    assert not tagger._packs(ids.to("meta"))
-    assert not Tagger(TaggerConfig(cell=cell, cpu_kernels=False), 10)._packs(ids)
+    assert tagger._uses_cpu_kernels(ids)
+    assert not tagger._uses_cpu_kernels(ids.to("meta"))
+    assert not Tagger(TaggerConfig(cell=cell, cpu_kernels=False), 10)._uses_cpu_kernels(ids)
     with torch.autocast("cpu", torch.bfloat16):
-        assert not tagger._packs(ids)
-    assert not tagger.to(torch.float64)._packs(ids)
+        assert not tagger._uses_cpu_kernels(ids)
+    assert not tagger.to(torch.float64)._uses_cpu_kernels(ids)

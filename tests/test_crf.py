@@ -32,11 +32,9 @@ class Case:
         return found, torch.stack([self._score(row, tags) for tags in found])
 
     def _score(self, row: int, tags: tuple[int, ...]) -> torch.Tensor:
-        chain = self.transitions()
+        crf = self.transitions()
         head = sum(self.logits[row, t, tag] for t, tag in enumerate(tags))
-        return (
-            head + chain.start[tags[0]] + sum(chain.transition[pair] for pair in pairwise(tags)) + chain.end[tags[-1]]
-        )
+        return head + crf.start[tags[0]] + sum(crf.transition[pair] for pair in pairwise(tags)) + crf.end[tags[-1]]
 
     def gold(self) -> torch.Tensor:
         tags = torch.full((len(LENGTHS), max(LENGTHS)), IGNORED)
@@ -64,18 +62,18 @@ def test_the_loss_and_its_gradients_are_those_of_all_sequences_added_up(seed: in
 @pytest.mark.parametrize("seed", range(3))
 def test_a_spans_probability_is_that_of_the_sequences_that_have_it(seed: int):
     case = Case(seed)
-    likely = span_marginals(case.logits, case.transitions(), case.lengths)
-    wanted = torch.zeros_like(likely)
+    marginals = span_marginals(case.logits, case.transitions(), case.lengths)
+    wanted = torch.zeros_like(marginals)
     for row in range(len(LENGTHS)):
         found, scores = case.sequences(row)
         for tags, share in zip(found, scores.softmax(0).tolist(), strict=True):
             for _, start, end in tags_to_spans(torch.tensor([tags])).tolist():
                 wanted[row, end - 1, end - start - 1] += share
-    torch.testing.assert_close(likely, wanted)
+    torch.testing.assert_close(marginals, wanted)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_decode_reads_the_likeliest_sequence_of_a_chain(seed: int):
+def test_decode_reads_the_likeliest_sequence_with_transitions(seed: int):
     case = Case(seed)
     tags = viterbi_decode(case.logits, case.lengths, case.transitions())
     for row, length in enumerate(LENGTHS):
@@ -96,32 +94,32 @@ def disjoint(spans: list[tuple[int, int]]) -> bool:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_the_spans_read_are_the_best_of_all_disjoint_ones(seed: int):
-    likely = torch.rand(1, 5, 3, generator=torch.Generator().manual_seed(seed))
+    marginals = torch.rand(1, 5, 3, generator=torch.Generator().manual_seed(seed))
     spans = [(end + 1 - size, end + 1) for end in range(5) for size in (1, 2, 3) if end + 1 >= size]
-    likely[0, 0, 1:], likely[0, 1, 2] = 0, 0  # would begin before the text
-    gain = {span: float(likely[0, span[1] - 1, span[1] - span[0] - 1]) - 0.4 for span in spans}
+    marginals[0, 0, 1:], marginals[0, 1, 2] = 0, 0  # would begin before the text
+    gain = {span: float(marginals[0, span[1] - 1, span[1] - span[0] - 1]) - 0.4 for span in spans}
     chosen = [
         [span for span, take in zip(spans, bits, strict=True) if take] for bits in product((0, 1), repeat=len(spans))
     ]
     best = max(sum(gain[span] for span in each) for each in chosen if disjoint(each))
-    found = [(start, end) for _, start, end in tags_to_spans(select_spans(likely, torch.tensor(0.4))).tolist()]
+    found = [(start, end) for _, start, end in tags_to_spans(select_spans(marginals, torch.tensor(0.4))).tolist()]
     assert disjoint(found) and sum(gain[span] for span in found) == pytest.approx(best, abs=1e-6)
 
 
-def reading(threshold: float, tokens: int) -> SpanDecoding:
+def span_decoding(threshold: float, tokens: int) -> SpanDecoding:
     return SpanDecoding(torch.tensor(threshold), torch.tensor(0.0), torch.arange(tokens))
 
 
 def test_equal_words_agree_within_their_text():
-    likely = torch.zeros(2, 5, 2)
-    likely[0, :, 0] = torch.tensor([0.1, 0.6, 0.2, 0.3, 0.4])
-    likely[0, 1:, 1] = torch.tensor([0.05, 0.01, 0.02, 0.5])
-    likely[1, :2, 0] = 0.9
+    marginals = torch.zeros(2, 5, 2)
+    marginals[0, :, 0] = torch.tensor([0.1, 0.6, 0.2, 0.3, 0.4])
+    marginals[0, 1:, 1] = torch.tensor([0.05, 0.01, 0.02, 0.5])
+    marginals[1, :2, 0] = 0.9
     words = torch.tensor([[7, 8, 9, 7, 8], [7, 8, 0, 0, 0]])
-    found = max_over_repeats(likely, words)
+    found = max_over_repeats(marginals, words)
     assert found[0, :, 0].tolist() == pytest.approx([0.3, 0.6, 0.2, 0.3, 0.6])
     assert found[0, 1:, 1].tolist() == pytest.approx([0.5, 0.01, 0.02, 0.5])
-    assert torch.equal(found[1], likely[1])
+    assert torch.equal(found[1], marginals[1])
 
 
 def test_words_agree_with_equal_words_of_their_text_alone():
@@ -129,14 +127,14 @@ def test_words_agree_with_equal_words_of_their_text_alone():
     rows, steps = 64, 12
     words = torch.arange(1, 17).repeat(rows, 1)[:, :steps] + 8 * torch.arange(rows)[:, None]
     words[:, 6:] = words[:, :6].flip(1)  # each pair of words stands the other way round as well
-    likely = torch.rand(rows, steps, 3, generator=torch.Generator().manual_seed(0))
-    likely[:, 0, 1:], likely[:, 1, 2] = 0, 0  # would begin before the text
-    found = max_over_repeats(likely, words)
+    marginals = torch.rand(rows, steps, 3, generator=torch.Generator().manual_seed(0))
+    marginals[:, 0, 1:], marginals[:, 1, 2] = 0, 0  # would begin before the text
+    found = max_over_repeats(marginals, words)
     spans = [(end - size, end) for end in range(1, steps + 1) for size in (1, 2, 3) if end >= size]
     for row in range(rows):
         highest: dict[tuple[int, ...], float] = {}
         for start, end in spans:
-            alike, value = tuple(words[row, start:end].tolist()), likely[row, end - 1, end - start - 1].item()
+            alike, value = tuple(words[row, start:end].tolist()), marginals[row, end - 1, end - start - 1].item()
             highest[alike] = max(value, highest.get(alike, 0.0))
         wanted = [highest[tuple(words[row, start:end].tolist())] for start, end in spans]
         assert [found[row, end - 1, end - start - 1].item() for start, end in spans] == wanted
@@ -146,7 +144,7 @@ def test_a_span_below_one_half_is_found_where_the_threshold_lets_it():
     logits = torch.tensor([[[0.5, -5, -5, -5, 0.0], [5, -5, -5, -5, -5]]])
     lengths = torch.tensor([2])
     assert predict_spans(Logits(torch.zeros(1, 2, 2), logits), lengths).spans.tolist() == []
-    found = predict_spans(Logits(torch.zeros(1, 2, 2), logits, None, reading(0.3, 2)), lengths)
+    found = predict_spans(Logits(torch.zeros(1, 2, 2), logits, None, span_decoding(0.3, 2)), lengths)
     assert found.spans.tolist() == [[0, 0, 1]]
     assert found.scores.item() == pytest.approx(1 / (1 + np.exp(0.5)), abs=1e-3)
 
@@ -156,7 +154,7 @@ def test_nothing_is_found_in_the_padding_and_no_span_is_longer_than_the_longest(
     logits[..., I], logits[..., O], logits[..., S] = 9.0, -9.0, -9.0
     logits[:, 0, B], logits[0, -1, E], logits[1, 2, E] = 99.0, 99.0, 99.0
     found = predict_spans(
-        Logits(torch.zeros(2, MAX_SPAN_TOKENS + 4, 2), logits, None, reading(0.5, MAX_SPAN_TOKENS + 4)),
+        Logits(torch.zeros(2, MAX_SPAN_TOKENS + 4, 2), logits, None, span_decoding(0.5, MAX_SPAN_TOKENS + 4)),
         torch.tensor([MAX_SPAN_TOKENS + 4, 3]),
     )
     assert found.spans.tolist() == [[1, 0, 3]]

@@ -28,6 +28,7 @@ from model.inference.error_analysis import (
 )
 from model.inference.extractor import Extractor
 from model.training.evaluation import evaluate
+from model.training.metrics import KEYPHRASE
 
 # A keyphrase stands in brackets.
 TRAINING = [
@@ -203,7 +204,9 @@ def test_phrases_are_counted_as_a_plain_search_counts_them():
 def test_a_taggers_mistakes_add_up_to_its_figures(small_bundle: str, small_dataset: str):
     bundle, dataset = load_bundle(small_bundle), Dataset(small_dataset)
     texts = list(examples(dataset.texts("test"), bundle.tokenizer, SkipCounts(), 100))
-    right, predicted, gold = evaluate(bundle.tagger, split_from_examples(texts), torch.device("cpu")).counts.sum(0)[:3]
+    right, predicted, gold = evaluate(bundle.tagger, split_from_examples(texts), torch.device("cpu")).counts.sum(0)[
+        KEYPHRASE
+    ][:3]
     train = training_split(bundle, "nowhere", small_dataset)
     found = find_errors(bundle.tagger, texts, train, torch.device("cpu"))
     counts = by_kind(found).values()

@@ -13,10 +13,11 @@ from model.errors import DivergedError
 from model.network.tagger import new_tagger
 from model.training.communicator import SingleProcess
 from model.training.evaluation import evaluate
-from model.training.loop import Progress, Training
+from model.training.loop import Training
 from model.training.loss import dual_loss
-from model.training.metrics import summarize
+from model.training.metrics import KEYPHRASE, Column, summarize
 from model.training.optimizer import clip_gradients, learning_rate, make_optimizers
+from model.training.progress import Progress
 
 
 @pytest.fixture(scope="module")
@@ -100,9 +101,9 @@ def test_training_learns_with_each_part_exchanged(splits: tuple[Split, Split, in
 
 def test_the_whole_table_is_updated_where_that_is_asked(splits: tuple[Split, Split, int]):
     training = train(splits, sparse_embedding=False)
-    training.train_step(training.local_batch(np.arange(8)), 100, 0, 1e-2, last=False)
+    training.train_step(training.local_batch(np.arange(8)), 100, 0, 1e-2)
     before = training.tagger.embedding.weight.detach().clone()
-    training.train_step(training.local_batch(np.arange(8, 9)), 100, 1, 1e-2, last=False)
+    training.train_step(training.local_batch(np.arange(8, 9)), 100, 1, 1e-2)
     moved = (training.tagger.embedding.weight.detach() != before).any(1).nonzero()[:, 0]
     assert set(moved.tolist()) > set(collate(splits[0], np.arange(8)).ids.unique().tolist()) - {0}  # by their momentum
 
@@ -124,10 +125,10 @@ class Half:
     def __init__(self, rank: int) -> None:
         self.rank = rank
 
-    def all_reduce_gradients(self, module: torch.nn.Module, tokens: int, kind: torch.dtype = torch.float32) -> None:
+    def all_reduce_gradients(self, module: torch.nn.Module, tokens: int, dtype: torch.dtype = torch.float32) -> None:
         SingleProcess().all_reduce_gradients(module, tokens)
 
-    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor
 
 
@@ -138,12 +139,12 @@ def test_the_sum_of_two_workers_gradients_is_that_of_one(splits: tuple[Split, Sp
     )  # an odd batch: the shares differ in texts and in tokens
     rows = epoch_batches(train_split.lengths, 33, 0, 0)[0]
     gradients = []
-    for workers in (None, Half(0), Half(1)):
+    for communicator in (None, Half(0), Half(1)):
         tagger = new_tagger(TaggerConfig(**SMALL, dropout=0), words, 0)
-        training = Training(config, tagger, train_split, valid, workers)
+        training = Training(config, tagger, train_split, valid, communicator)
         for optimizer in training.optimizers:
             optimizer.step = optimizer.zero_grad = lambda: None
-        training.train_step(training.local_batch(rows), int(train_split.lengths[rows].sum()), 0, 1e-3, last=False)
+        training.train_step(training.local_batch(rows), int(train_split.lengths[rows].sum()), 0, 1e-3)
         gradients.append(torch.cat([p.grad.to_dense().flatten() for p in tagger.parameters()]))
     assert torch.allclose(gradients[0], gradients[1] + gradients[2], atol=1e-7)
     assert not torch.allclose(gradients[1], gradients[2], atol=1e-4)
@@ -156,7 +157,9 @@ def test_evaluation_counts_every_text_once_and_in_order(splits: tuple[Split, Spl
     shares = [evaluate(tagger, valid, device, Half(rank)) for rank in range(2)]
     assert np.array_equal(whole.counts, shares[0].counts + shares[1].counts)
     assert whole.keyword_loss == pytest.approx(shares[0].keyword_loss + shares[1].keyword_loss)
-    assert whole.counts[:, 2].sum() == (np.isin(valid.tags, (1, 4))).sum()  # gold spans begin with B or S
+    assert (
+        whole.counts[:, KEYPHRASE][:, Column.GOLD].sum() == (np.isin(valid.tags, (1, 4))).sum()
+    )  # gold spans begin with B or S
     row = 7
     batch = collate(valid, np.array([row]))
     alone = dual_loss(tagger(batch.ids, batch.lengths), batch)
@@ -174,7 +177,7 @@ def test_the_threshold_is_settled_where_the_f1_is_best(splits: tuple[Split, Spli
     for other in (0.1, 0.3, 0.5):
         tagger.threshold.fill_(other)
         assert summarize(evaluate(tagger, splits[1], device).counts)["keyphrase_f1"] <= metrics["valid/keyphrase_f1"]
-    evaluate(tagger, splits[1], device, settle=True)
+    evaluate(tagger, splits[1], device, tune_decoding=True)
     assert tagger.threshold.item() == settled
 
 
@@ -201,7 +204,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_is_named(splits: tuple[Split
 
 
 def test_progress_tells_where_an_epoch_stands(splits: tuple[Split, Split, int], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("model.training.loop._SECONDS_BETWEEN_REPORTS", 0.0)
+    monkeypatch.setattr("model.training.progress._SECONDS_BETWEEN_REPORTS", 0.0)
     seen: list[Progress] = []
     training = train(splits, epochs=1)
     training.on_progress = seen.append
@@ -228,7 +231,7 @@ def test_clipping_bounds_the_common_norm(splits: tuple[Split, Split, int]):
     training = train(splits)
     batch = collate(splits[0], np.arange(8))
     (100 * dual_loss(training.tagger(batch.ids, batch.lengths), batch).total(0.3)).backward()
-    training.workers.all_reduce_gradients(training.tagger, 100)
+    training.communicator.all_reduce_gradients(training.tagger, 100)
     before = [p.grad.to_dense().clone() for p in training.tagger.parameters()]
     clip_gradients(training.tagger, 2.0)
     after = [p.grad.to_dense() for p in training.tagger.parameters()]
@@ -241,7 +244,7 @@ def test_only_the_rows_that_a_step_touched_are_updated(splits: tuple[Split, Spli
     training = train(splits)
     before = training.tagger.embedding.weight.detach().clone()
     rows = np.arange(8)
-    training.train_step(training.local_batch(rows), 100, 0, 1e-2, last=False)
+    training.train_step(training.local_batch(rows), 100, 0, 1e-2)
     moved = (training.tagger.embedding.weight.detach() != before).any(1).nonzero()[:, 0]
     assert set(moved.tolist()) == set(collate(splits[0], rows).ids.unique().tolist()) - {0}
 

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from model.data.batching import Batch
 from model.data.labels import IGNORED, B, E, I, O, S
 from model.network.tagger import Logits
-from model.training.legacy_metrics import evaluation_keys, sums, training_keys
-from model.training.metrics import count, precision_recall_f1, summarize
+from model.training.legacy_metrics import batch_sums, evaluation_metrics, training_metrics
+from model.training.metrics import KEYPHRASE, KEYWORD, Column, count, precision_recall_f1, summarize
 
 X = IGNORED
 
@@ -50,7 +50,7 @@ def test_counts_of_both_heads():
 
 def test_a_span_counts_only_in_its_own_text():
     found = count(logits_of([[0, 0], [1, 0]], [[O, O], [S, O]]), batch_of([[S, O], [O, O]]))
-    assert found[:, 0].tolist() == [0, 0]
+    assert found[:, KEYPHRASE][:, Column.CORRECT].tolist() == [0, 0]
 
 
 def test_score_and_its_empty_cases():
@@ -79,7 +79,9 @@ def test_figures_are_micro_averages_not_means_of_texts():
 def test_the_interval_is_that_of_resampled_texts():
     draw = np.random.default_rng(3)
     counts = np.zeros((400, 8), int)
-    counts[:, 0], counts[:, 1], counts[:, 2] = draw.integers(0, 2, 400), 1, draw.integers(1, 3, 400)
+    keyphrase = counts[:, KEYPHRASE]
+    keyphrase[:, Column.CORRECT], keyphrase[:, Column.PREDICTED] = draw.integers(0, 2, 400), 1
+    keyphrase[:, Column.GOLD] = draw.integers(1, 3, 400)
     metrics = summarize(counts)
     again = [precision_recall_f1(*counts[draw.integers(0, 400, 400)].sum(0)[:3]).f1 for _ in range(4000)]
     low, high = np.percentile(again, [2.5, 97.5])
@@ -96,8 +98,8 @@ def test_figures_do_not_depend_on_the_order_of_the_texts():
 def test_the_records_figures_by_its_own_definitions():
     gold = [[S, O, O, O], [B, E, O, X]]
     logits = logits_of([[1, 0, 0, 0], [0, 1, 0, 0]], [[S, O, O, O], [B, E, O, O]])
-    batch_sums = sums(logits, batch_of(gold), torch.tensor([0.5, 1.5]).double())
-    metrics = training_keys(batch_sums, 2, alpha=0.3, lr=0.01)
+    sums = batch_sums(logits, batch_of(gold), torch.tensor([0.5, 1.5]).double())
+    metrics = training_metrics(sums, 2, alpha=0.3, lr=0.01)
     assert metrics["train_sentence_precision"] == 0.5  # the share of texts on which the keyword head is wholly right
     assert metrics["train_sequence_precision"] == 1.0
     assert metrics["train_sentence_recall"] == metrics["train_sequence_recall"] == pytest.approx(2 / 3)
@@ -105,8 +107,12 @@ def test_the_records_figures_by_its_own_definitions():
     assert metrics["train_loss1"] == pytest.approx(0.5 / (2 * 128))
     assert metrics["train_total_loss"] == pytest.approx((0.3 * 0.5 + 0.7 * 1.5) / (2 * 128))
     counts = np.zeros((100, 8), int)
-    counts[:36], counts[-16:, 3], counts[-32:, 7] = 1, 1, 1  # only the last 64 texts count
-    evaluation = evaluation_keys(counts)
+    counts[:36], counts[-16:, KEYPHRASE][:, Column.EXACT], counts[-32:, KEYWORD][:, Column.EXACT] = (
+        1,
+        1,
+        1,
+    )  # only the last 64 texts count
+    evaluation = evaluation_metrics(counts)
     assert evaluation == {"eval_sentence_precision": 0.5, "eval_sequence_precision": 0.25}
     assert len(metrics | evaluation) == 12
 
@@ -114,6 +120,6 @@ def test_the_records_figures_by_its_own_definitions():
 def test_the_records_f1_is_reproduced_from_its_precision_and_recall():
     # Run 1 of the record: P 0.46875 and R 0.69231 were logged with F1 0.55853.
     exact, found, gold = 30, 90, 130
-    metrics = training_keys(torch.tensor([32, exact, found, gold, 0, 0]).double(), 64, 0.3, 1e-3)
+    metrics = training_metrics(torch.tensor([32, exact, found, gold, 0, 0]).double(), 64, 0.3, 1e-3)
     assert metrics["train_sentence_f1"] == pytest.approx(0.55853, abs=1e-5)
     assert metrics["train_sequence_f1"] == pytest.approx(0.58016, abs=1e-4)

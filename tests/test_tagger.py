@@ -11,7 +11,8 @@ from model.data.features import NUM_FEATURES
 from model.data.labels import IGNORED
 from model.data.tokenizer import UNKNOWN
 from model.network.cells import CELLS
-from model.network.tagger import Logits, context_windows, new_tagger
+from model.network.layers import context_windows
+from model.network.tagger import Logits, new_tagger
 from model.training.loss import dual_loss
 
 LAYERS = [(cell, both) for cell in CELLS for both in (False, True)]
@@ -92,8 +93,8 @@ def test_a_tagger_that_does_not_look_at_spelling_tells_no_words_apart_by_it():
     tagger, ids = small(decoding="spans").eval(), torch.full((1, 2), UNKNOWN)
     views = torch.arange(2)[None, :, None].expand(1, 2, NUM_FEATURES)  # one table of texts serves all trials of a sweep
     for given in (None, views):
-        reading = tagger(ids, torch.tensor([2]), given).reading
-        assert reading is not None and torch.equal(reading.words, ids)
+        decoding = tagger(ids, torch.tensor([2]), given).decoding
+        assert decoding is not None and torch.equal(decoding.word_ids, ids)
 
 
 def test_rare_words_are_read_as_unknown_more_often():

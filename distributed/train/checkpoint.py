@@ -14,7 +14,6 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +25,7 @@ from model.errors import UserError
 from model.training.communicator import Communicator
 from model.training.loop import Training
 from model.training.metrics import Counts
+from model.training.state import TrainingState
 
 STATE, DIGEST = "state.pt", "seal.json"
 KEPT = 2
@@ -46,7 +46,7 @@ class StorageCheckpointer:
         self,
         folder: str,
         metric: str,
-        workers: Communicator,
+        communicator: Communicator,
         minutes: float = 0.0,
         note: Callable[[str], None] | None = None,
         asked: Callable[[], str | None] | None = None,
@@ -55,13 +55,13 @@ class StorageCheckpointer:
         Args:
             folder: of the run or trial, a path or URI.
             metric: that ranks epochs.
-            workers: that train together.
+            communicator: of the workers that train together.
             minutes: of an epoch after which it is kept even inside; 0 for never.
             note: told, on rank 0, what a training goes on from.
             asked: whether the training shall be kept now (KEEP), or kept and stopped (STOP); asked on rank 0, about twice a
                 second.
         """
-        self.folder, self.metric, self.workers = folder, metric, workers
+        self.folder, self.metric, self.communicator = folder, metric, communicator
         self.seconds = 60 * minutes if minutes else float("inf")
         self.note = note or (lambda text: None)
         self.asked = asked
@@ -81,15 +81,15 @@ class StorageCheckpointer:
                 self.note(f"{error}; the one before it is used")
                 continue
             training.restore(state)
-            self.note(f"going on from {name} with {self.workers.size} worker(s)")
+            self.note(f"going on from {name} with {self.communicator.size} worker(s)")
             break
         place = torch.tensor([training.epoch, training.step], device=training.device)
-        if not torch.equal(self.workers.sum(place), place * self.workers.size):
+        if not torch.equal(self.communicator.all_reduce(place), place * self.communicator.size):
             raise RuntimeError(f"{self.folder}: the workers do not see the same checkpoints")
 
     def should_save(self) -> bool:
         """Whether the last checkpoint is long enough ago, or one is asked for. Rank 0 speaks for all."""
-        if self.workers.rank:
+        if self.communicator.rank:
             return False
         now, asked = time.monotonic(), None
         if self.asked and now - self.looked > _SECONDS_BETWEEN_LOOKS:
@@ -105,13 +105,13 @@ class StorageCheckpointer:
         """
         state = training.state()
         self.kept = time.monotonic()
-        if self.workers.rank == 0:
+        if self.communicator.rank == 0:
             self._write(training, state)
         stopping = torch.tensor(int(self.stopping), device=training.device)
-        if int(self.workers.sum(stopping)):
+        if int(self.communicator.all_reduce(stopping)):
             raise StoppedError
 
-    def _write(self, training: Training, state: dict[str, Any]) -> None:
+    def _write(self, training: Training, state: TrainingState) -> None:
         if training.step == 0 and training.epoch:
             scores = [metrics[self.metric] for metrics in training.history]
             if np.argmax(scores) == training.epoch - 1:
@@ -147,7 +147,7 @@ def load_best(folder: str) -> tuple[dict[str, torch.Tensor], Counts]:
     return current_weights(tensors), counts
 
 
-def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
+def save_checkpoint(folder: Path, state: TrainingState) -> None:
     """Writes a state and its seal (size and SHA-256) into a local folder."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
@@ -157,7 +157,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
     (folder / DIGEST).write_text(json.dumps(seal), "utf-8")
 
 
-def load_checkpoint(location: str) -> dict[str, Any]:
+def load_checkpoint(location: str) -> TrainingState:
     """Reads a state.
 
     Raises:
@@ -172,4 +172,5 @@ def load_checkpoint(location: str) -> dict[str, Any]:
         raise UserError(f"{location}: is no whole checkpoint: {error}") from error
     if len(content) != seal["bytes"] or hashlib.sha256(content).hexdigest() != seal["sha256"]:
         raise UserError(f"{location}: is no whole checkpoint: {STATE} is not what its seal says")
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    state: TrainingState = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    return state

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from ray.exceptions import RayError
 
 from model.errors import RunFailedError, UserError
-from model.training.loop import Metrics, Progress
+from model.training.loop import Metrics
+from model.training.progress import Progress
 
 if TYPE_CHECKING:
     from ray.util.queue import Queue

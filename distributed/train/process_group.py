@@ -21,28 +21,28 @@ class TorchCommunicator:
         # Of each table, for each token of a global batch: rows that an exchange has room for, the most that there have been.
         self._room: dict[nn.Parameter, float] = {}
 
-    def all_reduce_gradients(self, module: nn.Module, tokens: int, kind: torch.dtype = torch.float32) -> None:
+    def all_reduce_gradients(self, module: nn.Module, tokens: int, dtype: torch.dtype = torch.float32) -> None:
         """Sums all gradients; sparse ones by their rows, after which they are coalesced."""
         gradients = {each: each.grad for each in module.parameters() if each.grad is not None}
         dense = {each: gradient for each, gradient in gradients.items() if not gradient.is_sparse}
-        whole = torch.cat([gradient.flatten() for gradient in dense.values()]).to(kind)
+        whole = torch.cat([gradient.flatten() for gradient in dense.values()]).to(dtype)
         underway = dist.all_reduce(whole, async_op=True)
         for each, gradient in gradients.items():
             if gradient.is_sparse:
-                each.grad = self._sum_rows(each, gradient.coalesce(), tokens, kind)
+                each.grad = self._sum_rows(each, gradient.coalesce(), tokens, dtype)
         underway.wait()
         parts = whole.to(torch.float32).split([each.numel() for each in dense])
         for each, part in zip(dense, parts, strict=True):
             each.grad = part.view_as(each)
 
-    def _sum_rows(self, table: nn.Parameter, own: torch.Tensor, tokens: int, kind: torch.dtype) -> torch.Tensor:
+    def _sum_rows(self, table: nn.Parameter, own: torch.Tensor, tokens: int, dtype: torch.dtype) -> torch.Tensor:
         """Exchanges the touched rows of a table: each rank's row gradients and, as last columns, the bits of their ids.
 
         How many rows a rank has is told in the same exchange, which is made again where they were too many for it.
         """
         count = torch.tensor([own.values().shape[0]], device=own.device)
-        ids = _bits(torch.cat([count, own.indices()[0]]), kind)
-        sent = torch.cat([nn.functional.pad(own.values().to(kind), (0, 0, 1, 0)), ids], dim=1)
+        ids = _bits(torch.cat([count, own.indices()[0]]), dtype)
+        sent = torch.cat([nn.functional.pad(own.values().to(dtype), (0, 0, 1, 0)), ids], dim=1)
         while True:
             room = math.ceil(self._room.get(table, 0.0) * tokens)
             received = self._gather(sent, room + 1)
@@ -61,16 +61,16 @@ class TorchCommunicator:
         dist.all_gather(received, padded)
         return received
 
-    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         """All-reduce into a new tensor."""
         total = tensor.clone()
         dist.all_reduce(total)
         return total
 
 
-def _bits(numbers: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
-    """Whole numbers (N,) in the memory of another kind, (N, 1) or (N, 2), to be sent and not calculated on."""
-    return numbers.int()[:, None].view(kind)
+def _bits(numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Whole numbers (N,) in the memory of another dtype, (N, 1) or (N, 2), to be sent and not calculated on."""
+    return numbers.int()[:, None].view(dtype)
 
 
 def _number(bits: torch.Tensor) -> torch.Tensor:

@@ -40,16 +40,18 @@ def train_loop_per_worker(settings: dict[str, Any]) -> str | None:
     torch.set_num_threads(settings["threads"])
     config = make_config(settings["config"])
     context = ray.train.get_context()
-    workers: Communicator = TorchCommunicator() if context.get_world_size() > 1 else SingleProcess()
-    sender = EventSender(settings["events"]) if workers.rank == 0 else None
+    communicator: Communicator = TorchCommunicator() if context.get_world_size() > 1 else SingleProcess()
+    sender = EventSender(settings["events"]) if communicator.rank == 0 else None
     try:
-        return _train(config, settings, workers, sender)
+        return _train(config, settings, communicator, sender)
     finally:
         if sender:
             sender.close()
 
 
-def _train(config: Config, settings: dict[str, Any], workers: Communicator, sender: EventSender | None) -> str | None:
+def _train(
+    config: Config, settings: dict[str, Any], communicator: Communicator, sender: EventSender | None
+) -> str | None:
     data: SharedData = ray.get(settings["data"])
     tagger = new_tagger(config.tagger, data.words, config.training.seed, data.vectors_for(config.tagger))
     device = ray.train.torch.get_device() if torch.cuda.is_available() else torch.device("cpu")
@@ -57,23 +59,23 @@ def _train(config: Config, settings: dict[str, Any], workers: Communicator, send
     _check_that_all_see(run)
     note = (lambda text: sender.send(Note(text))) if sender else (lambda text: None)
     asked = _stop_or_save_request(settings["orders"], note)
-    keeper = StorageCheckpointer(run, SELECTION_METRIC, workers, config.run.checkpoint_minutes, note, asked)
+    checkpointer = StorageCheckpointer(run, SELECTION_METRIC, communicator, config.run.checkpoint_minutes, note, asked)
     training = Training(
         config.training,
         tagger,
         data.train,
         data.valid,
-        workers,
+        communicator,
         device,
         sender.send if sender else None,
-        keeper,
+        checkpointer,
     )
-    keeper.restore(training)
+    checkpointer.restore(training)
     if sender:
         sender.send(TrainingStarted(training.epoch, training.step))
     try:
         for metrics in training.epochs():
-            keeper.save(training)
+            checkpointer.save(training)
             if sender:
                 _write_metrics(run, training)
                 sender.send(EpochEnd(metrics))

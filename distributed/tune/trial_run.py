@@ -65,25 +65,27 @@ def asha_score(metrics: Metrics, metric: str) -> float:
 class TrialRun:
     """A trial in this process: trains epoch after epoch, and keeps on storage what a restart needs."""
 
-    def __init__(self, order: TrialSpec, data: SharedData, settings: TrialSettings, workers: Communicator) -> None:
+    def __init__(self, order: TrialSpec, data: SharedData, settings: TrialSettings, communicator: Communicator) -> None:
         """Begins the trial, or goes on from its newest whole checkpoint."""
         self.order = order
         config = make_config(order.config)
-        self.keeper = StorageCheckpointer(order.folder, settings.metric, workers, config.run.checkpoint_minutes)
+        self.checkpointer = StorageCheckpointer(
+            order.folder, settings.metric, communicator, config.run.checkpoint_minutes
+        )
         self.training = Training(
             config.training,
             new_tagger(config.tagger, data.words, config.training.seed, data.vectors_for(config.tagger)),
             data.train,
             data.valid,
-            workers,
+            communicator,
             torch.device("cuda" if settings.gpus else "cpu"),
             (lambda progress: send_event(settings.events, "progress", {"trial": order.trial, **progress._asdict()}))
-            if workers.rank == 0
+            if communicator.rank == 0
             else None,
-            self.keeper,
+            self.checkpointer,
         )
-        self.keeper.restore(self.training)
-        if workers.rank == 0:
+        self.checkpointer.restore(self.training)
+        if communicator.rank == 0:
             send_event(settings.events, "begun", {"trial": order.trial})
 
     def epoch(self, number: int) -> EpochResult:
@@ -92,7 +94,7 @@ class TrialRun:
         try:
             while training.epoch < number and not training.finished:
                 training.run_epoch()
-                self.keeper.save(training)
+                self.checkpointer.save(training)
         except DivergedError as error:
             return EpochResult(self.order.trial, number, None, True, str(error), diverged=True)
         except UserError as error:

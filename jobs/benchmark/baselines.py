@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from model.data.examples import Example, Span
 from model.errors import UserError
-from model.training.metrics import counts_of_spans, precision_recall_f1
+from model.training.metrics import KEYPHRASE, counts_of_spans, score_columns
 
 if TYPE_CHECKING:
     from spacy.language import Language
@@ -166,7 +166,7 @@ def fit_spacy(
         order.shuffle(labelled)
         for batch in minibatch_by_words(labelled, _BATCH_WORDS):
             pipeline.update(batch, sgd=optimizer, drop=_DROPOUT)
-        f1 = float(precision_recall_f1(*counts_of_spans(tag(texts), gold).sum(0)[:3]).f1)
+        f1 = float(score_columns(counts_of_spans(tag(texts), gold).sum(0)[KEYPHRASE]).f1)
         if f1 > best or not weights:
             best, stale, weights = f1, 0, pipeline.to_bytes()
             best_s = stopwatch.seconds

@@ -1,1 +1,1 @@
-"""Token ids in, logits and keyphrase spans out."""
+"""The network: from token ids to logits, and from logits to keyphrases."""

@@ -1,11 +1,13 @@
-"""Tags as a chain: a linear-chain CRF over legal BIOES sequences, and the keyphrases that it finds likely.
+"""A linear-chain CRF over legal BIOES sequences: its loss, and the marginal probabilities of keyphrases.
 
-The scores of the keyphrase head and learned scores of one tag after another give each legal sequence a weight, and so a
-probability (Lafferty et al., ICML 2001). Everything is computed forwards and backwards along the text with the weights
-themselves, scaled at each step (Rabiner 1989, section V.A), in float64: a few small calls a token instead of the many of
-a sum of logarithms that autograd follows.
+The emission scores of the keyphrase head and learned transition scores give each legal tag sequence y of a text x the
+score s(x, y) = start[y_1] + sum_t emission[t, y_t] + sum_t transition[y_t, y_t+1] + end[y_T], and so the probability
+p(y | x) = exp(s(x, y)) / Z(x) (Lafferty et al., ICML 2001). Illegal sequences have probability 0.
 
-Shapes: B texts, T tokens, K tokens of the longest keyphrase that is looked for.
+Sums over sequences are computed by the forward-backward algorithm with scaling (Rabiner 1989, section V.A) on potentials,
+exp(score), in float64: a few small calls a token instead of the many of a log-sum-exp that autograd follows.
+
+Shapes: B texts, T tokens, K tokens of the longest span that has a marginal, 5 tags.
 """
 
 from typing import Any, NamedTuple
@@ -17,11 +19,17 @@ from torch.autograd.function import once_differentiable
 
 from model.data.labels import LEGAL, MAY_END, MAY_START, B, E, I, O, S
 
-MAX_SPAN_TOKENS = 12  # tokens of a keyphrase that spans are looked for with
+MAX_SPAN_TOKENS = 12  # K at most: longer spans have no marginal, and are never predicted from one
 
 
 class CrfScores(NamedTuple):
-    """Scores beside those of the head: of a first tag (5,), of a tag after another (from, to) and of a last tag (5,)."""
+    """Scores of a linear-chain CRF beside the emissions.
+
+    Attributes:
+        start: (5,) of a text's first tag.
+        transition: (5, 5) of a tag (row) followed by another (column).
+        end: (5,) of a text's last tag.
+    """
 
     start: torch.Tensor
     transition: torch.Tensor
@@ -29,7 +37,7 @@ class CrfScores(NamedTuple):
 
 
 class CrfTransitions(nn.Module):
-    """The learned scores of a chain; at first all legal sequences are equal."""
+    """Learned CRF scores, 0 at first: all legal sequences are then equal."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,129 +46,152 @@ class CrfTransitions(nn.Module):
         self.end = nn.Parameter(torch.zeros(5))
 
     def forward(self) -> CrfScores:
-        """The chain."""
+        """Return the scores."""
         return CrfScores(self.start, self.transition, self.end)
 
 
 def legality_only(device: torch.device) -> CrfScores:
-    """The chain that knows what is legal and nothing else."""
+    """Return scores of 0: a CRF that excludes illegal sequences and prefers none of the legal ones."""
     zeros = torch.zeros(5, 5, device=device)
     return CrfScores(zeros[0], zeros, zeros[0])
 
 
-def crf_nll(logits: torch.Tensor, chain: CrfScores, tags: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """Negative log-probability of the gold sequences, summed over the texts; a scalar.
+def crf_nll(logits: torch.Tensor, crf: CrfScores, tags: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Return the negative log-likelihood log Z(x) - s(x, y) of the gold sequences, summed over the texts.
 
     Args:
-        logits: (B, T, 5) of the keyphrase head.
-        chain: learned scores.
-        tags: (B, T) legal gold sequences; what stands in the padding is not read.
+        logits: (B, T, 5) emission scores of the keyphrase head.
+        crf: learned scores.
+        tags: (B, T) gold tags, each row a legal sequence; the padding is ignored.
         lengths: (B,) tokens of each text, at least 1.
+
+    Returns:
+        A scalar, natural logarithm.
     """
-    return _CrfNll.apply(logits, *chain, tags, lengths)
+    return _CrfNll.apply(logits, *crf, tags, lengths)
 
 
 class _ForwardBackward(NamedTuple):
-    """The passes forwards and backwards, step by step (T, B, ...); in the padding `given` and `after` are 0.
+    """The variables of the forward-backward algorithm, scaled at each step; emission and beta are 0 in the padding.
 
     Attributes:
-        weights: the chain's scores as weights, illegal ones 0.
-        log_sums: (B,) logarithm of the sum of the weights of all legal sequences.
-        before: (T, B, 5) weight of all beginnings that end in a tag at a step, scaled so that they sum to 1.
-        given: (T, B, 5) weight of a tag at a step, divided by that scale.
-        after: (T, B, 5) weight of all ends that follow it: `before * after` is the probability of a tag at a step.
+        potentials: exp(score) of the CRF, 0 where illegal.
+        log_partition: (B,) log Z(x).
+        alpha: (T, B, 5) forward variable of a tag at a step, scaled to sum to 1 over the tags.
+        emission: (T, B, 5) potential of the emission, divided by that scale.
+        beta: (T, B, 5) backward variable: `alpha * beta` is the marginal probability of a tag at a step.
     """
 
-    weights: CrfScores
-    log_sums: torch.Tensor
+    potentials: CrfScores
+    log_partition: torch.Tensor
     alpha: torch.Tensor
     emission: torch.Tensor
     beta: torch.Tensor
 
 
-def _forward_backward(logits: torch.Tensor, chain: CrfScores, lengths: torch.Tensor) -> _ForwardBackward:
-    weights = CrfScores(
+def _forward_backward(logits: torch.Tensor, crf: CrfScores, lengths: torch.Tensor) -> _ForwardBackward:
+    """Run the forward-backward algorithm (Rabiner 1989, equations 19 to 25, scaled as in 91 to 96)."""
+    potentials = CrfScores(
         *(
             score.detach().double().exp() * legal.to(score.device)
-            for score, legal in zip(chain, (MAY_START, LEGAL, MAY_END), strict=True)
+            for score, legal in zip(crf, (MAY_START, LEGAL, MAY_END), strict=True)
         )
     )
     scores = logits.detach().double().transpose(0, 1)
     steps = len(scores)
     real = (torch.arange(steps, device=logits.device)[:, None] < lengths)[..., None]  # (T, B, 1)
-    highest = scores.amax(2, keepdim=True)
-    given = (scores - highest).exp()
-    before, sums = torch.empty_like(given), torch.ones_like(highest)
-    state = weights.start * given[0]
+    max_score = scores.amax(2, keepdim=True)
+    emission = (scores - max_score).exp()
+    alpha, scale = torch.empty_like(emission), torch.ones_like(max_score)
+    unscaled = potentials.start * emission[0]
     for t in range(steps):
         if t:
-            state = (before[t - 1] @ weights.transition) * given[t]
-        sums[t] = state.sum(1, keepdim=True)
-        before[t] = torch.where(real[t], state / sums[t], before[t - 1] if t else 0)
-    whole = before[-1] @ weights.end  # (B,)
-    log_sums = ((sums.log() + highest) * real).sum((0, 2)) + whole.log()
-    given = torch.where(real, given / sums, 0)
-    after = torch.zeros_like(before)
+            unscaled = (alpha[t - 1] @ potentials.transition) * emission[t]
+        scale[t] = unscaled.sum(1, keepdim=True)
+        alpha[t] = torch.where(real[t], unscaled / scale[t], alpha[t - 1] if t else 0)
+    end_scale = alpha[-1] @ potentials.end  # (B,)
+    log_partition = ((scale.log() + max_score) * real).sum((0, 2)) + end_scale.log()
+    emission = torch.where(real, emission / scale, 0)
+    beta = torch.zeros_like(alpha)
     last = lengths - 1
-    ending = weights.end / whole[:, None]
+    last_beta = potentials.end / end_scale[:, None]
     for t in range(steps - 1, -1, -1):
-        follows = (given[t + 1] * after[t + 1]) @ weights.transition.t() if t + 1 < steps else ending
-        after[t] = torch.where((last == t)[:, None], ending, follows) * real[t]
-    return _ForwardBackward(weights, log_sums, before, given, after)
+        inner_beta = (emission[t + 1] * beta[t + 1]) @ potentials.transition.t() if t + 1 < steps else last_beta
+        beta[t] = torch.where((last == t)[:, None], last_beta, inner_beta) * real[t]
+    return _ForwardBackward(potentials, log_partition, alpha, emission, beta)
 
 
 class _CrfNll(Function):
-    """Its gradient is expected counts minus those of the gold sequence, known as soon as the passes are made."""
+    """The loss. Its gradient is expected counts minus gold counts, known as soon as forward-backward has run."""
 
     @staticmethod
     def forward(
         ctx: Any,
         logits: torch.Tensor,
         start: torch.Tensor,
-        step: torch.Tensor,
+        transition: torch.Tensor,
         end: torch.Tensor,
         tags: torch.Tensor,
         lengths: torch.Tensor,
     ) -> torch.Tensor:
-        chain = CrfScores(start, step, end)
-        passes = _forward_backward(logits, chain, lengths)
+        crf = CrfScores(start, transition, end)
+        variables = _forward_backward(logits, crf, lengths)
         real = torch.arange(logits.shape[1], device=logits.device) < lengths[:, None]
         gold = torch.nn.functional.one_hot(tags.clamp(min=O), 5) * real[..., None]  # (B, T, 5)
         counts = gold.double()
         rows = torch.arange(len(tags), device=logits.device)
-        pairs = torch.einsum("bti,btj->ij", counts[:, :-1], counts[:, 1:])
-        first, last = counts[:, 0].sum(0), counts[rows, lengths - 1].sum(0)
-        score = (logits * gold).sum(dtype=torch.float64)
-        score = score + sum((each * count).sum() for each, count in zip(chain, (first, pairs, last), strict=True))
-        expected = passes.alpha * passes.beta  # (T, B, 5)
-        arriving = passes.emission * passes.beta
-        both = torch.einsum("tbi,tbj->ij", passes.alpha[:-1], arriving[1:]) * passes.weights.transition
+        gold_transitions = torch.einsum("bti,btj->ij", counts[:, :-1], counts[:, 1:])
+        gold_start, gold_end = counts[:, 0].sum(0), counts[rows, lengths - 1].sum(0)
+        gold_score = (logits * gold).sum(dtype=torch.float64)
+        gold_score = gold_score + sum(
+            (score * count).sum() for score, count in zip(crf, (gold_start, gold_transitions, gold_end), strict=True)
+        )
+        marginals = variables.alpha * variables.beta  # (T, B, 5)
+        emission_beta = variables.emission * variables.beta
+        expected_transitions = (
+            torch.einsum("tbi,tbj->ij", variables.alpha[:-1], emission_beta[1:]) * variables.potentials.transition
+        )
         gradients = (
-            expected.transpose(0, 1) - counts,
-            expected[0].sum(0) - first,
-            both - pairs,
-            expected[lengths - 1, rows].sum(0) - last,
+            marginals.transpose(0, 1) - counts,
+            marginals[0].sum(0) - gold_start,
+            expected_transitions - gold_transitions,
+            marginals[lengths - 1, rows].sum(0) - gold_end,
         )
         ctx.save_for_backward(*(gradient.to(logits.dtype) for gradient in gradients))
-        return (passes.log_sums.sum() - score).to(logits.dtype)
+        return (variables.log_partition.sum() - gold_score).to(logits.dtype)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
-        return (*(gradient * each for each in ctx.saved_tensors), None, None)
+    def backward(ctx: Any, grad_loss: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return (*(grad_loss * gradient for gradient in ctx.saved_tensors), None, None)
 
 
 @torch.no_grad()
-def span_marginals(logits: torch.Tensor, chain: CrfScores, lengths: torch.Tensor) -> torch.Tensor:
-    """How likely each span is a keyphrase: (B, T, K), of the spans that end with a token and have 1 to K tokens."""
-    weights, _, before, given, after = _forward_backward(logits, chain, lengths)
-    arriving = given * after
-    steps = len(given)
-    likely = given.new_zeros(*given.shape[:2], min(MAX_SPAN_TOKENS, steps))
-    likely[..., 0] = before[..., S] * after[..., S]
-    begun, previous = before[..., B], B  # weight of a keyphrase that is not yet at its end, by its last token
-    for size in range(2, likely.shape[2] + 1):
-        likely[size - 1 :, :, size - 1] = begun[:-1] * weights.transition[previous, E] * arriving[size - 1 :, :, E]
-        begun = begun[:-1] * weights.transition[previous, I] * given[size - 1 :, :, I]
-        previous = I
-    return likely.transpose(0, 1).float()
+def span_marginals(logits: torch.Tensor, crf: CrfScores, lengths: torch.Tensor) -> torch.Tensor:
+    """Return the marginal probability that a span is a keyphrase, for all spans of 1 to K tokens.
+
+    That is the probability of all sequences which tag the span S, or B, then I, then E.
+
+    Args:
+        logits: (B, T, 5) emission scores of the keyphrase head.
+        crf: scores.
+        lengths: (B,) tokens of each text, at least 1.
+
+    Returns:
+        (B, T, K), by last token and size - 1; 0 for spans that begin before the text or reach into the padding.
+    """
+    potentials, _, alpha, emission, beta = _forward_backward(logits, crf, lengths)
+    emission_beta = emission * beta
+    steps = len(emission)
+    marginals = emission.new_zeros(*emission.shape[:2], min(MAX_SPAN_TOKENS, steps))
+    marginals[..., 0] = alpha[..., S] * beta[..., S]
+    open_alpha, tag = (
+        alpha[..., B],
+        B,
+    )  # forward variable of a keyphrase that has not ended, by its last token, tagged so
+    for size in range(2, marginals.shape[2] + 1):
+        closing = open_alpha[:-1] * potentials.transition[tag, E]
+        marginals[size - 1 :, :, size - 1] = closing * emission_beta[size - 1 :, :, E]
+        open_alpha = open_alpha[:-1] * potentials.transition[tag, I] * emission[size - 1 :, :, I]
+        tag = I
+    return marginals.transpose(0, 1).float()

@@ -1,4 +1,7 @@
-"""Keyphrases in what the heads say: their spans, and how sure the tagger is of each."""
+"""From logits to keyphrases: Viterbi decoding, or the selection of spans by their marginal probability.
+
+Shapes: B texts, T tokens, K tokens of the longest span that has a marginal, 5 tags.
+"""
 
 from typing import NamedTuple
 
@@ -8,16 +11,16 @@ from model.data.labels import LEGAL, MAY_END, MAY_START, B, E, I, O, S, tags_to_
 from model.network.crf import CrfScores, legality_only, span_marginals
 from model.network.tagger import Logits, SpanDecoding
 
-_MIXER = 6364136223846793005  # of a 64-bit generator: its multiples share no pattern with row and word numbers
+_MULTIPLIER = 6364136223846793005  # of a 64-bit generator: its multiples share no pattern with row and word numbers
 
 
 class SpanPredictions(NamedTuple):
     """Keyphrases of a batch, in order of row and start.
 
     Attributes:
-        spans: (keyphrases, 3) row, start and end, tokens, half-open.
-        scores: (keyphrases,) in 0 to 1: the probability of the span; where the likeliest sequence is read, the geometric
-            mean of the probabilities of its tags.
+        spans: (spans, 3) row, first token and end token, half-open.
+        scores: (spans,) in 0 to 1: the marginal probability of the span; with Viterbi decoding, the geometric mean of
+            the probabilities of its tags.
     """
 
     spans: torch.Tensor
@@ -26,137 +29,148 @@ class SpanPredictions(NamedTuple):
 
 @torch.no_grad()
 def predict_spans(logits: Logits, lengths: torch.Tensor) -> SpanPredictions:
-    """The keyphrases of texts that have `lengths` (B,) tokens."""
-    if logits.reading is None:
-        return SpanPredictions(*score_spans(logits.keyphrase, viterbi_decode(logits.keyphrase, lengths, logits.chain)))
-    likely = _as_read(logits, logits.reading, lengths)
-    spans = tags_to_spans(select_spans(likely, logits.reading.threshold))
-    return SpanPredictions(spans, _probabilities(likely, spans))
+    """Return the keyphrases of texts, decoded as the logits ask for.
+
+    Args:
+        logits: of B texts.
+        lengths: (B,) tokens of each text, at least 1.
+    """
+    if logits.decoding is None:
+        return score_spans(logits.keyphrase, viterbi_decode(logits.keyphrase, lengths, logits.crf))
+    marginals = _decoding_marginals(logits, logits.decoding, lengths)
+    spans = tags_to_spans(select_spans(marginals, logits.decoding.threshold))
+    return SpanPredictions(spans, _lookup(marginals, spans))
 
 
 @torch.no_grad()
 def score_tags(logits: Logits, lengths: torch.Tensor, tags: torch.Tensor) -> SpanPredictions:
-    """The keyphrases of given tags (B, T), O in the padding, with the scores that the tagger gives them."""
-    if logits.reading is None:
-        return SpanPredictions(*score_spans(logits.keyphrase, tags))
+    """Return the keyphrases of given tags, with the scores that the tagger gives them.
+
+    Args:
+        logits: of B texts.
+        lengths: (B,) tokens of each text, at least 1.
+        tags: (B, T), each row a legal sequence, O in the padding.
+    """
+    if logits.decoding is None:
+        return score_spans(logits.keyphrase, tags)
     spans = tags_to_spans(tags)
-    return SpanPredictions(spans, _probabilities(_as_read(logits, logits.reading, lengths), spans))
+    return SpanPredictions(spans, _lookup(_decoding_marginals(logits, logits.decoding, lengths), spans))
 
 
-def span_marginals_of(logits: Logits, lengths: torch.Tensor) -> torch.Tensor:
-    """`span_probabilities` of what the heads say."""
-    return span_marginals(logits.keyphrase, logits.chain or legality_only(lengths.device), lengths)
+def predict_marginals(logits: Logits, lengths: torch.Tensor) -> torch.Tensor:
+    """Return the marginals (B, T, K) of the spans of texts; see `span_marginals`."""
+    return span_marginals(logits.keyphrase, logits.crf or legality_only(lengths.device), lengths)
 
 
-def _as_read(logits: Logits, reading: SpanDecoding, lengths: torch.Tensor) -> torch.Tensor:
-    likely = span_marginals_of(logits, lengths)
-    return max_over_repeats(likely, reading.words) if reading.agreement else likely
+def _decoding_marginals(logits: Logits, decoding: SpanDecoding, lengths: torch.Tensor) -> torch.Tensor:
+    marginals = predict_marginals(logits, lengths)
+    return max_over_repeats(marginals, decoding.word_ids) if decoding.agreement else marginals
 
 
-def _probabilities(likely: torch.Tensor, spans: torch.Tensor) -> torch.Tensor:
-    """Those of some spans; 0 for spans that are longer than any that is looked for."""
+def _lookup(marginals: torch.Tensor, spans: torch.Tensor) -> torch.Tensor:
+    """Return the marginals (spans,) of some spans (spans, 3); 0 for spans of more than K tokens."""
     row, start, end = spans.T
     size = end - start
-    found = likely[row, end - 1, (size - 1).clamp(max=likely.shape[2] - 1)]
-    return torch.where(size <= likely.shape[2], found, 0)
+    found = marginals[row, end - 1, (size - 1).clamp(max=marginals.shape[2] - 1)]
+    return torch.where(size <= marginals.shape[2], found, 0)
 
 
-def score_spans(logits: torch.Tensor, tags: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The spans of legal tag sequences, and how sure of each the keyphrase head is.
+def score_spans(logits: torch.Tensor, tags: torch.Tensor) -> SpanPredictions:
+    """Return the spans of tags, each with the geometric mean of its tags' probabilities.
 
     Args:
-        logits: (batch, time, 5) of the keyphrase head.
-        tags: (batch, time) tags, O in the padding; every row a legal sequence.
-
-    Returns:
-        (spans, 3) as `spans_of_tags` gives them, and (spans,) the geometric mean of the probabilities of their tags.
+        logits: (B, T, 5) of the keyphrase head.
+        tags: (B, T), each row a legal sequence, O in the padding.
     """
     spans = tags_to_spans(tags)
     row, start, end = spans.T
-    chosen = torch.log_softmax(logits, -1).gather(-1, tags[..., None])[..., 0]
-    sums = torch.nn.functional.pad(chosen.cumsum(1), (1, 0))
-    return spans, ((sums[row, end] - sums[row, start]) / (end - start)).exp()
+    log_probabilities = torch.log_softmax(logits, -1).gather(-1, tags[..., None])[..., 0]
+    sums = torch.nn.functional.pad(log_probabilities.cumsum(1), (1, 0))
+    return SpanPredictions(spans, ((sums[row, end] - sums[row, start]) / (end - start)).exp())
 
 
-def viterbi_decode(logits: torch.Tensor, lengths: torch.Tensor, chain: CrfScores | None = None) -> torch.Tensor:
-    """The likeliest legal BIOES sequence of each row (Viterbi over log-probabilities, illegal steps shut).
+def viterbi_decode(logits: torch.Tensor, lengths: torch.Tensor, crf: CrfScores | None = None) -> torch.Tensor:
+    """Return the legal BIOES sequence with the highest score, by the Viterbi algorithm (Rabiner 1989, section III.B).
 
     Args:
-        logits: (batch, time, 5) of the keyphrase head.
-        lengths: (batch,) tokens of each row, at least 1.
-        chain: learned scores; without it all legal sequences differ by the head alone.
+        logits: (B, T, 5) emission scores of the keyphrase head.
+        lengths: (B,) tokens of each text, at least 1.
+        crf: learned scores; without them legal sequences differ by their emissions alone.
 
     Returns:
-        (batch, time) tags, O in the padding.
+        (B, T) tags, O in the padding.
     """
-    scores = torch.log_softmax(logits.float(), dim=-1)
-    batch, time, _ = scores.shape
-    device = scores.device
-    padding = torch.arange(time, device=device) >= lengths.to(device)[:, None]
-    shut = torch.tensor(float("-inf"), device=device)
-    start, steps, end = (
-        torch.where(legal.to(device), 0.0 if chain is None else chain[i], shut)
+    emission = torch.log_softmax(logits.float(), dim=-1)
+    rows, steps, _ = emission.shape
+    device = emission.device
+    padding = torch.arange(steps, device=device) >= lengths.to(device)[:, None]
+    illegal = torch.tensor(float("-inf"), device=device)
+    start, transition, end = (
+        torch.where(legal.to(device), 0.0 if crf is None else crf[i], illegal)
         for i, legal in enumerate((MAY_START, LEGAL, MAY_END))
     )
-    best = scores[:, 0] + start
-    came_from = torch.arange(5, device=device).repeat(batch, time, 1)  # in the padding nothing changes any more
-    for t in range(1, time):
-        reached, origin = (best[:, :, None] + steps).max(dim=1)
-        best = torch.where(padding[:, t, None], best, reached + scores[:, t])
-        came_from[:, t] = torch.where(padding[:, t, None], came_from[:, t], origin)
-    tag = (best + end).argmax(dim=1)
+    delta = emission[:, 0] + start  # score of the best sequence that ends in a tag
+    backpointers = torch.arange(5, device=device).repeat(rows, steps, 1)  # in the padding a tag points to itself
+    for t in range(1, steps):
+        best, origin = (delta[:, :, None] + transition).max(dim=1)
+        delta = torch.where(padding[:, t, None], delta, best + emission[:, t])
+        backpointers[:, t] = torch.where(padding[:, t, None], backpointers[:, t], origin)
+    tag = (delta + end).argmax(dim=1)
 
-    tags = torch.zeros(batch, time, dtype=torch.long, device=device)
-    for t in range(time - 1, -1, -1):
+    tags = torch.zeros(rows, steps, dtype=torch.long, device=device)
+    for t in range(steps - 1, -1, -1):
         tags[:, t] = tag
-        tag = came_from[:, t].gather(1, tag[:, None])[:, 0]
+        tag = backpointers[:, t].gather(1, tag[:, None])[:, 0]
     return tags.masked_fill(padding, O)
 
 
-def max_over_repeats(likely: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
-    """Gives each span the probability of the likeliest span of its text that has the same words.
+def max_over_repeats(marginals: torch.Tensor, word_ids: torch.Tensor) -> torch.Tensor:
+    """Return marginals in which equal spans of a text have the highest marginal among them.
 
     Args:
-        likely: (B, T, K) of `span_probabilities`.
-        words: (B, T) equal numbers for equal words.
+        marginals: (B, T, K) of `span_marginals`.
+        word_ids: (B, T) int64, equal for equal words.
     """
-    rows = torch.arange(len(words), device=words.device)[:, None]
-    keys = torch.empty_like(likely, dtype=torch.long)
-    keys[..., 0] = key = words * _MIXER + rows  # overflow does no harm: what counts is whether keys are equal
-    for size in range(1, likely.shape[2]):
-        key = key[:, :-1] * _MIXER + words[:, size:]
+    rows = torch.arange(len(word_ids), device=word_ids.device)[:, None]
+    keys = torch.empty_like(marginals, dtype=torch.long)
+    keys[..., 0] = key = word_ids * _MULTIPLIER + rows  # may overflow: keys only need to be equal for equal spans
+    for size in range(1, marginals.shape[2]):
+        key = key[:, :-1] * _MULTIPLIER + word_ids[:, size:]
         keys[:, size:, size] = key
-    possible = likely > 0
-    _, alike = keys[possible].unique(return_inverse=True)
-    own = likely[possible]
-    highest = own.new_zeros(len(own)).scatter_reduce_(0, alike, own, "amax")
-    return likely.masked_scatter(possible, highest[alike])
+    possible = marginals > 0
+    _, group = keys[possible].unique(return_inverse=True)
+    own = marginals[possible]
+    highest = own.new_zeros(len(own)).scatter_reduce_(0, group, own, "amax")
+    return marginals.masked_scatter(possible, highest[group])
 
 
-def select_spans(likely: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
-    """The tags (B, T) of the disjoint spans whose probabilities exceed a threshold by the most, in sum.
+def select_spans(marginals: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
+    """Return the disjoint spans whose marginals exceed a threshold by the largest sum, by weighted interval selection.
 
-    Taking a span whose probability is above F / 2, where F is the F1 that is reached in the end, raises the expected F1,
-    and no other does (Lipton et al., ECML 2014); a likeliest sequence leaves such spans out.
+    Predicting a span whose probability is above F / 2, where F is the F1 that is reached in the end, raises the expected
+    F1, and no other span does (Lipton et al., ECML PKDD 2014); the sequence of highest score leaves such spans out.
 
     Args:
-        likely: of `span_probabilities`; 0 for spans that reach into the padding.
-        threshold: above 0; a scalar, or (B,) for each row its own.
+        marginals: (B, T, K) of `span_marginals`; 0 for spans that reach into the padding.
+        threshold: above 0; a scalar, or (B,) one a row.
+
+    Returns:
+        (B, T) BIOES tags.
     """
-    rows, steps, longest = likely.shape
-    gains = likely - threshold.view(-1, 1, 1)
-    best = gains.new_zeros(rows, steps + 1)  # by how many tokens are decided
-    taken = torch.zeros(rows, steps + 1, dtype=torch.long, device=likely.device)
+    rows, steps, longest = marginals.shape
+    gains = marginals - threshold.view(-1, 1, 1)
+    best = gains.new_zeros(rows, steps + 1)  # highest sum over the first t tokens
+    chosen = torch.zeros(rows, steps + 1, dtype=torch.long, device=marginals.device)  # size of the span that ends there
     for t in range(1, steps + 1):
         sizes = min(longest, t)
         gain, size = (gains[:, t - 1, :sizes] + best[:, t - sizes : t].flip(1)).max(1)
-        taken[:, t] = torch.where(gain > best[:, t - 1], size + 1, 0)
+        chosen[:, t] = torch.where(gain > best[:, t - 1], size + 1, 0)
         best[:, t] = torch.maximum(gain, best[:, t - 1])
-    tags = torch.full((rows, steps), O, device=likely.device)
-    left = torch.zeros(rows, dtype=torch.long, device=likely.device)  # tokens of a span that are still to be tagged
+    tags = torch.full((rows, steps), O, device=marginals.device)
+    left = torch.zeros(rows, dtype=torch.long, device=marginals.device)  # tokens of a span that are still to be tagged
     for t in range(steps, 0, -1):
-        ends = (left == 0) & (taken[:, t] > 0)
+        ends = (left == 0) & (chosen[:, t] > 0)
         inside = torch.where(left > 1, I, torch.where(left == 1, B, O))
-        tags[:, t - 1] = torch.where(ends, torch.where(taken[:, t] > 1, E, S), inside)
-        left = torch.where(ends, taken[:, t], left.clamp(min=1)) - 1
+        tags[:, t - 1] = torch.where(ends, torch.where(chosen[:, t] > 1, E, S), inside)
+        left = torch.where(ends, chosen[:, t], left.clamp(min=1)) - 1
     return tags

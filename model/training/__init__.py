@@ -1,1 +1,1 @@
-"""Logits, loss, optimiser steps and metrics."""
+"""Training: the loss, the optimizers, the loop, evaluation and metrics."""

@@ -1,4 +1,4 @@
-"""What the training loop asks of the other workers; and the answer where there are none."""
+"""Communication between the processes that train one tagger together."""
 
 from typing import Protocol
 
@@ -7,38 +7,43 @@ from torch import nn
 
 
 class Communicator(Protocol):
-    """The processes that train one tagger together. Rank 0 speaks for all."""
+    """A group of processes, each of which runs the same training loop on its share of every batch.
+
+    Attributes:
+        rank: number of this process; 0 reports and writes for all.
+        size: processes of the group.
+    """
 
     rank: int
     size: int
 
-    def all_reduce_gradients(self, module: nn.Module, tokens: int, kind: torch.dtype = torch.float32) -> None:
-        """Sums the gradients of a module over the workers, on each of them, and leaves sparse ones coalesced.
+    def all_reduce_gradients(self, module: nn.Module, tokens: int, dtype: torch.dtype = torch.float32) -> None:
+        """Sum the gradients of a module over the processes, in place; sparse gradients are coalesced afterwards.
 
         Args:
             module: whose gradients.
             tokens: of the global batch.
-            kind: of the numbers that are sent; gradients are float32 on both sides.
+            dtype: in which gradients are sent; they are float32 before and after.
         """
         ...
 
-    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The sum of a tensor over the workers, on each of them."""
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the sum of a tensor over the processes, on each of them."""
         ...
 
 
 class SingleProcess:
-    """One worker."""
+    """The communicator of a training in one process."""
 
     rank = 0
     size = 1
 
-    def all_reduce_gradients(self, module: nn.Module, tokens: int, kind: torch.dtype = torch.float32) -> None:
-        """Coalesces sparse gradients."""
+    def all_reduce_gradients(self, module: nn.Module, tokens: int, dtype: torch.dtype = torch.float32) -> None:
+        """Coalesce sparse gradients."""
         for parameter in module.parameters():
             if parameter.grad is not None and parameter.grad.is_sparse:
                 parameter.grad = parameter.grad.coalesce()
 
-    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor itself."""
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the tensor itself."""
         return tensor

@@ -10,14 +10,29 @@ from model.data.dataset import Split
 from model.network.tagger import Logits, Tagger
 from model.training.communicator import Communicator, SingleProcess
 from model.training.loss import dual_loss
-from model.training.metrics import Counts, count, count_at_thresholds, count_keywords, precision_recall_f1
+from model.training.metrics import (
+    COLUMNS,
+    KEYPHRASE,
+    KEYWORD,
+    Column,
+    Counts,
+    count,
+    count_at_thresholds,
+    count_keywords,
+    score_columns,
+)
 
 EVALUATION_BATCH = 256
 _THRESHOLDS = torch.arange(0.1, 0.61, 0.05)
 
 
 class Evaluation(NamedTuple):
-    """Counts (texts, 8) in the split's order, and each head's loss as a mean per token."""
+    """The result of an evaluation.
+
+    Attributes:
+        counts: (texts, 8) in the order of the split; see `model.training.metrics.Column`.
+        keyword_loss, keyphrase_loss: mean per token, natural logarithm.
+    """
 
     counts: Counts
     keyword_loss: float
@@ -28,7 +43,14 @@ class Evaluation(NamedTuple):
 def predict_batches(
     tagger: Tagger, split: Split, device: torch.device, share: slice = slice(None)
 ) -> Iterator[tuple[RowIds, Batch, Logits]]:
-    """A tagger's answers to the texts of a split, or to a share of its batches: rows, batch and logits of each batch."""
+    """Yield rows, batch and logits of each batch of a split, in evaluation mode.
+
+    Args:
+        tagger: on the device.
+        split: what to predict.
+        device: where to compute.
+        share: of the batches.
+    """
     tagger.eval()
     for rows in length_sorted_batches(split.lengths, EVALUATION_BATCH)[share]:
         batch = collate(split, rows).to(device)
@@ -37,31 +59,43 @@ def predict_batches(
 
 @torch.no_grad()
 def evaluate(
-    tagger: Tagger, split: Split, device: torch.device, workers: Communicator | None = None, settle: bool = False
+    tagger: Tagger,
+    split: Split,
+    device: torch.device,
+    communicator: Communicator | None = None,
+    tune_decoding: bool = False,
 ) -> Evaluation:
-    """Measures a tagger on a split; several workers share the texts and all get the whole result.
+    """Evaluate a tagger on a split; several workers share the texts, and each returns the whole result.
 
-    With `settle`, a tagger that reads spans by their probability gets the threshold that is best on this split, and
-    learns whether the same words in a text are to agree; the figures are those of this choice, and so a little better
-    than on texts that had no say in it.
+    Args:
+        tagger: on the device; left in evaluation mode.
+        split: labelled texts.
+        device: where to compute.
+        communicator: of the workers; none for one process.
+        tune_decoding: set threshold and agreement of a tagger that decodes spans to the values with the highest
+            keyphrase F1 on this split. The result is that of these values, and so slightly optimistic.
     """
-    workers = workers or SingleProcess()
-    counts = torch.zeros(len(split), 8, dtype=torch.long, device=device)
-    thresholds = _THRESHOLDS.to(device) if settle and tagger.threshold is not None else None
-    at = torch.zeros(0 if thresholds is None else len(split), 2 * len(_THRESHOLDS), 4, dtype=torch.long, device=device)
+    communicator = communicator or SingleProcess()
+    counts = torch.zeros(len(split), COLUMNS, dtype=torch.long, device=device)
+    thresholds = _THRESHOLDS.to(device) if tune_decoding and tagger.threshold is not None else None
+    settings = 0 if thresholds is None else 2 * len(thresholds)  # each threshold without agreement, then with it
+    by_setting = torch.zeros(len(split), settings, len(Column), dtype=torch.long, device=device)
     losses = torch.zeros(2, dtype=torch.float64, device=device)
-    for rows, batch, logits in predict_batches(tagger, split, device, slice(workers.rank, None, workers.size)):
-        place = torch.from_numpy(rows).to(device)
+    share = slice(communicator.rank, None, communicator.size)
+    for rows, batch, logits in predict_batches(tagger, split, device, share):
+        index = torch.from_numpy(rows).to(device)
         if thresholds is None:
-            counts[place] = count(logits, batch)
+            counts[index] = count(logits, batch)
         else:
-            counts[place, 4:], at[place] = count_keywords(logits, batch), count_at_thresholds(logits, batch, thresholds)
+            counts[index, KEYWORD] = count_keywords(logits, batch)
+            by_setting[index] = count_at_thresholds(logits, batch, thresholds)
         losses += torch.stack(dual_loss(logits, batch)).double()
-    keyword, keyphrase = (workers.sum(losses) / len(split.ids)).tolist()
+    keyword_loss, keyphrase_loss = (communicator.all_reduce(losses) / len(split.ids)).tolist()
     if thresholds is not None:
         assert tagger.threshold is not None and tagger.agreement is not None
-        best = int(precision_recall_f1(*workers.sum(at.sum(0))[:, :3].T.cpu().numpy()).f1.argmax())
+        totals = communicator.all_reduce(by_setting.sum(0)).T.cpu().numpy()
+        best = int(score_columns(totals).f1.argmax())
         tagger.threshold.copy_(thresholds[best % len(thresholds)])
         tagger.agreement.fill_(best // len(thresholds))
-        counts[:, :4] = at[:, best]
-    return Evaluation(workers.sum(counts).cpu().numpy(), keyword, keyphrase)
+        counts[:, KEYPHRASE] = by_setting[:, best]
+    return Evaluation(communicator.all_reduce(counts).cpu().numpy(), keyword_loss, keyphrase_loss)

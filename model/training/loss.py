@@ -1,6 +1,6 @@
 """The dual loss of the joint-layer RNN: `total = alpha * keyword + (1 - alpha) * keyphrase` (Zhang et al., EMNLP 2016).
 
-Everything is a sum with its count, never a mean, so that batches and workers of different size add up rightly.
+Losses are sums over tokens, never means, so that batches and workers of different size add up correctly.
 """
 
 from typing import NamedTuple
@@ -15,25 +15,27 @@ from model.network.tagger import Logits
 
 
 class LossSums(NamedTuple):
-    """Cross-entropy summed over the real tokens of a batch, natural logarithm, one scalar tensor per head."""
+    """The loss of each head, a scalar tensor: summed over the real tokens of a batch, natural logarithm."""
 
     keyword: torch.Tensor
     keyphrase: torch.Tensor
 
     def total(self, alpha: float) -> torch.Tensor:
-        """The objective, summed over tokens; `alpha` is the weight of the keyword head."""
+        """Return the objective, summed over tokens; `alpha` is the weight of the keyword head."""
         return alpha * self.keyword + (1 - alpha) * self.keyphrase
 
 
 def dual_loss(logits: Logits, batch: Batch) -> LossSums:
-    """The two heads' loss sums; padding counts for nothing.
+    """Return the loss sums of both heads: cross-entropy, and for the keyphrase head of a CRF its negative log-likelihood.
 
-    With learned transitions the keyphrase loss is that of whole sequences of tags, not of each tag by itself.
+    Args:
+        logits: of the batch.
+        batch: B texts; the padding is ignored.
     """
     keyword = _sum(logits.keyword, batch.keyword)
-    if logits.chain is None:
+    if logits.crf is None:
         return LossSums(keyword, _sum(logits.keyphrase, batch.keyphrase))
-    return LossSums(keyword, crf_nll(logits.keyphrase.float(), logits.chain, batch.keyphrase, batch.lengths))
+    return LossSums(keyword, crf_nll(logits.keyphrase.float(), logits.crf, batch.keyphrase, batch.lengths))
 
 
 def _sum(logits: torch.Tensor, tags: torch.Tensor) -> torch.Tensor:

@@ -1,10 +1,13 @@
-"""How good the tags are: counts per text, and the figures that follow from them.
+"""How good predictions are: counts for each text, and the metrics that follow from them.
 
-Keyphrase figures are micro-averaged over exact spans of the whole split, keyword figures over tokens. Exact match is the
-share of texts on which a head is wholly right. Intervals are 95 % bootstrap intervals over texts.
+Keyphrase metrics are micro-averages over exact spans of the whole split, keyword metrics over tokens. Exact match is the
+fraction of texts on which a head is right throughout. Intervals are 95 % bootstrap intervals over texts.
+
+Shapes: B texts of a batch, T tokens.
 """
 
 from collections.abc import Sequence
+from enum import IntEnum
 from typing import NamedTuple
 
 import numpy as np
@@ -14,46 +17,68 @@ import torch
 from model.data.batching import Batch
 from model.data.examples import Span
 from model.data.labels import IGNORED, O, tags_to_spans
-from model.network.decoding import max_over_repeats, predict_spans, select_spans, span_marginals_of
+from model.network.decoding import max_over_repeats, predict_marginals, predict_spans, select_spans
 from model.network.tagger import Logits
 
 RESAMPLES = 1000
 
+Counts = npt.NDArray[np.int64]  # (texts, 8): the columns of the keyphrase head, then those of the keyword head
 
-# Columns of the counts, for each head: rightly predicted, predicted, gold, wholly right (0 or 1).
-HEADS = ("keyphrase", "keyword")
-Counts = npt.NDArray[np.int64]
+
+class Column(IntEnum):
+    """The counts of a text for one head: of spans (keyphrase) or of tokens (keyword)."""
+
+    CORRECT = 0  # predicted and gold
+    PREDICTED = 1
+    GOLD = 2
+    EXACT = 3  # 1 where all of the text is right, else 0
+
+
+KEYPHRASE, KEYWORD = slice(0, 4), slice(4, 8)  # the columns of each head
+COLUMNS = KEYWORD.stop
+HEADS = {"keyphrase": KEYPHRASE, "keyword": KEYWORD}
 
 
 def count(logits: Logits, batch: Batch) -> torch.Tensor:
-    """(B, 8) counts of each text: four columns of the keyphrase head, then four of the keyword head."""
-    found = predict_spans(logits, batch.lengths).spans
-    return torch.cat([_count_spans(found, batch.keyphrase), count_keywords(logits, batch)], dim=1)
+    """Return the counts (B, 8) of both heads."""
+    predicted = predict_spans(logits, batch.lengths).spans
+    return torch.cat([_count_spans(predicted, batch.keyphrase), count_keywords(logits, batch)], dim=1)
 
 
 def count_at_thresholds(logits: Logits, batch: Batch, thresholds: torch.Tensor) -> torch.Tensor:
-    """(B, 2 C, 4) counts of the keyphrase head alone, at each of C thresholds without agreement, then with it."""
-    assert logits.reading is not None
-    many, rows = 2 * len(thresholds), len(batch.ids)
-    likely = span_marginals_of(logits, batch.lengths)
-    both = [each.repeat(many // 2, 1, 1) for each in (likely, max_over_repeats(likely, logits.reading.words))]
-    tags = select_spans(torch.cat(both), thresholds.repeat_interleave(rows).repeat(2))
-    counts = _count_spans(tags_to_spans(tags), batch.keyphrase.repeat(many, 1))
-    return counts.unflatten(0, (many, rows)).transpose(0, 1)
+    """Return the counts of the keyphrase head at each of some thresholds of span decoding.
+
+    Args:
+        logits: of a tagger that decodes spans.
+        batch: B texts.
+        thresholds: (C,).
+
+    Returns:
+        (B, 2 C, 4): at each threshold without agreement of equal spans, then at each with it.
+    """
+    assert logits.decoding is not None
+    settings, rows = 2 * len(thresholds), len(batch.ids)
+    marginals = predict_marginals(logits, batch.lengths)
+    agreeing = max_over_repeats(marginals, logits.decoding.word_ids)
+    repeated = torch.cat([each.repeat(len(thresholds), 1, 1) for each in (marginals, agreeing)])
+    tags = select_spans(repeated, thresholds.repeat_interleave(rows).repeat(2))
+    counts = _count_spans(tags_to_spans(tags), batch.keyphrase.repeat(settings, 1))
+    return counts.unflatten(0, (settings, rows)).transpose(0, 1)
 
 
-def _count_spans(found: torch.Tensor, gold: torch.Tensor) -> torch.Tensor:
-    rows, time = gold.shape
-    wanted = tags_to_spans(gold.clamp(min=O))
-    key = torch.tensor([(time + 1) ** 2, time + 1, 1], device=gold.device)
-    right = found[torch.isin((found * key).sum(1), (wanted * key).sum(1))]
-    columns = [torch.bincount(spans[:, 0], minlength=rows) for spans in (right, found, wanted)]
-    exact = (columns[0] == columns[1]) & (columns[0] == columns[2])
+def _count_spans(predicted: torch.Tensor, gold_tags: torch.Tensor) -> torch.Tensor:
+    """Return the counts (B, 4) of spans (spans, 3) against gold tags (B, T)."""
+    rows, steps = gold_tags.shape
+    gold = tags_to_spans(gold_tags.clamp(min=O))
+    key = torch.tensor([(steps + 1) ** 2, steps + 1, 1], device=gold.device)
+    correct = predicted[torch.isin((predicted * key).sum(1), (gold * key).sum(1))]
+    columns = [torch.bincount(spans[:, 0], minlength=rows) for spans in (correct, predicted, gold)]
+    exact = (columns[Column.CORRECT] == columns[Column.PREDICTED]) & (columns[Column.CORRECT] == columns[Column.GOLD])
     return torch.stack([*columns, exact.long()], dim=1)
 
 
 def count_keywords(logits: Logits, batch: Batch) -> torch.Tensor:
-    """(B, 4) counts of the keyword head alone."""
+    """Return the counts (B, 4) of the keyword head."""
     gold = batch.keyword
     real, predicted = gold != IGNORED, logits.keyword.argmax(-1) == 1
     columns = [(mask & real).sum(1) for mask in (predicted & (gold == 1), predicted, gold == 1)]
@@ -61,39 +86,46 @@ def count_keywords(logits: Logits, batch: Batch) -> torch.Tensor:
     return torch.stack([*columns, exact.long()], dim=1)
 
 
-def counts_of_spans(found: Sequence[Sequence[Span]], gold: Sequence[Sequence[Span]]) -> Counts:
-    """(texts, 8) counts of the keyphrases that were found in each text and those that are there; of keywords none.
+def counts_of_spans(predicted: Sequence[Sequence[Span]], gold: Sequence[Sequence[Span]]) -> Counts:
+    """Return the counts (texts, 8) of predicted spans; those of the keyword head are 0.
 
     Args:
-        found, gold: for each text its spans, of tokens or of characters, the same in both.
+        predicted, gold: the spans of each text, of tokens or of characters, in both the same.
     """
-    counts = np.zeros((len(gold), 8), np.int64)
-    for row, (one, other) in enumerate(zip(map(set, found), map(set, gold), strict=True)):
-        counts[row, :4] = len(one & other), len(one), len(other), one == other
+    counts = np.zeros((len(gold), COLUMNS), np.int64)
+    for row, (found, wanted) in enumerate(zip(map(set, predicted), map(set, gold), strict=True)):
+        counts[row, KEYPHRASE] = len(found & wanted), len(found), len(wanted), found == wanted
     return counts
 
 
 class Score(NamedTuple):
-    """Precision, recall and their harmonic mean. A figure with nothing to count is 0, never NaN."""
+    """Precision, recall and their harmonic mean F1; 0, never NaN, where there is nothing to count."""
 
     precision: npt.NDArray[np.float64]
     recall: npt.NDArray[np.float64]
     f1: npt.NDArray[np.float64]
 
 
-def precision_recall_f1(right: npt.ArrayLike, predicted: npt.ArrayLike, gold: npt.ArrayLike) -> Score:
-    """The score that sums of counts give; elementwise on arrays."""
-    right, predicted, gold = (np.asarray(each, np.float64) for each in (right, predicted, gold))
+def precision_recall_f1(correct: npt.ArrayLike, predicted: npt.ArrayLike, gold: npt.ArrayLike) -> Score:
+    """Return the score of sums of counts, elementwise."""
+    correct, predicted, gold = (np.asarray(each, np.float64) for each in (correct, predicted, gold))
     return Score(
-        right / np.maximum(predicted, 1), right / np.maximum(gold, 1), 2 * right / np.maximum(predicted + gold, 1)
+        correct / np.maximum(predicted, 1),
+        correct / np.maximum(gold, 1),
+        2 * correct / np.maximum(predicted + gold, 1),
     )
 
 
+def score_columns(columns: npt.NDArray[np.int64]) -> Score:
+    """Return the score of one head's sums of counts (4, ...), indexed by `Column`."""
+    return precision_recall_f1(columns[Column.CORRECT], columns[Column.PREDICTED], columns[Column.GOLD])
+
+
 def summarize(counts: Counts, seed: int = 0) -> dict[str, float]:
-    """The figures of a split.
+    """Return the metrics of a split.
 
     Args:
-        counts: (texts, 8) as `count` gives them, in any order.
+        counts: (texts, 8), in any order.
         seed: of the bootstrap.
 
     Returns:
@@ -103,33 +135,33 @@ def summarize(counts: Counts, seed: int = 0) -> dict[str, float]:
 
 
 def summarize_seeds(runs: Sequence[Counts], seed: int = 0) -> dict[str, float]:
-    """The figures of a split as means over several trainings, with intervals over its texts alone.
+    """Return the metrics of a split as means over several trainings, with intervals over its texts alone.
 
-    Each resample draws the texts once for all trainings, and gives the mean of their figures on these texts.
+    Each resample draws the texts once for all trainings, and gives the mean of their F1 on these texts.
 
     Args:
-        runs: for each training its counts (texts, 8), all in the same order of texts.
+        runs: the counts (texts, 8) of each training, all in the same order of texts.
         seed: of the bootstrap.
 
     Returns:
-        What `summarise` gives.
+        The keys of `summarize`.
     """
-    # Texts with equal counts are alike to the bootstrap: drawing how often each kind of text comes is the same as
-    # drawing the texts, and costs no more for a million of them.
+    # To the bootstrap, texts with equal counts are the same: it draws how often each distinct row occurs, which gives the
+    # same distribution as drawing texts, and costs no more for a million of them.
     counts = np.concatenate(runs, axis=1)
-    kinds, occurrences = np.unique(counts, axis=0, return_counts=True)
-    draws = np.random.default_rng(seed).multinomial(len(counts), occurrences / len(counts), size=RESAMPLES) @ kinds
-    sums, draws = counts.sum(0).reshape(len(runs), 8).T, draws.reshape(RESAMPLES, len(runs), 8).T
+    distinct, occurrences = np.unique(counts, axis=0, return_counts=True)
+    draws = np.random.default_rng(seed).multinomial(len(counts), occurrences / len(counts), size=RESAMPLES) @ distinct
+    sums, draws = counts.sum(0).reshape(len(runs), COLUMNS).T, draws.reshape(RESAMPLES, len(runs), COLUMNS).T
     metrics: dict[str, float] = {}
-    for head, first in zip(HEADS, (0, 4), strict=True):
-        whole = precision_recall_f1(*sums[first : first + 3])
-        low, high = np.percentile(precision_recall_f1(*draws[first : first + 3]).f1.mean(0), [2.5, 97.5])
+    for head, columns in HEADS.items():
+        whole = score_columns(sums[columns])
+        low, high = np.percentile(score_columns(draws[columns]).f1.mean(0), [2.5, 97.5])
         metrics |= {
             f"{head}_f1": float(whole.f1.mean()),
             f"{head}_precision": float(whole.precision.mean()),
             f"{head}_recall": float(whole.recall.mean()),
             f"{head}_f1_low": float(low),
             f"{head}_f1_high": float(high),
-            f"{head}_exact_match": float(sums[first + 3].mean() / len(counts)),
+            f"{head}_exact_match": float(sums[columns][Column.EXACT].mean() / len(counts)),
         }
     return metrics

@@ -1,4 +1,4 @@
-"""Optimisers, learning-rate schedules and gradient clipping."""
+"""Optimizers, learning-rate schedules and gradient clipping."""
 
 import math
 from collections.abc import Iterable
@@ -14,11 +14,12 @@ from model.network.tagger import Tagger
 
 
 def make_optimizers(tagger: Tagger, config: TrainingConfig) -> list[Optimizer]:
-    """An optimiser for the network, and one for the embeddings that updates only the rows that a step touched.
+    """Return an optimizer for the network, and one that updates only the rows of the embedding tables that a step touched.
 
-    Adam on the embedding is the lazy kind: the moments of a row stand still while the row is not touched. Without
-    `sparse_embedding` the embedding is a parameter like the others.
+    On the tables Adam is lazy: the moments of a row change only when the row is touched. Without `sparse_embedding` the
+    tables are parameters like the others. The tagger's gradients are set to what the optimizers expect, sparse or dense.
     """
+    tagger.set_sparse_gradients(config.sparse_embedding)
     table: list[torch.Tensor] = [each.weight for each in tagger.tables]
     network: list[torch.Tensor] = [each for each in tagger.parameters() if all(each is not one for one in table)]
     if not config.sparse_embedding:
@@ -33,9 +34,10 @@ def make_optimizers(tagger: Tagger, config: TrainingConfig) -> list[Optimizer]:
 
 
 class LazyAdam(Optimizer):
-    """Adam on the rows of tables that a step touched (Kingma & Ba, 2015, algorithm 1); all else stands still.
+    """Adam on the rows of tables that a step touched (Kingma and Ba, ICLR 2015, algorithm 1).
 
-    Gradients have to be sparse and coalesced. torch's own SparseAdam takes three times as long.
+    The moments of other rows do not decay. Gradients have to be sparse and coalesced. torch's SparseAdam, which computes
+    the same, takes three times as long.
     """
 
     def __init__(self, tables: Iterable[torch.Tensor], lr: float) -> None:
@@ -43,7 +45,7 @@ class LazyAdam(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update."""
+        """Update the touched rows once."""
         for group in self.param_groups:
             for table in group["params"]:
                 if table.grad is not None:
@@ -66,24 +68,29 @@ class LazyAdam(Optimizer):
 
 
 def learning_rate(config: TrainingConfig, step: int, steps_per_epoch: int) -> float:
-    """The learning rate of a step, counted from 0 over all epochs.
+    """Return the learning rate of a step.
 
-    constant: lr. step: multiplied by `step_factor` after every `step_epochs`. cosine: from 0 to lr in a straight line
-    over the share `warmup` of all steps, then down to 0 along half a cosine.
+    Constant: lr. Step: multiplied by `step_factor` after every `step_epochs`. Cosine: rises linearly from 0 to lr over the
+    fraction `warmup` of all steps, then falls to 0 along half a cosine (Loshchilov and Hutter, ICLR 2017, without restarts).
+
+    Args:
+        config: schedule and budget.
+        step: from 0, over all epochs.
+        steps_per_epoch: global batches of an epoch.
     """
     if config.schedule == "step":
         return config.lr * config.step_factor ** (step // (config.step_epochs * steps_per_epoch))
     if config.schedule == "cosine":
         steps = config.epochs * steps_per_epoch
-        rising = config.warmup * steps
-        if step < rising:
-            return config.lr * (step + 1) / math.ceil(rising)
-        return config.lr * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(steps - rising, 1)))
+        warmup = config.warmup * steps
+        if step < warmup:
+            return config.lr * (step + 1) / math.ceil(warmup)
+        return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
     return config.lr
 
 
 def clip_gradients(module: nn.Module, limit: float) -> None:
-    """Scales all gradients so that their common 2-norm is at most `limit`; sparse ones must be coalesced."""
+    """Scale all gradients so that their common 2-norm is at most a limit; sparse ones must be coalesced."""
     gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
     values = [gradient.values() if gradient.is_sparse else gradient for gradient in gradients]
     scale = (limit / (torch.nn.utils.get_total_norm(values) + 1e-12)).clamp(max=1.0)

@@ -1,1 +1,1 @@
-"""The recurrent layer on a CPU; each kernel has torch's own as its oracle."""
+"""The recurrent layer on a CPU; torch's own layers are the oracle of every kernel."""

@@ -1,16 +1,16 @@
-"""A recurrent layer with its head on a CPU, in few and large products.
+"""A recurrent layer with its head on a CPU, in few and large matrix products.
 
-torch's own RNN and GRU on a CPU are chains of small calls, and so are their backward passes; its LSTM is faster, and gains
-less here. The input projection of the whole batch is one product, the recurrence works in place, and each weight's gradient is
-one product. How the numbers lie decides how fast the small products of the recurrence are (`python -m jobs benchmark`
-compares):
+torch's own RNN and GRU on a CPU are sequences of small calls, and so are their backward passes; its LSTM is faster, and
+gains less here. The input projection of the whole batch is one product, the recurrence works in place, and each weight's
+gradient is one product. The memory layout determines the speed of the small products of the recurrence (measured by
+`python -m jobs benchmark`):
 
-- Tokens are packed: step by step, and within a step the longer texts first, so that hardly any padding is computed. A step is
-  filled up to a multiple of 16 tokens: a product with 61 columns takes half as long again as one with 64.
-- States are feature-major, (H, N): a step's product is then as fast as one of the whole batch, and else a fifth slower.
+- Tokens are packed: step by step, and within a step the longer texts first, so that hardly any padding is computed. A
+  step is filled up to a multiple of 16 tokens: a product with 61 columns takes 1.5 times as long as one with 64.
+- States are feature-major, (H, N): a step's product is then as fast as one of the whole batch, and a fifth slower if not.
 - The head belongs to the layer, so that its gradient is added in that layout too.
 
-Shapes: N packed tokens, I inputs, H hidden units, C classes; H stands for both directions where there are two.
+Shapes: N packed tokens, W window, D embedding, I inputs, H hidden units of all directions, G pre-activations, C classes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,17 +33,17 @@ def packed_rnn_with_head(
     directions: list[nn.RNNBase],
     head: nn.Linear,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a recurrent module of torch's over each packed text and a linear head on its states give.
+    """Return what torch's recurrent layer over each packed text, and a linear head on its states, give.
 
     Args:
-        inputs: (N, I) packed tokens; what fills a step up must not be changed by its gradient.
+        inputs: (N, I) packed tokens; the gradient of what only fills a step up must not matter.
         steps: of the packing.
         kernel: of the cell.
         directions: torch's layer that reads forwards and, where there are two, one that reads backwards.
         head: on the states of all directions.
 
     Returns:
-        States (N, H) and the head's logits (N, C).
+        States (N, H) and logits (N, C).
     """
     return _Layer.apply(inputs, steps, kernel, head.weight, head.bias, *_weights(directions))
 
@@ -56,20 +56,28 @@ def packed_rnn_from_ids(
     directions: list[nn.RNNBase],
     head: nn.Linear,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`layer_with_head(joined_rows(table, ids, None), ...)` where no gradient is wanted.
+    """Return `packed_rnn_with_head(gather_windows(table, ids, None), ...)` where no gradient is needed.
 
-    Each distinct word goes through the input weights once, for each place in the window; a token adds up what its window's
-    words came to.
+    Each distinct word is multiplied by the input weights once for each position in the window; the input projection of a
+    token is the sum over the words of its window.
+
+    Args:
+        table: (V, D) embedding.
+        ids: (N, W) vocabulary ids of each token's window.
+        steps, kernel, directions, head: see `packed_rnn_with_head`.
+
+    Returns:
+        States (N, H) and logits (N, C).
     """
     touched, number = unique_ids(ids, len(table))
-    words, size = table[touched], ids.shape[1]
-    places = number * size + torch.arange(size)
+    words, window = table[touched], ids.shape[1]
+    positions = number * window + torch.arange(window)
     states = words.new_empty(head.in_features, len(ids))
     for direction in _directions(kernel, steps, _weights(directions), states):
         w_ih = direction.w_ih
-        by_place = w_ih.view(len(w_ih), size, -1).permute(2, 1, 0).flatten(1)  # (D, W * S)
-        came_to = (words @ by_place).view(-1, len(w_ih))
-        direction.set_input_projection(F.embedding_bag(places, came_to, mode="sum"))
+        by_position = w_ih.view(len(w_ih), window, -1).permute(2, 1, 0).flatten(1)  # (D, W * G)
+        projections = (words @ by_position).view(-1, len(w_ih))
+        direction.set_input_projection(F.embedding_bag(positions, projections, mode="sum"))
         direction.forward()
     return states.t(), torch.addmm(head.bias[:, None], head.weight, states).t()
 
@@ -97,21 +105,23 @@ class _Layer(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_states: torch.Tensor | None, of_logits: torch.Tensor) -> tuple[Any, ...]:
+    def backward(
+        ctx: Any, grad_states: torch.Tensor | None, grad_logits: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
         inputs, states, head, *others = ctx.saved_tensors
         weights, kept = others[: ctx.count], others[ctx.count :]
-        gradient = head.t() @ of_logits.t()
-        if of_states is not None:
-            gradient += of_states.t()
+        grad = head.t() @ grad_logits.t()  # (H, N)
+        if grad_states is not None:
+            grad += grad_states.t()
         directions = [*_directions(ctx.kernel, ctx.steps, weights, states, kept)]
-        of_inputs, of_weights = None, []
-        for direction, of_own in zip(directions, gradient.chunk(len(directions)), strict=True):
-            of_sums = direction.backward(of_own)
-            of_weights += direction.weight_grads(of_sums, inputs)
+        grad_inputs, grad_weights = None, []
+        for direction, grad_own in zip(directions, grad.chunk(len(directions)), strict=True):
+            grad_preactivations = direction.backward(grad_own)
+            grad_weights += direction.weight_grads(grad_preactivations, inputs)
             if ctx.needs_input_grad[0]:
-                own = direction.input_grad(of_sums, inputs)
-                of_inputs = own if of_inputs is None else of_inputs + own
-        return of_inputs, None, None, of_logits.t() @ states.t(), of_logits.sum(0), *of_weights
+                own = direction.input_grad(grad_preactivations, inputs)
+                grad_inputs = own if grad_inputs is None else grad_inputs + own
+        return grad_inputs, None, None, grad_logits.t() @ states.t(), grad_logits.sum(0), *grad_weights
 
 
 def _weights(directions: list[nn.RNNBase]) -> list[torch.Tensor]:
@@ -125,7 +135,7 @@ def _directions(
     states: torch.Tensor,
     kept: Sequence[torch.Tensor] | None = None,
 ) -> Iterator[Direction]:
-    """The directions of a layer, with their parts of its weights, its states and what its forward pass kept."""
+    """Yield the directions of a layer, with their parts of its weights, its states and what its forward pass kept."""
     count = len(weights) // 4
     for i, own in enumerate(states.chunk(count)):
         matrices = None if kept is None else kept[i * len(kernel.keeps) : (i + 1) * len(kernel.keeps)]
