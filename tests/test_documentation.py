@@ -177,6 +177,24 @@ def test_python_snippets_compile_and_import_what_exists(document: Path):
                 assert all(importlib.import_module(each.name) for each in node.names)
 
 
+def test_every_package_is_named_in_the_layout_of_the_code():
+    packages = {
+        path.parent.relative_to(ROOT) for top in ("model", "distributed", "jobs") for path in ROOT.glob(f"{top}/*/*.py")
+    }
+    for document in (ROOT / "README.md", ROOT / "docs" / "architecture.md"):
+        missing = [
+            str(package) for package in packages if not re.search(rf"^ +.*\b{package}\b", text_of(document), re.M)
+        ]
+        assert not missing, f"{document.name}: {missing}"
+
+
+def test_every_function_of_rays_internals_is_explained_and_no_other():
+    table = first_cells(sections(ROOT / "docs" / "architecture.md", "##")["Ray internals"], "function")
+    tree = ast.parse((ROOT / "distributed" / "cluster" / "ray_internals.py").read_text("utf-8"))
+    public = {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")}
+    assert set(re.findall(r"`(\w+)`", table)) == public - {"set_train_defaults", "environment"}
+
+
 def test_make_help_lists_every_target():
     phony = re.search(r"^\.PHONY: (.+)$", MAKEFILE, re.M)
     assert phony
