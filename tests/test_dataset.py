@@ -34,26 +34,26 @@ def test_a_row_keeps_its_text_ids_and_spans(tmp_path: Path):
     assert split.tags[:6].tolist() == [1, 3, 0, 1, 3, 0] and split.begins.tolist() == [0, 5, 6, 11, 12]
 
 
-def test_texts_tell_their_row_in_a_part_of_any_size(tmp_path: Path):
+def test_texts_have_their_row_number_in_a_part_of_any_size(tmp_path: Path):
     rows = 66_000  # more than are read at once
     prepare(PrepareConfig([tsv(tmp_path / "a.tsv", rows)], str(tmp_path / "d"), [tsv(tmp_path / "b.tsv", 10)]))
-    told = [int(text.place.rpartition(":")[2]) for text in Dataset(str(tmp_path / "d")).texts("train")]
-    assert told == list(range(1, rows + 1))
+    numbers = [int(text.place.rpartition(":")[2]) for text in Dataset(str(tmp_path / "d")).texts("train")]
+    assert numbers == list(range(1, rows + 1))
 
 
-def test_splits_that_are_not_given_are_carved_and_stay_the_same(tmp_path: Path):
+def test_splits_that_are_not_given_are_split_off_and_stay_the_same(tmp_path: Path):
     source = tsv(tmp_path / "a.tsv", 1000)
     info = prepare(PrepareConfig([source], str(tmp_path / "d1")))
-    rows = {split: facts["rows"] for split, facts in info["splits"].items()}
+    rows = {split: counts["rows"] for split, counts in info["splits"].items()}
     assert sum(rows.values()) == 1000 and 60 < rows["valid"] < 140 and 60 < rows["test"] < 140
     assert prepare(PrepareConfig([source], str(tmp_path / "d2"))) == info
     texts = [{text.text for text in Dataset(str(tmp_path / "d1")).texts(split)} for split in rows]
     assert not (texts[0] & texts[1] or texts[0] & texts[2] or texts[1] & texts[2])
     given = prepare(PrepareConfig([source], str(tmp_path / "d3"), [tsv(tmp_path / "v.tsv", 5)]))
-    assert {split: facts["rows"] for split, facts in given["splits"].items()} == {"train": 1000, "valid": 5}
+    assert {split: counts["rows"] for split, counts in given["splits"].items()} == {"train": 1000, "valid": 5}
 
 
-def test_what_a_reader_leaves_out_of_a_file_is_told_once(tmp_path: Path):
+def test_what_a_reader_skips_in_a_file_is_counted_once(tmp_path: Path):
     source = tmp_path / "raw.txt"
     source.write_text("".join(f"text {i} of #rain today\n" for i in range(100)) + "RT @ann: so #good it is\n" * 3)
     info = prepare(PrepareConfig([str(source)], str(tmp_path / "d")))
@@ -67,14 +67,14 @@ def test_the_vocabulary_comes_from_training_alone(tmp_path: Path):
     assert "rain" in words and "snow" not in words
 
 
-def test_dataset_json_tells_the_sources_and_what_was_left_out(tmp_path: Path):
+def test_dataset_json_contains_the_sources_and_what_was_skipped(tmp_path: Path):
     source = tmp_path / "a.tsv"
     source.write_text("red car\tcar\nred car\tdog\n")
     info = prepare(PrepareConfig([str(source)], str(tmp_path / "d"), [tsv(tmp_path / "v.tsv", 2)]))
     assert info == json.loads((tmp_path / "d" / "dataset.json").read_text())
     assert info["splits"]["train"]["skipped_places"]["keyphrase not in its text"] == [f"{source}:2"]
-    [facts] = info["sources"]["train"]
-    assert facts["lines"] == 2 and len(facts["sha256"]) == 64
+    [source_info] = info["sources"]["train"]
+    assert source_info["lines"] == 2 and len(source_info["sha256"]) == 64
 
 
 def test_what_cannot_be_prepared_leaves_nothing_behind(tmp_path: Path):

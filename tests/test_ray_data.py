@@ -1,4 +1,4 @@
-"""Work in pieces: the same result for every size of the pieces and whoever does the work."""
+"""Work in shards: the result is the same for every shard size and on any number of processes."""
 
 import errno
 import gzip
@@ -56,17 +56,17 @@ def files(folder: Path, format: str) -> list[str]:
         "c.gz": gzip.compress(content(format, 20), mtime=0),
     }
     made |= {"d": content(format, 15, "\r\n"), "e": b"\n" * 30 + content(format, 5) + b"\n\n"}
-    for name, held in made.items():
-        (folder / name).write_bytes(held)
+    for name, data in made.items():
+        (folder / name).write_bytes(data)
     return [str(folder / name) for name in made]
 
 
-def in_pieces(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+def set_shard_bytes(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     monkeypatch.setattr("model.prepare.builder.make_shards", partial(make_shards, shard_bytes=size))
     monkeypatch.setattr("model.inference.batch_inference.make_shards", partial(make_shards, shard_bytes=size))
 
 
-def held(folder: Path) -> dict[str, bytes]:
+def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
@@ -79,27 +79,27 @@ def rows(out: Path) -> dict[str, list[Any]]:
 
 def without_parts(info: dict[str, Any]) -> dict[str, Any]:
     splits = {
-        split: {name: value for name, value in facts.items() if name != "parts"}
-        for split, facts in info["splits"].items()
+        split: {name: value for name, value in counts.items() if name != "parts"}
+        for split, counts in info["splits"].items()
     }
     return info | {"splits": splits}
 
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("size", [150, 700])
-def test_rows_words_and_tallies_do_not_depend_on_the_size_of_the_pieces(
+def test_rows_words_and_skips_do_not_depend_on_the_size_of_the_shards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str, size: int
 ):
     paths = files(tmp_path, format)
     whole = prepare(PrepareConfig(paths, str(tmp_path / "whole"), format=format))
     assert whole["splits"]["train"]["parts"] == 1
-    in_pieces(monkeypatch, size)
-    pieces = prepare(PrepareConfig(paths, str(tmp_path / "pieces"), format=format))
-    assert pieces["splits"]["train"]["parts"] > 5
-    assert without_parts(pieces) == without_parts(whole)
-    assert rows(tmp_path / "pieces") == rows(tmp_path / "whole")
+    set_shard_bytes(monkeypatch, size)
+    sharded = prepare(PrepareConfig(paths, str(tmp_path / "sharded"), format=format))
+    assert sharded["splits"]["train"]["parts"] > 5
+    assert without_parts(sharded) == without_parts(whole)
+    assert rows(tmp_path / "sharded") == rows(tmp_path / "whole")
     names = "tokenizer.json"
-    assert (tmp_path / "pieces" / names).read_bytes() == (tmp_path / "whole" / names).read_bytes()
+    assert (tmp_path / "sharded" / names).read_bytes() == (tmp_path / "whole" / names).read_bytes()
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -108,16 +108,16 @@ def test_every_line_belongs_to_one_range(tmp_path: Path, format: str):
     file = FileRange(path, format, blocks=FORMATS[format].blocks)
     lines = list(file.lines())
     for size in (1, 2, 3, 7, 20, 50, 99, 100, 101, 250, 400, 1500):
-        pieces = make_shards([file], size)
-        shared_out = [list(part.lines()) for ranges in pieces for part in ranges]
-        assert [line for each in shared_out for line in each] == lines, size
+        shards = make_shards([file], size)
+        parts = [list(part.lines()) for ranges in shards for part in ranges]
+        assert [line for each in parts for line in each] == lines, size
         if file.blocks:  # no text is torn
-            full = [each for each in shared_out if each]
+            full = [each for each in parts if each]
             assert not any(each[-1].strip() for each in full[:-1])
     assert make_shards([file], SHARD_BYTES)[0][0].end is None
 
 
-def test_small_files_share_a_piece_and_compressed_ones_are_not_cut(tmp_path: Path):
+def test_small_files_share_a_shard_and_compressed_ones_are_not_divided(tmp_path: Path):
     paths = files(tmp_path, "tsv")
     small = make_shards([FileRange(path, "tsv") for path in paths], 10**6)
     assert [[Path(part.path).name for part in ranges] for ranges in small] == [["a", "b", "c.gz", "d", "e"]]
@@ -127,7 +127,7 @@ def test_small_files_share_a_piece_and_compressed_ones_are_not_cut(tmp_path: Pat
 
 @pytest.mark.parametrize("size", [150, SHARD_BYTES])
 def test_a_bad_line_is_named_by_its_place_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int):
-    in_pieces(monkeypatch, size)
+    set_shard_bytes(monkeypatch, size)
     path, out = tmp_path / "a.tsv", str(tmp_path / "d")
     good = [f"text {i} of rain\train" for i in range(60)]
     path.write_text("\n".join([*good[:45], "no tab", *good, "nor here"]))
@@ -137,7 +137,7 @@ def test_a_bad_line_is_named_by_its_place_in_the_file(tmp_path: Path, monkeypatc
 
 
 def test_the_vocabulary_is_that_of_the_tokenizers_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    in_pieces(monkeypatch, 400)
+    set_shard_bytes(monkeypatch, 400)
     [path, *_] = files(tmp_path, "tsv")
     lines = Path(path).read_text("utf-8").split("\n")
     texts = [line.split("\t")[0] for line in lines if line]  # of those too that have no keyphrase left
@@ -195,7 +195,7 @@ def test_a_file_that_another_machine_does_not_see_is_named(tmp_path: Path):
 
 
 def test_other_storage_keeps_the_old_dataset_until_the_new_one_is_read(tmp_path: Path):
-    out = "memory://pieces/d"
+    out = "memory://shards/d"
     good, bad = tmp_path / "good.tsv", tmp_path / "bad.tsv"
     good.write_bytes(content("tsv", 60))
     bad.write_text("no tab\n")
@@ -234,7 +234,7 @@ def joined(out: Path) -> str:
 def test_extract_to_parts_is_extract_to_stdout(small_bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "in").mkdir()
     paths, out = unlabelled(tmp_path / "in"), tmp_path / "out"
-    in_pieces(monkeypatch, 500)
+    set_shard_bytes(monkeypatch, 500)
     printed = call("extract", small_bundle, *paths, "--json")
     done = call("extract", small_bundle, f"{tmp_path}/in/*", "--out", str(out), "--json")
     assert done.exit_code == 0, done.output
@@ -251,7 +251,7 @@ def test_extract_to_parts_is_extract_to_stdout(small_bundle: str, tmp_path: Path
 
 
 def test_what_cannot_be_extracted_leaves_nothing(small_bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    in_pieces(monkeypatch, 100)
+    set_shard_bytes(monkeypatch, 100)
     path, out = tmp_path / "a.txt", str(tmp_path / "out")
     path.write_bytes(b"a line of text\n" * 30 + b"\xff\n" + b"a line of text\n" * 30)
     for arguments in (["--json"], ["--out", out]):
@@ -274,13 +274,13 @@ def test_what_cannot_be_extracted_leaves_nothing(small_bundle: str, tmp_path: Pa
 
 @pytest.mark.ray
 def test_a_dataset_made_on_ray_is_the_same_byte_for_byte(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    in_pieces(monkeypatch, 1000)
+    set_shard_bytes(monkeypatch, 1000)
     paths = files(tmp_path, "conll")
     alone = prepare(PrepareConfig(paths, str(tmp_path / "alone"), [paths[0]]))
     monkeypatch.chdir(tmp_path)  # what is named from here is found there
     on_ray = prepare(PrepareConfig([Path(path).name for path in paths], "ray", ["a"]), parallel_map("ray", 3))
     assert on_ray["splits"] == alone["splits"] and on_ray["splits"]["train"]["parts"] > 5
-    files_alone, files_on_ray = held(tmp_path / "alone"), held(tmp_path / "ray")
+    files_alone, files_on_ray = contents(tmp_path / "alone"), contents(tmp_path / "ray")
     del files_alone["dataset.json"], files_on_ray["dataset.json"]  # the paths in it are as they were given
     assert files_on_ray == files_alone
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["alone", "ray"]
@@ -292,17 +292,17 @@ def test_extract_on_ray_is_extract_to_stdout(
 ):
     (tmp_path / "in").mkdir()
     paths, out = unlabelled(tmp_path / "in"), tmp_path / "out"
-    in_pieces(monkeypatch, 2000)
+    set_shard_bytes(monkeypatch, 2000)
     done = call("extract", small_bundle, *paths, "--out", str(out), "--workers", "2")
     assert done.exit_code == 0, done.output
     assert joined(out) == call("extract", small_bundle, *paths, "--json").stdout
 
 
 @pytest.mark.ray
-def test_the_first_bad_line_is_told_whichever_worker_met_one_first(
+def test_the_first_bad_line_is_reported_whichever_worker_met_one_first(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    in_pieces(monkeypatch, 2000)
+    set_shard_bytes(monkeypatch, 2000)
     path = tmp_path / "a.tsv"
     good = [f"text {i} of rain\train" for i in range(500)]
     path.write_text("\n".join([*good, "no tab", "x\ty", *good, "a\tb\tc"]))
@@ -312,7 +312,9 @@ def test_the_first_bad_line_is_told_whichever_worker_met_one_first(
 
 
 @pytest.mark.ray
-def test_a_disk_that_fills_under_workers_is_told_and_leaves_nothing(cluster: Any, tmp_path: Path, small_dataset: str):
+def test_a_disk_that_fills_under_workers_is_reported_and_leaves_nothing(
+    cluster: Any, tmp_path: Path, small_dataset: str
+):
     with disk_of("64k", tmp_path / "disk") as disk:
         source = str(Path(small_dataset).parent / "train.jsonl")
         done = call("prepare", source, "--out", str(disk / "d"), "--workers", "2")
@@ -321,7 +323,7 @@ def test_a_disk_that_fills_under_workers_is_told_and_leaves_nothing(cluster: Any
 
 
 @pytest.mark.ray
-def test_a_piece_whose_worker_was_killed_is_done_again(cluster: Any, tmp_path: Path):
+def test_a_shard_whose_worker_was_killed_is_done_again(cluster: Any, tmp_path: Path):
     def dies_once(number: int) -> int:
         mark = tmp_path / str(number)
         if number == 1 and not mark.exists():

@@ -15,8 +15,8 @@ from model.shards import FileRange, checksum
 
 
 def read(path: Path, format: str = "auto", **options: bool) -> tuple[list[LabelledText], SkipCounts]:
-    tally = SkipCounts()
-    return [text for part in resolve_inputs([str(path)], format) for text in Reader(part, **options).read(tally)], tally
+    skips = SkipCounts()
+    return [text for part in resolve_inputs([str(path)], format) for text in Reader(part, **options).read(skips)], skips
 
 
 def file(folder: Path, name: str, content: str | bytes) -> Path:
@@ -27,10 +27,10 @@ def file(folder: Path, name: str, content: str | bytes) -> Path:
 
 def marked(path: Path, **options: bool) -> tuple[list[list[str]], dict[str, int]]:
     """The keyphrases of each text as they stand in it, and what was counted."""
-    texts, tally = read(path, **options)
+    texts, skips = read(path, **options)
     tokenizer = trained_tokenizer(text.text for text in texts)
-    found = examples(texts, tokenizer, tally, 1000)
-    return [[e.text[e.offsets[a][0] : e.offsets[b - 1][1]] for a, b in e.spans] for e in found], tally.counts
+    found = examples(texts, tokenizer, skips, 1000)
+    return [[e.text[e.offsets[a][0] : e.offsets[b - 1][1]] for a, b in e.spans] for e in found], skips.counts
 
 
 def test_tsv_marks_the_first_occurrence(tmp_path: Path):
@@ -76,15 +76,15 @@ def test_conll_tokens_keep_their_places(tmp_path: Path):
 def test_what_is_left_out_is_counted_with_its_lines(tmp_path: Path):
     lines = ["one two\ttwo", "one two\tthree", "one two\ttwo;four", "x " * 1001 + "end\tend"]
     path = file(tmp_path, "a.tsv", "\n".join(lines))
-    texts, tally = read(path)
-    found = list(examples(texts, trained_tokenizer(["one"]), tally, 1000))
+    texts, skips = read(path)
+    found = list(examples(texts, trained_tokenizer(["one"]), skips, 1000))
     assert [e.place for e in found] == [f"{path}:1", f"{path}:3"]
-    assert tally.counts == {
+    assert skips.counts == {
         "keyphrase not in its text": 2,
         "text with no keyphrase left": 1,
         "text longer than 1000 tokens": 1,
     }
-    assert tally.places["keyphrase not in its text"] == [f"{path}:2", f"{path}:3"]
+    assert skips.places["keyphrase not in its text"] == [f"{path}:2", f"{path}:3"]
 
 
 def test_a_keyphrase_must_be_whole_words(tmp_path: Path):
@@ -106,7 +106,7 @@ def test_a_keyphrase_must_be_whole_words(tmp_path: Path):
         ("\ufeffa text\tphrase\r\n", "tsv"),
     ],
 )
-def test_the_format_is_told_by_the_content(tmp_path: Path, content: str, format: str):
+def test_the_format_is_detected_from_the_content(tmp_path: Path, content: str, format: str):
     assert detect_format(str(file(tmp_path, "a.txt", content))) == format
 
 
@@ -168,9 +168,9 @@ def test_bad_lines_can_be_skipped_and_are_counted(
     tmp_path: Path, format: str, content: str | bytes, line: int, problem: str
 ):
     path = file(tmp_path, "bad.txt", content)
-    _, tally = read(path, skip_bad_lines=True)
-    [(reason, count)] = tally.counts.items()
-    assert problem in reason and count == 1 and tally.places[reason] == [f"{path}:{line}"]
+    _, skips = read(path, skip_bad_lines=True)
+    [(reason, count)] = skips.counts.items()
+    assert problem in reason and count == 1 and skips.places[reason] == [f"{path}:{line}"]
 
 
 def test_missing_empty_mixed_and_strange_files_are_refused(tmp_path: Path):

@@ -23,7 +23,7 @@ SETS = {
 
 
 def info_count(info: dict, reason: str) -> int:
-    return sum(facts["skipped"].get(reason, 0) for facts in info["splits"].values())
+    return sum(split["skipped"].get(reason, 0) for split in info["splits"].values())
 
 
 def dataset_of(name: str, out: Path) -> Dataset:
@@ -44,7 +44,7 @@ def test_a_collection_prepares_as_it_lies(name: str, tmp_path: Path):
 
 def test_tags_as_keyphrases_are_mostly_not_in_their_texts(tmp_path: Path):
     info = prepare(PrepareConfig([str(SHARED / "stackexchange" / "train.jsonl")], str(tmp_path / "d")))
-    assert sum(facts["rows"] for facts in info["splits"].values()) == 4945 - info_count(
+    assert sum(split["rows"] for split in info["splits"].values()) == 4945 - info_count(
         info, "text with no keyphrase left"
     )
     assert info_count(info, "keyphrase not in its text") > 6000
@@ -52,7 +52,7 @@ def test_tags_as_keyphrases_are_mostly_not_in_their_texts(tmp_path: Path):
 
 def test_raw_tweets_become_examples_by_the_papers_rule(tmp_path: Path):
     info = prepare(PrepareConfig([str(SHARED / "tweets" / "raw_sample.jsonl")], str(tmp_path / "d")))
-    assert sum(facts["rows"] for facts in info["splits"].values()) == 499
+    assert sum(split["rows"] for split in info["splits"].values()) == 499
     assert info["splits"]["train"]["skipped"]["more than one hashtag"] == 1097
 
 

@@ -30,8 +30,8 @@ def texts_file(path: Path, times: int = 6) -> str:
 
 def prepared(folder: Path, **settings) -> tuple[dict, Dataset, dict[str, int]]:
     """A dataset of a few labelled texts with the settings given: its dataset.json, itself and its words."""
-    recipe = PrepareConfig([labelled_file(folder / "a.tsv")], str(folder / "d"), overwrite=True, **settings)
-    info, dataset = prepare(recipe), Dataset(str(folder / "d"))
+    config = PrepareConfig([labelled_file(folder / "a.tsv")], str(folder / "d"), overwrite=True, **settings)
+    info, dataset = prepare(config), Dataset(str(folder / "d"))
     return info, dataset, dataset.tokenizer().get_vocab()
 
 
@@ -45,8 +45,8 @@ def test_frequent_words_of_unlabelled_texts_join_the_vocabulary_with_vectors(tmp
     joined = sorted(set(words) - set(before), key=words.__getitem__)
     assert set(joined[:2]) == {"storms", "close"}  # twice as often as the others; leeds and schools are there already
     assert set(joined[2:]) == {"roads", "york", "see", "<url>", "<user>"}
-    facts = info["vectors"]
-    assert facts["words_joined"] == 7 and facts["words_covered"] == 10 and facts["size"] == 8
+    vectors = info["vectors"]
+    assert vectors["words_joined"] == 7 and vectors["words_covered"] == 10 and vectors["size"] == 8
     train = dataset.load("train")
     assert train.ids.max() < len(before) and 1 not in train.ids
 
@@ -92,7 +92,7 @@ def test_what_joins_is_what_the_tokenizer_finds():
     assert extra_words(Known, ["café"], 10) == ["red", "u.s.", "<user>"]
 
 
-def test_the_files_of_every_format_give_their_texts_and_are_told(tmp_path: Path):
+def test_the_files_of_every_format_give_their_texts_and_are_recorded(tmp_path: Path):
     contents = {
         "plain.txt": ("red car\nno # mark at all\n", "text"),
         "a.tsv": ("red car\tcar;blue\n", "text"),
@@ -121,7 +121,7 @@ def test_progress_goes_through_all_passes(tmp_path: Path):
     assert done == sorted(done) and 6 * 5000 < done[-1] <= PASSES * 5000
 
 
-def test_dataset_json_tells_what_was_pretrained(tmp_path: Path):
+def test_dataset_json_contains_the_pretraining(tmp_path: Path):
     paths = [texts_file(tmp_path / "one.txt"), texts_file(tmp_path / "two.txt", 2)]
     info, _, _ = prepared(tmp_path, pretrain=[str(tmp_path / "*.txt")], vector_size=4)
     assert info == json.loads((tmp_path / "d" / "dataset.json").read_text())
@@ -131,7 +131,7 @@ def test_dataset_json_tells_what_was_pretrained(tmp_path: Path):
     assert about["tokens"] == 8 * (5 + 5 + 3) + 2
 
 
-def test_bad_lines_are_refused_or_left_out(tmp_path: Path):
+def test_bad_lines_are_refused_or_skipped(tmp_path: Path):
     path = tmp_path / "texts.txt"
     path.write_bytes(b"red car\n" * 5 + b"\xff\xff\n" + b"red car\n")
     refused(lambda: prepared(tmp_path, pretrain=[str(path)]), f"{path}:6", "not UTF-8")
@@ -145,7 +145,7 @@ def test_bad_lines_are_refused_or_left_out(tmp_path: Path):
 def test_what_contradicts_itself_is_refused_before_anything_is_read(tmp_path: Path):
     path, out = texts_file(tmp_path / "texts.txt"), str(tmp_path / "d")
 
-    def recipe(**settings) -> PrepareConfig:
+    def config(**settings) -> PrepareConfig:
         return PrepareConfig([labelled_file(tmp_path / "a.tsv")], out, **settings)
 
     never = pytest.fail
@@ -157,11 +157,11 @@ def test_what_contradicts_itself_is_refused_before_anything_is_read(tmp_path: Pa
         ({"pretrain": [str(tmp_path / "none")]}, ("none", "no such file")),
         ({"vectors": str(tmp_path / "none")}, ("none", "no such file")),
     ):
-        refused(lambda settings=settings: prepare(recipe(**settings), never), *parts)  # type: ignore[misc]
+        refused(lambda settings=settings: prepare(config(**settings), never), *parts)  # type: ignore[misc]
     (tmp_path / "empty.txt").write_text("\n\n")
-    refused(lambda: prepare(recipe(pretrain=[str(tmp_path / "empty.txt")]), never), "empty.txt: is empty")
+    refused(lambda: prepare(config(pretrain=[str(tmp_path / "empty.txt")]), never), "empty.txt: is empty")
     (tmp_path / "seldom.txt").write_text("all words once\n")
-    refused(lambda: prepare(recipe(pretrain=[str(tmp_path / "seldom.txt")])), "no word occurs 5 times")
+    refused(lambda: prepare(config(pretrain=[str(tmp_path / "seldom.txt")])), "no word occurs 5 times")
     assert not Path(out).exists() and first_lines(path)
 
 

@@ -12,7 +12,7 @@ from itertools import groupby, islice
 import numpy as np
 import numpy.typing as npt
 
-_ROWS_PER_FEATURE = 4096  # two of a thousand suffixes rarely share a row
+_ROWS_PER_FEATURE = 4096  # of a thousand suffixes, about a fifth share a row with another
 _MAX_SHAPE_LENGTH = 16
 _MAX_RUN = 4  # equal characters in a row of a shape; longer runs look the same
 _MAX_COUNT = 8  # occurrences in a text; more look the same
