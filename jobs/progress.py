@@ -8,6 +8,7 @@ from jobs.console import echo, format_duration
 
 if TYPE_CHECKING:
     from distributed.train.events import Event
+    from distributed.tune.events import SweepEvent
     from model.training.progress import Progress
 
 
@@ -97,7 +98,7 @@ class SweepProgress:
     def __init__(self) -> None:
         self.live: Any = None
         self.sweep: Any = None
-        self.at: dict[str, dict[str, Any]] = {}  # newest progress of each trial
+        self.at: dict[str, Progress] = {}  # newest progress of each trial
         self.told: dict[str, tuple[int, str]] = {}  # epochs and state of each trial that a line has told
         self.drawn = 0.0
 
@@ -115,20 +116,23 @@ class SweepProgress:
             self._draw()
             self.live.stop()
 
-    def event(self, kind: str, value: Any) -> None:
-        """Takes an event of `distributed.tune.driver.tune`."""
-        if kind == "progress":
-            self.at[value["trial"]] = value
+    def event(self, event: "SweepEvent") -> None:
+        """Show an event of `distributed.tune.driver.tune`."""
+        from distributed.train.events import Note
+        from distributed.tune.events import TrialProgress
+
+        if isinstance(event, TrialProgress):
+            self.at[event.trial] = event.progress
             if not self.live and time.monotonic() - self.drawn > TrainingProgress.PLAIN_SECONDS:
                 self._say_progress()
-        elif kind == "sweep":
-            self.sweep = value
+        elif not isinstance(event, Note):
+            self.sweep = event
             if not self.live:
                 self._say_changes()
         elif self.live:
-            self.live.console.print(value, highlight=False, markup=False)
+            self.live.console.print(event.text, highlight=False, markup=False)
         else:
-            echo(value)
+            echo(event.text)
         if self.live and time.monotonic() - self.drawn > 0.5:
             self._draw()
 
@@ -136,7 +140,7 @@ class SweepProgress:
         self.drawn = time.monotonic()
         running = [trial.name for trial in self.sweep.all if trial.state == "running"]
         parts = [
-            f"{name} epoch {self.at[name]['epoch']} step {self.at[name]['step']}/{self.at[name]['steps']}"
+            f"{name} epoch {self.at[name].epoch} step {self.at[name].step}/{self.at[name].steps}"
             for name in running
             if name in self.at
         ]
@@ -158,7 +162,7 @@ class SweepProgress:
 
     def _summary(self) -> str:
         sweep, best = self.sweep, self.sweep.best
-        shown = f"best {best.name} {best.best_score(sweep.plan.metric):.4f}" if best else "no figure yet"
+        shown = f"best {best.name} {best.best_score(sweep.plan.metric):.4f}" if best else "no metric yet"
         return f"{shown}, {sweep.epochs_spent} of {sweep.plan.epochs_planned} epochs, left {self._left()}"
 
     def _left(self) -> str:
@@ -203,7 +207,7 @@ class SweepProgress:
                 for name in names
             ]
             at = self.at.get(trial.name)
-            inside = f" +{at['step'] / at['steps']:.0%}" if at and trial.state == "running" else ""
+            inside = f" +{at.step / at.steps:.0%}" if at and trial.state == "running" else ""
             grid.add_row(trial.name, *values, f"{len(trial.metrics)}/{trial.epochs}{inside}", now, best, trial.state)
         left_out = len(sweep.trials) - self.ROWS
         lines = [f"... and {left_out} more"] if left_out > 0 else []

@@ -11,7 +11,7 @@ from jobs.console import command, echo, print_json
 def report(
     folder: Annotated[str, typer.Argument(metavar="RUN_OR_SWEEP", help="Its folder, a path or URI; or its name.")],
     storage: Annotated[
-        str | None, typer.Option(help="Where runs and sweeps lie, for a name; run.storage otherwise.")
+        str | None, typer.Option(help="Where runs and sweeps are stored, for a name; run.storage otherwise.")
     ] = None,
     out: Annotated[str | None, typer.Option(help="The file; report.html in the folder otherwise.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,

@@ -1,7 +1,7 @@
 """`python -m jobs tune`: dataset directory -> a sweep's folder with evidence and a bundle, on Ray Tune."""
 
 import os
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,17 +10,16 @@ from jobs.console import INVOCATION, command, echo, print_json
 from jobs.progress import SweepProgress
 from jobs.train import merge_sources
 
-# Flags whose default lies in the plan, by name.
-_PLAN = (
-    "trials max_epochs grace eta metric max_concurrent gpus_per_trial workers_per_trial finalists seeds sampler".split()
-)
+if TYPE_CHECKING:
+    from distributed.sweep.plan import SweepConfig
+    from distributed.sweep.results import RecordRow, TuneResult
 
 
 @command
 def tune(
     data: Annotated[str | None, typer.Option(help="Dataset directory made by prepare.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the sweep; made from the time otherwise.")] = None,
-    resume: Annotated[str | None, typer.Option(help="Name of a sweep to go on with.")] = None,
+    resume: Annotated[str | None, typer.Option(help="Name of a sweep to resume.")] = None,
     trials: Annotated[int | None, typer.Option(help="Configurations to try (16); a grid tries all of its own.")] = None,
     max_epochs: Annotated[int | None, typer.Option(help="Epochs of a trial that is never stopped (9).")] = None,
     space: Annotated[
@@ -31,7 +30,7 @@ def tune(
     ] = None,
     sampler: Annotated[str | None, typer.Option(help=f"How trials are chosen: {', '.join(SAMPLERS)}.")] = None,
     grace: Annotated[int | None, typer.Option(help="Epochs before the first trials are stopped (1).")] = None,
-    eta: Annotated[float | None, typer.Option(help="At each rung about 1 in eta trials goes on (3).")] = None,
+    eta: Annotated[float | None, typer.Option(help="At each rung about 1 in eta trials continues (3).")] = None,
     stopping: Annotated[bool | None, typer.Option(help="ASHA, or every trial in full.")] = None,
     metric: Annotated[str | None, typer.Option(help="What trials are ranked by (valid/keyphrase_f1).")] = None,
     finalists: Annotated[int | None, typer.Option(help="Best configurations to train again and compare (0).")] = None,
@@ -55,27 +54,34 @@ def tune(
     alpha: Annotated[float | None, typer.Option(help="training.alpha, instead of searching it.")] = None,
     seed: Annotated[int | None, typer.Option(help="training.seed: of the sampler and of every trial.")] = None,
     device: Annotated[str | None, typer.Option(help="run.device: auto, cpu or cuda.")] = None,
-    storage: Annotated[str | None, typer.Option(help="run.storage: where sweeps lie, a path or URI.")] = None,
+    storage: Annotated[str | None, typer.Option(help="run.storage: where sweeps are stored, a path or URI.")] = None,
     wandb_project: Annotated[
         str | None, typer.Option("--wandb-project", "--project", help="run.wandb_project: W&B project.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and the resources; run nothing.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
-    """Search for the best configuration: many trials, of which ASHA soon stops the worse.
+    """Search for the best configuration: many trials, of which ASHA stops the worse early.
 
     The cluster is the one of RAY_ADDRESS, else this machine. Trials are ranked by their best epoch on the validation
     split; the test split is read once, for the winner of the finalists.
     """
-    given = locals()
-    asked = {key: given[key] for key in _PLAN if given[key] is not None}
-    if stopping is not None:
-        asked["stopping"] = stopping
-    if time_budget is not None:
-        asked["time_budget"] = _seconds(time_budget)
-    if space:
-        asked |= {"sampler": "record"} if "record" in space else {}
-        asked["space"] = [text for text in space if text != "record"]
+    fields: dict[str, Any] = {
+        "space": None if space is None else [text for text in space if text != "record"],
+        "sampler": "record" if "record" in (space or ()) else sampler,
+        "trials": trials,
+        "max_epochs": max_epochs,
+        "grace": grace,
+        "eta": eta,
+        "stopping": stopping,
+        "metric": metric,
+        "max_concurrent": max_concurrent,
+        "time_budget": None if time_budget is None else _seconds(time_budget),
+        "gpus_per_trial": gpus_per_trial,
+        "workers_per_trial": workers_per_trial,
+        "finalists": finalists,
+        "seeds": seeds,
+    }
     flags = {
         "data": data,
         "training.lr": lr,
@@ -86,19 +92,28 @@ def tune(
         "run.storage": storage,
         "run.wandb_project": wandb_project,
     }
-    plan = _plan(preset, merge_sources(None, config, set or [], flags), asked, resume)
+    given = {name: value for name, value in fields.items() if value is not None}
+    plan = _plan(preset, merge_sources(None, config, set or [], flags), given, resume)
     if dry_run:
-        from distributed.sweep.plan import dry_run as look_ahead
+        from distributed.sweep.plan import dry_run as describe
 
-        print_json(look_ahead(plan))
+        print_json(describe(plan).as_dict())
         return
     result = run(plan)
-    _tell(result, plan.metric)
+    _print_summary(result, plan)
     if json:
-        print_json(result)
+        print_json(result.as_dict())
 
 
-def _plan(preset: str | None, given: dict[str, Any], asked: dict[str, Any], resume: str | None) -> Any:
+def _plan(preset: str | None, given: dict[str, Any], fields: dict[str, Any], resume: str | None) -> "SweepConfig":
+    """Return the plan of a new or a resumed sweep.
+
+    Args:
+        preset: that all trials begin from.
+        given: the configuration as a tree.
+        fields: of the plan, those that were given.
+        resume: name of a sweep to resume.
+    """
     from distributed.sweep.plan import make_plan, new_sweep
     from distributed.sweep.state import resumed_sweep
     from model.config import RunConfig, make_config, merge, preset_values
@@ -110,22 +125,22 @@ def _plan(preset: str | None, given: dict[str, Any], asked: dict[str, Any], resu
             raise UserError(
                 f"--resume {resume}: the sweep keeps its own configuration; leave --data, --set and the like out"
             )
-        return resumed_sweep(resume, location, asked)
+        return resumed_sweep(resume, location, fields)
     if "epochs" in given.get("training", {}):
         raise UserError("training.epochs: a trial's epochs are given with --max-epochs")
     tree = preset_values(preset) if preset else {}
     training = tree.setdefault("training", {})
     if "epochs" in training:
-        asked = {"max_epochs": training["epochs"], **asked}
+        fields = {"max_epochs": training["epochs"], **fields}
     training["patience"] = 0  # ASHA does the stopping
     merge(tree, given)
     # What a preset sets may still be searched.
     fixed = [f"{part}.{name}" for part in ("tagger", "training") for name in given.get(part, {})]
-    return new_sweep(make_plan({"config": make_config(tree), "fixed": fixed, **asked}))
+    return new_sweep(make_plan({"config": make_config(tree), "fixed": fixed, **fields}))
 
 
 def _seconds(text: str) -> float:
-    """`90s`, `30m`, `2h` or a number of seconds. Raises UserError."""
+    """Read `90s`, `30m`, `2h` or a number of seconds. Raises UserError."""
     from model.errors import UserError
 
     units = {"s": 1, "m": 60, "h": 3600}
@@ -136,15 +151,15 @@ def _seconds(text: str) -> float:
         raise UserError(f"--time-budget {text}: write it as 90s, 30m or 2h") from None
 
 
-def run(plan: Any) -> dict[str, Any]:
-    """Carries the sweep out, shows how it goes, and leaves a bundle and the way to go on if it is stopped."""
+def run(plan: "SweepConfig") -> "TuneResult":
+    """Carry the sweep out and show its progress; where it is stopped, write a bundle and say how to resume."""
     from distributed.sweep.state import sweep_exists
     from distributed.tune.driver import tune as carry_out
     from distributed.tune.driver import write_best_bundle
     from jobs.console import FAILED, INTERRUPTED, TERMINATED, Terminated
     from model.errors import NotGrantedError
 
-    again = f"{plan.config.run.name} --storage {plan.config.run.storage}"
+    resume = f"{plan.config.run.name} --storage {plan.config.run.storage}"
     try:
         with SweepProgress() as view:
             return carry_out(plan, view.event)
@@ -153,13 +168,13 @@ def run(plan: Any) -> dict[str, Any]:
             echo("stopped; writing the bundle of the best trial so far ...")
             bundle = write_best_bundle(plan.folder)
             echo(f"bundle: {bundle}" if bundle else "no trial has finished an epoch yet: there is no bundle")
-            echo(f"go on with: {INVOCATION} tune --resume {again}")
+            echo(f"resume with: {INVOCATION} tune --resume {resume}")
         else:
             echo("stopped before the sweep began")
-        # Tune's thread still speaks to Ray; see jobs/train.py.
+        # Tune's thread still talks to Ray; see jobs/train.py.
         os._exit(INTERRUPTED if isinstance(stop, KeyboardInterrupt) else TERMINATED)
     except NotGrantedError as error:  # as above: Tune still waits
-        echo(f"error: {error}; go on with: {INVOCATION} tune --resume {again}")
+        echo(f"error: {error}; resume with: {INVOCATION} tune --resume {resume}")
         os._exit(FAILED)
     finally:
         import ray
@@ -167,43 +182,48 @@ def run(plan: Any) -> dict[str, Any]:
         ray.shutdown()
 
 
-def _tell(result: dict[str, Any], metric: str) -> None:
-    best = result["best"]
-    values = ", ".join(f"{name} {value}" for name, value in best["config"].items())
+def _print_summary(result: "TuneResult", plan: "SweepConfig") -> None:
+    best = result.best
+    values = ", ".join(f"{name} {value}" for name, value in best.config.items())
     echo(
-        f"{result['trials']} trials: {result['stopped']} stopped early, {result['failed']} failed; "
-        f"{result['epochs_spent']} epochs of {result['epochs_full']} in full"
+        f"{result.trials} trials: {result.stopped} stopped early, {result.failed} failed; "
+        f"{result.epochs_spent} epochs of {result.epochs_full} in full"
     )
     echo(
-        f"best: {best['trial']}, valid keyphrase F1 {best['keyphrase_f1']:.4f} ({best['low']:.4f} to {best['high']:.4f}) "
-        f"at epoch {best['epoch']:.0f}; {values}"
+        f"best: {best.trial}, valid keyphrase F1 {best.keyphrase_f1:.4f} ({best.low:.4f} to {best.high:.4f}) "
+        f"at epoch {best.epoch:.0f}; {values}"
     )
-    if "ablation" in result:
-        from distributed.sweep.ablation import as_text
+    if result.ablation:
+        from distributed.sweep.ablation_table import as_text
 
-        echo(as_text(result["ablation"], metric))
-    echo(result["verdict"])
-    if "test" in result:
-        test = result["test"]
+        echo(as_text(result.ablation, plan.ranking))
+    echo(result.verdict)
+    if result.test:
+        test = result.test
         echo(
             f"test: keyphrase F1 {test['keyphrase_f1']:.4f} ({test['keyphrase_f1_low']:.4f} to "
             f"{test['keyphrase_f1_high']:.4f}), keyword F1 {test['keyword_f1']:.4f}"
         )
-    for row in result.get("record", []):
-        echo(_record_line(row))
-    for sentence in result.get("conclusions", []):
+    if result.record:
+        from distributed.sweep.record_runs import record_size
+
+        runs, epochs = record_size()
+        echo(f"the {runs} runs of the record, of {epochs} epochs in all, repeated in {result.epochs_spent}:")
+        for row in result.record:
+            echo(_record_line(row))
+    for sentence in result.conclusions or ():
         echo(sentence)
-    echo(f"bundle: {result['bundle']}\nreport: {result['report']}")
+    echo(f"bundle: {result.bundle}\nreport: {result.report}")
 
 
-def _record_line(row: dict[str, Any]) -> str:
-    """A run of the record beside what repeats it, by the record's definition and by ours."""
+def _record_line(row: "RecordRow") -> str:
+    """Return a run of the record beside what repeats it, by the record's definition and by ours."""
 
     def shown(value: float | None) -> str:
         return "     -" if value is None else f"{value:.4f}"
 
-    theirs, here = (row[who].get("eval_sequence_precision") for who in ("record", "repeated"))
+    theirs, ours = (metrics.get("eval_sequence_precision") for metrics in (row.record, row.repeated))
     return (
-        f"{row['series']:<6} lr {row['lr']:<6g} alpha {row['alpha']:g} epochs {row['epochs']:<2}  evaluation exact match of 64: "
-        f"record {shown(theirs)}, here {shown(here)}  keyphrase F1 {shown(row['keyphrase_f1'])}"
+        f"{row.series:<6} lr {row.lr:<6g} alpha {row.alpha:g} epochs {row.epochs:<2}  evaluation exact match of 64: "
+        f"record {shown(theirs)}, here {shown(ours)}  keyphrase F1 {shown(row.keyphrase_f1)}"
     )

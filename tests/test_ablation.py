@@ -11,8 +11,9 @@ import pytest
 from helpers import SMALL, counts_of, refused
 
 from distributed.cluster.resources import ClusterResources
-from distributed.sweep import ablation
+from distributed.sweep import ablation, ablation_table
 from distributed.sweep.ablation_rows import ablation_rows
+from distributed.sweep.metric import Metric
 from distributed.sweep.plan import SweepConfig, dry_run, make_plan, new_sweep, validate_plan
 from distributed.sweep.space import parse_space
 from distributed.sweep.state import SweepState, read_sweep, resumed_sweep
@@ -107,7 +108,7 @@ def test_all_rows_are_trained_with_a_seed_before_the_next(small_dataset: str, tm
             ("training.lr=0.1", {"training.lr": 0.1}),
         )
     ]
-    looked_at = dry_run(plan)
+    looked_at = dry_run(plan).as_dict()
     assert looked_at["rows"] == plan.rows and looked_at["trainings"] == 6
     # A field that was given a value may be tried with others, and what the base is without stays as it is.
     fixed = plan_of(small_dataset, tmp_path, {"cell": "gru"}, fixed=["tagger.cell"], space=["tagger.cell=lstm"])
@@ -140,17 +141,17 @@ def trained(small_dataset: str, tmp_path: Path) -> SweepState:
 
 def test_rows_are_compared_with_the_whole(trained: SweepState, small_dataset: str):
     found, verdict = ablation.compare_rows(trained)
-    assert [row["row"] for row in found] == ["whole", "training.lr=0.1", "tagger.cell=rnn"]
+    assert [row.row for row in found] == ["whole", "training.lr=0.1", "tagger.cell=rnn"]
     whole, same, worse = found
-    assert whole["seeds"] == [5, 6] and whole["best_epochs"] == [1, 1] and whole["against_whole"] is None
-    assert whole["scores"] == [counts(0.6, seed)[:, 0].mean() for seed in (0, 3)]
-    assert whole["low"] < whole["mean"] == np.mean(whole["scores"]) < whole["high"]
-    assert whole["seconds_per_epoch"] == 4.5 and whole["lost"] == [] and worse["values"] == {"tagger.cell": "rnn"}
+    assert whole.seeds == [5, 6] and whole.best_epochs == [1, 1] and whole.against_whole is None
+    assert whole.scores == [counts(0.6, seed)[:, 0].mean() for seed in (0, 3)]
+    assert whole.low < whole.mean == np.mean(whole.scores) < whole.high
+    assert whole.seconds_per_epoch == 4.5 and whole.lost == [] and worse.values == {"tagger.cell": "rnn"}
     draws = bootstrap_means([[counts(0.6, 0), counts(0.6, 3)], [counts(0.4, 1), counts(0.4, 4)]], "keyphrase")
-    expected = paired_bootstrap_test(draws[:, 1], draws[:, 0], worse["mean"] - whole["mean"])
-    assert worse["against_whole"]["difference"] == expected.difference < -0.1
-    assert worse["against_whole"]["low"] == pytest.approx(expected.low, abs=0.02)
-    assert worse["against_whole"]["p"] < 0.05 < same["against_whole"]["p"]
+    expected = paired_bootstrap_test(draws[:, 1], draws[:, 0], worse.mean - whole.mean)
+    assert worse.against_whole.difference == expected.difference < -0.1
+    assert worse.against_whole.low == pytest.approx(expected.low, abs=0.02)
+    assert worse.against_whole.p < 0.05 < same.against_whole.p
     differ, shown = verdict.split("; ")
     assert differ.startswith(f"tagger.cell=rnn ({expected.difference:+.4f}) differs from the whole, p < 0.05")
     assert shown == "no difference is shown for training.lr=0.1"
@@ -170,38 +171,38 @@ def test_an_ablation_goes_on_with_more_seeds_when_its_weights_are_gone(trained: 
     assert plan.strategy.propose(plan, space, 6)[:2] == ("whole", {"training.seed": 7})
     trained.plan = plan
     found, _ = ablation.compare_rows(trained)
-    assert [row["lost"] for row in found] == [["a seed was not begun"]] * 3
+    assert [row.lost for row in found] == [["a seed was not begun"]] * 3
 
 
 def test_a_training_that_broke_down_is_told_of(trained: SweepState):
     trained.apply({"event": "broken", "time": 2.0, "trial": "t002", "state": "diverged", "error": "loss is nan"})
     found, _ = ablation.compare_rows(trained)
     worse = found[-1]
-    assert worse["seeds"] == [6] and worse["mean"] == counts(0.4, 4)[:, 0].mean()
-    assert worse["lost"] == ["t002 (seed 5) diverged: loss is nan"]
-    text = ablation.as_text(found, "valid/keyphrase_f1")
+    assert worse.seeds == [6] and worse.mean == counts(0.4, 4)[:, 0].mean()
+    assert worse.lost == ["t002 (seed 5) diverged: loss is nan"]
+    text = ablation_table.as_text(found, Metric("keyphrase", "f1"))
     assert "1 of 2" in text and text.endswith("tagger.cell=rnn: t002 (seed 5) diverged: loss is nan")
     trained.apply({"event": "broken", "time": 2.0, "trial": "t005", "state": "failed", "error": "killed"})
     found, verdict = ablation.compare_rows(trained)
-    assert found[-1]["mean"] is None and found[-1]["against_whole"] is None and len(found[-1]["lost"]) == 2
-    assert verdict.endswith("there is no figure for tagger.cell=rnn")
+    assert found[-1].mean is None and found[-1].against_whole is None and len(found[-1].lost) == 2
+    assert verdict.endswith("no metric is known for tagger.cell=rnn")
     for name in ("t001", "t004"):
         trained.apply({"event": "broken", "time": 2.0, "trial": name, "state": "failed", "error": "killed"})
     found, verdict = ablation.compare_rows(trained)
-    assert "no row can be compared" in verdict and found[1]["mean"] is not None
-    assert ablation.as_text(found, "valid/keyphrase_f1").count("0 of 2") == 2
+    assert "no row can be compared" in verdict and found[1].mean is not None
+    assert ablation_table.as_text(found, Metric("keyphrase", "f1")).count("0 of 2") == 2
 
 
 def test_the_table_is_the_same_as_text_and_as_markdown(trained: SweepState):
     found, verdict = ablation.compare_rows(trained)
     worse = found[-1]
-    header, *lines = ablation.as_text(found, "valid/keyphrase_f1").splitlines()
+    header, *lines = ablation_table.as_text(found, Metric("keyphrase", "f1")).splitlines()
     assert header.startswith("row ") and "keyphrase F1" in header and len(lines) == 3
-    assert all(line.startswith(row["row"]) for line, row in zip(lines, found, strict=True))
-    metrics = f"{worse['mean']:.4f} ({worse['low']:.4f} to {worse['high']:.4f})"
-    assert metrics in lines[2] and f"{worse['against_whole']['difference']:+.4f}" in lines[2]
+    assert all(line.startswith(row.row) for line, row in zip(lines, found, strict=True))
+    metrics = f"{worse.mean:.4f} ({worse.low:.4f} to {worse.high:.4f})"
+    assert metrics in lines[2] and f"{worse.against_whole.difference:+.4f}" in lines[2]
     assert lines[2].index(metrics) == header.index("keyphrase F1")
-    page = ablation.as_markdown(found, verdict, trained.plan).splitlines()
+    page = ablation_table.as_markdown(found, verdict, trained.plan).splitlines()
     assert [cell.strip() for cell in page[0].strip("|").split("|")] == re.split(r"\s{2,}", header)
     assert all(line.count("|") == page[0].count("|") for line in page[:5])
     assert page[2].startswith("| `whole` |") and metrics in page[4] and verdict in page[6]
@@ -210,10 +211,10 @@ def test_the_table_is_the_same_as_text_and_as_markdown(trained: SweepState):
 @pytest.mark.parametrize("tagger", [{}, {"cell": "lstm", "bidirectional": True, "word_feature_dim": 8, "crf": True}])
 def test_parameters_are_those_of_the_tagger_as_it_is_trained(tagger: dict[str, Any]):
     config = TaggerConfig(**SMALL, **tagger)
-    size = ablation.parameters(config, words=500)
+    size = ablation.count_parameters(config, words=500)
     whole = new_tagger(config, 500, 0)
-    assert sum(size.values()) == sum(each.numel() for each in whole.parameters())
-    assert size["embedding"] == 500 * 24 + (
+    assert size.embedding + size.network == sum(each.numel() for each in whole.parameters())
+    assert size.embedding == 500 * 24 + (
         whole.word_feature_embedding.weight.numel() if whole.word_feature_embedding else 0
     )
 
@@ -225,7 +226,7 @@ def test_an_ablation_from_rows_to_a_table(cluster, small_dataset: str, tmp_path:
     # The row that looks at how words are written is not the base.
     plan = plan_of(small_dataset, tmp_path, {}, space=["tagger.word_feature_dim=2"], **asked)
     notes: list[Any] = []
-    result = tune(plan, lambda kind, value: notes.append(value) if kind == "note" else None)
+    result = tune(plan, notes.append).as_dict()
     assert result["trials"] == 4 and result["failed"] == result["stopped"] == 0
     whole, other = result["ablation"]
     assert (whole["row"], other["row"]) == ("whole", "tagger.word_feature_dim=2") and whole["seeds"] == other[

@@ -204,7 +204,7 @@ def test_a_notice_from_the_cloud_restarts_a_trial_of_several_workers(nodes: Node
     logs = nodes.job_logs("drained")
     assert nodes.status("drained") == "SUCCEEDED" and "restarting from its last checkpoint" in logs, logs
     assert result_of(logs)["failed"] == 0 and result_of(logs)["epochs_spent"] == 2 * EPOCHS
-    disturbed, undisturbed = read_sweep(str(runs / "drained")).searched
-    assert disturbed.retries and not undisturbed.retries
+    one, other = read_sweep(str(runs / "drained")).searched
+    assert one.retries + other.retries == 1
     key = "valid/keyphrase_f1"
-    assert [epoch[key] for epoch in disturbed.metrics] == [epoch[key] for epoch in undisturbed.metrics]
+    assert [epoch[key] for epoch in one.metrics] == [epoch[key] for epoch in other.metrics]

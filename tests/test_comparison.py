@@ -7,7 +7,7 @@ import pytest
 from helpers import counts_of
 
 from distributed.sweep.comparison import record_conclusions
-from distributed.sweep.record_runs import RUNS, SERIES, binomial_noise
+from distributed.sweep.record_runs import RUNS, SERIES, binomial_noise, record_size
 from model.training.metrics import summarize
 from model.training.significance import bootstrap_means, paired_bootstrap_test
 
@@ -65,10 +65,11 @@ def test_a_test_that_holds_its_level():
 
 def test_the_records_epochs_are_within_its_noise_and_its_smallest_lr_is_not():
     assert {run.series for run in RUNS} == set(SERIES) and len(RUNS) == 25
+    assert record_size() == (24, 110)  # the run of one epoch is in the lr and the epochs series
     epochs = binomial_noise([run for run in RUNS if run.series == "epochs"])
-    assert epochs["differ"] <= epochs["expected"] and 0.05 < epochs["error"] < 0.07
+    assert epochs.differ <= epochs.expected and 0.05 < epochs.error < 0.07
     lr = binomial_noise([run for run in RUNS if run.series == "lr"])
-    assert lr["low"] == 0.125 and lr["differ"] > lr["expected"]
+    assert lr.low == 0.125 and lr.differ > lr.expected
     for series, sentence in zip(SERIES, record_conclusions(), strict=True):
         assert sentence.startswith(f"{series}: ") and "64 texts" in sentence
         assert ("extremes differ" in sentence) == (series == "lr")

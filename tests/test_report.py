@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 from distributed.report.page import write_report
 from distributed.report.samples import highlight
-from distributed.sweep.comparison import FinalistComparison
 from distributed.sweep.journal import Journal
 from distributed.sweep.plan import make_plan
+from distributed.sweep.results import BestTrial, Finalist, TuneResult
 from jobs.__main__ import app
 from model import storage
 from model.config import make_config
@@ -55,13 +55,27 @@ def sweep_folder(tmp_path: Path, small_dataset: str, small_bundle: str, history:
             journal.write({"event": "broken", "time": number, "trial": name, "state": state, "error": EVIL})
     journal.close()
     shutil.copytree(small_bundle, Path(plan.folder) / "bundle")
-    finalists: list[dict[str, Any]] = [
-        {"trial": name, "scores": [mean, mean], "mean": mean, "low": mean - 0.1, "high": mean + 0.1}
+    finalists = [
+        Finalist(name, {"training.lr": 1e-3}, [1, 2], [mean, mean], mean, mean - 0.1, mean + 0.1)
         for name, mean in (("t001", 0.5), ("t004", 0.4))
     ]
-    judged = FinalistComparison(finalists, "no difference is shown between t001 and t004", "t001")
-    result = {"finalists": judged.finalists, "verdict": judged.verdict, "test": load_bundle(small_bundle).metrics}
-    storage.write(storage.join(plan.folder, "result.json"), json.dumps(result).encode())
+    result = TuneResult(
+        name="shown",
+        trials=4,
+        stopped=1,
+        failed=1,
+        unfinished=0,
+        epochs_spent=6,
+        epochs_full=12,
+        seconds=3.0,
+        best=BestTrial("t001", {"training.lr": 1e-3}, 3, 0.5, 0.4, 0.6),
+        finalists=finalists,
+        verdict="no difference is shown between t001 and t004",
+        bundle=storage.join(plan.folder, "bundle"),
+        report=storage.join(plan.folder, "report.html"),
+        test={name: value for name, value in load_bundle(small_bundle).metrics.items() if name != "split"},
+    )
+    storage.write(storage.join(plan.folder, "result.json"), json.dumps(result.as_dict()).encode())
     return plan.folder
 
 

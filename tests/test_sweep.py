@@ -139,7 +139,7 @@ def test_impossible_requests_are_refused_at_the_start(small_dataset: str):
 
 def test_trials_are_packed_onto_gpus_and_nodes(small_dataset: str):
     def at_once(cluster: ClusterResources = HERE, **asked: Any) -> int:
-        return validate_plan(plan_of(small_dataset, trials=100, **asked), cluster)[2].at_once
+        return validate_plan(plan_of(small_dataset, trials=100, **asked), cluster)[2].concurrent
 
     assert at_once() == 1  # one GPU
     assert at_once(gpus_per_trial=0.2) == 4  # five would fit the GPU, four the CPUs

@@ -16,19 +16,25 @@ import psutil
 import pytest
 import ray
 from helpers import ROOT, SHARED, SMALL
+from ray.tune.experiment import Trial as RayTrial
 
 from distributed.sweep.journal import Journal
+from distributed.sweep.metric import Metric
 from distributed.sweep.plan import make_plan, new_sweep
-from distributed.sweep.state import read_sweep, resumed_sweep
+from distributed.sweep.state import SweepState, read_sweep, resumed_sweep
+from distributed.train.events import Note
 from distributed.tune import placement_groups, trainable
 from distributed.tune.driver import tune
+from distributed.tune.events import SweepEvent
 from distributed.tune.placement_groups import PlacementGroupCleaner
+from distributed.tune.recorder import SweepRecorder
+from distributed.tune.schedulers import ResumableASHA
 from distributed.tune.trial_run import TrialSettings
 from model.inference.bundle import load_bundle
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-Events = list[tuple[str, Any]]
+Events = list[SweepEvent]
 
 
 def plan_of(data: str, where: Path, name: str, training: dict | None = None, run: dict | None = None, **asked: Any):
@@ -43,7 +49,7 @@ def plan_of(data: str, where: Path, name: str, training: dict | None = None, run
 
 
 def carry_out(plan: Any, events: Events | None = None) -> dict[str, Any]:
-    return tune(plan, lambda kind, value: events.append((kind, value)) if events is not None else None)
+    return tune(plan, lambda event: events.append(event) if events is not None else None).as_dict()
 
 
 def processes(kind: str) -> list[psutil.Process]:
@@ -80,8 +86,7 @@ def test_a_sweep_stops_the_worse_and_keeps_the_best(cluster, small_dataset: str,
     # Of the trials' files only the best one's weights are kept.
     assert [path.name for path in (tmp_path / "s" / "trials").iterdir()] == [result["best"]["trial"]]
     assert not list((tmp_path / "s" / "trials").glob("*/checkpoint*"))
-    kinds = {kind for kind, _ in events}
-    assert {"note", "sweep"} <= kinds
+    assert {Note, SweepState} <= {type(event) for event in events}
     group = list((tmp_path / "s" / "wandb").glob("offline-run-*"))
     assert len(group) == 10  # one for each trial, one for the sweep with its report
 
@@ -108,7 +113,7 @@ def test_finalists_are_judged_and_the_test_split_is_read_for_the_winner(cluster,
     assert b"f-report" in log.read_bytes() and b"f-bundle" in log.read_bytes()
     events: Events = []
     assert carry_out(resumed_sweep("f", str(tmp_path), {}), events) == result  # the test split is not read again
-    assert "finished already" in events[0][1]
+    assert isinstance(events[0], Note) and "finished already" in events[0].text
 
 
 @pytest.mark.ray
@@ -117,19 +122,20 @@ def test_a_killed_trial_goes_on_from_its_checkpoint_to_the_same_figures(cluster,
     events: Events = []
     killed: list[int] = []
 
-    def kill_once(kind: str, value: Any) -> None:
-        events.append((kind, value))
-        if kind == "sweep" and not killed and any(len(trial.metrics) >= 3 for trial in value.all):
+    def kill_once(event: SweepEvent) -> None:
+        events.append(event)
+        known = event.all if isinstance(event, SweepState) else []
+        if not killed and any(len(trial.metrics) >= 3 for trial in known):
             victim = processes(leaks.TRIAL)[0]
             killed.append(victim.pid)
             victim.kill()
 
-    result = tune(plan_of(small_dataset, tmp_path, "killed", **settings), kill_once)
+    result = tune(plan_of(small_dataset, tmp_path, "killed", **settings), kill_once).as_dict()
     carry_out(plan_of(small_dataset, tmp_path, "whole", **settings))
     assert killed and result["failed"] == 0
     assert curves(tmp_path / "killed") == curves(tmp_path / "whole")
     assert sum(trial.retries for trial in read_sweep(str(tmp_path / "killed")).all) == 1
-    assert any(kind == "note" and "restarting from its last checkpoint" in value for kind, value in events)
+    assert any("restarting from its last checkpoint" in event.text for event in events if isinstance(event, Note))
 
 
 @pytest.mark.ray
@@ -148,15 +154,16 @@ def test_a_trial_that_cannot_be_trained_is_ranked_last_and_takes_nothing_down(
 
 @pytest.mark.ray
 def test_a_trial_that_is_killed_again_and_again_is_reported_as_failed(cluster, small_dataset: str, tmp_path: Path):
-    def kill_the_first(kind: str, value: Any) -> None:
-        running = [trial.name for trial in value.all if trial.state == "running"] if kind == "sweep" else []
+    def kill_the_first(event: SweepEvent) -> None:
+        trials = event.all if isinstance(event, SweepState) else []
+        running = [trial.name for trial in trials if trial.state == "running"]
         if running[:1] == ["t001"]:
             for process in processes(leaks.TRIAL):
                 process.kill()
 
     once: dict[str, Any] = {"run": {"retries": 1}, "max_concurrent": 1}
     plan = plan_of(small_dataset, tmp_path, "again", trials=2, max_epochs=30, stopping=False, **once)
-    result = tune(plan, kill_the_first)
+    result = tune(plan, kill_the_first).as_dict()
     trials = read_sweep(str(tmp_path / "again")).trials
     assert result["failed"] == 1 and result["best"]["trial"] == "t002"
     assert trials["t001"].state == "failed" and trials["t001"].retries == 1 and trials["t001"].error
@@ -219,7 +226,8 @@ def test_ray_never_restarts_a_trials_worker_group_itself(small_dataset: str, mon
     trainer_of_train = trainable.make_trainer
     monkeypatch.setattr(trainable, "make_trainer", make_trainer)
     monkeypatch.setattr(trainable, "driver_queue", lambda: None)
-    settings = TrialSettings(None, None, workers=2, cpus=1, gpus=0.0, metric="valid/keyphrase_f1")
+    monkeypatch.setattr(trainable, "EventSender", lambda events: None)
+    settings = TrialSettings(None, None, workers=2, cpus=1, gpus=0.0, metric=Metric("keyphrase", "f1"))
     trainable.WorkerGroupRunner(settings).thread.join()
     failures = built["run_config"].failure_config
     assert (failures.max_failures, failures.max_preemption_failures) == (0, 0)
@@ -230,12 +238,13 @@ def test_two_worker_trials_share_a_group_and_survive_its_loss(cluster, small_dat
     groups: set[int] = set()
     killed: list[str] = []
 
-    def kill_twice(kind: str, value: Any) -> None:
-        """A worker of the first trial, and the process that gives orders in the second."""
+    def kill_twice(event: SweepEvent) -> None:
+        """A worker of the first trial, and the process that sends the requests in the second."""
         workers = processes("RayTrainWorker")
         groups.update(process.pid for process in workers)
         for trial, victims in (("t001", workers), ("t002", processes(leaks.TRIAL))):
-            running = kind == "sweep" and trial in value.trials and len(value.trials[trial].metrics) >= 3
+            known = event.trials if isinstance(event, SweepState) else {}
+            running = trial in known and len(known[trial].metrics) >= 3
             # A process whose title Ray is changing has none for a moment; the next event finds it.
             if running and trial not in killed and victims:
                 killed.append(trial)
@@ -246,12 +255,41 @@ def test_two_worker_trials_share_a_group_and_survive_its_loss(cluster, small_dat
         small_dataset, tmp_path, "two", space=same, trials=3, max_epochs=12, stopping=False,
         workers_per_trial=2, max_concurrent=1,
     )  # fmt: skip
-    result = tune(plan, kill_twice)
+    result = tune(plan, kill_twice).as_dict()
     assert killed == ["t001", "t002"] and result["failed"] == 0 and result["epochs_spent"] == 36
-    assert len(groups) == 6  # groups of two: the one that lost a worker, the one whose orders ended, and the last
+    assert len(groups) == 6  # groups of two: the one that lost a worker, the one whose requests ended, and the last
     one, two, undisturbed = curves(tmp_path / "two").values()
     assert one == two == undisturbed
     assert not any(leaks.wait_until_nothing_is_left()[0].values())
+
+
+def test_asha_takes_a_trial_of_ray_and_knows_it_after_a_restart(tmp_path: Path):
+    plan = plan_of("d", tmp_path, "asha", trials=4, max_epochs=9, eta=3)
+    sweep = SweepState(plan)
+    recorder = SweepRecorder(sweep, None, None)  # type: ignore[arg-type]
+    before = ResumableASHA(recorder)
+    decisions = {}
+    for number, f1 in enumerate((0.5, 0.4, 0.1)):
+        name = f"t{number + 1:03d}"
+        trial = RayTrial("any", stub=True, config={"trial": name})
+        metrics = {"epoch": 1, "valid/keyphrase_f1": f1, "valid/keyphrase_loss": 1.0}
+        before.on_trial_add(None, trial)
+        decisions[name] = before.on_trial_result(None, trial, {"epoch": 1, "score": f1})
+        about = {"values": {}, "epochs": 9, "series": None, "finalist_of": None}
+        sweep.apply({"event": "trial", "time": 0.0, "name": name, **about})
+        sweep.apply({"event": "epoch", "time": 0.0, "trial": name, "metrics": metrics})
+    assert decisions == {"t001": "CONTINUE", "t002": "STOP", "t003": "STOP"}
+    after = ResumableASHA(recorder)
+    again, new = (RayTrial("any", stub=True, config={"trial": name}) for name in ("t001", "t004"))
+    for trial in (again, new):
+        after.on_trial_add(None, trial)
+    assert (
+        after.on_trial_result(None, new, {"epoch": 1, "score": 0.42}) == "STOP"
+    )  # alone at the rung it would continue
+    assert after.on_trial_result(None, again, {"epoch": 2, "score": 0.5}) == "CONTINUE"
+    after.on_trial_remove(None, new)
+    recorder.budget_spent = True
+    assert after.on_trial_result(None, again, {"epoch": 2, "score": 0.9}) == "STOP"
 
 
 @pytest.mark.ray
@@ -260,12 +298,12 @@ def test_a_worker_group_that_nobody_uses_is_removed(cluster, monkeypatch: pytest
     silent, beating, of_tune = groups = [ray.util.placement_group([bundle]) for bundle in bundles]
     ray.get([group.ready() for group in groups])
     watch = PlacementGroupCleaner()
-    watch.beats = {group.id.hex(): time.monotonic() for group in (silent, beating)}
+    watch.heartbeats = {group.id.hex(): time.monotonic() for group in (silent, beating)}
     assert watch.clean() == []
     monkeypatch.setattr(placement_groups, "_SECONDS_TO_LIVE", 1.0)
-    monkeypatch.setattr(placement_groups, "SECONDS_BETWEEN_BEATS", 0.0)
+    monkeypatch.setattr(placement_groups, "HEARTBEAT_SECONDS", 0.0)
     time.sleep(1.5)
-    watch.beats[beating.id.hex()] = time.monotonic()
+    watch.heartbeats[beating.id.hex()] = time.monotonic()
     [line] = watch.clean()
     assert "silent" in line and "freed" in line
 

@@ -1,10 +1,11 @@
 """The charts of a report."""
 
-from typing import Any
+from collections.abc import Mapping
 
 import plotly.graph_objects as go
 from markupsafe import Markup, escape
 
+from distributed.sweep.results import Finalist
 from distributed.sweep.state import SweepState, Trial
 
 _BLUE, _GREEN, _GREY, _RED, _BLACK = "#2563eb", "#059669", "#9ca3af", "#dc2626", "#111827"
@@ -12,21 +13,21 @@ _SCALE = "Viridis"
 
 
 def curves(sweep: SweepState) -> go.Figure:
-    """The metric of each trial over its epochs."""
+    """Return the metric of each trial over its epochs."""
     metric, best = sweep.plan.metric, sweep.best
     figure = go.Figure()
     marks = {"stopped": "x", "diverged": "x-open", "failed": "x-open"}
     for trial in sweep.searched:
         if not trial.metrics:
             continue
-        leads = trial is best
-        colour = _BLUE if leads else _RED if trial.state in ("diverged", "failed") else _GREY
+        leading = trial is best
+        colour = _BLUE if leading else _RED if trial.state in ("diverged", "failed") else _GREY
         symbols = ["circle"] * (len(trial.metrics) - 1) + [marks.get(trial.state, "circle")]
         figure.add_scatter(
             x=[metrics["epoch"] for metrics in trial.metrics],
             y=[metrics[metric] for metrics in trial.metrics],
             mode="lines+markers",
-            line={"color": colour, "width": 3 if leads else 1.2},
+            line={"color": colour, "width": 3 if leading else 1.2},
             marker={"symbol": symbols, "size": [4] * (len(trial.metrics) - 1) + [9], "color": colour},
             name=trial.name,
             hovertemplate=f"{_about(trial)}<br>epoch %{{x}}: %{{y:.4f}}<extra>{trial.state}</extra>",
@@ -39,7 +40,7 @@ def curves(sweep: SweepState) -> go.Figure:
 
 
 def searched(sweep: SweepState) -> go.Figure:
-    """The trials in the plane of the first two searched fields, coloured by the metric."""
+    """Return the trials in the plane of the first two searched fields, coloured by the metric."""
     metric = sweep.plan.metric
     trials = [trial for trial in sweep.searched if trial.metrics]
     names = list(dict.fromkeys(name for trial in trials for name in trial.values))
@@ -55,10 +56,10 @@ def searched(sweep: SweepState) -> go.Figure:
             marker={
                 "color": scores,
                 "colorscale": _SCALE,
-                "cmin": 0.6 * max(scores, default=0.0),  # what is far behind is dark; the good ones are told apart
+                "cmin": 0.6 * max(scores, default=0.0),  # the worst are dark; the good ones can be told apart
                 "cmax": max(scores, default=1.0),
                 "showscale": True,
-                "colorbar": {"title": {"text": metric.rpartition("/")[2]}},
+                "colorbar": {"title": {"text": sweep.plan.ranking.label}},
                 "size": [9 + 13 * len(trial.metrics) / trial.epochs for trial in trials],
                 "line": {"width": 1, "color": "white"},
             },
@@ -76,7 +77,7 @@ def searched(sweep: SweepState) -> go.Figure:
 
 
 def rungs(sweep: SweepState) -> go.Figure:
-    """How many trials came to each rung and went on."""
+    """Return how many trials reached each rung and continued."""
     reached = [sum(len(trial.metrics) >= rung for trial in sweep.searched) for rung in sweep.plan.rungs]
     stopped = [
         sum(trial.state == "stopped" and len(trial.metrics) == rung for trial in sweep.searched)
@@ -84,9 +85,11 @@ def rungs(sweep: SweepState) -> go.Figure:
     ]
     labels = [f"epoch {rung}" for rung in sweep.plan.rungs] + [f"epoch {sweep.plan.max_epochs}: the end"]
     ended = sum(trial.state == "finished" for trial in sweep.searched)
-    went_on = [come - stop for come, stop in zip(reached, stopped, strict=True)] + [ended]
+    continued = [come - stop for come, stop in zip(reached, stopped, strict=True)] + [ended]
     figure = go.Figure()
-    figure.add_bar(y=labels, x=went_on, name="went on", orientation="h", marker={"color": _BLUE}, texttemplate="%{x}")
+    figure.add_bar(
+        y=labels, x=continued, name="continued", orientation="h", marker={"color": _BLUE}, texttemplate="%{x}"
+    )
     figure.add_bar(
         y=labels,
         x=[*stopped, 0],
@@ -100,12 +103,12 @@ def rungs(sweep: SweepState) -> go.Figure:
     return figure.update_layout(barmode="stack", height=120 + 50 * len(labels))
 
 
-def finalists(finalists: list[dict[str, Any]], metric: str) -> go.Figure:
-    """Each finalist's mean, interval and seeds."""
-    names = [each["trial"] for each in finalists]
+def finalists(finalists: list[Finalist], metric: str) -> go.Figure:
+    """Return each finalist's mean, interval and seeds."""
+    names = [each.trial for each in finalists]
     figure = go.Figure()
     figure.add_scatter(
-        x=[each["mean"] for each in finalists],
+        x=[each.mean for each in finalists],
         y=names,
         mode="markers",
         name="mean",
@@ -113,14 +116,14 @@ def finalists(finalists: list[dict[str, Any]], metric: str) -> go.Figure:
         error_x={
             "type": "data",
             "symmetric": False,
-            "array": [each["high"] - each["mean"] for each in finalists],
-            "arrayminus": [each["mean"] - each["low"] for each in finalists],
+            "array": [each.high - each.mean for each in finalists],
+            "arrayminus": [each.mean - each.low for each in finalists],
             "color": _BLUE,
         },
     )
     figure.add_scatter(
-        x=[value for each in finalists for value in each["scores"]],
-        y=[each["trial"] for each in finalists for _ in each["scores"]],
+        x=[value for each in finalists for value in each.scores],
+        y=[each.trial for each in finalists for _ in each.scores],
         mode="markers",
         name="a seed",
         marker={"size": 9, "color": _BLACK, "symbol": "circle-open"},
@@ -131,7 +134,7 @@ def finalists(finalists: list[dict[str, Any]], metric: str) -> go.Figure:
 
 
 def f1_curves(history: list[dict[str, float]]) -> go.Figure:
-    """F1 of both heads over the epochs of a run, with intervals."""
+    """Return F1 of both heads over the epochs of a run, with intervals."""
     epochs = [metrics["epoch"] for metrics in history]
     figure = go.Figure()
     for head, colour in (("keyphrase", _BLUE), ("keyword", _GREEN)):
@@ -158,7 +161,7 @@ def f1_curves(history: list[dict[str, float]]) -> go.Figure:
 
 
 def losses(history: list[dict[str, float]]) -> go.Figure:
-    """Losses over the epochs of a run."""
+    """Return the losses over the epochs of a run."""
     figure = go.Figure()
     for split, dash in (("train", "dot"), ("valid", "solid")):
         for name, colour in (("loss", _BLACK), ("keyphrase_loss", _BLUE), ("keyword_loss", _GREEN)):
@@ -174,7 +177,7 @@ def losses(history: list[dict[str, float]]) -> go.Figure:
 
 
 def as_html(figure: go.Figure) -> Markup:
-    """A chart as a piece of a page that has plotly's script."""
+    """Return a chart as HTML for a page that has plotly's script."""
     figure.update_layout(
         template="plotly_white", margin={"l": 60, "r": 20, "t": 20, "b": 50}, font={"family": "system-ui, sans-serif"}
     )
@@ -188,10 +191,16 @@ def _about(trial: Trial) -> str:
     return str(escape(f"{trial.name}: " + ", ".join(f"{name} {cell(value)}" for name, value in trial.values.items())))
 
 
-def cell(value: Any) -> str:
-    """A value as a table shows it: four significant digits."""
+def cell(value: object) -> str:
+    """Return a value as a table shows it: four significant digits."""
     if value is None:
         return ""
     if isinstance(value, float):
         return f"{value:.0f}" if value.is_integer() and abs(value) < 1e6 and value >= 1 else f"{value:.4g}"
     return str(value)
+
+
+def interval(metrics: Mapping[str, float]) -> str:
+    """Return keyphrase F1 on the validation split with its 95 % interval, as text."""
+    low, high = metrics["valid/keyphrase_f1_low"], metrics["valid/keyphrase_f1_high"]
+    return f"{metrics['valid/keyphrase_f1']:.4f} ({low:.4f} to {high:.4f})"

@@ -2,34 +2,33 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from distributed.report import charts
-from distributed.report.samples import sample_sections
-from distributed.sweep import ablation, comparison
+from distributed.report.record import record_beside, record_of_sweep
+from distributed.report.samples import Section, sample_sections
+from distributed.sweep import ablation_table
 from distributed.sweep.plan import SweepConfig
-from distributed.sweep.record_runs import RUNS
-from distributed.sweep.state import SweepState, Trial, read_sweep
+from distributed.sweep.results import AblationRow, TuneResult
+from distributed.sweep.state import SweepState, read_sweep
 from model import storage
-from model.aliases import RESULTS, current_keys
 from model.config import make_config
 from model.errors import UserError
 from model.training.loop import SELECTION_METRIC
 
 
 def write_report(folder: str, out: str | None = None) -> str:
-    """Writes the report of a sweep or a run, finished or not.
+    """Write the report of a sweep or a run, finished or not.
 
     Args:
         folder: of the sweep or run, a path or URI.
         out: the file; `report.html` in the folder otherwise.
 
     Returns:
-        Where the report is.
+        the location of the report.
 
     Raises:
         UserError: there is neither a sweep nor a run, or a file of it is damaged.
@@ -49,10 +48,9 @@ def write_report(folder: str, out: str | None = None) -> str:
     return out
 
 
-def _sweep_page(sweep: SweepState, folder: str) -> dict[str, Any]:
+def _sweep_page(sweep: SweepState, folder: str) -> Section:
     plan, metric = sweep.plan, sweep.plan.metric
-    result = _json(folder, "result.json")
-    best = sweep.best
+    result = _read_result(folder)
     saved = 1 - sweep.epochs_spent / sweep.epochs_full if sweep.epochs_full else 0.0
     tiles = [
         ("trials", str(len(sweep.searched))),
@@ -64,7 +62,7 @@ def _sweep_page(sweep: SweepState, folder: str) -> dict[str, Any]:
     sections = [
         (
             "Learning curves",
-            "A cross marks where a trial was stopped; the best trial is drawn thick.",
+            "A cross marks where a trial was stopped; the best trial has a thick line.",
             charts.curves(sweep),
         ),
     ]
@@ -72,30 +70,30 @@ def _sweep_page(sweep: SweepState, folder: str) -> dict[str, Any]:
         text = "Each dot is a trial at its best epoch; large dots were trained longer."
         sections.append(("What was searched", text, charts.searched(sweep)))
     if sweep.plan.rungs:
-        text = f"ASHA compared the trials after {_list(sweep.plan.rungs)} epochs and let about 1 in {plan.eta:g} go on."
+        text = (
+            f"ASHA compared the trials after {_list(sweep.plan.rungs)} epochs and let about 1 in {plan.eta:g} continue."
+        )
         sections.append(("Rungs", text, charts.rungs(sweep)))
-    if result.get("finalists"):
+    if result and result.finalists:
         text = (
             f"{plan.seeds} fresh seeds each; bars are 95 % intervals of the mean over texts and seeds. The test is paired by "
-            f"text, so that it may tell two apart whose bars overlap. {result['verdict']}."
+            f"text, so that it may show a difference of two whose bars overlap. {result.verdict}."
         )
-        sections.append(
-            ("Finalists", text, charts.finalists([current_keys(each, RESULTS) for each in result["finalists"]], metric))
-        )
+        sections.append(("Finalists", text, charts.finalists(result.finalists, metric)))
     return {
         "title": f"Sweep {plan.config.run.name}",
-        "headline": _headline(result.get("verdict") or "the sweep is not finished", best, metric, result.get("test")),
+        "headline": _headline(sweep, result),
         "tiles": tiles,
         "sections": [(name, text, charts.as_html(figure)) for name, text, figure in sections],
-        "ablation": _ablation(result["ablation"], plan) if "ablation" in result else None,
+        "ablation": _ablation(result.ablation, plan) if result and result.ablation else None,
         "table": _trials_table(sweep),
-        "record": _record_of_sweep(sweep),
+        "record": record_of_sweep(sweep),
         **sample_sections(folder, plan.config.data),
         "config": json.dumps(plan.model_dump(), indent=2),
     }
 
 
-def _run_page(folder: str) -> dict[str, Any]:
+def _run_page(folder: str) -> Section:
     config = make_config(_json(folder, "config.json"), f"{folder}/config.json")
     location = storage.join(folder, "metrics.jsonl")
     lines = storage.read(location).decode().splitlines() if storage.exists(location) else []
@@ -117,7 +115,7 @@ def _run_page(folder: str) -> dict[str, Any]:
     rows = [[charts.cell(metrics[name]) for name in names] for metrics in history]
     return {
         "title": f"Run {config.run.name}",
-        "headline": f"best epoch {best['epoch']:.0f}: valid keyphrase F1 {_interval(best)}",
+        "headline": f"best epoch {best['epoch']:.0f}: valid keyphrase F1 {charts.interval(best)}",
         "tiles": [
             ("epochs", f"{len(history)} of {config.training.epochs}"),
             ("keyword F1", f"{best['valid/keyword_f1']:.4f}"),
@@ -136,43 +134,37 @@ def _run_page(folder: str) -> dict[str, Any]:
             ),
         ],
         "table": {"title": "Epochs", "columns": list(names.values()), "rows": rows},
-        "record": _record_beside(f"run {config.run.name}", history),
+        "record": record_beside(f"run {config.run.name}", history),
         **sample_sections(folder, config.data),
         "config": json.dumps(config.model_dump(), indent=2),
     }
 
 
-def _headline(sentence: str, best: Trial | None, metric: str, test: dict[str, float] | None) -> str:
+def _headline(sweep: SweepState, result: TuneResult | None) -> str:
+    sentence = result.verdict if result else "the sweep is not finished"
+    best = sweep.best
     if best is None:
         return sentence
-    metrics = best.best(metric)
+    metrics = best.best(sweep.plan.metric)
     assert metrics is not None
-    text = (
-        f"{sentence}. Best trial {best.name}: valid keyphrase F1 {_interval(metrics)} at epoch {metrics['epoch']:.0f}"
-    )
-    if test:
-        text += (
-            f"; bundle on the test split: keyphrase F1 {test['keyphrase_f1']:.4f} "
-            f"({test['keyphrase_f1_low']:.4f} to {test['keyphrase_f1_high']:.4f})"
-        )
+    text = f"{sentence}. Best trial {best.name}: valid keyphrase F1 {charts.interval(metrics)} at epoch {metrics['epoch']:.0f}"
+    if result and result.test:
+        test = {f"valid/{name}": value for name, value in result.test.items()}
+        text += f"; bundle on the test split: keyphrase F1 {charts.interval(test)}"
     return text
 
 
-def _interval(metrics: dict[str, float]) -> str:
-    low, high = metrics["valid/keyphrase_f1_low"], metrics["valid/keyphrase_f1_high"]
-    return f"{metrics['valid/keyphrase_f1']:.4f} ({low:.4f} to {high:.4f})"
+def _ablation(rows: list[AblationRow], plan: SweepConfig) -> Section:
+    columns, cells = ablation_table.table(rows, plan.ranking)
+    missing = ablation_table.missing_runs(rows)
+    return {"text": ablation_table.caption(plan), "columns": columns, "rows": cells, "lost": missing}
 
 
-def _ablation(rows: list[ablation.Row], plan: SweepConfig) -> dict[str, Any]:
-    columns, cells = ablation.table(rows, plan.metric)
-    return {"text": ablation.caption(plan), "columns": columns, "rows": cells, "lost": ablation.missing_runs(rows)}
-
-
-def _trials_table(sweep: SweepState) -> dict[str, Any]:
+def _trials_table(sweep: SweepState) -> Section:
     metric = sweep.plan.metric
     names = list(dict.fromkeys(name for trial in sweep.searched for name in trial.values))
     shown = {
-        metric: f"best {metric.rpartition('/')[2].replace('_', ' ')}",
+        metric: f"best {sweep.plan.ranking.label}",
         "valid/keyphrase_f1_low": "F1 from",
         "valid/keyphrase_f1_high": "to",
         "epoch": "at epoch",
@@ -192,67 +184,20 @@ def _trials_table(sweep: SweepState) -> dict[str, Any]:
     return {"title": "Trials", "columns": columns + (["retries", "why"] if troubled else []), "rows": rows}
 
 
-def _record_of_sweep(sweep: SweepState) -> dict[str, Any]:
-    if not sweep.plan.strategy.repeats_record:
-        best = sweep.best
-        return _record_beside(best.name if best else "no trial", best.metrics if best else [])
-    rows = []
-    for row in comparison.record_rows(sweep):
-        ours = (
-            f"{row['keyphrase_f1']:.4f} ({row['low']:.4f} to {row['high']:.4f})"
-            if row["keyphrase_f1"] is not None
-            else ""
-        )
-        rows.append(
-            [
-                *(charts.cell(row[name]) for name in ("series", "lr", "alpha", "epochs")),
-                *_pairs(row["record"], row["repeated"]),
-                ours,
-            ]
-        )
-    return {
-        "text": "Each run of the hand-made record and what repeats it here, by the record's own definitions (a last batch of "
-        "64 texts) and by ours (the whole validation split).",
-        "conclusions": comparison.record_conclusions(),
-        "columns": ["series", "lr", "alpha", "epochs", *_PAIR_COLUMNS, "our keyphrase F1"],
-        "rows": rows,
-    }
-
-
-_COMPARED = {
-    "eval_sequence_precision": "evaluation exact match",
-    "train_sequence_f1": "training F1",
-    "train_total_loss": "training loss",
-}
-_PAIR_COLUMNS = [f"{who} {name}" for name in _COMPARED.values() for who in ("record", "here")]
-
-
-def _pairs(record: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    return [charts.cell(source.get(name, "")) for name in _COMPARED for source in (record, here)]
-
-
-def _record_beside(name: str, history: list[dict[str, float]]) -> dict[str, Any]:
-    """The record's epochs series beside a curve, epoch by epoch."""
-    rows = []
-    for run in RUNS:
-        if run.series == "epochs" and run.epochs <= len(history):
-            metrics = history[run.epochs - 1]
-            rows.append([run.epochs, *_pairs(run._asdict(), metrics), _interval(metrics)])
-    return {
-        "text": f"The hand-made record's series over epochs (lr 0.001, alpha 0.3, its own data) beside the curve of {name}, by "
-        "the record's definitions (a last batch of 64 texts) and by ours (the whole validation split). The data differ, so "
-        "the levels do not compare; what compares is how far the figures of neighbouring epochs jump.",
-        "conclusions": comparison.record_conclusions()[2:],
-        "columns": ["epochs", *_PAIR_COLUMNS, "our keyphrase F1"],
-        "rows": rows,
-    }
+def _read_result(folder: str) -> TuneResult | None:
+    """Return the result of a sweep; None where it is not finished."""
+    tree = _json(folder, "result.json")
+    try:
+        return TuneResult.from_dict(tree) if tree else None
+    except ValueError as error:
+        raise UserError(f"{storage.join(folder, 'result.json')}: is damaged: {error}") from None
 
 
 def _list(numbers: list[int]) -> str:
     return " and ".join(filter(None, [", ".join(str(n) for n in numbers[:-1]), str(numbers[-1])]))
 
 
-def _json(folder: str, name: str) -> dict[str, Any]:
+def _json(folder: str, name: str) -> Section:
     location = storage.join(folder, name)
     if not storage.exists(location):
         return {}

@@ -1,7 +1,6 @@
 """The texts of the report: samples with gold and predicted keyphrases, and the mistakes by kind."""
 
 from itertools import groupby, islice, pairwise
-from typing import Any
 
 from markupsafe import Markup, escape
 
@@ -16,13 +15,14 @@ from model.inference.extractor import Extractor
 from model.network.device import resolve_device
 
 SAMPLES = 20
-REVIEWED = 10_000  # texts in which mistakes are looked for
+ANALYSED = 10_000  # texts that are searched for mistakes
 EXAMPLES = 8  # mistakes shown of a kind, each of another word or phrase
 Span = tuple[int, int]
+Section = dict[str, object]  # what the page's template shows, by its names
 
 
-def sample_sections(folder: str, data: str) -> dict[str, Any]:
-    """What the page needs of a run's or a sweep's bundle: `samples` and `mistakes`; where they cannot be shown, why.
+def sample_sections(folder: str, data: str) -> Section:
+    """Return `samples` and `mistakes` of a run's or a sweep's bundle; where they cannot be shown, the reason.
 
     Args:
         folder: of the run or the sweep.
@@ -38,12 +38,12 @@ def sample_sections(folder: str, data: str) -> dict[str, Any]:
         return _nothing(f"The texts cannot be shown: {error}")
 
 
-def _nothing(why: str) -> dict[str, Any]:
-    return {"samples": {"text": why, "texts": []}, "mistakes": {"text": why, "kinds": []}}
+def _nothing(reason: str) -> Section:
+    return {"samples": {"text": reason, "texts": []}, "mistakes": {"text": reason, "kinds": []}}
 
 
-def _samples(bundle: Bundle, dataset: Dataset) -> dict[str, Any]:
-    """Texts of the test split (of the validation split where there is none) with gold and predicted keyphrases."""
+def _samples(bundle: Bundle, dataset: Dataset) -> Section:
+    """Return texts of the test split (without one, of the validation split) with gold and predicted keyphrases."""
     split = "test" if dataset.rows("test") else "valid"
     chosen = _spread(dataset, split, SAMPLES)
     predicted = Extractor(bundle.tagger, bundle.tokenizer).pipe(labelled.text for labelled in chosen)
@@ -55,9 +55,9 @@ def _samples(bundle: Bundle, dataset: Dataset) -> dict[str, Any]:
     return {"text": f"{len(texts)} texts of the {split} split, evenly spread over it.", "texts": texts}
 
 
-def _mistakes(bundle: Bundle, dataset: Dataset) -> dict[str, Any]:
-    """The mistakes on the validation split, by kind."""
-    chosen = _spread(dataset, "valid", REVIEWED)
+def _mistakes(bundle: Bundle, dataset: Dataset) -> Section:
+    """Return the mistakes on the validation split, by kind."""
+    chosen = _spread(dataset, "valid", ANALYSED)
     read = examples(chosen, bundle.tokenizer, SkipCounts(), dataset.info["recipe"]["max_tokens"])
     try:
         train = training_split(bundle, dataset.location)
@@ -73,7 +73,7 @@ def _mistakes(bundle: Bundle, dataset: Dataset) -> dict[str, Any]:
 
 
 def _examples(mistakes: list[Mistake]) -> list[Markup]:
-    """The first mistake of each word or phrase that is at the root of some, with how many those are."""
+    """Return the first mistake of each word or phrase that causes some, with the number of the others."""
     shown = []
     for _, some in islice(groupby(mistakes, key=lambda each: each.about), EXAMPLES):
         first, *others = some
@@ -88,13 +88,13 @@ def _examples(mistakes: list[Mistake]) -> list[Markup]:
 
 
 def _spread(dataset: Dataset, split: str, most: int) -> list[LabelledText]:
-    """At most so many texts of a split, evenly spread over it."""
+    """Return at most so many texts of a split, evenly spread over it."""
     every = max(1, -(-dataset.rows(split) // most))
     return list(islice(dataset.texts(split), 0, None, every))
 
 
 def highlight(text: str, gold: list[Span], predicted: list[Span]) -> Markup:
-    """A text as HTML in which gold characters are underlined and predicted ones have a background."""
+    """Return a text as HTML in which gold characters are underlined and predicted ones have a background."""
     edges = sorted({0, len(text), *(edge for span in gold + predicted for edge in span)})
     parts = []
     for start, end in pairwise(edges):

@@ -1,31 +1,30 @@
-"""The rows of an ablation: a configuration, and what differs from it by one field."""
+"""The rows of an ablation: a configuration, and configurations that differ from it by one field."""
 
 import json
 from collections.abc import Callable
-from typing import Any
 
-from distributed.sweep.space import Space, Values, apply_values, choices
+from distributed.sweep.space import Space, Value, Values, apply_values, choices
 from model.config import Config
 from model.errors import UserError
 
 FULL, RECORD = "whole", "record"
-_COMMON = ("training.epochs", "training.patience", "training.seed")  # all rows have the budget and the seeds in common
+_COMMON = ("training.epochs", "training.patience", "training.seed")  # budget and seeds are the same in all rows
 
 
 def ablation_rows(base: Config, space: Space, check: Callable[[Config], None]) -> tuple[dict[str, Values], list[str]]:
-    """What an ablation trains.
+    """Return what an ablation trains.
 
-    Row `whole` is the base. Each field that is not at its default is put back to it in a row of its own, each value of the
-    space is a row, and in the last one, `record`, all fields are put back. A row that would repeat another is none.
+    Row `whole` is the base. Each field that is not at its default is reset to it in a row of its own, each value of the
+    space is a row, and in the last one, `record`, all fields are reset. A row that would repeat another is left out.
 
     Args:
-        base: what the rows begin from.
-        space: values to be tried in place of the base's own.
-        check: raises UserError where a configuration does not go with the data.
+        base: the configuration that the rows differ from.
+        space: values to try in place of the base's own.
+        check: raises UserError where a configuration does not fit the dataset.
 
     Returns:
-        the changed fields of each row, by its name; a line for each row that is left out, since its fields can only be put
-        back together with others.
+        the changed fields of each row, by its name; a line for each row that is left out because its fields can only be
+        reset together with others.
 
     Raises:
         UserError: the base or a value of the space is not allowed, or nothing would be compared.
@@ -41,36 +40,36 @@ def ablation_rows(base: Config, space: Space, check: Callable[[Config], None]) -
         if name == FULL or (changed and changed not in rows.values()):
             rows[name] = changed
 
-    def put_back(values: Values, name: str) -> None:
+    def reset(values: Values, name: str) -> None:
         try:
             add(values, name)
         except UserError as error:
             left_out.append(f"there is no row {name}: {error}")
 
     add({}, FULL)
-    back = {name: value for name, value in defaults.items() if value != own[name] and name not in _COMMON}
-    for name, value in back.items():
-        put_back({name: value}, _row(name, value))
+    defaulted = {name: value for name, value in defaults.items() if value != own[name] and name not in _COMMON}
+    for name, value in defaulted.items():
+        reset({name: value}, _row(name, value))
     for name, values in choices(space, "ablation").items():
         if name in _COMMON:
             raise UserError(f"--space {name}: all rows of an ablation have it in common; leave it out")
         for value in values:
             add({name: value}, _row(name, value))
-    put_back(back, RECORD)
+    reset(defaulted, RECORD)
     if len(rows) == 1:
         raise UserError(
-            "--sampler ablation: nothing differs from the defaults, so that there is nothing to put back; add --preset "
+            "--sampler ablation: nothing differs from the defaults, so there is nothing to reset; add --preset "
             "best, --set, or values to compare, such as --space tagger.cell=gru,lstm"
         )
     return rows, left_out
 
 
 def _numbers(config: Config) -> Values:
-    """What changes the numbers, by dotted name."""
+    """Return the fields that change the metrics, by dotted name."""
     parts = {"tagger": config.tagger, "training": config.training}
     return {f"{part}.{name}": value for part, tree in parts.items() for name, value in tree}
 
 
-def _row(name: str, value: Any) -> str:
-    """A row's name, as one would give the field to --set."""
+def _row(name: str, value: Value) -> str:
+    """Return a row's name: the field as `--set` takes it."""
     return f"{name}={value if isinstance(value, str) else json.dumps(value)}"

@@ -5,14 +5,73 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Literal, NotRequired, TypedDict, cast
 
+from distributed.sweep.space import Values
 from model import storage
 from model.aliases import EVENTS, current_keys
 from model.errors import UserError
 
-JournalEvent = dict[str, Any]
+
+class SessionEvent(TypedDict):
+    """A process begins to work on the sweep. Times are seconds since the Unix epoch."""
+
+    event: Literal["session"]
+    time: float
+
+
+class TrialEvent(TypedDict):
+    """A trial is proposed."""
+
+    event: Literal["trial"]
+    time: float
+    name: str
+    values: Values
+    epochs: int
+    series: str | None
+    finalist_of: str | None
+
+
+class BegunEvent(TypedDict):
+    """A trial's first training step begins."""
+
+    event: Literal["begun"]
+    time: float
+    trial: str
+
+
+class EpochEvent(TypedDict):
+    """A trial has finished an epoch; with a `state` it ends with it. A trial that resumes reports its past again."""
+
+    event: Literal["epoch"]
+    time: float
+    trial: str
+    metrics: dict[str, float]
+    state: NotRequired[str]
+
+
+class RetryEvent(TypedDict):
+    """A trial failed and is restarted."""
+
+    event: Literal["retry"]
+    time: float
+    trial: str
+    error: str
+
+
+class BrokenEvent(TypedDict):
+    """A trial ends without metrics: `diverged` or `failed`."""
+
+    event: Literal["broken"]
+    time: float
+    trial: str
+    state: str
+    error: str
+
+
+JournalEvent = SessionEvent | TrialEvent | BegunEvent | EpochEvent | RetryEvent | BrokenEvent
 
 
 class Journal:
@@ -22,10 +81,10 @@ class Journal:
     """
 
     def __init__(self, folder: str) -> None:
-        """Raises UserError where another process is at work on the sweep."""
+        """Open the journal. Raises UserError where another process works on the sweep."""
         self.folder = folder
         self.events = len(list(read_events(folder)))
-        self.stream: Any = None
+        self.stream: FileIO | None = None
         if storage.is_remote(folder):
             return
         path = Path(storage.absolute(storage.join(folder, "journal.jsonl")))
@@ -35,16 +94,10 @@ class Journal:
             fcntl.flock(self.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{folder}: another process is at work on this sweep; wait for it, or stop it") from None
-        self._mend(path)
-
-    def _mend(self, path: Path) -> None:
-        """Cuts off a last line that a killed process left unfinished."""
-        content = path.read_bytes()
-        if content and not content.endswith(b"\n"):
-            self.stream.truncate(content.rfind(b"\n") + 1)
+        _remove_partial_line(path, self.stream)
 
     def write(self, event: JournalEvent) -> None:
-        """Appends an event. Raises OSError."""
+        """Append an event. Raises OSError."""
         line = json.dumps(event, ensure_ascii=False).encode() + b"\n"
         if self.stream is not None:
             self.stream.write(line)
@@ -54,13 +107,20 @@ class Journal:
         self.events += 1
 
     def close(self) -> None:
-        """Lets go of the sweep."""
+        """Release the sweep."""
         if self.stream is not None:
             self.stream.close()
 
 
+def _remove_partial_line(path: Path, stream: FileIO) -> None:
+    """Remove a last line that a killed process left unfinished."""
+    content = path.read_bytes()
+    if content and not content.endswith(b"\n"):
+        stream.truncate(content.rfind(b"\n") + 1)
+
+
 def read_events(folder: str) -> Iterator[JournalEvent]:
-    """The events of a sweep's journal, oldest first; a last line that was cut off is left out.
+    """Iterate over the events of a sweep's journal, oldest first, without a last line that was cut off.
 
     Raises:
         UserError: a line that is whole cannot be read.
@@ -72,13 +132,13 @@ def read_events(folder: str) -> Iterator[JournalEvent]:
         lines = storage.read(location).split(b"\n")
         for number, line in enumerate(lines[:-1], 1):  # what follows the last line end is no whole line
             try:
-                yield current_keys(json.loads(line), EVENTS)
+                yield cast(JournalEvent, current_keys(json.loads(line), EVENTS))
             except ValueError as error:
                 raise UserError(
-                    f"{location}:{number}: is damaged ({error}); remove the line to go on without it"
+                    f"{location}:{number}: is damaged ({error}); remove the line to continue without it"
                 ) from None
 
 
 def timestamp() -> float:
-    """Seconds since the Unix epoch, to the millisecond."""
+    """Return the seconds since the Unix epoch, to the millisecond."""
     return round(time.time(), 3)

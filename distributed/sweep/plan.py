@@ -1,13 +1,16 @@
-"""The plan of a sweep: what was asked, and whether it can be."""
+"""The plan of a sweep: what was asked for, and whether it can be carried out."""
 
 import time
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
 from distributed.cluster.connection import inspect_cluster
 from distributed.cluster.preflight import check_data
 from distributed.cluster.resources import ClusterResources
+from distributed.sweep.metric import METRICS, Metric
+from distributed.sweep.results import DryRun, TrialRequest
 from distributed.sweep.samplers import SAMPLERS, Sampler
 from distributed.sweep.space import Space, Values, apply_values
 from model import storage
@@ -17,35 +20,33 @@ from model.data.dataset import Dataset
 from model.errors import UserError
 from model.training.loop import SELECTION_METRIC
 
-METRICS = tuple(
-    f"valid/{head}_{figure}"
-    for head in ("keyphrase", "keyword")
-    for figure in ("f1", "precision", "recall", "exact_match")
-)
-
 
 class SweepConfig(BaseModel):
-    """All that was asked of a sweep."""
+    """The plan of a sweep: all that was asked for."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    config: Config = Field(description="what every trial has in common; its run names the sweep and its storage")
+    config: Config = Field(description="what all trials have in common; its run names the sweep and its storage")
     space: tuple[str, ...] = ()
     fixed: tuple[str, ...] = Field((), description="dotted names that were given a value")
     sampler: str = "random"
     trials: int = Field(16, ge=1)
     max_epochs: int = Field(9, ge=1)
-    grace: int = Field(1, ge=1, description="epochs that no trial is stopped before: the first rung")
-    eta: float = Field(3, ge=2, description="a rung lets about 1 in eta trials go on; rungs are grace * eta^k epochs")
+    grace: int = Field(1, ge=1, description="epochs before which no trial is stopped: the first rung")
+    eta: float = Field(
+        3, ge=2, description="a rung lets about 1 in eta trials continue; rungs are grace * eta^k epochs"
+    )
     stopping: bool = Field(True, description="false: every trial is trained in full")
     metric: str = SELECTION_METRIC
     max_concurrent: int | None = Field(None, ge=1)
     time_budget: float | None = Field(None, gt=0, description="seconds after which no epoch begins")
     gpus_per_trial: float | None = Field(None, ge=0)
     workers_per_trial: int = Field(1, ge=1)
-    finalists: int = Field(0, ge=0, description="best configurations that are trained again")
-    seeds: int = Field(3, ge=1, description="times that each is; of an ablation: times that each row is trained")
-    rows: dict[str, Values] = Field({}, description="of an ablation, found by `check`: the changed fields of each row")
+    finalists: int = Field(0, ge=0, description="best configurations that are trained again with fresh seeds")
+    seeds: int = Field(3, ge=1, description="of each finalist; of an ablation: of each row")
+    rows: dict[str, Values] = Field(
+        {}, description="of an ablation, set by `validate_plan`: the changed fields of each row"
+    )
     left_out: tuple[str, ...] = Field((), description="a line for each row that an ablation cannot have")
 
     @field_validator("sampler", mode="after")
@@ -83,8 +84,13 @@ class SweepConfig(BaseModel):
         return self
 
     @property
+    def ranking(self) -> Metric:
+        """The metric that trials are ranked by."""
+        return Metric.parse(self.metric)
+
+    @property
     def folder(self) -> str:
-        """Where the sweep's files lie."""
+        """The folder of the sweep's files."""
         assert self.config.run.name is not None
         return storage.join(self.config.run.storage, self.config.run.name)
 
@@ -114,15 +120,19 @@ class SweepConfig(BaseModel):
 
 
 class TrialResources(NamedTuple):
-    """What each worker of a trial gets, and how many trials run at once."""
+    """What each worker of a trial gets, and how many trials run at the same time."""
 
     cpus: int
     gpus: float
-    at_once: int
+    concurrent: int
+
+    def describe(self, workers: int) -> str:
+        """Return what a trial of so many workers asks for: `2 x (1 CPU, 0 GPU)`."""
+        return f"{workers} x ({self.cpus} CPU, {self.gpus:g} GPU)"
 
 
 def make_plan(tree: dict[str, Any]) -> SweepConfig:
-    """A plan from plain values.
+    """Return a plan from plain values.
 
     Raises:
         UserError: a value is not allowed; the flag is named.
@@ -133,7 +143,7 @@ def make_plan(tree: dict[str, Any]) -> SweepConfig:
         raise UserError("\n".join(_explain(each) for each in error.errors())) from None
 
 
-def _explain(error: Any) -> str:
+def _explain(error: ErrorDetails) -> str:
     message = error["msg"].removeprefix("Value error, ")
     if not error["loc"]:
         return message
@@ -141,7 +151,7 @@ def _explain(error: Any) -> str:
 
 
 def new_sweep(plan: SweepConfig) -> SweepConfig:
-    """The plan of a sweep that begins: with a name, and with locations that hold on every node.
+    """Return the plan of a new sweep: with a name, and with absolute locations, which hold on every node.
 
     Raises:
         UserError: a sweep or run of this name exists.
@@ -153,7 +163,7 @@ def new_sweep(plan: SweepConfig) -> SweepConfig:
     plan = plan.model_copy(update={"config": config})
     for mark in ("sweep.json", "config.json"):
         if storage.exists(storage.join(plan.folder, mark)):
-            raise UserError(f"{plan.folder}: exists; go on with --resume {name}, or choose another --name")
+            raise UserError(f"{plan.folder}: exists; resume it with --resume {name}, or choose another --name")
     return plan
 
 
@@ -182,7 +192,7 @@ def validate_plan(plan: SweepConfig, cluster: ClusterResources) -> tuple[SweepCo
 
 
 def _trial_resources(plan: SweepConfig, cluster: ClusterResources) -> TrialResources:
-    """What a trial gets. Raises UserError with the arithmetic where no trial could ever start."""
+    """Return what a trial gets. Raises UserError with the arithmetic where no trial could ever start."""
     run, workers = plan.config.run, plan.workers_per_trial
     cpus = run.cpus_per_worker or 1
     gpus = plan.gpus_per_trial
@@ -197,32 +207,34 @@ def _trial_resources(plan: SweepConfig, cluster: ClusterResources) -> TrialResou
         raise UserError(f"--gpus-per-trial {gpus:g} with --device cpu: leave one of the two out")
     if gpus > 1:
         raise UserError(f"--gpus-per-trial {gpus:g}: a worker uses one GPU; for more, use --workers-per-trial")
-    places = cluster.at_most.worker_slots(cpus, gpus)
-    asks = f"{workers} x ({cpus} CPU, {gpus:g} GPU)"
-    if places < workers:
-        raise UserError(
-            f"a trial asks for {asks}, and the cluster ({cluster.at_most}) has room for {places} x ({cpus} CPU, {gpus:g} "
-            f"GPU); lower --workers-per-trial, --gpus-per-trial or run.cpus_per_worker, or join a larger cluster with "
-            f"RAY_ADDRESS"
-        )
-    return TrialResources(
-        cpus, gpus, min(places // workers, plan.max_concurrent or places, max(plan.trials, plan.finalists))
+    slots = cluster.at_most.worker_slots(cpus, gpus)
+    resources = TrialResources(
+        cpus, gpus, min(slots // workers, plan.max_concurrent or slots, max(plan.trials, plan.finalists))
     )
+    if slots < workers:
+        raise UserError(
+            f"a trial asks for {resources.describe(workers)}, and the cluster ({cluster.at_most}) has room for "
+            f"{resources.describe(slots)}; lower --workers-per-trial, --gpus-per-trial or run.cpus_per_worker, or join a "
+            f"larger cluster with RAY_ADDRESS"
+        )
+    return resources
 
 
-def dry_run(plan: SweepConfig) -> dict[str, Any]:
-    """The resolved plan, the first configurations and what would be asked of the cluster; runs nothing."""
+def dry_run(plan: SweepConfig) -> DryRun:
+    """Return the resolved plan, the first configurations and what would be asked of the cluster; run nothing."""
     cluster = inspect_cluster()
-    plan, space, seats = validate_plan(plan, cluster)
+    plan, space, resources = validate_plan(plan, cluster)
     known = 0 if plan.strategy.adaptive else min(plan.trials, 5)
-    return {
-        "name": plan.config.run.name,
-        "plan": plan.model_dump(exclude={"rows", "left_out"}),
-        "space": {name: str(domain) for name, domain in space.items()},
-        "first": [plan.strategy.propose(plan, space, number).values for number in range(known)],
-        **({"rows": plan.rows, "left_out": plan.left_out, "trainings": plan.trials} if plan.rows else {}),
-        "rungs": plan.rungs,
-        "asks": {"workers": plan.workers_per_trial, "cpus_per_worker": seats.cpus, "gpus_per_worker": seats.gpus},
-        "at_once": seats.at_once,
-        **cluster.as_dict(),
-    }
+    return DryRun(
+        name=plan.config.run.name,
+        plan=plan.model_dump(exclude={"rows", "left_out"}),
+        space={name: str(domain) for name, domain in space.items()},
+        first=[plan.strategy.propose(plan, space, number).values for number in range(known)],
+        rungs=plan.rungs,
+        asks=TrialRequest(plan.workers_per_trial, resources.cpus, resources.gpus),
+        at_once=resources.concurrent,
+        cluster=cluster,
+        rows=plan.rows or None,
+        left_out=plan.left_out if plan.rows else None,
+        trainings=plan.trials if plan.rows else None,
+    )

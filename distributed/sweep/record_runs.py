@@ -1,4 +1,4 @@
-"""The owner's recorded runs, and how far chance alone moves their figures."""
+"""The owner's recorded runs, and how far chance alone moves their metrics."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ SERIES = ("lr", "alpha", "epochs")
 
 
 class RecordedRun(NamedTuple):
-    """One run of the record: its settings, and five of its twelve figures by the record's names."""
+    """One run of the record: its settings, and five of its twelve metrics by the record's names."""
 
     series: str
     alpha: float
@@ -23,6 +23,10 @@ class RecordedRun(NamedTuple):
     train_sequence_f1: float
     train_sequence_recall: float
     train_total_loss: float
+
+    def metrics(self) -> dict[str, float | None]:
+        """Return its metrics by the record's names."""
+        return {name: value for name, value in self._asdict().items() if name.startswith(("eval_", "train_"))}
 
 
 # fmt: off
@@ -52,33 +56,42 @@ RUNS = (
     RecordedRun("epochs", 0.3, 11, 0.001, 0.76562, 0.76562, 0.92604, 0.97521, 0.02388),
     RecordedRun("epochs", 0.3, 12, 0.001, 0.5625, 0.59375, 0.86602, 0.98387, 0.02636),
     RecordedRun("epochs", 0.3, 13, 0.001, 0.65625, 0.67188, 0.85047, 0.88462, 0.04186),
-)  # the run of one epoch stands in all three series, for its settings are those that the others vary
+)  # the run of one epoch with lr 0.001 and alpha 0.3 belongs to two series, lr and epochs
+# fmt: on
 
 
+def record_size() -> tuple[int, int]:
+    """Return the number of runs of the record and the epochs that they trained in all; one of two series counts once."""
+    runs = {run[1:]: run.epochs for run in RUNS}
+    return len(runs), sum(runs.values())
 
 
-def binomial_noise(runs: Sequence[RecordedRun]) -> dict[str, float]:
-    """What the noise of a figure that is k of 64 texts lets one conclude from some runs.
+class BinomialNoise(NamedTuple):
+    """What the noise of a metric that is k of 64 texts lets one conclude from some runs.
 
-    Takes `eval_sequence_precision`, the record's figure for choosing. Runs of equal settings do not make a pair.
-
-    Returns:
-        `low` and `high`, the range of the figure; `error`, its binomial standard error at the middle of the range;
-        `pairs`, the number of pairs of settings; `differ`, how many of them are more than 1.96 standard errors of a
-        difference apart; `expected`, how many would be if nothing differed (1 in 20).
+    Attributes:
+        low, high: the range of the metric.
+        error: its binomial standard error at the middle of the range.
+        pairs: of runs with different settings.
+        differ: pairs that are more than 1.96 standard errors of a difference apart.
+        expected: pairs that would be if nothing differed (1 in 20).
     """
+
+    low: float
+    high: float
+    error: float
+    pairs: int
+    differ: int
+    expected: float
+
+
+def binomial_noise(runs: Sequence[RecordedRun]) -> BinomialNoise:
+    """Return the noise of `eval_sequence_precision`, by which the record chose, over some runs."""
     known = [(run, run.eval_sequence_precision) for run in runs if run.eval_sequence_precision is not None]
     pairs = [(a, b) for (x, a), (y, b) in combinations(known, 2) if x[1:4] != y[1:4]]
     low, high = min(value for _, value in known), max(value for _, value in known)
     differ = sum(abs(a - b) > 1.96 * math.hypot(_standard_error(a), _standard_error(b)) for a, b in pairs)
-    return {
-        "low": low,
-        "high": high,
-        "error": _standard_error((low + high) / 2),
-        "pairs": len(pairs),
-        "differ": differ,
-        "expected": len(pairs) / 20,
-    }
+    return BinomialNoise(low, high, _standard_error((low + high) / 2), len(pairs), differ, len(pairs) / 20)
 
 
 def _standard_error(share: float) -> float:
@@ -86,7 +99,7 @@ def _standard_error(share: float) -> float:
 
 
 def record_settings() -> list[tuple[str, Values, int]]:
-    """Series, values and epochs of each run that repeats the record; its epochs series is one curve.
+    """Return series, values and epochs of each run that repeats the record; its epochs series is one curve.
 
     The longest come first, so that none trains alone at the end.
     """

@@ -9,14 +9,18 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from model.config import Config, fields, make_config, parse_scalar, set_dotted
 from model.errors import UserError
 
-Values = dict[str, Any]  # dotted name -> value
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+Value = Any  # of a field of the configuration
+Values = dict[str, Value]  # by dotted name
 
 _SYNTAX = "write a range as low:high or log:low:high, choices as a,b,c"
 
@@ -25,18 +29,18 @@ _SYNTAX = "write a range as low:high or log:low:high, choices as a,b,c"
 class Choice:
     """One of some values."""
 
-    values: tuple[Any, ...]
+    values: tuple[Value, ...]
 
     def __str__(self) -> str:
         return ",".join(map(str, self.values))
 
-    def draw(self, draw: np.random.Generator) -> Any:
-        """Each with the same chance."""
-        return self.values[int(draw.integers(len(self.values)))]
+    def draw(self, random: np.random.Generator) -> Value:
+        """Draw one, each with the same probability."""
+        return self.values[int(random.integers(len(self.values)))]
 
     @property
-    def bounds(self) -> tuple[Any, ...]:
-        """What has to be allowed for the whole to be."""
+    def bounds(self) -> tuple[Value, ...]:
+        """The values that have to be allowed for all to be."""
         return self.values
 
 
@@ -52,22 +56,22 @@ class NumericRange:
     def __str__(self) -> str:
         return f"{'log:' if self.log else ''}{self.low:g}:{self.high:g}"
 
-    def draw(self, draw: np.random.Generator) -> float | int:
-        """Uniform, or uniform in the logarithm; four significant digits, which is what one would type."""
+    def draw(self, random: np.random.Generator) -> float | int:
+        """Draw uniformly, or uniformly in the logarithm; four significant digits, as one would type it."""
         if self.whole and not self.log:
-            return int(draw.integers(int(self.low), int(self.high), endpoint=True))
-        value = self.at(float(draw.random()))
+            return int(random.integers(int(self.low), int(self.high), endpoint=True))
+        value = self.at(float(random.random()))
         return round(value) if self.whole else float(f"{value:.4g}")
 
-    def at(self, share: float) -> float:
-        """The number at a share of the way."""
+    def at(self, fraction: float) -> float:
+        """Return the number at a fraction of the way from low to high."""
         if self.log:
-            return math.exp(math.log(self.low) + share * (math.log(self.high) - math.log(self.low)))
-        return self.low + share * (self.high - self.low)
+            return math.exp(math.log(self.low) + fraction * (math.log(self.high) - math.log(self.low)))
+        return self.low + fraction * (self.high - self.low)
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """Both."""
+        """Both ends."""
         return self.low, self.high
 
 
@@ -109,7 +113,7 @@ def check_space(space: Space, base: Config) -> None:
 
 
 def apply_values(base: Config, values: Values, where: str = "--space") -> Config:
-    """The configuration of a trial. Raises UserError where a value is not allowed."""
+    """Return the configuration of a trial. Raises UserError where a value is not allowed."""
     tree = base.model_dump()
     for name, value in values.items():
         set_dotted(tree, name, value)
@@ -117,19 +121,19 @@ def apply_values(base: Config, values: Values, where: str = "--space") -> Config
 
 
 def sample(space: Space, seed: int, number: int) -> Values:
-    """The configuration of trial `number`, 0-based: a function of the space and the seed alone."""
-    draw = np.random.default_rng([seed, number])
-    return {name: domain.draw(draw) for name, domain in space.items()}
+    """Draw the values of trial `number`, 0-based: a function of the space and the seed alone."""
+    random = np.random.default_rng([seed, number])
+    return {name: domain.draw(random) for name, domain in space.items()}
 
 
 def grid(space: Space) -> list[Values]:
-    """All combinations. Raises UserError where a range has no number of points."""
+    """Return all combinations. Raises UserError where a range has no number of points."""
     combinations = itertools.product(*choices(space, "grid").values())
     return [dict(zip(space, values, strict=True)) for values in combinations]
 
 
-def choices(space: Space, sampler: str) -> dict[str, tuple[Any, ...]]:
-    """The values of each name. Raises UserError where a range has no number of points."""
+def choices(space: Space, sampler: str) -> dict[str, tuple[Value, ...]]:
+    """Return the values of each name. Raises UserError where a range has no number of points."""
     for name, domain in space.items():
         if isinstance(domain, NumericRange):
             raise UserError(
@@ -138,11 +142,11 @@ def choices(space: Space, sampler: str) -> dict[str, tuple[Any, ...]]:
     return {name: domain.values for name, domain in space.items() if isinstance(domain, Choice)}
 
 
-def optuna_space(space: Space) -> dict[str, Any]:
-    """The space in Optuna's terms."""
+def optuna_space(space: Space) -> "dict[str, BaseDistribution]":
+    """Return the space as distributions of Optuna."""
     from optuna import distributions as optuna
 
-    def translate(domain: Choice | NumericRange) -> Any:
+    def translate(domain: Choice | NumericRange) -> "BaseDistribution":
         if isinstance(domain, Choice):
             return optuna.CategoricalDistribution(domain.values)
         if domain.whole:

@@ -1,9 +1,9 @@
-"""A sweep on disk: what was asked, and an append-only journal of all that happened.
+"""A sweep on disk: its plan, and an append-only journal of all that happened.
 
 A sweep's folder, `<storage>/<name>/`:
 
     sweep.json         the whole plan: configuration, space, sampler, budget of each trial
-    journal.jsonl      an event a line: configurations proposed, figures of each epoch, ends
+    journal.jsonl      an event a line: configurations proposed, metrics of each epoch, ends
     trials/t001/       a trial's checkpoint while it runs, and the weights of its best epoch while it leads
     finalists/         the same for the best configurations, trained again with several seeds
     counts/            of an ablation: a trial's counts on each validation text, kept when its weights are not
@@ -12,7 +12,7 @@ A sweep's folder, `<storage>/<name>/`:
     report.html        what `report` writes
     ablation.md        the table of an ablation
 
-The journal alone is the state: everything that is known of a sweep is the sum of its events, here and after a restart.
+The journal alone is the state: all that is known of a sweep follows from its events, in this process and after a restart.
 """
 
 from dataclasses import dataclass, field
@@ -27,10 +27,10 @@ from model.config import Config
 from model.errors import UserError
 
 # finished: its whole budget; stopped: by ASHA; unfinished: the time budget ended; diverged: its loss is no number;
-# failed: it broke down more often than it may.
+# failed: its process failed more often than run.retries allows.
 TERMINAL_STATES = ("finished", "stopped", "unfinished", "diverged", "failed")
 _LAST = ("diverged", "failed")  # ranked behind all others
-# What may differ when a sweep goes on: nothing that changes the numbers of its trials.
+# What may change when a sweep is resumed: nothing that changes the metrics of its trials.
 _MAY_CHANGE = ("trials", "max_concurrent", "time_budget", "gpus_per_trial", "workers_per_trial", "finalists", "seeds")
 
 
@@ -44,11 +44,11 @@ class Trial:
         epochs: its budget.
         series: of the record, where it repeats one; the row's name in an ablation.
         finalist_of: the trial whose configuration it trains again.
-        figures: of each epoch.
-        state: `running` or one of ENDS.
+        metrics: of each epoch.
+        state: `running` or one of TERMINAL_STATES.
         error: why it diverged or failed.
-        retries: how often it was begun again.
-        proposed, begun: seconds since the Unix epoch; `begun` is the first step of its training.
+        retries: how often it was restarted.
+        proposed, started: seconds since the Unix epoch; `started` is the first step of its training.
     """
 
     name: str
@@ -61,24 +61,24 @@ class Trial:
     error: str | None = None
     retries: int = 0
     proposed: float = 0.0
-    begun: float | None = None
+    started: float | None = None
 
     def best(self, metric: str) -> dict[str, float] | None:
-        """The figures of its best epoch, the first of equals."""
+        """Return the metrics of its best epoch, the first of equals; None without an epoch."""
         return max(self.metrics, key=lambda metrics: metrics[metric], default=None)
 
     def best_score(self, metric: str) -> float:
-        """What trials are ordered by: its best figure; below all of them where it diverged, failed or has none."""
+        """Return what trials are ranked by: its best value of the metric; -1 where it diverged, failed or has none."""
         best = self.best(metric)
         return -1.0 if best is None or self.state in _LAST else best[metric]
 
 
 class SweepState:
-    """What is known of a sweep: the sum of its events.
+    """The state of a sweep, which follows from its events.
 
     Attributes:
         trials: by name, in the order in which they were proposed; finalists too.
-        seconds: that it was worked on, all sessions together.
+        seconds: that it ran, all sessions together.
     """
 
     def __init__(self, plan: SweepConfig) -> None:
@@ -88,32 +88,26 @@ class SweepState:
         self._last: float | None = None
 
     def apply(self, event: JournalEvent) -> None:
-        """Takes an event.
-
-        `session`: a process begins to work on the sweep. `trial`: one is proposed. `begun`: its first training step.
-        `epoch`: figures, with the `state` where the trial ends with it; one that is known already is passed over, for a
-        trial that goes on tells its past again. `retry`: it broke down and begins again. `broken`: it ends without
-        figures, with a `state` and an `error`.
-        """
+        """Take in an event. An epoch that is known already changes nothing: a trial that resumes reports its past again."""
         self._count_time(event)
-        match event["event"]:
-            case "trial":
-                names = ("name", "values", "epochs", "series", "finalist_of")
-                trial = Trial(**{name: event[name] for name in names}, proposed=event["time"])
-                trial.values = current_values(trial.values)
-                self.trials[trial.name] = trial
-            case "begun":
-                self.trials[event["trial"]].begun = event["time"]
-            case "epoch":
-                trial = self.trials[event["trial"]]
-                if event["metrics"]["epoch"] == len(trial.metrics) + 1:
-                    trial.metrics.append(event["metrics"])
-                trial.state = event.get("state", trial.state)
-            case "retry":
-                self.trials[event["trial"]].retries += 1
-            case "broken":
-                trial = self.trials[event["trial"]]
-                trial.state, trial.error = event["state"], event["error"]
+        if event["event"] == "session":
+            return
+        if event["event"] == "trial":
+            values, budget = current_values(event["values"]), event["epochs"]
+            trial = Trial(event["name"], values, budget, event["series"], event["finalist_of"], proposed=event["time"])
+            self.trials[trial.name] = trial
+            return
+        trial = self.trials[event["trial"]]
+        if event["event"] == "begun":
+            trial.started = event["time"]
+        elif event["event"] == "epoch":
+            if event["metrics"]["epoch"] == len(trial.metrics) + 1:
+                trial.metrics.append(event["metrics"])
+            trial.state = event.get("state", trial.state)
+        elif event["event"] == "retry":
+            trial.retries += 1
+        else:
+            trial.state, trial.error = event["state"], event["error"]
 
     def _count_time(self, event: JournalEvent) -> None:
         if event["event"] != "session" and self._last is not None:
@@ -122,7 +116,7 @@ class SweepState:
 
     @property
     def all(self) -> list[Trial]:
-        """The trials as they are now: others may join while one looks at these."""
+        """The trials, as a copy: another thread may add some."""
         return list(self.trials.values())
 
     @property
@@ -142,12 +136,12 @@ class SweepState:
 
     @property
     def best(self) -> Trial | None:
-        """The best trial, where one has an epoch to show."""
+        """The best trial; None where none has finished an epoch."""
         ranked = self.ranked
         return ranked[0] if ranked and ranked[0].best_score(self.plan.metric) >= 0 else None
 
     def count(self, state: str) -> int:
-        """How many of the searched trials are in a state."""
+        """Return how many of the searched trials are in a state."""
         return sum(trial.state == state for trial in self.searched)
 
     @property
@@ -157,26 +151,26 @@ class SweepState:
 
     @property
     def epochs_full(self) -> int:
-        """What the same trials would have cost without stopping."""
+        """Epochs that the same trials would have cost without stopping."""
         return sum(trial.epochs for trial in self.searched)
 
     def config_of(self, trial: Trial) -> Config:
-        """The whole configuration of a trial."""
+        """Return the whole configuration of a trial."""
         return apply_values(self.plan.config, trial.values | {"training.epochs": trial.epochs})
 
     def folder_of(self, trial: Trial) -> str:
-        """Where a trial's files lie."""
+        """Return the folder of a trial's files."""
         kind = "finalists" if trial.finalist_of else "trials"
         return storage.join(self.plan.folder, kind, trial.name)
 
 
 def sweep_exists(folder: str) -> bool:
-    """Whether there is a sweep in a folder that `read_sweep` reads."""
+    """Return whether a folder holds a sweep that `read_sweep` reads."""
     return storage.exists(storage.join(folder, "sweep.json"))
 
 
 def read_sweep(folder: str) -> SweepState:
-    """A sweep from its folder.
+    """Read a sweep from its folder.
 
     Raises:
         UserError: there is none, or a file of it is damaged.
@@ -195,10 +189,15 @@ def read_sweep(folder: str) -> SweepState:
 
 
 def resumed_sweep(name: str, location: str, changes: dict[str, Any]) -> SweepConfig:
-    """The plan of a sweep that goes on.
+    """Return the plan of a sweep that is resumed.
+
+    Args:
+        name: of the sweep.
+        location: the storage that its folder is in.
+        changes: fields of the plan to change.
 
     Raises:
-        UserError: there is no such sweep, or a change would alter the numbers of its trials.
+        UserError: there is no such sweep, or a change would alter the metrics of its trials.
     """
     sweep = read_sweep(storage.join(storage.absolute(location), name))
     tree = sweep.plan.model_dump()

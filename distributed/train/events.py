@@ -57,7 +57,6 @@ class Note:
 
 Event = Progress | TrainingStarted | EpochEnd | WorkersLost | Note
 EventHandler = Callable[[Event], None]
-SweepEventHandler = Callable[[str, Any], None]
 
 
 def send(events: "Queue", event: object) -> None:
@@ -98,11 +97,6 @@ def drain(events: "Queue", handle: Callable[[Any], None]) -> None:
     waiting = events.qsize()
     for event in events.get_nowait_batch(waiting) if waiting else []:
         handle(event)
-
-
-def send_event(events: Any, kind: str, value: Any) -> None:
-    """Send an event of a trial without waiting for it; a trial does not depend on being watched."""
-    events.actor.put_nowait.remote((kind, value))
 
 
 def close_queues(*queues: "Queue") -> None:

@@ -1,22 +1,23 @@
-"""The sweep: Ray Tune with ASHA over epochs, from a plan to a winner and its bundle."""
+"""A sweep carried out on Ray Tune with ASHA over epochs, from a plan to a winner and its bundle."""
 
 import json
 import statistics
-from typing import Any
 
 import ray
 
 from distributed.cluster.connection import connect, driver_queue, inspect_cluster
 from distributed.cluster.preflight import check_storage
 from distributed.report.page import write_report
-from distributed.sweep import ablation, comparison
-from distributed.sweep.journal import Journal
+from distributed.sweep import ablation, ablation_table, comparison
+from distributed.sweep.journal import Journal, timestamp
 from distributed.sweep.plan import SweepConfig, TrialResources, validate_plan
+from distributed.sweep.results import BestTrial, TuneResult
 from distributed.sweep.space import Space
 from distributed.sweep.state import SweepState, Trial, read_sweep
 from distributed.train.checkpoint import load_best
-from distributed.train.events import SweepEventHandler
+from distributed.train.events import Note
 from distributed.train.shared_data import SharedData
+from distributed.tune.events import SweepEventHandler
 from distributed.tune.recorder import SweepRecorder
 from distributed.tune.schedulers import FullBudgetScheduler, ResumableASHA
 from distributed.tune.searcher import JournalSearcher
@@ -32,81 +33,87 @@ from model.training.evaluation import evaluate
 from model.training.metrics import summarize
 
 
-def tune(plan: SweepConfig, on_event: SweepEventHandler) -> dict[str, Any]:
-    """Carries a sweep out, or goes on with one that was cut off.
+def tune(plan: SweepConfig, on_event: SweepEventHandler) -> TuneResult:
+    """Carry a sweep out, or resume one that was cut off.
 
     Args:
         plan: from `new_sweep` or `resumed_sweep`.
-        on_event: told of what happens: `sweep` (the Sweep, after each change), `progress` (dict) and `note` (str);
-            called in this thread.
-
-    Returns:
-        What `tune --json` prints.
+        on_event: called in this thread with what happens.
 
     Raises:
         UserError: it could not be carried out.
-        RunFailedError: no trial came to an end.
+        RunFailedError: no trial finished an epoch.
     """
-    validate_plan(plan, inspect_cluster())  # a mistake is answered at once, not after Ray's start
+    validate_plan(plan, inspect_cluster())  # a mistake is reported at once, not after Ray's start
     cluster = connect()
-    plan, space, seats = validate_plan(plan, cluster)
+    plan, space, resources = validate_plan(plan, cluster)
     check_storage(plan.config.run.storage, cluster)
-    place = storage.join(plan.folder, "sweep.json")
     journal = Journal(plan.folder)
     try:
-        storage.write(place, plan.model_dump_json(indent=2).encode())
+        storage.write(storage.join(plan.folder, "sweep.json"), plan.model_dump_json(indent=2).encode())
         with WandbGroup(plan) as tracker:
             recorder = SweepRecorder(read_sweep(plan.folder), journal, tracker)
-            done = storage.join(plan.folder, "result.json")
-            if storage.exists(done):
-                if not JournalSearcher(recorder, space).left and not _new_finalists(recorder.sweep):
-                    on_event("note", f"{plan.folder} is finished already; nothing to do")
-                    return json.loads(storage.read(done))
-                storage.remove(done)
-            recorder.record("session")
+            finished = _finished_result(recorder, space)
+            if finished is not None:
+                on_event(Note(f"{plan.folder} is finished already; nothing to do"))
+                return finished
+            recorder.record({"event": "session", "time": timestamp()})
             for line in plan.left_out:
-                on_event("note", line)
-            on_event("note", f"sweep {plan.config.run.name}: {_describe(plan, seats)}, {tracker.where}")
+                on_event(Note(line))
+            on_event(Note(f"sweep {plan.config.run.name}: {_describe(plan, resources)}, {tracker.where}"))
             try:
-                return _carry_out(plan, space, seats, recorder, on_event)
+                _search(plan, space, resources, recorder, on_event)
+                return _finish(recorder, on_event)
             finally:
                 recorder.stopped = True
     finally:
         journal.close()
 
 
-def _describe(plan: SweepConfig, seats: TrialResources) -> str:
+def _finished_result(recorder: SweepRecorder, space: Space) -> TuneResult | None:
+    """Return the result of a sweep that has nothing left to train; remove one that is out of date."""
+    location = storage.join(recorder.sweep.plan.folder, "result.json")
+    if not storage.exists(location):
+        return None
+    if not JournalSearcher(recorder, space).remaining and not _new_finalists(recorder.sweep):
+        return TuneResult.from_dict(json.loads(storage.read(location)))
+    storage.remove(location)
+    return None
+
+
+def _describe(plan: SweepConfig, resources: TrialResources) -> str:
     stopping = f"ASHA at {plan.rungs} of {plan.max_epochs} epochs, eta {plan.eta:g}" if plan.stops else "no stopping"
     return (
-        f"{plan.trials} trials ({plan.sampler}), {seats.at_once} at once of {plan.workers_per_trial} x ({seats.cpus} CPU, "
-        f"{seats.gpus:g} GPU), {stopping}"
+        f"{plan.trials} trials ({plan.sampler}), {resources.concurrent} at a time of "
+        f"{resources.describe(plan.workers_per_trial)}, {stopping}"
     )
 
 
-def _carry_out(
-    plan: SweepConfig, space: Space, seats: TrialResources, recorder: SweepRecorder, on_event: SweepEventHandler
-) -> dict[str, Any]:
-    sweep = recorder.sweep
+def _search(
+    plan: SweepConfig, space: Space, resources: TrialResources, recorder: SweepRecorder, on_event: SweepEventHandler
+) -> None:
+    """Train the trials, then the finalists."""
     word_features = plan.config.tagger.uses_word_features or "tagger.word_feature_dim" in space
     data = ray.put(SharedData.load(plan.config.data, word_features))
     events = driver_queue()
-    settings = TrialSettings(data, events, plan.workers_per_trial, seats.cpus, seats.gpus, plan.metric)
-    stage = TunerRun(plan, settings, seats, recorder, on_event)
+    settings = TrialSettings(data, events, plan.workers_per_trial, resources.cpus, resources.gpus, plan.ranking)
+    tuner = TunerRun(plan, settings, resources, recorder, on_event)
     try:
-        stage.run(
-            JournalSearcher(recorder, space), ResumableASHA(recorder) if plan.stops else FullBudgetScheduler(recorder)
-        )
-        if plan.finalists and not recorder.over:
-            for trial in _new_finalists(sweep):
+        scheduler = ResumableASHA(recorder) if plan.stops else FullBudgetScheduler(recorder)
+        tuner.run(JournalSearcher(recorder, space), scheduler)
+        if plan.finalists and not recorder.budget_spent:
+            for trial in _new_finalists(recorder.sweep):
                 recorder.propose(trial)
-            stage.run(JournalSearcher(recorder, None), FullBudgetScheduler(recorder))
+            tuner.run(JournalSearcher(recorder, None), FullBudgetScheduler(recorder))
     finally:
         events.shutdown(force=True)
-    return _finish(recorder, on_event)
 
 
 def _new_finalists(sweep: SweepState) -> list[Trial]:
-    """The trainings of the best configurations with fresh seeds: the one that a trial was chosen with flatters it."""
+    """Return the trainings of the best configurations that are still to be proposed.
+
+    They have fresh seeds: the score of the one that a configuration was chosen by is biased upwards.
+    """
     found = []
     for trial in [each for each in sweep.ranked if each.best_score(sweep.plan.metric) >= 0][: sweep.plan.finalists]:
         first = trial.values.get("training.seed", sweep.plan.config.training.seed)
@@ -119,7 +126,7 @@ def _new_finalists(sweep: SweepState) -> list[Trial]:
 
 
 def write_bundle(sweep: SweepState, trial: Trial) -> str:
-    """Writes the bundle of a trial's best epoch. Raises FileNotFoundError where its weights are not kept."""
+    """Write the bundle of a trial's best epoch. Raises FileNotFoundError where its weights are not kept."""
     weights, counts = load_best(sweep.folder_of(trial))
     location, config = storage.join(sweep.plan.folder, "bundle"), sweep.config_of(trial)
     metrics = {"split": "valid", **summarize(counts)}
@@ -128,7 +135,7 @@ def write_bundle(sweep: SweepState, trial: Trial) -> str:
 
 
 def write_best_bundle(folder: str) -> str | None:
-    """Writes the bundle of the trial that leads in a sweep that was stopped; None where there is none yet.
+    """Write the bundle of the leading trial of a sweep that was stopped; return None where there is none yet.
 
     Raises:
         UserError: there is no such sweep, or it is damaged.
@@ -142,55 +149,60 @@ def write_best_bundle(folder: str) -> str | None:
     return None
 
 
-def _finish(recorder: SweepRecorder, on_event: SweepEventHandler) -> dict[str, Any]:
-    """Judges, writes the bundle and the result."""
-    sweep = recorder.sweep
+def _finish(recorder: SweepRecorder, on_event: SweepEventHandler) -> TuneResult:
+    """Compare the trials, and write the bundle, the result and the report."""
+    sweep, folder = recorder.sweep, recorder.sweep.plan.folder
     best = sweep.best
     if best is None:
         errors = [f"{trial.name}: {trial.error}" for trial in sweep.searched if trial.error]
-        raise RunFailedError(
-            f"{sweep.plan.folder}: no trial has a figure to show; {errors[0] if errors else 'time is over'}"
-        )
-    judged = comparison.compare_finalists(sweep) if sweep.finalists else None
-    bundle = write_bundle(sweep, sweep.trials[judged.bundle_of] if judged else best)
+        reason = errors[0] if errors else "the time budget is spent"
+        raise RunFailedError(f"{folder}: no trial produced a metric; {reason}")
+    finalists = comparison.compare_finalists(sweep) if sweep.finalists else None
+    rows, verdict = ablation.compare_rows(sweep) if sweep.plan.rows else (None, comparison.without_finalists(sweep))
+    repeats_record = sweep.plan.strategy.repeats_record
+    bundle = write_bundle(sweep, sweep.trials[finalists.bundle_of] if finalists else best)
+    starts = [trial.started - trial.proposed for trial in sweep.searched if trial.started]
+    result = TuneResult(
+        name=sweep.plan.config.run.name,
+        trials=len(sweep.searched),
+        stopped=sweep.count("stopped"),
+        failed=sweep.count("failed") + sweep.count("diverged"),
+        unfinished=sweep.count("unfinished"),
+        epochs_spent=sweep.epochs_spent,
+        epochs_full=sweep.epochs_full,
+        seconds=round(sweep.seconds, 3),
+        best=_best_trial(sweep, best),
+        finalists=finalists.finalists if finalists else [],
+        verdict=finalists.verdict if finalists else verdict,
+        bundle=bundle,
+        report=storage.join(folder, "report.html"),
+        trial_start_s=round(statistics.median(starts), 3) if starts else None,
+        record=comparison.record_rows(sweep) if repeats_record else None,
+        conclusions=comparison.record_conclusions() if repeats_record else None,
+        ablation=rows,
+        test=_test_metrics(bundle, sweep.plan.config.data, on_event) if finalists else None,
+    )
+    if rows is not None:
+        page = ablation_table.as_markdown(rows, verdict, sweep.plan)
+        storage.write(storage.join(folder, "ablation.md"), page.encode())
+    storage.write(storage.join(folder, "result.json"), json.dumps(result.as_dict(), indent=2).encode())
+    recorder.tracker.finish(result, write_report(folder))
+    return result
+
+
+def _best_trial(sweep: SweepState, best: Trial) -> BestTrial:
     metrics = best.best(sweep.plan.metric)
     assert metrics is not None
-    result: dict[str, Any] = {
-        "name": sweep.plan.config.run.name,
-        "trials": len(sweep.searched),
-        "stopped": sweep.count("stopped"),
-        "failed": sweep.count("failed") + sweep.count("diverged"),
-        "unfinished": sweep.count("unfinished"),
-        "epochs_spent": sweep.epochs_spent,
-        "epochs_full": sweep.epochs_full,
-        "seconds": round(sweep.seconds, 3),
-        "best": {
-            "trial": best.name,
-            "config": best.values,
-            "epoch": metrics["epoch"],
-            "keyphrase_f1": metrics["valid/keyphrase_f1"],
-            "low": metrics["valid/keyphrase_f1_low"],
-            "high": metrics["valid/keyphrase_f1_high"],
-        },
-        "finalists": judged.finalists if judged else [],
-        "verdict": judged.verdict if judged else comparison.without_finalists(sweep),
-        "bundle": bundle,
-        "report": storage.join(sweep.plan.folder, "report.html"),
-    }
-    starts = [trial.begun - trial.proposed for trial in sweep.searched if trial.begun]
-    if starts:
-        result["trial_start_s"] = round(statistics.median(starts), 3)
-    if sweep.plan.strategy.repeats_record:
-        result["record"], result["conclusions"] = comparison.record_rows(sweep), comparison.record_conclusions()
-    if sweep.plan.rows:
-        result["ablation"], result["verdict"] = ablation.compare_rows(sweep)
-        page = ablation.as_markdown(result["ablation"], result["verdict"], sweep.plan)
-        storage.write(storage.join(sweep.plan.folder, "ablation.md"), page.encode())
-    if judged and Dataset(sweep.plan.config.data).rows("test"):
-        on_event("note", "the choice is made; reading the test split once")
-        tagger = load_bundle(bundle).tagger
-        test = Dataset(sweep.plan.config.data).load("test", tagger.config.uses_word_features)
-        result["test"] = summarize(evaluate(tagger, test, resolve_device("cpu")).counts)
-    storage.write(storage.join(sweep.plan.folder, "result.json"), json.dumps(result, indent=2).encode())
-    recorder.tracker.finish(result, write_report(sweep.plan.folder))
-    return result
+    interval = (metrics[f"valid/keyphrase_f1{end}"] for end in ("", "_low", "_high"))
+    return BestTrial(best.name, best.values, metrics["epoch"], *interval)
+
+
+def _test_metrics(bundle: str, data: str, on_event: SweepEventHandler) -> dict[str, int | float] | None:
+    """Return the metrics of the winner of the finalists on the test split; None where there is none."""
+    dataset = Dataset(data)
+    if not dataset.rows("test"):
+        return None
+    on_event(Note("the choice is made; reading the test split once"))
+    tagger = load_bundle(bundle).tagger
+    test = dataset.load("test", tagger.config.uses_word_features)
+    return {**summarize(evaluate(tagger, test, resolve_device("cpu")).counts)}

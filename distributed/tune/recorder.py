@@ -1,4 +1,4 @@
-"""What Ray Tune is given: configurations to try, when to stop them, and whom to tell."""
+"""Records what happens in a sweep: Ray Tune calls it, and the journal, W&B and the person who watches get it."""
 
 import queue
 import threading
@@ -7,144 +7,129 @@ from typing import Any
 
 from ray import cloudpickle
 from ray import tune as raytune
+from ray.tune.experiment import Trial as RayTrial
 
-from distributed.sweep.ablation import keep_counts
-from distributed.sweep.journal import Journal, timestamp
+from distributed.sweep.journal import Journal, JournalEvent, timestamp
 from distributed.sweep.state import SweepState, Trial
-from distributed.train.checkpoint import prune_checkpoints
+from distributed.train.events import Note
+from distributed.tune.retention import WeightRetention
 from distributed.tune.tracking import WandbGroup
 from distributed.tune.trial_run import EpochResult
-from model import storage
 
 
 class SweepRecorder:
-    """Writes down what happens: in the journal, in the sweep, in W&B, and for those who watch.
+    """Writes each event to the journal and applies it to the state, then passes it on.
 
     Attributes:
-        over: whether the time budget is spent.
-        stopped: nothing is written any more; what trials still tell after a Ctrl-C is lost, and told again on resume.
-        failure: why something could not be written; Tune would tell of it with a traceback of its own.
+        updates: for the thread that reports to the caller of `tune`.
+        budget_spent: whether the time budget is spent.
+        stopped: nothing is recorded any more; what trials report after a Ctrl-C is lost, and reported again on resume.
+        failure: why something could not be written; Tune would report it with a traceback of its own.
     """
 
     def __init__(self, sweep: SweepState, journal: Journal, tracker: WandbGroup) -> None:
         self.sweep, self.journal, self.tracker = sweep, journal, tracker
-        self.news: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
-        self.over = self.stopped = False
+        self.retention = WeightRetention(sweep)
+        self.updates: queue.SimpleQueue[SweepState | Note] = queue.SimpleQueue()
+        self.budget_spent = self.stopped = False
         self.failure: OSError | None = None
         self.lock = threading.Lock()
-        self.kept = {trial.name for trial in sweep.searched if trial.state in ("finished", "stopped")}
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Nothing: Tune takes snapshots of what it is given, and the journal is the state."""
         return {}
 
-    def record(self, kind: str, **details: Any) -> None:
-        """Takes an event."""
-        event = {"event": kind, "time": timestamp(), **details}
-        with self.lock:
-            if self.stopped:
-                return
-            try:
-                self.journal.write(event)
-            except OSError as error:
-                self.failure = error
-                raise
-            self.sweep.apply(event)
-        self.tracker.take(self.sweep, event)
-        self.news.put(("sweep", self.sweep))
-
-    def note(self, text: str) -> None:
-        """A line for those who watch."""
-        self.news.put(("note", text))
-
-    def propose(self, trial: Trial) -> None:
-        """A trial is to be trained."""
-        details = {name: getattr(trial, name) for name in ("name", "values", "epochs", "series", "finalist_of")}
-        self.record("trial", **details)
-
-    def epoch(self, name: str, metrics: dict[str, float], state: str | None) -> None:
-        """A trial has finished an epoch, and with a state also itself."""
-        self.record("epoch", trial=name, metrics=metrics, **({"state": state} if state else {}))
-        if state:
-            self._tidy(name, state)
-
-    def broken(self, name: str, state: str, error: str) -> None:
-        """A trial has ended without figures."""
-        self.record("broken", trial=name, state=state, error=error)
-        self.note(f"{name} {state}: {error}")
-        self._tidy(name, state)
-
-    def _tidy(self, name: str, state: str) -> None:
-        """Removes what an ended trial no longer needs."""
-        trial = self.sweep.trials[name]
-        if self.stopped or state == "unfinished":
-            return
-        prune_checkpoints(self.sweep.folder_of(trial))
-        if trial.finalist_of is None:
-            self._keep_the_leader(name)
-
-    def _keep_the_leader(self, ended: str) -> None:
-        """Weights take room: of the searched trials that have ended, only those of the best one stay."""
-        self.kept.add(ended)
-        leader = next(trial.name for trial in self.sweep.ranked if trial.name in self.kept)
-        for name in self.kept - {leader}:
-            trial = self.sweep.trials[name]
-            if self.sweep.plan.rows and trial.state == "finished":
-                self._keep_counts(trial)
-            storage.remove_directory(self.sweep.folder_of(trial))
-        self.kept = {leader}
-
-    def _keep_counts(self, trial: Trial) -> None:
-        """Without the weights there would be nothing to compare rows by."""
+    def record(self, event: JournalEvent) -> None:
+        """Record an event. Raises OSError."""
         try:
-            keep_counts(self.sweep, trial)
+            with self.lock:
+                if self.stopped:
+                    return
+                self.journal.write(event)
+                self.sweep.apply(event)
+            self.tracker.on_event(self.sweep, event)
+            self.updates.put(self.sweep)
+            if not self.stopped:
+                self.retention.on_event(event)
         except OSError as error:
             self.failure = error
             raise
 
+    def note(self, text: str) -> None:
+        """Pass on a line for the user."""
+        self.updates.put(Note(text))
+
+    def propose(self, trial: Trial) -> None:
+        """Record a trial that is to be trained."""
+        self.record(
+            {
+                "event": "trial",
+                "time": timestamp(),
+                "name": trial.name,
+                "values": trial.values,
+                "epochs": trial.epochs,
+                "series": trial.series,
+                "finalist_of": trial.finalist_of,
+            }
+        )
+
+    def epoch(self, name: str, metrics: dict[str, float], state: str | None) -> None:
+        """Record an epoch of a trial, with its state where the trial ends with it."""
+        if state is None:
+            self.record({"event": "epoch", "time": timestamp(), "trial": name, "metrics": metrics})
+        else:
+            self.record({"event": "epoch", "time": timestamp(), "trial": name, "metrics": metrics, "state": state})
+
+    def fail(self, name: str, state: str, error: str) -> None:
+        """Record a trial that ends without metrics, `diverged` or `failed`."""
+        self.note(f"{name} {state}: {error}")
+        self.record({"event": "broken", "time": timestamp(), "trial": name, "state": state, "error": error})
+
 
 class RecorderCallback(raytune.Callback):
-    """Writes down what Tune sees."""
+    """Records what Tune reports."""
 
     def __init__(self, recorder: SweepRecorder) -> None:
         self.recorder = recorder
 
-    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
-        """An epoch has ended, and perhaps the trial with it."""
-        answer: EpochResult = result["answer"]
-        if answer.error:
-            self.recorder.broken(answer.trial, "diverged" if answer.diverged else "failed", answer.error)
+    def on_trial_result(
+        self, iteration: int, trials: list[RayTrial], trial: RayTrial, result: dict[str, Any], **info: object
+    ) -> None:
+        """Record an epoch, and the end of the trial where it ends with it."""
+        epoch: EpochResult = result["result"]
+        if epoch.error:
+            self.recorder.fail(epoch.trial, "diverged" if epoch.diverged else "failed", epoch.error)
             return
         state = None
-        if answer.finished:
+        if epoch.finished:
             state = "finished"
         elif result.get("done"):
-            state = "unfinished" if self.recorder.over else "stopped"
-        assert answer.metrics is not None
-        self.recorder.epoch(answer.trial, answer.metrics, state)
+            state = "unfinished" if self.recorder.budget_spent else "stopped"
+        assert epoch.metrics is not None
+        self.recorder.epoch(epoch.trial, epoch.metrics, state)
 
-    def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """A trial broke down and is begun again."""
+    def on_trial_recover(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: object) -> None:
+        """Record that a trial failed and is restarted."""
         name, reason = name_of(trial), _reason(trial)
-        self.recorder.record("retry", trial=name, error=reason)
+        self.recorder.record({"event": "retry", "time": timestamp(), "trial": name, "error": reason})
         self.recorder.note(f"{name} failed ({reason}); restarting from its last checkpoint")
 
-    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """A trial broke down once too often."""
-        self.recorder.broken(name_of(trial), "failed", _reason(trial))
+    def on_trial_error(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: object) -> None:
+        """Record that a trial failed more often than it may."""
+        self.recorder.fail(name_of(trial), "failed", _reason(trial))
 
 
-def _reason(trial: Any) -> str:
-    """Why a trial broke down, in a line."""
-    place = trial.pickled_error_file
-    if place is None or not Path(place).exists():
+def _reason(trial: RayTrial) -> str:
+    """Return why a trial failed, in a line."""
+    location = trial.pickled_error_file  # local: Tune copies it to its storage later, where `get_pickled_error` looks
+    if location is None or not Path(location).exists():
         return "its process failed"
-    error = cloudpickle.loads(Path(place).read_bytes())
+    error = cloudpickle.loads(Path(location).read_bytes())
     cause = getattr(error, "cause", None) or error
     lines = str(cause).strip().splitlines()
     return f"{type(cause).__name__}: {lines[0] if lines else ''}"
 
 
-def name_of(trial: Any) -> str:
-    """Our name of a Tune trial."""
-    return trial.config["trial"]
+def name_of(trial: RayTrial) -> str:
+    """Return our name of a Tune trial."""
+    return str(trial.config["trial"])

@@ -11,71 +11,77 @@ from distributed.tune.recorder import SweepRecorder
 
 
 class JournalSearcher(Searcher):
-    """Tells Tune what to train: first what is known and not at its end, then what the sampler draws."""
+    """Gives Tune first the trials of the journal that have not ended, then what the sampler proposes.
+
+    Attributes:
+        unfinished: trials of the journal that are still to be given out.
+        new: how many trials are still to be proposed.
+        suggested: Tune's ids of what Optuna proposed in this process.
+    """
 
     def __init__(self, recorder: SweepRecorder, space: Space | None) -> None:
         """Begin where the journal ends; without a space nothing new is proposed."""
         super().__init__()
         self.recorder, self.space, self.plan = recorder, space, recorder.sweep.plan
         sweep = recorder.sweep
-        self.again = [trial for trial in sweep.all if trial.state in ("running", "unfinished")]
+        self.unfinished = [trial for trial in sweep.all if trial.state in ("running", "unfinished")]
         self.new = self.plan.trials - len(sweep.searched) if space is not None else 0
-        self.drawn: set[str] = set()  # Tune's ids of what Optuna proposed here
-        self.optuna = self._begin_optuna(space) if space is not None and self.plan.strategy.adaptive else None
+        self.suggested: set[str] = set()
+        self.optuna = self._start_optuna(space) if space is not None and self.plan.strategy.adaptive else None
 
-    def _begin_optuna(self, space: Space) -> OptunaSearch:
-        """Optuna's TPE, which is told of the trials that have ended."""
+    def _start_optuna(self, space: Space) -> OptunaSearch:
+        """Return Optuna's TPE, with the trials that have ended."""
         sweep, metric = self.recorder.sweep, self.plan.metric
-        # A sweep that goes on must not draw again what it drew first.
+        # A resumed sweep must not draw again what it drew first.
         seed = self.plan.config.training.seed + len(sweep.searched)
         search = OptunaSearch(optuna_space(space), metric, "max", seed=seed)
         for trial in sweep.searched:
-            if trial not in self.again:
+            if trial not in self.unfinished:
                 search.add_evaluated_point(trial.values, max(trial.best_score(metric), 0.0))
         return search
 
     @property
-    def left(self) -> int:
-        """How many trainings are still to be handed out."""
-        return len(self.again) + self.new
+    def remaining(self) -> int:
+        """How many trainings are still to be given out."""
+        return len(self.unfinished) + self.new
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        """The next training, or FINISHED."""
-        if not self.left or self.recorder.over:
+        """Return the next training, or FINISHED."""
+        if not self.remaining or self.recorder.budget_spent:
             return Searcher.FINISHED
         sweep = self.recorder.sweep
-        if self.again:
-            trial = self.again.pop(0)
+        if self.unfinished:
+            trial = self.unfinished.pop(0)
         else:
             self.new -= 1
-            trial = self._draw(trial_id)
+            trial = self._propose(trial_id)
             self.recorder.propose(trial)
         config = sweep.config_of(trial).model_dump()
         return {"trial": trial.name, "config": config, "folder": sweep.folder_of(trial)}
 
-    def _draw(self, trial_id: str) -> Trial:
+    def _propose(self, trial_id: str) -> Trial:
         number = len(self.recorder.sweep.searched)
         name = f"t{number + 1:03d}"
         if self.optuna is not None:
-            self.drawn.add(trial_id)
+            self.suggested.add(trial_id)
             return Trial(name, self.optuna.suggest(trial_id), self.plan.max_epochs)
         assert self.space is not None
         proposal = self.plan.strategy.propose(self.plan, self.space, number)
         return Trial(name, proposal.values, proposal.epochs, proposal.series)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tells Optuna of a trial's best epoch."""
+        """Report a trial's best epoch to Optuna."""
         if self.optuna is None or not result:
             return
-        trial, metric = self.recorder.sweep.trials[result["answer"].trial], self.plan.metric
+        trial, metric = self.recorder.sweep.trials[result["result"].trial], self.plan.metric
         value = max(trial.best_score(metric), 0.0)
-        if trial_id in self.drawn:
+        if trial_id in self.suggested:
             self.optuna.on_trial_complete(trial_id, {metric: value}, error)
         else:  # proposed before a restart
             self.optuna.add_evaluated_point(trial.values, value)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the journal is the state."""
+        """Do nothing: the journal is the state."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing: the journal is the state."""
+        """Do nothing: the journal is the state."""

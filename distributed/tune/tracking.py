@@ -5,11 +5,14 @@ import queue
 import threading
 from typing import Any
 
-from distributed.sweep.journal import JournalEvent
+from distributed.sweep.journal import BrokenEvent, EpochEvent, JournalEvent
 from distributed.sweep.plan import SweepConfig
+from distributed.sweep.results import TuneResult
 from distributed.sweep.state import SweepState, Trial
 from distributed.train.tracking import _SECONDS_TO_FINISH, _has_key, _id, _keep, _local, _start, _warn, _where
 from model.config import Config
+
+_TrialEvent = tuple[Trial, Config, EpochEvent | BrokenEvent]
 
 
 class WandbGroup:
@@ -25,7 +28,7 @@ class WandbGroup:
         self.plan, self.local = plan, _local(plan.folder)
         self.mode = os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
         self.where = _where(self.mode, plan.config, self.local)
-        self.events: queue.SimpleQueue[tuple[Any, ...] | None] = queue.SimpleQueue()
+        self.events: queue.SimpleQueue[_TrialEvent | tuple[str, TuneResult] | None] = queue.SimpleQueue()
         self.runs: dict[str, Any] = {}
         self.thread = threading.Thread(target=self._work, name="wandb", daemon=True)
 
@@ -33,20 +36,20 @@ class WandbGroup:
         self.thread.start()
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         self.events.put(None)
         self.thread.join(_SECONDS_TO_FINISH)
         if self.thread.is_alive():
-            _warn(f"the W&B server does not take the log; upload it later with `wandb sync {self.local}/wandb/*`")
+            _warn(f"the W&B server does not accept the log; upload it later with `wandb sync {self.local}/wandb/*`")
 
-    def take(self, sweep: SweepState, event: JournalEvent) -> None:
-        """Takes an event of the sweep."""
-        if event["event"] in ("epoch", "broken"):
+    def on_event(self, sweep: SweepState, event: JournalEvent) -> None:
+        """Log an event of the sweep."""
+        if event["event"] == "epoch" or event["event"] == "broken":
             trial = sweep.trials[event["trial"]]
             self.events.put((trial, sweep.config_of(trial), event))
 
-    def finish(self, result: dict[str, Any], report: str) -> None:
-        """Logs the result, the bundle and the report in a run of the sweep's own."""
+    def finish(self, result: TuneResult, report: str) -> None:
+        """Log the result, the bundle and the report in a run of the sweep's own."""
         self.events.put((report, result))
 
     def _work(self) -> None:
@@ -55,13 +58,13 @@ class WandbGroup:
                 case None:
                     break
                 case (report, result):
-                    self._result(report, result)
+                    self._log_result(report, result)
                 case (trial, config, event):
-                    self._trial(trial, config, event)
+                    self._log_trial(trial, config, event)
         for run in self.runs.values():
-            run.finish(exit_code=1)  # a trial that has not come to its end
+            run.finish(exit_code=1)  # of a trial that has not ended
 
-    def _trial(self, trial: Trial, config: Config, event: JournalEvent) -> None:
+    def _log_trial(self, trial: Trial, config: Config, event: EpochEvent | BrokenEvent) -> None:
         run = self.runs.get(trial.name)
         if run is None:
             tags = ["finalist", trial.finalist_of] if trial.finalist_of else ["trial"]
@@ -71,16 +74,17 @@ class WandbGroup:
             return
         if event["event"] == "epoch":
             run.log(event["metrics"], step=int(event["metrics"]["epoch"]))
-        if event.get("state"):
-            run.summary.update({"state": event["state"], "error": event.get("error")})
+        state = event.get("state")
+        if state:
+            run.summary.update({"state": state, "error": event.get("error")})
             self.runs.pop(trial.name).finish(exit_code=int(event["event"] == "broken"))
 
-    def _result(self, report: str, result: dict[str, Any]) -> None:
+    def _log_result(self, report: str, result: TuneResult) -> None:
         run = self._open("result", self.plan.model_dump(), ["sweep"], "sweep")
         if run is None:
             return
-        run.summary.update({key: value for key, value in result.items() if key not in ("record", "ablation")})
-        _keep(run, f"{self.plan.config.run.name}-bundle", "model", result["bundle"])
+        run.summary.update({key: value for key, value in result.as_dict().items() if key not in ("record", "ablation")})
+        _keep(run, f"{self.plan.config.run.name}-bundle", "model", result.bundle)
         _keep(run, f"{self.plan.config.run.name}-report", "report", report)
         run.finish()
 

@@ -1,17 +1,23 @@
-"""A trial in the process that trains it: epoch after epoch, with what a restart needs kept on storage."""
+"""A trial in the process that trains it: epoch after epoch, with checkpoints on storage."""
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from distributed.sweep.metric import Metric
 from distributed.train.checkpoint import StorageCheckpointer
-from distributed.train.events import send_event
+from distributed.train.events import EventSender
 from distributed.train.shared_data import SharedData
+from distributed.tune.events import TrialProgress, TrialStarted
 from model.config import make_config
 from model.errors import DivergedError, UserError
 from model.network.tagger import new_tagger
 from model.training.communicator import Communicator
 from model.training.loop import Metrics, Training
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
+    from ray.util.queue import Queue
 
 _TIE = 1e-6  # weight of the loss in what ASHA compares: far below any difference of an F1
 
@@ -25,7 +31,12 @@ class TrialSpec(NamedTuple):
 
 
 class EpochResult(NamedTuple):
-    """What came of an epoch of a trial. `figures` are None where it could not be trained: `error` says why."""
+    """The result of an epoch of a trial.
+
+    Attributes:
+        metrics: None where it could not be trained; `error` is the reason.
+        finished: whether the trial has ended with it.
+    """
 
     trial: str
     epoch: int
@@ -39,38 +50,45 @@ class TrialSettings(NamedTuple):
     """What the processes of all trials of a sweep share.
 
     Attributes:
-        data: reference to a Data in Ray's object store.
+        data: reference to a SharedData in Ray's object store.
         events: queue to the driver.
-        workers, cpus, gpus: of a trial; cpus and gpus of each worker.
-        metric: that ranks trials.
+        workers: of a trial.
+        cpus, gpus: of each worker.
+        metric: that trials are ranked by.
     """
 
-    data: Any
-    events: Any
+    data: "ObjectRef"
+    events: "Queue"
     workers: int
     cpus: int
     gpus: float
-    metric: str
+    metric: Metric
 
 
-def asha_score(metrics: Metrics, metric: str) -> float:
-    """What ASHA compares: the metric; its head's own loss, which has no alpha in it, parts equals.
+def asha_score(metrics: Metrics, metric: Metric) -> float:
+    """Return what ASHA compares: the metric, with ties broken by its head's own loss, which does not depend on alpha.
 
-    Early on many trials still find nothing and are equal at 0. Without this, ASHA lets all of them go on.
+    Early on many trials find nothing yet and are equal at 0. Without this, ASHA would let all of them continue.
     """
-    head = metric.split("_")[0]
-    return metrics[metric] - _TIE * min(metrics[f"{head}_loss"], 100.0)
+    return metrics[metric.key] - _TIE * min(metrics[metric.loss], 100.0)
 
 
 class TrialRun:
-    """A trial in this process: trains epoch after epoch, and keeps on storage what a restart needs."""
+    """A trial in this process: trains epoch after epoch, and saves checkpoints on storage."""
 
-    def __init__(self, order: TrialSpec, data: SharedData, settings: TrialSettings, communicator: Communicator) -> None:
-        """Begins the trial, or goes on from its newest whole checkpoint."""
-        self.order = order
-        config = make_config(order.config)
+    def __init__(
+        self,
+        spec: TrialSpec,
+        data: SharedData,
+        settings: TrialSettings,
+        communicator: Communicator,
+        events: EventSender | None,
+    ) -> None:
+        """Begin the trial, or resume it from its newest whole checkpoint; rank 0 alone has `events`."""
+        self.spec = spec
+        config = make_config(spec.config)
         self.checkpointer = StorageCheckpointer(
-            order.folder, settings.metric, communicator, config.run.checkpoint_minutes
+            spec.folder, settings.metric.key, communicator, config.run.checkpoint_minutes
         )
         self.training = Training(
             config.training,
@@ -79,27 +97,25 @@ class TrialRun:
             data.valid,
             communicator,
             torch.device("cuda" if settings.gpus else "cpu"),
-            (lambda progress: send_event(settings.events, "progress", {"trial": order.trial, **progress._asdict()}))
-            if communicator.rank == 0
-            else None,
+            (lambda progress: events.send(TrialProgress(spec.trial, progress))) if events else None,
             self.checkpointer,
         )
         self.checkpointer.restore(self.training)
-        if communicator.rank == 0:
-            send_event(settings.events, "begun", {"trial": order.trial})
+        if events:
+            events.send(TrialStarted(spec.trial))
 
     def epoch(self, number: int) -> EpochResult:
-        """The figures of an epoch, which is trained where it is not already."""
+        """Return the result of an epoch; train it where no checkpoint has it already."""
         training = self.training
         try:
             while training.epoch < number and not training.finished:
                 training.run_epoch()
                 self.checkpointer.save(training)
         except DivergedError as error:
-            return EpochResult(self.order.trial, number, None, True, str(error), diverged=True)
+            return EpochResult(self.spec.trial, number, None, True, str(error), diverged=True)
         except UserError as error:
-            return EpochResult(self.order.trial, number, None, True, str(error))
+            return EpochResult(self.spec.trial, number, None, True, str(error))
         number = min(number, training.epoch)
         return EpochResult(
-            self.order.trial, number, training.history[number - 1], training.finished and number == training.epoch
+            self.spec.trial, number, training.history[number - 1], training.finished and number == training.epoch
         )

@@ -1,150 +1,141 @@
-"""Running Ray Tune: a thread for it, and a watch over it and over what Ray leaves behind."""
+"""Ray Tune in a thread of its own, while this one reports what happens and cleans up after Ray."""
 
 import logging
-import os
 import tempfile
-import threading
 import time
-from typing import Any
 
 import ray
 from ray import tune as raytune
 from ray.tune.schedulers import TrialScheduler
 
-from distributed.cluster.ray_internals import HEAD_NODE_RESOURCE, MAX_PENDING_TRIALS, TUNE_ENVIRONMENT
+from distributed.cluster.background import run_in_background
+from distributed.cluster.ray_internals import HEAD_NODE_RESOURCE, MAX_PENDING_TRIALS, TUNE_ENVIRONMENT, environment
 from distributed.cluster.wait import ResourceWait
+from distributed.sweep.journal import timestamp
 from distributed.sweep.plan import SweepConfig, TrialResources
-from distributed.train.events import SweepEventHandler
+from distributed.train.events import Note, drain
+from distributed.tune.events import Heartbeat, SweepEventHandler, TrialEvent, TrialStarted
 from distributed.tune.placement_groups import PlacementGroupCleaner
 from distributed.tune.recorder import RecorderCallback, SweepRecorder, name_of
 from distributed.tune.searcher import JournalSearcher
 from distributed.tune.trainable import TrialTrainable
 from distributed.tune.trial_run import TrialSettings
 
-_POLL_SECONDS = 0.2
 _SECONDS_BEFORE_NOTE = 30.0
 
 
 class TunerRun:
-    """Runs Tune beside this thread, which passes on what happens and looks after what Ray leaves behind."""
+    """Runs Tune beside this thread, which reports what happens and removes placement groups that Ray leaves behind.
+
+    Attributes:
+        ends: when the time budget is spent, on the monotonic clock.
+        last_event: when any trial last reported something.
+    """
 
     def __init__(
         self,
         plan: SweepConfig,
         settings: TrialSettings,
-        seats: TrialResources,
+        resources: TrialResources,
         recorder: SweepRecorder,
         on_event: SweepEventHandler,
     ) -> None:
-        self.plan, self.settings, self.seats = plan, settings, seats
+        self.plan, self.settings, self.resources = plan, settings, resources
         self.recorder, self.on_event = recorder, on_event
+        self.request = resources.describe(plan.workers_per_trial)
         self.groups = PlacementGroupCleaner() if plan.workers_per_trial > 1 else None
         self.ends = time.monotonic() + plan.time_budget if plan.time_budget else float("inf")
-        self.sign = time.monotonic()  # when something was last heard of any trial
+        self.last_event = time.monotonic()
 
-    def run(self, proposals: JournalSearcher, scheduler: TrialScheduler) -> None:
-        """Trains all that is proposed.
+    def run(self, searcher: JournalSearcher, scheduler: TrialScheduler) -> None:
+        """Train all that the searcher has.
 
         Raises:
             OSError: the journal could not be written.
-            NotGrantedError: the cluster did not grant any trial its place in time.
+            NotGrantedError: the cluster did not grant any trial its resources in time.
             Exception: whatever else ended Tune.
         """
-        if not proposals.left:
+        if not searcher.remaining:
             return
-        failures: list[Exception] = []
+        wait = ResourceWait(self.request, self.plan.config.run.wait_minutes, lambda text: self.on_event(Note(text)))
+        remove_groups = self.groups.remove_all if self.groups else None
+        try:
+            run_in_background(lambda: self._fit(searcher, scheduler), self._poll, wait, cleanup=remove_groups)
+        except Exception as error:
+            if self.recorder.failure is not None:
+                raise self.recorder.failure from error
+            raise
 
-        def fit() -> None:
-            try:
-                self._fit(proposals, scheduler)
-            except Exception as error:  # carried over to the thread that waits
-                failures.append(error)
+    def _fit(self, searcher: JournalSearcher, scheduler: TrialScheduler) -> None:
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failed trials are reported by the recorder
+        with (
+            environment({**TUNE_ENVIRONMENT, MAX_PENDING_TRIALS: str(self.resources.concurrent)}),
+            tempfile.TemporaryDirectory(prefix="tandem-tune-") as scratch,
+        ):
+            self._tuner(searcher, scheduler, scratch).fit()
 
-        wait = ResourceWait(self._asks(), self.plan.config.run.wait_minutes, lambda text: self.on_event("note", text))
-        thread = threading.Thread(target=fit, name="tuner", daemon=True)
-        thread.start()
-        while thread.is_alive():
-            thread.join(_POLL_SECONDS)
-            self._look_round()
-            wait.poll()
-        self._look_round()
-        if self.groups:
-            self.groups.remove_all()
-        if failures:
-            raise self.recorder.failure or failures[0]
+    def _tuner(self, searcher: JournalSearcher, scheduler: TrialScheduler, scratch: str) -> raytune.Tuner:
+        nested = self.plan.workers_per_trial > 1  # the workers then have placement groups of their own
+        bundle = {HEAD_NODE_RESOURCE: 0.001} if nested else {"CPU": self.resources.cpus, "GPU": self.resources.gpus}
+        return raytune.Tuner(
+            raytune.with_resources(
+                raytune.with_parameters(TrialTrainable, settings=self.settings),
+                raytune.PlacementGroupFactory([bundle]),
+            ),
+            tune_config=raytune.TuneConfig(
+                search_alg=searcher,
+                scheduler=scheduler,
+                num_samples=searcher.remaining,
+                max_concurrent_trials=self.resources.concurrent,
+                reuse_actors=True,
+                trial_name_creator=name_of,
+                trial_dirname_creator=name_of,
+            ),
+            run_config=raytune.RunConfig(
+                name="sweep",
+                storage_path=scratch,
+                callbacks=[RecorderCallback(self.recorder)],
+                failure_config=raytune.FailureConfig(max_failures=self.plan.config.run.retries),
+                checkpoint_config=raytune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+                verbose=0,
+            ),
+        )
 
-    def _fit(self, proposals: JournalSearcher, scheduler: TrialScheduler) -> None:
-        os.environ.update(TUNE_ENVIRONMENT)
-        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # we tell of them ourselves
-        os.environ[MAX_PENDING_TRIALS] = str(self.seats.at_once)
-        alone = self.plan.workers_per_trial == 1
-        bundle = {"CPU": self.seats.cpus, "GPU": self.seats.gpus} if alone else {HEAD_NODE_RESOURCE: 0.001}
-        with tempfile.TemporaryDirectory(prefix="tandem-tune-") as scratch:
-            raytune.Tuner(
-                raytune.with_resources(
-                    raytune.with_parameters(TrialTrainable, settings=self.settings),
-                    raytune.PlacementGroupFactory([bundle]),
-                ),
-                tune_config=raytune.TuneConfig(
-                    search_alg=proposals,
-                    scheduler=scheduler,
-                    num_samples=proposals.left,
-                    max_concurrent_trials=self.seats.at_once,
-                    reuse_actors=True,
-                    trial_name_creator=name_of,
-                    trial_dirname_creator=name_of,
-                ),
-                run_config=raytune.RunConfig(
-                    name="sweep",
-                    storage_path=scratch,
-                    callbacks=[RecorderCallback(self.recorder)],
-                    failure_config=raytune.FailureConfig(max_failures=self.plan.config.run.retries),
-                    checkpoint_config=raytune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
-                    verbose=0,
-                ),
-            ).fit()
-
-    def _look_round(self) -> None:
-        """Passes on what has happened, and says what a sweep waits for where nothing has."""
-        waiting = self.settings.events.qsize()
-        for kind, value in self.settings.events.get_nowait_batch(waiting) if waiting else []:
-            self._take(kind, value)
-        while not self.recorder.news.empty():
-            self.sign = time.monotonic()
-            self.on_event(*self.recorder.news.get())
-        self.recorder.over = self.recorder.over or time.monotonic() > self.ends
+    def _poll(self) -> None:
+        """Report what has happened, and what the sweep waits for where nothing has."""
+        drain(self.settings.events, self._take)
+        while not self.recorder.updates.empty():
+            self.last_event = time.monotonic()
+            self.on_event(self.recorder.updates.get())
+        self.recorder.budget_spent = self.recorder.budget_spent or time.monotonic() > self.ends
         if self.groups:
             for text in self.groups.clean():
-                self.on_event("note", text)
-        if time.monotonic() - self.sign > _SECONDS_BEFORE_NOTE:
-            self.sign = time.monotonic()
-            self.on_event("note", self._what_it_waits_for())
+                self.on_event(Note(text))
+        if time.monotonic() - self.last_event > _SECONDS_BEFORE_NOTE:
+            self.last_event = time.monotonic()
+            self.on_event(Note(self._describe_wait()))
 
-    def _take(self, kind: str, value: Any) -> None:
-        """An event from a trial's process."""
-        if kind == "beat":
+    def _take(self, event: TrialEvent) -> None:
+        """Take an event from a trial's process."""
+        if isinstance(event, Heartbeat):
             assert self.groups is not None
-            self.groups.beats[value] = time.monotonic()
-            return
-        if kind == "begun":
-            trial = self.recorder.sweep.trials[value["trial"]]
-            if trial.begun is None:
-                self.recorder.record("begun", trial=trial.name)
-            return
-        self.sign = time.monotonic()
-        self.on_event("note" if kind == "waiting" else kind, value)
+            self.groups.heartbeats[event.group] = time.monotonic()
+        elif isinstance(event, TrialStarted):
+            trial = self.recorder.sweep.trials[event.trial]
+            if trial.started is None:
+                self.recorder.record({"event": "begun", "time": timestamp(), "trial": trial.name})
+        else:
+            self.last_event = time.monotonic()
+            self.on_event(event)
 
-    def _what_it_waits_for(self) -> str:
+    def _describe_wait(self) -> str:
         running = [trial for trial in self.recorder.sweep.all if trial.state == "running"]
         parts = [
-            f"{trial.name}: {'training epoch' if trial.begun else 'to start, before epoch'} {len(trial.metrics) + 1}"
+            f"{trial.name}: {'training epoch' if trial.started else 'to start, before epoch'} {len(trial.metrics) + 1}"
             for trial in running
         ]
         free = ray.available_resources()
         return (
-            f"nothing heard for {_SECONDS_BEFORE_NOTE:.0f} s; waiting for {'; '.join(parts) or 'Tune to end'}; a trial needs "
-            f"{self._asks()}, free are {free.get('CPU', 0):g} CPU, {free.get('GPU', 0):g} GPU"
+            f"no event for {_SECONDS_BEFORE_NOTE:.0f} s; waiting for {'; '.join(parts) or 'Tune to end'}; a trial needs "
+            f"{self.request}, free are {free.get('CPU', 0):g} CPU, {free.get('GPU', 0):g} GPU"
         )
-
-    def _asks(self) -> str:
-        return f"{self.plan.workers_per_trial} x ({self.seats.cpus} CPU, {self.seats.gpus:g} GPU)"

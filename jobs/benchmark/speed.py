@@ -163,7 +163,7 @@ def _trial_start(config: BenchmarkConfig, folder: Path) -> float:
         run=RunConfig(storage=str(folder), name="sweep"),
     )
     plan = new_sweep(make_plan({"config": trial, "fixed": [], "trials": _TRIALS, "max_epochs": 1}))
-    return float(tune(plan, lambda kind, value: None)["trial_start_s"])
+    return tune(plan, lambda event: None).trial_start_s or 0.0
 
 
 def _reference_spec(config: BenchmarkConfig, store: TCPStore) -> GroupSpec:

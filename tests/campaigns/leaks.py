@@ -63,7 +63,7 @@ def sweep(data: str, storage: str, workers: int, trials: int) -> dict[str, Any]:
         "run": {"name": f"w{workers}", "storage": storage, "device": "cpu"},
     }
     plan = new_sweep(make_plan({"config": config, "trials": trials, "max_epochs": 9, "workers_per_trial": workers}))
-    result = tune(plan, lambda kind, value: told.append(time.monotonic()))
+    result = tune(plan, lambda event: told.append(time.monotonic())).as_dict()
     left, after = wait_until_nothing_is_left()
     silence = max(later - earlier for earlier, later in pairwise(told))
     metrics = {
