@@ -10,10 +10,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any
+from typing import NoReturn, ParamSpec
 
 import typer
 
@@ -37,25 +37,28 @@ _USERS_ERRNO = {
 }
 
 
+P = ParamSpec("P")
+
+
 class Terminated(BaseException):
     """SIGTERM arrived."""
 
 
 def echo(text: str) -> None:
-    """A line for the person who watches."""
+    """Print a line for the user, to stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
-def print_json(result: dict[str, Any]) -> None:
-    """The result as one line, the last of stdout."""
+def print_json(result: Mapping[str, object]) -> None:
+    """Print a result as one line, the last of stdout."""
     print(json.dumps(result, ensure_ascii=False), flush=True)
 
 
-def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Turns what a command raises into one clear message and the right exit code."""
+def command(function: Callable[P, None]) -> Callable[P, None]:
+    """Make a command end in one clear message and the right exit code, whatever it raises."""
 
     @wraps(function)
-    def guarded(*args: Any, **kwargs: Any) -> None:
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
         signal.signal(signal.SIGTERM, _terminate)
         try:
             function(*args, **kwargs)
@@ -79,8 +82,21 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     return guarded
 
 
-def _terminate(*_: Any) -> None:
+def _terminate(*_: object) -> None:
     raise Terminated
+
+
+def exit_code(stop: BaseException) -> int:
+    """Return the exit code of Ctrl-C or SIGTERM."""
+    return INTERRUPTED if isinstance(stop, KeyboardInterrupt) else TERMINATED
+
+
+def leave(code: int) -> NoReturn:
+    """End this process at once, while a thread of it still uses Ray.
+
+    Ray ends a process with code 1 that calls it after a shutdown. Ray's own processes end with this one.
+    """
+    os._exit(code)
 
 
 def _stop(message: str, code: int) -> None:
@@ -89,14 +105,14 @@ def _stop(message: str, code: int) -> None:
 
 
 def format_duration(seconds: float) -> str:
-    """`1:05` or `2:03:00`."""
+    """Format seconds as `1:05` or `2:03:00`."""
     minutes, rest = divmod(round(max(seconds, 0)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def table(metrics: dict[str, float]) -> str:
-    """The figures of both heads as lines."""
+def table(metrics: Mapping[str, float]) -> str:
+    """Return the metrics of both heads as lines."""
     lines = ["            F1      95 % interval     precision  recall  exact match"]
     for head in ("keyphrase", "keyword"):
         get = {
@@ -112,11 +128,11 @@ def table(metrics: dict[str, float]) -> str:
 
 @contextmanager
 def progress_counter(what: str) -> Iterator[Callable[[int], None]]:
-    """Gives a function to tell how many are done; shows it live on a terminal, elsewhere as a line now and then."""
+    """Give a function to report how many are done; show it live on a terminal, elsewhere as a line now and then."""
     began = shown = time.monotonic()
     live = sys.stderr.isatty()
 
-    def tell(done: int) -> None:
+    def report(done: int) -> None:
         nonlocal shown
         now = time.monotonic()
         if now - shown > (0.5 if live else SECONDS_PER_LINE):
@@ -124,6 +140,6 @@ def progress_counter(what: str) -> Iterator[Callable[[int], None]]:
             line = f"{done:,} {what}  {done / (now - began):,.0f}/s"
             print(f"\r{line}" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
 
-    yield tell
+    yield report
     if live and shown > began:
         print(file=sys.stderr)

@@ -45,22 +45,22 @@ def demo(
     )
     result = run(config)
     echo("3 of 4  evaluation on texts that the training has not seen")
-    metrics = measure(result["bundle"], data)
+    metrics = measure(result.bundle, data)
     echo(table(metrics))
     echo("4 of 4  extraction from new sentences")
-    extractor = Extractor.load(result["bundle"])
+    extractor = Extractor.load(result.bundle)
     for sentence in SENTENCES:
         print(sentence)
         for each in extractor(sentence):
             print(f"    {each.text}  [{each.start}:{each.end}]  {each.score:.3f}")
     echo(
-        f"\ncorpus   {place / 'corpus'}\ndataset  {data}\nbundle   {result['bundle']}\n\nNext:\n"
-        f'  echo "a text of yours" | {INVOCATION} extract {result["bundle"]}\n'
+        f"\ncorpus   {place / 'corpus'}\ndataset  {data}\nbundle   {result.bundle}\n\nNext:\n"
+        f'  echo "a text of yours" | {INVOCATION} extract {result.bundle}\n'
         f"  {INVOCATION} prepare YOUR.tsv --out data/mine       # text<TAB>keyphrase;keyphrase\n"
         f"  {INVOCATION} train --data data/mine --workers {workers}"
     )
     if json:
-        print_json({"name": result["name"], "bundle": result["bundle"], "seconds": result["seconds"], "test": metrics})
+        print_json({"name": result.name, "bundle": result.bundle, "seconds": result.seconds, "test": metrics})
 
 
 def next_name(place: Path) -> str:

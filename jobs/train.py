@@ -1,19 +1,22 @@
 """`python -m jobs train`: dataset directory -> run folder with a bundle, on Ray Train."""
 
-import os
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs.console import INVOCATION, command, echo, print_json, table
+from jobs.console import FAILED, INVOCATION, Terminated, command, echo, exit_code, leave, print_json, table
 from jobs.progress import TrainingProgress
+
+if TYPE_CHECKING:
+    from distributed.train.result import TrainResult
+    from model.config import Config
 
 
 @command
 def train(
     data: Annotated[str | None, typer.Option(help="Dataset directory made by prepare.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run; made from the time otherwise.")] = None,
-    resume: Annotated[str | None, typer.Option(help="Name of a run to go on with from its last checkpoint.")] = None,
+    resume: Annotated[str | None, typer.Option(help="Name of a run to resume from its last checkpoint.")] = None,
     preset: Annotated[str | None, typer.Option(help="record (the defaults) or best.")] = None,
     config: Annotated[str | None, typer.Option(help="Configuration file, YAML or JSON.")] = None,
     set: Annotated[list[str] | None, typer.Option(help="A field by its dotted name, as in training.lr=0.002.")] = None,
@@ -28,10 +31,12 @@ def train(
     cell: Annotated[str | None, typer.Option(help="tagger.cell: rnn, gru or lstm.")] = None,
     workers: Annotated[
         str | None,
-        typer.Option(help="run.workers: processes that share each batch; 2:8 goes on with 2 where nodes are lost."),
+        typer.Option(
+            help="run.workers: processes that share each batch; 2:8 continues with as few as 2 where nodes are lost."
+        ),
     ] = None,
     device: Annotated[str | None, typer.Option(help="run.device: auto, cpu or cuda.")] = None,
-    storage: Annotated[str | None, typer.Option(help="run.storage: where run folders lie, a path or URI.")] = None,
+    storage: Annotated[str | None, typer.Option(help="run.storage: where run folders are, a path or URI.")] = None,
     wandb_project: Annotated[
         str | None, typer.Option("--wandb-project", "--project", help="run.wandb_project: W&B project.")
     ] = None,
@@ -62,20 +67,20 @@ def train(
     tree = merge_sources(preset, config, set or [], flags)
     resolved = resolve(tree, resume)
     if dry_run:
-        from distributed.train.driver import dry_run as plan
+        from distributed.train.preflight import dry_run as plan
 
         print_json(plan(resolved))
         return
     result = run(resolved)
-    echo(table(result["valid"]))
-    echo(f"bundle: {result['bundle']} (epoch {result['best_epoch']} of {result['epochs']})")
-    echo(f"next: {INVOCATION} evaluate {result['bundle']} --data {resolved.data}")
+    echo(table(result.valid))
+    echo(f"bundle: {result.bundle} (epoch {result.best_epoch} of {result.epochs})")
+    echo(f"next: {INVOCATION} evaluate {result.bundle} --data {resolved.data}")
     if json:
-        print_json(result)
+        print_json(result.as_json())
 
 
 def _workers(text: str | None) -> dict[str, int]:
-    """`4`, or `2:8` for the fewest and the most. Raises UserError."""
+    """Parse `4`, or `2:8` for the fewest and the most. Raises UserError."""
     from model.errors import UserError
 
     if text is None:
@@ -90,7 +95,7 @@ def _workers(text: str | None) -> dict[str, int]:
 def merge_sources(
     preset: str | None, path: str | None, assignments: list[str], flags: dict[str, Any]
 ) -> dict[str, Any]:
-    """The tree of values that were given: by preset, then by file, then by --set, then by flag."""
+    """Return the tree of the values given: by preset, then by file, then by --set, then by flag; the last wins."""
     from model.config import assign, merge, preset_values, read_config, set_dotted
 
     tree = preset_values(preset) if preset else {}
@@ -104,9 +109,9 @@ def merge_sources(
     return tree
 
 
-def resolve(tree: dict[str, Any], resume: str | None) -> Any:
-    """The configuration of the run that begins or goes on."""
-    from distributed.train.driver import new_run, resumed_run
+def resolve(tree: dict[str, Any], resume: str | None) -> "Config":
+    """Return the configuration of the run to start or resume."""
+    from distributed.train.runs import new_run, resumed_run
     from model.config import RunConfig, make_config
 
     if resume is None:
@@ -115,23 +120,20 @@ def resolve(tree: dict[str, Any], resume: str | None) -> Any:
     return resumed_run(resume, location, tree)
 
 
-def run(config: Any) -> dict[str, Any]:
-    """Trains, shows how it goes, and says how to go on if it is stopped."""
+def run(config: "Config") -> "TrainResult":
+    """Train and show the progress; where it is stopped, print how to resume it."""
     from distributed.train.driver import train as fit
-    from jobs.console import FAILED, INTERRUPTED, TERMINATED, Terminated
     from model.errors import NotGrantedError
 
     try:
-        with TrainingProgress(config.training.epochs) as view:
-            return fit(config, view.event)
+        with TrainingProgress(config.training.epochs) as progress:
+            return fit(config, progress.event)
     except (KeyboardInterrupt, Terminated) as stop:
-        echo(f"stopped; go on with: {INVOCATION} train --resume {config.run.name} --storage {config.run.storage}")
-        # The trainer's thread still speaks to Ray, and Ray ends a process with code 1 that does so after a shutdown. So
-        # the process ends at once; Ray's own processes end with it.
-        os._exit(INTERRUPTED if isinstance(stop, KeyboardInterrupt) else TERMINATED)
-    except NotGrantedError as error:  # as above: Ray Train still waits
+        echo(f"stopped; resume with: {INVOCATION} train --resume {config.run.name} --storage {config.run.storage}")
+        leave(exit_code(stop))
+    except NotGrantedError as error:  # Ray Train still waits
         echo(f"error: {error}")
-        os._exit(FAILED)
+        leave(FAILED)
     finally:
         import ray
 

@@ -1,12 +1,11 @@
 """`python -m jobs tune`: dataset directory -> a sweep's folder with evidence and a bundle, on Ray Tune."""
 
-import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from distributed.sweep.samplers import SAMPLERS
-from jobs.console import INVOCATION, command, echo, print_json
+from jobs.console import FAILED, INVOCATION, Terminated, command, echo, exit_code, leave, print_json
 from jobs.progress import SweepProgress
 from jobs.train import merge_sources
 
@@ -156,7 +155,6 @@ def run(plan: "SweepConfig") -> "TuneResult":
     from distributed.sweep.state import sweep_exists
     from distributed.tune.driver import tune as carry_out
     from distributed.tune.driver import write_best_bundle
-    from jobs.console import FAILED, INTERRUPTED, TERMINATED, Terminated
     from model.errors import NotGrantedError
 
     resume = f"{plan.config.run.name} --storage {plan.config.run.storage}"
@@ -171,11 +169,10 @@ def run(plan: "SweepConfig") -> "TuneResult":
             echo(f"resume with: {INVOCATION} tune --resume {resume}")
         else:
             echo("stopped before the sweep began")
-        # Tune's thread still talks to Ray; see jobs/train.py.
-        os._exit(INTERRUPTED if isinstance(stop, KeyboardInterrupt) else TERMINATED)
-    except NotGrantedError as error:  # as above: Tune still waits
+        leave(exit_code(stop))
+    except NotGrantedError as error:  # Tune still waits
         echo(f"error: {error}; resume with: {INVOCATION} tune --resume {resume}")
-        os._exit(FAILED)
+        leave(FAILED)
     finally:
         import ray
 

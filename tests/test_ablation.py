@@ -17,7 +17,7 @@ from distributed.sweep.metric import Metric
 from distributed.sweep.plan import SweepConfig, dry_run, make_plan, new_sweep, validate_plan
 from distributed.sweep.space import parse_space
 from distributed.sweep.state import SweepState, read_sweep, resumed_sweep
-from distributed.train.checkpoint import keep_best
+from distributed.train.checkpoint import save_best
 from distributed.tune.driver import tune
 from model import storage
 from model.config import Config, TaggerConfig, make_config
@@ -135,7 +135,7 @@ def trained(small_dataset: str, tmp_path: Path) -> SweepState:
         for epoch, value, state in ((1, f1, {}), (2, f1 / 2, {"state": "finished"})):
             metrics = {"epoch": epoch, "valid/keyphrase_f1": value, "train/seconds": 3.0 * epoch}
             sweep.apply({"event": "epoch", "time": 1.0, "trial": name, "metrics": metrics, **state})
-        keep_best(sweep.folder_of(sweep.trials[name]), {}, best)
+        save_best(sweep.folder_of(sweep.trials[name]), {}, best)
     return sweep
 
 

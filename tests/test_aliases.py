@@ -15,8 +15,8 @@ from distributed.report.page import write_report
 from distributed.sweep.plan import make_plan
 from distributed.sweep.state import read_sweep, resumed_sweep
 from distributed.train.checkpoint import load_best, load_checkpoint
-from distributed.train.driver import resumed_run
 from distributed.train.events import EpochEnd, Event
+from distributed.train.runs import resumed_run
 from model.aliases import FIELDS, WEIGHTS, current_weights
 from model.config import assign, fields, make_config, read_config
 from model.data.dataset import Dataset
@@ -120,7 +120,7 @@ def test_a_run_and_a_sweep_of_format_1_go_on(format1: Path, cluster):
             begun.append(event.metrics["epoch"])
 
     result = train(resumed_run("cut", storage, {}), take)
-    assert begun == [40] and result["epochs"] == 40
+    assert begun == [40] and result.epochs == 40
     history = [json.loads(line) for line in (format1 / "runs/cut/metrics.jsonl").read_text("utf-8").splitlines()]
     assert history[-1]["train/loss"] == pytest.approx(0.024987, rel=0.02)  # as the earlier version had it
     swept = tune(resumed_sweep("sweep", storage, {}), lambda event: None).as_dict()

@@ -24,7 +24,7 @@ class Cut(StorageCheckpointer):
     """Keeps at every opportunity, and is cut off after some."""
 
     def __init__(self, folder: str, after: int, notes: list[str]) -> None:
-        super().__init__(folder, SELECTION_METRIC, SingleProcess(), note=notes.append)
+        super().__init__(folder, SELECTION_METRIC, SingleProcess(), on_note=notes.append)
         self.after = after
 
     def should_save(self) -> bool:
@@ -81,7 +81,7 @@ def test_a_training_cut_off_inside_an_epoch_ends_as_if_it_had_not_been(
     newest = checkpoints(str(tmp_path))[0]
     assert ("_step_" in newest) == (after != 10)  # nine inside an epoch, then its end
     assert same(train(small_dataset, tmp_path, notes=notes), whole)
-    assert notes == [f"going on from {newest} with 1 worker(s)"]
+    assert notes == [f"resuming from {newest} with 1 worker(s)"]
 
 
 def test_two_checkpoints_and_the_best_weights_stay(small_dataset: str, tmp_path: Path):
@@ -111,8 +111,8 @@ def test_a_newest_checkpoint_cut_off_anywhere_gives_way_to_the_one_before(
             (folder / newest / name).write_bytes(content[:length])
             notes: list[str] = []
             assert same(train(small_dataset, folder, notes=notes), whole)
-            assert "is no whole checkpoint" in notes[0] and "the one before it is used" in notes[0]
-            assert notes[1] == f"going on from {before} with 1 worker(s)"
+            assert "is not a whole checkpoint" in notes[0] and "using the one before it" in notes[0]
+            assert notes[1] == f"resuming from {before} with 1 worker(s)"
 
 
 def test_a_checkpoint_cut_off_anywhere_is_never_taken_for_whole(tmp_path: Path):
@@ -122,17 +122,17 @@ def test_a_checkpoint_cut_off_anywhere_is_never_taken_for_whole(tmp_path: Path):
         content = (tmp_path / name).read_bytes()
         for size in range(len(content)):
             (tmp_path / name).write_bytes(content[:size])
-            refused(lambda: load_checkpoint(str(tmp_path)), "no whole checkpoint")
+            refused(lambda: load_checkpoint(str(tmp_path)), "not a whole checkpoint")
         (tmp_path / name).write_bytes(content)
     (tmp_path / "state.pt").unlink()
-    refused(lambda: load_checkpoint(str(tmp_path)), "no whole checkpoint")
+    refused(lambda: load_checkpoint(str(tmp_path)), "not a whole checkpoint")
 
 
 def test_a_checkpoint_inside_an_epoch_comes_with_the_minutes(tmp_path: Path):
     checkpointer = StorageCheckpointer(str(tmp_path), SELECTION_METRIC, SingleProcess(), minutes=1.0)
     assert not checkpointer.should_save()
-    checkpointer.kept -= 61
+    checkpointer.saved -= 61
     assert checkpointer.should_save()
     never = StorageCheckpointer(str(tmp_path), SELECTION_METRIC, SingleProcess(), minutes=0.0)
-    never.kept -= 1e6
+    never.saved -= 1e6
     assert not never.should_save()

@@ -102,7 +102,7 @@ def test_a_node_that_is_lost_costs_no_bit(nodes: Nodes, training: list[str]):
     nodes.wait(lambda: nodes.status("node") not in ("PENDING", "RUNNING"), 180)
     logs = nodes.job_logs("node")
     assert nodes.status("node") == "SUCCEEDED", logs
-    assert "lost worker 0" in logs and "going on from checkpoint_epoch_" in logs
+    assert "lost worker 0" in logs and "resuming from checkpoint_epoch_" in logs
     nodes.add()
     run = nodes.shared / "runs" / "node"
     undisturbed = alone(make_config(json.loads((run / "config.json").read_text()))).history
@@ -135,11 +135,11 @@ def test_a_stopped_job_leaves_nothing_behind_and_goes_on_to_the_same_bits(
     stopped = time.monotonic()
     nodes.wait(lambda: not any(nodes.left().values()), 30)
     print(f"nothing was left {time.monotonic() - stopped:.1f} s after the stop")
-    assert nodes.status("stopped") == "STOPPED" and "go on with" in nodes.job_logs("stopped")
+    assert nodes.status("stopped") == "STOPPED" and "resume with" in nodes.job_logs("stopped")
     again = ["train", "--resume", "stopped", "--storage", str(nodes.shared / "runs"), "--json"]
     done = nodes.submit(*again, job="again")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "going on from checkpoint_epoch_" in nodes.job_logs("again")
+    assert "resuming from checkpoint_epoch_" in nodes.job_logs("again")
     assert weights(nodes, "stopped") == undisturbed[0]
 
 
@@ -173,7 +173,7 @@ def test_a_notice_from_the_cloud_is_answered_by_a_checkpoint(
     nodes.add()
     nodes.wait(lambda: nodes.status("spot") not in ("PENDING", "RUNNING"), 180)
     logs = nodes.job_logs("spot")
-    assert "will be taken away in" in logs and "going on from checkpoint_epoch_" in logs
+    assert "will be taken away in" in logs and "resuming from checkpoint_epoch_" in logs
     assert nodes.status("spot") == "SUCCEEDED" and weights(nodes, "spot") == undisturbed[0]
 
 

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -16,9 +17,14 @@ from helpers import SMALL, alone, refused, title_of
 from safetensors.torch import load_file
 
 from distributed.cluster.preflight import check_storage
-from distributed.cluster.resources import ClusterResources, plan_workers
-from distributed.train.driver import NoProgressLimit, new_run, resumed_run, train
+from distributed.cluster.ray_internals import START_TIMEOUT
+from distributed.cluster.resources import ClusterResources, WorkerRequest, plan_workers
+from distributed.train import driver
+from distributed.train.driver import train
 from distributed.train.events import EpochEnd, Event, Note, TrainingStarted, WorkersLost
+from distributed.train.failures import NoProgressLimit
+from distributed.train.result import read_result
+from distributed.train.runs import new_run, resumed_run
 from distributed.train.tracking import WandbRun
 from model.config import Config, RunConfig, make_config, preset_values
 from model.errors import RunFailedError, UserError
@@ -59,12 +65,12 @@ def train_workers() -> list[psutil.Process]:
 def test_two_workers_end_with_the_weights_of_one(cluster, small_dataset: str, tmp_path: Path, batch: int, tagger: dict):
     config = config_of(small_dataset, tmp_path, "two", {"dropout": 0.0, **tagger}, {"workers": 2}, batch=batch)
     two, one = train(config, quiet), alone(config)
-    weights = load_file(Path(two["bundle"]) / "weights.safetensors")
+    weights = load_file(Path(two.bundle) / "weights.safetensors")
     best = one.history[one.best]
-    assert two["best_epoch"] == best["epoch"] == 3  # the bundle's weights are those of the last epoch
+    assert two.best_epoch == best["epoch"] == 3  # the bundle's weights are those of the last epoch
     for name, weight in one.tagger.state_dict().items():
         assert torch.allclose(weight, weights[name], atol=1e-5), name
-    assert two["keyphrase_f1"] == pytest.approx(best["valid/keyphrase_f1"], abs=0.02)
+    assert two.valid["keyphrase_f1"] == pytest.approx(best["valid/keyphrase_f1"], abs=0.02)
 
 
 @pytest.mark.ray
@@ -76,11 +82,12 @@ def test_a_run_keeps_its_figures_best_epoch_and_configuration(cluster, small_dat
     history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [event.metrics for event in events if isinstance(event, EpochEnd)] == history and len(history) == 4
     best = max(history, key=lambda metrics: metrics["valid/keyphrase_f1"])
-    assert result["best_epoch"] == best["epoch"] and result["keyphrase_f1"] == best["valid/keyphrase_f1"]
-    assert result["valid"]["keyword_f1"] == result["keyword_f1"] and result["epochs"] == 4
-    assert load_bundle(result["bundle"]).config == config
+    assert result.best_epoch == best["epoch"] and result.valid["keyphrase_f1"] == best["valid/keyphrase_f1"]
+    shown = result.as_json()
+    assert result.valid["keyword_f1"] == shown["keyword_f1"] == shown["valid"]["keyword_f1"] and result.epochs == 4
+    assert load_bundle(result.bundle).config == config
     assert json.loads((folder / "config.json").read_text()) == config.model_dump()
-    assert json.loads((folder / "result.json").read_text()) == result
+    assert json.loads((folder / "result.json").read_text()) == shown and read_result(str(folder)) == result
     kept = {path.name for path in folder.glob("checkpoint_epoch_*")}
     assert kept == {"checkpoint_epoch_0003", "checkpoint_epoch_0004"} and (folder / "best.safetensors").exists()
     refused(lambda: config_of(small_dataset, tmp_path, "kept"), "exists", "--resume kept")
@@ -109,15 +116,15 @@ def test_three_workers_of_which_one_is_killed_end_with_the_bits_of_three_that_ar
     disturbed = train(config_of(small_dataset, tmp_path, "disturbed", **settings), kill_once)
     config = config_of(small_dataset, tmp_path, "whole", **settings)
     whole = train(config, quiet)
-    assert killed and disturbed["epochs"] == 8
+    assert killed and disturbed.epochs == 8
     assert notes[-2].startswith("lost worker ")
-    assert re.match(r"going on from checkpoint_epoch_0\d+ with 3 worker", notes[-1])
-    files = [(Path(result["bundle"]) / "weights.safetensors").read_bytes() for result in (disturbed, whole)]
+    assert re.match(r"resuming from checkpoint_epoch_0\d+ with 3 worker", notes[-1])
+    files = [(Path(result.bundle) / "weights.safetensors").read_bytes() for result in (disturbed, whole)]
     assert files[0] == files[1]
     epochs = [json.loads(line)["epoch"] for line in (tmp_path / "disturbed" / "metrics.jsonl").read_text().splitlines()]
     assert epochs == list(range(1, 9))
     one = summarize(alone(config).counts)  # each with its own dropout
-    assert one["keyphrase_f1_low"] <= whole["keyphrase_f1"] <= one["keyphrase_f1_high"]
+    assert one["keyphrase_f1_low"] <= whole.valid["keyphrase_f1"] <= one["keyphrase_f1_high"]
     assert one["keyphrase_f1"] > 0.3
 
 
@@ -136,6 +143,49 @@ def test_losses_are_borne_as_long_as_the_training_gets_further():
         limit.handle(lost)
     with pytest.raises(UserError, match="full"):
         NoProgressLimit(2, quiet).handle(WorkersLost("worker 0: full", UserError("full")))
+
+
+def asked_of_ray(monkeypatch: pytest.MonkeyPatch, **run: Any) -> dict[str, Any]:
+    """What a run asks of Ray: how its trainer is built, and the start timeout while it runs; nothing is trained."""
+    seen: dict[str, Any] = {}
+
+    def fit() -> Any:
+        seen["start_timeout"] = float(os.environ[START_TIMEOUT])
+        return SimpleNamespace(return_value=None)
+
+    def make_trainer(*_: Any, **settings: Any) -> Any:
+        seen.update(settings)
+        return SimpleNamespace(fit=fit)
+
+    monkeypatch.setattr("distributed.train.trainer.make_trainer", make_trainer)
+    monkeypatch.setattr("distributed.train.shared_data.SharedData.load", lambda *_: None)
+    monkeypatch.setattr("distributed.cluster.wait.ResourceWait", lambda *_: SimpleNamespace(poll=lambda: None))
+    monkeypatch.setattr("ray.put", lambda _: None)
+    queue = SimpleNamespace(qsize=lambda: 0, shutdown=lambda: None)
+    monkeypatch.setattr(driver, "driver_queue", lambda: queue)
+    config = make_config({"data": "d", "run": {"name": "r"} | run})
+    driver._fit(config, WorkerRequest(config.run.workers, 1, False), "r", quiet)
+    return seen
+
+
+@pytest.mark.parametrize(("retries", "restarts"), [(0, 0), (3, -1)])
+def test_without_retries_a_preemption_restarts_nothing_either(
+    monkeypatch: pytest.MonkeyPatch, retries: int, restarts: int
+):
+    """Ray counts workers that a preemption takes away apart; with retries, NoProgressLimit decides."""
+    failures = asked_of_ray(monkeypatch, retries=retries)["failure_config"]
+    assert (failures.max_failures, failures.max_preemption_failures) == (restarts, restarts)
+
+
+def test_the_start_timeout_of_a_run_ends_with_it(monkeypatch: pytest.MonkeyPatch):
+    """An elastic run after one of fixed size, in the same process, does not wait for its full size as long as that."""
+    monkeypatch.setenv(START_TIMEOUT, "17")
+    fixed = asked_of_ray(monkeypatch, workers=2, wait_minutes=30)
+    assert (fixed["workers"], fixed["start_timeout"]) == (2, 1860)  # ResourceWait gives up before
+    assert os.environ[START_TIMEOUT] == "17"
+    elastic = asked_of_ray(monkeypatch, workers=4, min_workers=2)
+    assert (elastic["workers"], elastic["start_timeout"]) == ((2, 4), 30)
+    assert os.environ[START_TIMEOUT] == "17"
 
 
 @pytest.mark.ray

@@ -1,11 +1,11 @@
-"""Failures of a training's workers: reported to the driver, and as errors that say what to do."""
+"""Failures of a training's workers: reported to the driver, counted, and as errors that say what to do."""
 
 from typing import TYPE_CHECKING
 
 import ray.train
 from ray.train import ControllerError, WorkerGroupError
 
-from distributed.train.events import WorkersLost, send
+from distributed.train.events import Event, EventHandler, Note, TrainingStarted, WorkersLost, send
 from model.errors import RunFailedError, UserError
 
 if TYPE_CHECKING:
@@ -21,6 +21,33 @@ class WorkerLossCallback(ray.train.UserCallback):
     def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
         """Called by Ray before it restarts the workers."""
         send(self.events, WorkersLost(describe(worker_exceptions), worker_error(self.folder, worker_exceptions)))
+
+
+class NoProgressLimit:
+    """Passes events on, and ends a training that is restarted again and again without progress.
+
+    Ray counts every failure of a training against one limit. A healthy run of several days on machines that may be taken
+    away has many, so only those without progress in between are counted.
+    """
+
+    def __init__(self, retries: int, on_event: EventHandler) -> None:
+        self.retries, self.on_event = retries, on_event
+        self.losses, self.position = 0, (0, 0)
+
+    def handle(self, event: Event) -> None:
+        """Raises UserError or RunFailedError where another try would not help."""
+        match event:
+            case TrainingStarted(epoch, step):
+                if (epoch, step) > self.position:
+                    self.losses = 0
+                self.position = (epoch, step)
+            case WorkersLost(reason, error):
+                self.losses += 1
+                if isinstance(error, UserError) or self.losses > self.retries:
+                    raise error
+                self.on_event(Note(f"lost {reason}"))
+            case _:
+                self.on_event(event)
 
 
 def describe(failures: dict[int, Exception]) -> str:

@@ -3,7 +3,8 @@
 import json
 import time
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.train
@@ -12,132 +13,153 @@ import torch
 from ray.exceptions import RayError
 
 from distributed.cluster.ray_internals import preemption_notice
-from distributed.train.checkpoint import KEEP, STOP, StoppedError, StorageCheckpointer, checkpoints
+from distributed.train.checkpoint import (
+    SAVE,
+    STOP,
+    CheckpointRequest,
+    StoppedError,
+    StorageCheckpointer,
+    checkpoints,
+    resume_training,
+)
 from distributed.train.events import EpochEnd, EventSender, Note, TrainingStarted
 from distributed.train.process_group import TorchCommunicator
 from distributed.train.shared_data import SharedData
 from model import storage
-from model.config import Config, make_config
+from model.config import make_config
 from model.errors import DivergedError, UserError
-from model.network.tagger import new_tagger
 from model.training.communicator import Communicator, SingleProcess
 from model.training.loop import SELECTION_METRIC, Training
 
-_SECONDS_BEFORE_THE_DEADLINE = 10.0  # room for a look, twenty steps and a checkpoint
+if TYPE_CHECKING:
+    from ray import ObjectRef
+    from ray.util.queue import Queue
+
+_SECONDS_BEFORE_THE_DEADLINE = 10.0  # time for a poll, twenty steps and a checkpoint
 
 
-def train_loop_per_worker(settings: dict[str, Any]) -> str | None:
-    """Trains this worker's share. Runs on the workers.
+@dataclass(frozen=True)
+class WorkerSettings:
+    """What each worker of a training is given.
 
-    Args:
-        settings: `config` (the whole configuration as plain values), `run` (location of the run's folder), `data`
-            (reference to a Data, which lies once in the memory of each node), `threads` (of torch), `events` (the queue to
-            the driver) and `orders` (the queue from it).
+    Attributes:
+        config: the whole configuration as plain values.
+        folder: location of the run's folder.
+        data: reference to a SharedData, which is once in the memory of each node.
+        threads: of torch.
+        events: the queue to the driver.
+        control: the queue from the driver, which asks for a stop.
+    """
+
+    config: dict[str, Any]
+    folder: str
+    data: "ObjectRef[SharedData]"
+    threads: int
+    events: "Queue"
+    control: "Queue"
+
+
+def train_loop_per_worker(arguments: dict[str, WorkerSettings]) -> str | None:
+    """Train on this worker, with the others of its group.
 
     Returns:
-        None; or, where the training diverged, what to tell the user. To Ray that is no error, or it would try again.
+        None; or, where the training diverged, the message for the user. To Ray that is no error, or it would try again.
     """
-    torch.set_num_threads(settings["threads"])
-    config = make_config(settings["config"])
-    context = ray.train.get_context()
-    communicator: Communicator = TorchCommunicator() if context.get_world_size() > 1 else SingleProcess()
-    sender = EventSender(settings["events"]) if communicator.rank == 0 else None
+    settings = arguments["settings"]
+    torch.set_num_threads(settings.threads)
+    communicator: Communicator = (
+        TorchCommunicator() if ray.train.get_context().get_world_size() > 1 else SingleProcess()
+    )
+    sender = EventSender(settings.events) if communicator.rank == 0 else None
     try:
-        return _train(config, settings, communicator, sender)
+        return _train(settings, communicator, sender)
     finally:
         if sender:
             sender.close()
 
 
-def _train(
-    config: Config, settings: dict[str, Any], communicator: Communicator, sender: EventSender | None
-) -> str | None:
-    data: SharedData = ray.get(settings["data"])
-    tagger = new_tagger(config.tagger, data.words, config.training.seed, data.vectors_for(config.tagger))
-    device = ray.train.torch.get_device() if torch.cuda.is_available() else torch.device("cpu")
-    run = settings["run"]
-    _check_that_all_see(run)
-    note = (lambda text: sender.send(Note(text))) if sender else (lambda text: None)
-    asked = _stop_or_save_request(settings["orders"], note)
-    checkpointer = StorageCheckpointer(run, SELECTION_METRIC, communicator, config.run.checkpoint_minutes, note, asked)
-    training = Training(
-        config.training,
-        tagger,
-        data.train,
-        data.valid,
+def _train(settings: WorkerSettings, communicator: Communicator, sender: EventSender | None) -> str | None:
+    config, folder = make_config(settings.config), settings.folder
+    _check_storage_is_shared(folder)
+    on_note = (lambda text: sender.send(Note(text))) if sender else (lambda text: None)
+    checkpointer = StorageCheckpointer(
+        folder,
+        SELECTION_METRIC,
         communicator,
-        device,
-        sender.send if sender else None,
-        checkpointer,
+        config.run.checkpoint_minutes,
+        on_note,
+        _checkpoint_request(settings.control, on_note),
     )
-    checkpointer.restore(training)
+    device = ray.train.torch.get_device() if torch.cuda.is_available() else torch.device("cpu")
+    on_progress = sender.send if sender else None
+    training = resume_training(config, ray.get(settings.data), communicator, device, checkpointer, on_progress)
     if sender:
         sender.send(TrainingStarted(training.epoch, training.step))
     try:
         for metrics in training.epochs():
             checkpointer.save(training)
             if sender:
-                _write_metrics(run, training)
+                _write_metrics(folder, training)
                 sender.send(EpochEnd(metrics))
     except StoppedError:
         return None
     except DivergedError as error:
-        last = next(iter(checkpoints(run)), None)
-        good = f"the last good checkpoint is {storage.join(run, last)}" if last else "there is no checkpoint yet"
+        newest = next(iter(checkpoints(folder)), None)
+        good = f"the last good checkpoint is {storage.join(folder, newest)}" if newest else "there is no checkpoint yet"
         return f"{error}; {good}"
     if sender:
-        _write_metrics(run, training)  # a kill may have come between the last checkpoint and its line
+        _write_metrics(folder, training)  # a kill may have come between the last checkpoint and its line
     return None
 
 
-def _write_metrics(run: str, training: Training) -> None:
-    lines = "".join(json.dumps(each) + "\n" for each in training.history)
-    storage.write(storage.join(run, "metrics.jsonl"), lines.encode())
+def _write_metrics(folder: str, training: Training) -> None:
+    lines = "".join(json.dumps(metrics) + "\n" for metrics in training.history)
+    storage.write(storage.join(folder, "metrics.jsonl"), lines.encode())
 
 
-def _check_that_all_see(run: str) -> None:
-    """Raises UserError where this worker's node does not see the run's folder: it lies on another node's disk."""
-    if not storage.exists(storage.join(run, "config.json")):
+def _check_storage_is_shared(folder: str) -> None:
+    """Raises UserError where this worker's node does not see the run's folder: it is on another node's disk."""
+    if not storage.exists(storage.join(folder, "config.json")):
         raise UserError(
-            f"{run}: is not seen by a worker on another node; give --storage a path on a file system that every node "
+            f"{folder}: is not seen by a worker on another node; give --storage a path on a file system that every node "
             f"mounts, or a URI such as s3://bucket/runs"
         )
 
 
-def _stop_or_save_request(orders: Any, note: Callable[[str], None]) -> Callable[[], str | None]:
-    """Asks whether the driver wants the training stopped, or a node's notice calls for a checkpoint."""
-    warned = _preemption_notice(note)
+def _checkpoint_request(control: "Queue", on_note: Callable[[str], None]) -> Callable[[], CheckpointRequest | None]:
+    """Make a function that returns STOP where the driver asks for it, SAVE where a node is about to be taken away."""
+    preempted = _preemption_watch(on_note)
 
-    def asked() -> str | None:
+    def request() -> CheckpointRequest | None:
         try:
-            if orders.qsize() > 0:
+            if control.qsize() > 0:
                 return STOP
         except RayError:  # the driver is gone, and so is its queue
             pass
-        return KEEP if warned() else None
+        return SAVE if preempted() else None
 
-    return asked
+    return request
 
 
-def _preemption_notice(note: Callable[[str], None]) -> Callable[[], bool]:
-    """Asks whether it is time for a checkpoint because a node of this training is about to be taken away.
+def _preemption_watch(on_note: Callable[[str], None]) -> Callable[[], bool]:
+    """Make a function that returns whether to save because a node of this training is about to be taken away.
 
-    It is when the notice comes, and again shortly before the deadline, so that little is lost of what was done between.
+    It does once when the notice comes, and once shortly before the deadline, so that little is lost of what was done between.
     """
-    told: set[tuple[int, bool]] = set()
+    saved: set[tuple[int, bool]] = set()
 
-    def warned() -> bool:
-        info = preemption_notice()
-        if info is None:
+    def preempted() -> bool:
+        notice = preemption_notice()
+        if notice is None:
             return False
-        deadline = info.deadline_ms or 0
+        deadline = notice.deadline_ms or 0
         left = deadline / 1000 - time.time()
         moment = (deadline, bool(deadline) and left < _SECONDS_BEFORE_THE_DEADLINE)
-        if moment in told:
+        if moment in saved:
             return False
-        told.add(moment)
+        saved.add(moment)
         when = f"in {max(left, 0):.0f} s" if deadline else "soon"
-        note(f"a node of this training will be taken away {when}: keeping a checkpoint")
+        on_note(f"a node of this training will be taken away {when}: saving a checkpoint")
         return True
 
-    return warned
+    return preempted

@@ -5,15 +5,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from distributed.sweep.metric import Metric
-from distributed.train.checkpoint import StorageCheckpointer
+from distributed.train.checkpoint import StorageCheckpointer, resume_training
 from distributed.train.events import EventSender
 from distributed.train.shared_data import SharedData
 from distributed.tune.events import TrialProgress, TrialStarted
 from model.config import make_config
 from model.errors import DivergedError, UserError
-from model.network.tagger import new_tagger
 from model.training.communicator import Communicator
-from model.training.loop import Metrics, Training
+from model.training.loop import Metrics
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -90,17 +89,14 @@ class TrialRun:
         self.checkpointer = StorageCheckpointer(
             spec.folder, settings.metric.key, communicator, config.run.checkpoint_minutes
         )
-        self.training = Training(
-            config.training,
-            new_tagger(config.tagger, data.words, config.training.seed, data.vectors_for(config.tagger)),
-            data.train,
-            data.valid,
+        self.training = resume_training(
+            config,
+            data,
             communicator,
             torch.device("cuda" if settings.gpus else "cpu"),
-            (lambda progress: events.send(TrialProgress(spec.trial, progress))) if events else None,
             self.checkpointer,
+            (lambda progress: events.send(TrialProgress(spec.trial, progress))) if events else None,
         )
-        self.checkpointer.restore(self.training)
         if events:
             events.send(TrialStarted(spec.trial))
 

@@ -130,7 +130,7 @@ class Chaos:
             self.submit(run, job)
             self.follow(run, job)
         logs = self.nodes.job_logs(f"{run}-a") + (self.nodes.job_logs(job) if kind == "driver" else "")
-        places = [line.split()[3] for line in logs.splitlines() if line.startswith("going on from")]
+        places = [line.split()[2] for line in logs.splitlines() if line.startswith("resuming from")]
         finished = (self.runs / run / "result.json").exists()
         lost = struck - seen[newest] if newest in seen else 0.0
         seconds = time.monotonic() - began

@@ -1,0 +1,26 @@
+"""What can be checked of a run before any work is done: the dataset, the batch size, the resources."""
+
+from typing import Any
+
+from distributed.cluster.connection import inspect_cluster
+from distributed.cluster.preflight import check_data
+from distributed.cluster.resources import ClusterResources, WorkerRequest, describe_request, plan_workers
+from model.config import Config
+from model.data.dataset import Dataset
+
+
+def validate_run(config: Config, cluster: ClusterResources) -> WorkerRequest:
+    """Return what a run asks of a cluster.
+
+    Raises:
+        UserError: the run cannot be carried out: its dataset, its batch size or its resources do not allow it.
+    """
+    check_data(config, Dataset(config.data))
+    return plan_workers(config.run, cluster)
+
+
+def dry_run(config: Config) -> dict[str, Any]:
+    """Return the resolved configuration and what a run would ask of the cluster, without running anything."""
+    cluster = inspect_cluster()
+    request = validate_run(config, cluster)
+    return {"name": config.run.name, "config": config.model_dump(), **describe_request(request, cluster)}

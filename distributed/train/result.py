@@ -1,0 +1,76 @@
+"""The result of a run: its bundle, and what `train --json` prints and result.json keeps."""
+
+import json
+import statistics
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from distributed.train.checkpoint import load_best
+from distributed.train.runs import run_folder
+from model import storage
+from model.config import Config
+from model.data.dataset import Dataset
+from model.inference.bundle import save_bundle
+from model.training.loop import SELECTION_METRIC, Metrics
+
+_FILE = "result.json"
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished run.
+
+    Attributes:
+        name: of the run.
+        bundle: location of the finished tagger.
+        epochs: that were trained.
+        best_epoch: the one whose weights the bundle has.
+        seconds: since the start or the last resume.
+        tokens_per_s: in training; the median over epochs.
+        valid: metrics of the best epoch on the validation split, such as `keyphrase_f1`.
+    """
+
+    name: str
+    bundle: str
+    epochs: int
+    best_epoch: int
+    seconds: float
+    tokens_per_s: float
+    valid: Metrics
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the fields, with the metrics also at the top level, where `train`, `evaluate` and `tune` all have them."""
+        return asdict(self) | self.valid
+
+
+def read_result(folder: str) -> TrainResult | None:
+    """Return the result of a finished run; None while it is not finished."""
+    place = storage.join(folder, _FILE)
+    if not storage.exists(place):
+        return None
+    kept: Mapping[str, Any] = json.loads(storage.read(place))
+    return TrainResult(**{field.name: kept[field.name] for field in fields(TrainResult)})
+
+
+def write_result(config: Config, seconds: float) -> TrainResult:
+    """Write the bundle of a run from its best epoch, then its result, which marks it as finished."""
+    assert config.run.name is not None
+    folder = run_folder(config)
+    weights, _ = load_best(folder)
+    lines = storage.read(storage.join(folder, "metrics.jsonl")).decode().splitlines()
+    history: list[Metrics] = [json.loads(line) for line in lines]
+    best = max(history, key=lambda metrics: metrics[SELECTION_METRIC])
+    valid = {
+        name.removeprefix("valid/"): value
+        for name, value in best.items()
+        if name.startswith(("valid/keyphrase_", "valid/keyword_")) and not name.endswith("_loss")
+    }
+    bundle = storage.join(folder, "bundle")
+    save_bundle(bundle, config, Dataset(config.data).tokenizer_bytes(), weights, {"split": "valid", **valid})
+    speed = statistics.median(metrics["train/tokens_per_s"] for metrics in history)
+    result = TrainResult(
+        config.run.name, bundle, len(history), int(best["epoch"]), round(seconds, 3), round(speed, 1), valid
+    )
+    storage.write(storage.join(folder, _FILE), json.dumps(result.as_json(), indent=2).encode())
+    return result

@@ -1,0 +1,91 @@
+"""Runs by name: how one is started and resumed, and what may change between.
+
+A run's folder, `<storage>/<name>/`:
+
+    config.json            the whole configuration
+    metrics.jsonl          the metrics of each epoch
+    checkpoint_epoch_*/    the two newest checkpoints, to resume from
+    best.safetensors       the weights of the best epoch so far
+    bundle/                the finished tagger, with the weights of the best epoch
+    result.json            what `train --json` prints; written when the run is finished
+    wandb/                 W&B's own files (local storage only)
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from model import storage
+from model.config import Config, current_tree, make_config
+from model.errors import UserError
+
+_MARKS = ("config.json", "sweep.json")  # one of them is in the folder of every run and sweep
+
+
+def run_folder(config: Config) -> str:
+    """Return the location of a run's folder. Its configuration has a name."""
+    assert config.run.name is not None
+    return storage.join(config.run.storage, config.run.name)
+
+
+def new_run(config: Config, kind: str = "run") -> Config:
+    """Return the configuration of a new run or sweep: with a name, and with locations that hold on every node.
+
+    Args:
+        config: as the user gave it.
+        kind: `run` or `sweep`, with which a name made from the time begins.
+
+    Raises:
+        UserError: a run or sweep of this name exists.
+    """
+    name = config.run.name or time.strftime(f"{kind}-%Y%m%d-%H%M%S")
+    run = config.run.model_copy(update={"name": name, "storage": storage.absolute(config.run.storage)})
+    config = config.model_copy(update={"data": storage.absolute(config.data), "run": run})
+    folder = run_folder(config)
+    if any(storage.exists(storage.join(folder, mark)) for mark in _MARKS):
+        raise UserError(
+            f"{folder}: a run or sweep of this name exists; resume it with --resume {name}, or choose another --name"
+        )
+    return config
+
+
+def resumed_run(name: str, location: str, changes: Mapping[str, Any]) -> Config:
+    """Return the configuration of a run to resume.
+
+    Args:
+        name: of the run.
+        location: the storage that its folder is in.
+        changes: fields of `run` to change; nothing else may, for the numbers would.
+
+    Raises:
+        UserError: there is no such run, or a change would alter the numbers.
+    """
+    place = storage.join(storage.absolute(location), name, "config.json")
+    tree, given = _read_config(place, name), current_tree(dict(changes))
+    make_config({"data": tree["data"]} | given)  # names what is unknown or not allowed
+    _refuse_other_numbers(name, tree, given)
+    tree["run"] |= given.get("run", {}) | {"name": name, "storage": storage.absolute(location)}
+    return make_config(tree, place)
+
+
+def _read_config(place: str, name: str) -> dict[str, Any]:
+    try:
+        return current_tree(json.loads(storage.read(place)))
+    except FileNotFoundError:
+        raise UserError(f"{place}: no run of this name; see --storage, or start it with --name {name}") from None
+    except ValueError as error:
+        raise UserError(f"{place}: is damaged: {error}") from None
+
+
+def _refuse_other_numbers(name: str, tree: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
+    for part in ("tagger", "training"):
+        other = [key for key, value in changes.get(part, {}).items() if tree[part].get(key) != value]
+        if other:
+            raise UserError(
+                f"--resume {name}: {', '.join(f'{part}.{key}' for key in other)} would change the numbers of a run that has "
+                f"started; start a new run with another --name"
+            )
+    data = changes.get("data")
+    if data is not None and storage.absolute(data) != tree["data"]:
+        raise UserError(f"--resume {name}: the run was started on {tree['data']}; leave --data out, or start a new run")
