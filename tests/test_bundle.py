@@ -41,7 +41,7 @@ def test_a_text_gets_the_same_keyphrases_in_any_company(extractor: Extractor, sm
     texts = [labelled.text for labelled in Dataset(small_dataset).texts("test")]
     together = [[each[:3] for each in found] for found in extractor.pipe(texts)]
     assert together == [[each[:3] for each in extractor(text)] for text in texts]
-    assert together == [[each[:3] for each in found] for found in extractor.pipe(texts, held=7)]
+    assert together == [[each[:3] for each in found] for found in extractor.pipe(texts, batch_size=7)]
     assert sum(map(len, together)) > 20
 
 
@@ -62,7 +62,7 @@ def test_extraction_reads_as_it_goes(extractor: Extractor):
             read += 1
             yield "cheering for Brenwick Herons"
 
-    answers = extractor.pipe(endless(), held=10)
+    answers = extractor.pipe(endless(), batch_size=10)
     for _ in range(25):
         next(answers)
     assert read == 30

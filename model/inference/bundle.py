@@ -1,9 +1,9 @@
-"""The bundle: a finished tagger as a folder that anyone can load, without Ray and without pickle.
+"""The bundle: a finished tagger as a folder that can be loaded without Ray and without pickle.
 
     config.json          format version and configuration
     tokenizer.json       vocabulary and offsets
     weights.safetensors  the network
-    metrics.json         its figures on the validation split
+    metrics.json         its metrics on the validation split
     README.md            the model card
 
 A local bundle is moved into place when it is complete; on other storage `config.json` is written last.
@@ -25,12 +25,19 @@ from model.data.tokenizer import parse_tokenizer
 from model.errors import UserError
 from model.network.tagger import Tagger
 
-FORMAT_VERSION = 2
+BUNDLE_FORMAT = 2  # that is written; 1 is read too, by model/aliases.py
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A loaded bundle: the tagger is on the CPU and in evaluation mode."""
+    """A loaded bundle.
+
+    Attributes:
+        config: of the run that trained it.
+        tokenizer: of the dataset that it was trained on.
+        tagger: on the CPU, in evaluation mode.
+        metrics: of the epoch that the weights come from, on the validation split.
+    """
 
     config: Config
     tokenizer: Tokenizer
@@ -41,16 +48,16 @@ class Bundle:
 def save_bundle(
     location: str, config: Config, tokenizer: bytes, weights: dict[str, torch.Tensor], metrics: dict[str, Any]
 ) -> None:
-    """Writes a bundle, whole or not at all; one that stands there is replaced.
+    """Write a bundle, completely or not at all; an existing one is replaced.
 
     Args:
         location: path or URI of the folder.
         config: the run's configuration.
         tokenizer: content of the dataset's tokenizer.json.
         weights: the tagger's state_dict.
-        metrics: the figures of the epoch that the weights come from.
+        metrics: of the epoch that the weights come from; the keys of `model.training.metrics.summarize`, and others.
     """
-    about = {"format_version": FORMAT_VERSION, **config.model_dump()}
+    about = {"format_version": BUNDLE_FORMAT, **config.model_dump()}
     with staging.staged_local_directory(location, marker="config.json") as folder:
         save_file({name: tensor.cpu().contiguous() for name, tensor in weights.items()}, folder / "weights.safetensors")
         (folder / "tokenizer.json").write_bytes(tokenizer)
@@ -60,18 +67,21 @@ def save_bundle(
 
 
 def load_bundle(location: str) -> Bundle:
-    """Reads a bundle.
+    """Read a bundle of any format up to BUNDLE_FORMAT.
+
+    Args:
+        location: path or URI of the folder.
 
     Raises:
-        UserError: there is none, or a file of it is missing, damaged or of a newer version.
+        UserError: there is no bundle, or a file is missing, damaged or of a newer format.
     """
     if not storage.exists(location):
-        raise UserError(f"{location}: no such bundle; train writes one into the run's folder")
+        raise UserError(f"{location}: no such bundle; `python -m jobs train` writes one into the run's folder")
     about = _json(location, "config.json")
     version = about.pop("format_version", None)
-    if not isinstance(version, int) or version > FORMAT_VERSION:
+    if not isinstance(version, int) or version > BUNDLE_FORMAT:
         raise UserError(
-            f"{location}/config.json: has bundle format {version}, and this Tandem reads up to {FORMAT_VERSION}; "
+            f"{location}/config.json: has bundle format {version}, and this Tandem reads up to {BUNDLE_FORMAT}; "
             f"update Tandem, or train again"
         )
     config = make_config(about, f"{location}/config.json")
@@ -88,7 +98,7 @@ def _file(location: str, name: str) -> bytes:
     try:
         return storage.read(storage.join(location, name))
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{location}: is no whole bundle: {name} is missing; copy the bundle again") from None
+        raise UserError(f"{location}: is not a complete bundle: {name} is missing; copy the bundle again") from None
 
 
 def _json(location: str, name: str) -> dict[str, Any]:
@@ -97,7 +107,7 @@ def _json(location: str, name: str) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{location}/{name}: is damaged ({error}); copy the bundle again") from None
     if not isinstance(content, dict):
-        raise UserError(f"{location}/{name}: is no JSON object; copy the bundle again")
+        raise UserError(f"{location}/{name}: is not a JSON object; copy the bundle again")
     return content
 
 
@@ -122,7 +132,7 @@ A joint-layer RNN (Zhang et al., EMNLP 2016) that finds the keyphrases of short 
 - objective {training.alpha:g} * keyword loss + {1 - training.alpha:g} * keyphrase loss
 - {training.optimizer}, lr {training.lr:g} ({training.schedule}), batch {training.global_batch_size}, seed {training.seed}
 
-Figures on the validation split, with 95 % bootstrap intervals:
+Metrics on the validation split, with 95 % bootstrap intervals:
 
 | head | precision | recall | F1 | interval | exact match |
 |---|---|---|---|---|---|
@@ -134,6 +144,6 @@ Figures on the validation split, with 95 % bootstrap intervals:
     extractor = Extractor.load("BUNDLE")
     extractor("what a match by Roger Federer tonight")
 
-It knows what it learned from `{config.data}` and nothing else: measure it on your own texts with
-`python -m jobs evaluate BUNDLE --data FILE` before you rely on it.
+It was trained on `{config.data}` and nothing else. Before you rely on it, measure it on your own texts:
+`python -m jobs evaluate BUNDLE --data FILE`.
 """

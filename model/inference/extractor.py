@@ -1,8 +1,14 @@
-"""Keyphrases of texts, with their characters and a score; streaming."""
+"""Keyphrases of texts, with their characters and scores; streaming.
+
+extractor = Extractor.load("runs/mine/bundle")
+extractor("what a match by Roger Federer tonight")
+for keyphrases in extractor.pipe(texts):
+    print(keyphrases)
+"""
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,18 +23,18 @@ from model.network.decoding import predict_spans
 from model.network.device import resolve_device, tune_malloc
 from model.network.tagger import Tagger
 
-TEXTS_HELD = 2048
-BATCH = 256
-MAX_CHUNK_TOKENS = 512  # tokens; a longer text is read in pieces of this size, and no keyphrase crosses their borders
+TEXTS_HELD = 2048  # texts that `pipe` processes at a time
+_NETWORK_BATCH_SIZE = 256
+MAX_CHUNK_TOKENS = 512  # a longer text is divided into chunks of this size, and no keyphrase crosses their borders
 
 
 class Keyphrase(NamedTuple):
     """A keyphrase of a text: `text[start:end]`.
 
     Attributes:
-        text: the keyphrase as it stands there.
+        text: the keyphrase as the text has it.
         start, end: its characters, half-open.
-        score: how sure the tagger is, in 0 to 1; see `model.network.decoding.Found`.
+        score: confidence in 0 to 1; see `model.network.decoding.SpanPredictions`.
     """
 
     text: str
@@ -38,58 +44,99 @@ class Keyphrase(NamedTuple):
 
 
 class Extractor:
-    """A tagger with its tokenizer, in use."""
+    """A keyphrase extractor: a tagger with its tokenizer.
+
+    Load one from a bundle with `Extractor.load`, call it with a text, or stream many texts through `pipe`. The result for
+    a text does not depend on the texts beside it. An extractor is not safe to share between threads.
+    """
 
     def __init__(self, tagger: Tagger, tokenizer: Tokenizer, device: str = "cpu") -> None:
+        """
+        Args:
+            tagger: moved to the device and set to evaluation mode.
+            tokenizer: of the dataset that the tagger was trained on.
+            device: `cpu`, `cuda` or `cuda:N`.
+
+        Raises:
+            UserError: there is no such device.
+        """
         tune_malloc()
         self.device = resolve_device(device)
         self.tagger = tagger.to(self.device).eval()
         vocabulary = tokenizer.get_vocab()
-        self._spell = WordFeatures()
-        self._cut = CachedTokenizer(lambda word: vocabulary.get(word, UNKNOWN), tokenizer)
+        self._word_features = WordFeatures()
+        self._tokenize = CachedTokenizer(lambda word: vocabulary.get(word, UNKNOWN), tokenizer)
 
     @classmethod
     def load(cls, bundle: str, device: str = "cpu") -> "Extractor":
-        """From a bundle, by path or URI. Raises UserError where it is not whole, or where there is no such device."""
+        """Load an extractor from a bundle.
+
+        Args:
+            bundle: path or URI of the folder that training wrote.
+            device: `cpu`, `cuda` or `cuda:N`.
+
+        Raises:
+            UserError: the bundle is missing, incomplete, damaged or of a newer format, or there is no such device.
+        """
         loaded = load_bundle(bundle)
         return cls(loaded.tagger, loaded.tokenizer, device)
 
     def __call__(self, text: str) -> list[Keyphrase]:
-        """The keyphrases of one text, in order."""
+        """Return the keyphrases of a text, in the order of their first characters; they do not overlap.
+
+        A text of any length and content is allowed; an empty one has no keyphrases. For many texts, `pipe` is faster.
+        """
         return next(self.pipe([text]))
 
-    def pipe(self, texts: Iterable[str], held: int = TEXTS_HELD) -> Iterator[list[Keyphrase]]:
-        """The keyphrases of each text, in order of the texts; `held` texts are read and answered at a time."""
+    def pipe(self, texts: Iterable[str], batch_size: int = TEXTS_HELD) -> Iterator[list[Keyphrase]]:
+        """Yield the keyphrases of each text, in the order of the texts.
+
+        Args:
+            texts: any iterable, also an endless one: it is read as results are consumed.
+            batch_size: texts that are read and processed at a time; memory grows with it, not with the number of texts.
+
+        Yields:
+            For each text what calling the extractor with it returns.
+        """
         texts = iter(texts)
-        while chunk := list(islice(texts, held)):
-            yield from self._extract(chunk)
+        while batch := list(islice(texts, batch_size)):
+            yield from self._extract(batch)
 
     @torch.no_grad()
     def _extract(self, texts: list[str]) -> list[list[Keyphrase]]:
         found: list[list[Keyphrase]] = [[] for _ in texts]
-        cut = self._cut(texts)
-        views = self._spell(texts, cut.starts, cut.ends, cut.begins) if self.tagger.config.uses_word_features else None
-        text, begins, lengths = _pieces(cut)
-        for rows in length_sorted_batches(lengths, BATCH):
-            batch = [padded(each, begins[rows], lengths[rows], PAD) for each in (cut.ids, views) if each is not None]
-            row, start, end, score = self._spans(lengths[rows], *batch)
-            piece = rows[row]
-            firsts, lasts = cut.starts[begins[piece] + start].tolist(), cut.ends[begins[piece] + end - 1].tolist()
-            for number, first, last, sure in zip(text[piece].tolist(), firsts, lasts, score, strict=True):
-                found[number].append(Keyphrase(texts[number][first:last], first, last, sure))
+        tokens = self._tokenize(texts)
+        features = None
+        if self.tagger.config.uses_word_features:
+            features = self._word_features(texts, tokens.starts, tokens.ends, tokens.begins)
+        text_of, begins, lengths = _chunks(tokens)
+        for rows in length_sorted_batches(lengths, _NETWORK_BATCH_SIZE):
+            batch = [padded(tokens.ids, begins[rows], lengths[rows], PAD)]
+            if features is not None:
+                batch.append(padded(features, begins[rows], lengths[rows], PAD))
+            spans, scores = self._predict(lengths[rows], *batch)
+            row, start, end = spans.T
+            chunk = rows[row]
+            firsts = tokens.starts[begins[chunk] + start].tolist()
+            lasts = tokens.ends[begins[chunk] + end - 1].tolist()
+            for number, first, last, score in zip(text_of[chunk].tolist(), firsts, lasts, scores, strict=True):
+                found[number].append(Keyphrase(texts[number][first:last], first, last, score))
         return [sorted(keyphrases, key=lambda each: each.start) for keyphrases in found]
 
-    def _spans(self, lengths: npt.NDArray[np.int64], *padded: torch.Tensor) -> tuple[Any, Any, Any, list[float]]:
-        """Row, first token, end token and score of each keyphrase."""
-        ids, sizes, *views = (each.to(self.device) for each in (padded[0], torch.from_numpy(lengths), *padded[1:]))
-        spans, scores = predict_spans(self.tagger(ids, sizes, *views), sizes)
-        return (*spans.T.cpu().numpy(), scores.tolist())
+    def _predict(
+        self, lengths: npt.NDArray[np.int64], *batch: torch.Tensor
+    ) -> tuple[npt.NDArray[np.int64], list[float]]:
+        """Return the spans (spans, 3) of a batch and their scores (spans,), given ids and perhaps word features."""
+        on_device = torch.from_numpy(lengths).to(self.device)
+        ids, *features = (each.to(self.device) for each in batch)
+        spans, scores = predict_spans(self.tagger(ids, on_device, *features), on_device)
+        return spans.cpu().numpy(), scores.tolist()
 
 
-def _pieces(cut: TokenizedTexts) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Of each piece its text, its first token and how many it has; a text without a token has no piece."""
-    lengths = np.diff(cut.begins)
+def _chunks(tokens: TokenizedTexts) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the text, the first token and the length of each chunk; a text without a token has no chunk."""
+    lengths = np.diff(tokens.begins)
     count = -(-lengths // MAX_CHUNK_TOKENS)
-    text = np.repeat(np.arange(len(lengths)), count)
-    within = MAX_CHUNK_TOKENS * (np.arange(len(text)) - np.repeat(np.cumsum(count) - count, count))
-    return text, cut.begins[text] + within, np.minimum(lengths[text] - within, MAX_CHUNK_TOKENS)
+    text_of = np.repeat(np.arange(len(lengths)), count)
+    within = MAX_CHUNK_TOKENS * (np.arange(len(text_of)) - np.repeat(np.cumsum(count) - count, count))
+    return text_of, tokens.begins[text_of] + within, np.minimum(lengths[text_of] - within, MAX_CHUNK_TOKENS)
