@@ -6,6 +6,7 @@ for metrics in training.epochs():
 """
 
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -24,12 +25,24 @@ from model.training.loss import dual_loss
 from model.training.metrics import Counts, summarize
 from model.training.optimizer import clip_gradients, learning_rate, make_optimizers
 from model.training.progress import EpochLosses, EpochTimer, Progress, ProgressReporter
-from model.training.state import Checkpointer, TrainingState
+from model.training.state import TrainingState
 
 SELECTION_METRIC = "valid/keyphrase_f1"
 _STEPS_BETWEEN_CHECKS = 20  # a check waits for the device and the other workers, so not every step
 
 Metrics = dict[str, float]
+
+
+class Checkpointer(Protocol):
+    """Saves a training inside an epoch."""
+
+    def should_save(self) -> bool:
+        """Return whether this worker wants a checkpoint now; called every few steps."""
+        ...
+
+    def save(self, training: "Training") -> None:
+        """Save the training; called on all workers at the same step when one of them wants it."""
+        ...
 
 
 class Training:

@@ -1,12 +1,9 @@
-"""What a checkpoint of a training holds, and what saves it."""
+"""What a checkpoint of a training holds."""
 
-from typing import TYPE_CHECKING, Protocol, TypedDict
+from typing import TypedDict
 
 import torch
 from torch.optim.optimizer import StateDict
-
-if TYPE_CHECKING:
-    from model.training.loop import Training
 
 
 class TrainingState(TypedDict):
@@ -19,15 +16,3 @@ class TrainingState(TypedDict):
     losses: list[float]
     seconds: float
     history: list[dict[str, float]]
-
-
-class Checkpointer(Protocol):
-    """Saves a training inside an epoch."""
-
-    def should_save(self) -> bool:
-        """Return whether this worker wants a checkpoint now; called every few steps."""
-        ...
-
-    def save(self, training: "Training") -> None:
-        """Save the training; called on all workers at the same step when one of them wants it."""
-        ...
