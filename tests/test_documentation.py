@@ -1,30 +1,22 @@
-"""The documents: every link, file, command, flag, target, field, snippet and JSON key that they name exists."""
+"""The documents: every link, file, command, flag, target, field and snippet that they name exists."""
 
 import ast
-import dataclasses
 import importlib
 import re
 import shlex
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import typer
-from helpers import ROOT, call, last_json
+from documents import CLI, first_cells, sections, text_of
+from helpers import ROOT
 
 from jobs.__main__ import app
-from jobs.benchmark.accuracy import ComparisonResult, SystemRow
-from jobs.benchmark.communication import ExchangeRow
-from jobs.benchmark.single_process import Row
-from jobs.benchmark.speed import BenchmarkResult, Machine
 from model.config import fields
-from model.training.metrics import summarize
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-CLI = ROOT / "docs" / "cli.md"
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
 SOURCES = ("model", "distributed", "jobs", "tests", "docs")
@@ -32,11 +24,6 @@ FILE = re.compile(rf"(?:(?:{'|'.join(SOURCES)})(?:/[\w.*-]+)*/?|[\w.-]+\.(?:yaml
 # Files that a run, dataset, bundle or reader of the documents makes.
 MADE = {"ablation.md", "README.md", "c.yaml"}
 by_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-
-
-@cache
-def text_of(document: Path) -> str:
-    return document.read_text("utf-8")
 
 
 def code_blocks(document: Path, language: str = "") -> list[str]:
@@ -72,30 +59,6 @@ def options(command: str) -> dict[str, Any]:
     """Return the parameter of each flag of a command."""
     parameters = [each for each in COMMANDS[command].params if each.param_type_name == "option"]
     return {flag: each for each in parameters for flag in (*each.opts, *each.secondary_opts)}
-
-
-def sections(document: Path, level: str) -> dict[str, str]:
-    """Return the text below each heading of a level."""
-    parts = re.split(rf"^{level} (.+)\n", text_of(document), flags=re.M)[1:]
-    return dict(zip(parts[::2], parts[1::2], strict=True))
-
-
-def first_cells(section: str, heading: str) -> str:
-    """Return the first column of the tables of a section whose first heading is given, as text."""
-    tables = re.findall(rf"^\| {heading} \|.*\n\|[-|]+\|\n((?:\|.*\n)+)", section, re.M)
-    return "\n".join(re.split(r" \| ", row)[0] for rows in tables for row in rows.splitlines())
-
-
-def scores() -> set[str]:
-    """Return the names of the scores of both heads."""
-    return set(summarize(np.ones((2, 8), np.int64)))
-
-
-def documented_keys(command: str, part: int = 0) -> set[str]:
-    """Return the JSON keys that docs/cli.md documents for a command; `part` counts its tables of keys."""
-    tables = re.findall(r"^\| JSON key \|.*\n\|[-|]+\|\n((?:\|.*\n)+)", sections(CLI, "##")[command], re.M)
-    cells = "\n".join(row.split(" | ")[0] for row in tables[part].splitlines())
-    return set(re.findall(r"`(\w+)`", cells)) | (scores() if "[scores]" in cells else set())
 
 
 def test_readme_is_short():
@@ -208,46 +171,3 @@ def test_every_command_and_each_of_its_flags_is_documented_and_no_other():
         assert set(re.findall(r"--[a-z][\w-]*", cells)) == set(options(command)), command
     names = re.findall(r"\[(\w+)\]\(#\1\)", text_of(CLI).split("## Scores")[0])
     assert names == list(COMMANDS)
-
-
-def test_scores_are_documented():
-    table = first_cells(sections(CLI, "##")["Scores"], "keyphrase head")
-    assert {key for name in re.findall(r"`(\w+)`", table) for key in (name, name.replace("phrase", "word"))} == scores()
-
-
-def test_the_documented_keys_are_those_of_prepare_evaluate_extract_and_report(
-    small_bundle: str, small_dataset: str, tmp_path: Path
-):
-    source, texts = str(Path(small_dataset).parent / "valid.jsonl"), tmp_path / "texts.txt"
-    texts.write_text("a text\n")
-    prepared = call("prepare", source, "--out", str(tmp_path / "d"), "--json")
-    evaluated = call("evaluate", small_bundle, "--data", small_dataset, "--split", "valid", "--json")
-    extracted = call("extract", small_bundle, str(texts), "--out", str(tmp_path / "found"), "--json")
-    for command, result in (("prepare", prepared), ("evaluate", evaluated), ("extract", extracted)):
-        assert result.exit_code == 0, result.output
-        assert set(last_json(result.stdout)) == documented_keys(command), command
-    assert documented_keys("report") == {"report"}
-
-
-def test_the_documented_keys_are_those_of_dry_runs(small_dataset: str, tmp_path: Path):
-    for command, more in (("train", []), ("tune", []), ("tune", ["--preset", "best", "--sampler", "ablation"])):
-        given = ("--data", small_dataset, "--storage", str(tmp_path), "--dry-run", *more)
-        line = re.search(r"^With `--dry-run`: (.+?)\n\n", sections(CLI, "##")[command], re.M | re.S)
-        assert line
-        always, _, ablation = line[1].partition("for an ablation")
-        keys = set(re.findall(r"`(\w+)`", always + (ablation if more else "")))
-        assert set(last_json(call(command, *given).stdout)) == keys
-
-
-def names_of(result: type) -> list[str]:
-    """Return the fields of a dataclass."""
-    return [field.name for field in dataclasses.fields(result)]
-
-
-def test_the_documented_keys_are_those_of_benchmark():
-    assert documented_keys("benchmark") == set(names_of(BenchmarkResult))
-    assert documented_keys("benchmark", part=1) == set(names_of(ComparisonResult))
-    inside = {"systems": SystemRow, "table": Row, "machine": Machine, "exchange": ExchangeRow}
-    for key, result in inside.items():
-        line = re.search(rf"^\| `{key}` \| (.+) \|$", sections(CLI, "##")["benchmark"], re.M)
-        assert line and re.findall(r"`(\w+)`", line[1]) == names_of(result), key
