@@ -1,1 +1,1 @@
-"""What the cluster has, what it may become and what it grants."""
+"""The cluster: its resources, its autoscaler and Ray's interfaces to it."""

@@ -1,4 +1,4 @@
-"""Ray Train and Ray Tune in a thread, beside a thread that watches over them and stays free for Ctrl-C."""
+"""Ray Train and Ray Tune in a background thread, polled by the main thread, which stays free for Ctrl-C."""
 
 import threading
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from distributed.cluster.wait import ResourceWait
 
 _POLL_SECONDS = 0.2
 _SECONDS_TO_STOP = 15.0
-_SECONDS_TO_TERMINATE = 2.0  # who sends SIGTERM often kills soon after: `ray job stop` after 3 s
+_SECONDS_TO_TERMINATE = 2.0  # a kill often follows SIGTERM soon: `ray job stop` sends it after 3 s
 T = TypeVar("T")
 
 
@@ -24,11 +24,14 @@ def run_in_background(
     """Run a function in a thread and return its result.
 
     Args:
-        fit: what to run; what it raises is raised here.
-        poll: called in this thread every fifth of a second, and once after the end; what it raises stops the run.
-        wait: polled too: it raises NotGrantedError where the cluster does not grant the resources in time.
-        stop: called when the run is to be stopped, by Ctrl-C or by an error of `poll`; the run then has a moment to end.
-        cleanup: called when the run has ended; not after Ctrl-C or SIGTERM, where this process ends with all that it has.
+        fit: the function.
+        poll: called in this thread every 0.2 s, and once after the end; an error that it raises stops the run.
+        wait: polled as well.
+        stop: called when Ctrl-C, SIGTERM or an error of `poll` stops the run, which then has 15 s to end (after SIGTERM 2 s).
+        cleanup: called when the run has ended; not after Ctrl-C or SIGTERM, since the process then ends too.
+
+    Raises:
+        NotGrantedError: the cluster did not grant the resources in time. Errors of `fit` and `poll` are passed on.
     """
     outcome: Future[T] = Future()
 

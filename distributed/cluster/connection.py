@@ -1,57 +1,67 @@
-"""The cluster: joining or starting it, what it has and can become, and whether a request can ever be granted."""
+"""The connection to a cluster: joining or starting one, and its resources."""
 
 import os
 import signal
 import sys
 import threading
-from typing import Any
+from typing import TYPE_CHECKING
 
 from distributed.cluster.autoscaler import autoscaler_limits
 from distributed.cluster.ray_internals import JOB_CONFIG, set_train_defaults
-from distributed.cluster.resources import ClusterResources, resources_of, with_autoscaler
+from distributed.cluster.resources import ClusterResources, sum_resources, with_autoscaler
+
+if TYPE_CHECKING:
+    from ray.util.queue import Queue
 
 
 def cluster_address() -> str | None:
-    """The cluster that RAY_ADDRESS names (a submitted job finds it set); None for one of our own on this machine."""
+    """Return the address in RAY_ADDRESS, which Ray sets for a submitted job; None for a cluster on this machine alone."""
     return os.environ.get("RAY_ADDRESS") or None
 
 
 def this_machine() -> ClusterResources:
-    """What a cluster of our own would have."""
+    """Return the resources that a cluster on this machine alone would have."""
     import torch
 
     return ClusterResources(len(os.sched_getaffinity(0)), torch.cuda.device_count(), 1)
 
 
 def inspect_cluster() -> ClusterResources:
-    """What the cluster has, without starting one."""
+    """Return the resources of the cluster, without starting one where there is none."""
     ray = sys.modules.get("ray")
     joined = ray is not None and ray.is_initialized()
     return connect() if cluster_address() or joined else this_machine()
 
 
 def force_local_cluster() -> None:
-    """Has `connect` start a Ray of its own, even in a job of a cluster, whose files another Ray could not find."""
+    """Make `connect` start a Ray of its own, even in a job of a cluster, without the job's files, which it could not find."""
     for name in ("RAY_ADDRESS", JOB_CONFIG):
         os.environ.pop(name, None)
 
 
 def connect(cpus: int | None = None) -> ClusterResources:
-    """Joins the cluster of RAY_ADDRESS, or starts one on this machine, of so many CPUs, that ends with this process."""
+    """Join the cluster of RAY_ADDRESS, or start one on this machine that ends with this process.
+
+    Args:
+        cpus: of a cluster on this machine; all that this process may use by default.
+
+    Returns:
+        The resources of the cluster.
+    """
     set_train_defaults()
     import ray
 
     if not ray.is_initialized():
-        on_sigterm = signal.getsignal(signal.SIGTERM)  # Ray puts a handler of its own in its place
+        on_sigterm = signal.getsignal(signal.SIGTERM)  # Ray replaces the handler
         address = cluster_address()
         if address:
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         else:
-            here = this_machine()
+            local = this_machine()
             ray.init(
                 address="local",
-                num_cpus=cpus or here.cpus,
-                num_gpus=here.gpus,
+                num_cpus=cpus or local.cpus,
+                num_gpus=local.gpus,
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level="ERROR",
@@ -62,21 +72,21 @@ def connect(cpus: int | None = None) -> ClusterResources:
 
 
 def current_resources() -> ClusterResources:
-    """The cluster that this process has joined."""
+    """Return the resources of the cluster that this process has joined."""
     import ray
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    each = tuple((float(node.get("CPU", 0)), float(node.get("GPU", 0))) for node in nodes)
-    growth = autoscaler_limits() if cluster_address() else None
-    cluster = resources_of(each, len(each), len(each))
-    return with_autoscaler(cluster, growth) if growth else cluster
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = tuple((float(node.get("CPU", 0)), float(node.get("GPU", 0))) for node in alive)
+    cluster = sum_resources(nodes, len(nodes), len(nodes))
+    limits = autoscaler_limits() if cluster_address() else None
+    return with_autoscaler(cluster, limits) if limits else cluster
 
 
-def driver_queue() -> Any:
-    """A queue to Ray's workers that lives on this process's node: no other node's loss takes it away."""
+def driver_queue() -> "Queue":
+    """Return a queue between this process and Ray's workers, on this process's node: it survives the loss of any other."""
     import ray
     from ray.util.queue import Queue
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+    this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": this_node})

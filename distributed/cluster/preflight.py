@@ -1,4 +1,4 @@
-"""What can be known to fail before any work is done."""
+"""Checks before any work is done: the dataset and the storage."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from model.errors import UserError
 
 
 def check_data(config: Config, dataset: Dataset) -> None:
-    """Raises UserError where the dataset lacks a split, or does not go with the configuration."""
+    """Check that a dataset has its splits and suits the configuration. Raises UserError."""
     dataset.require("train")
     dataset.require("valid")
     smallest = min_batch_size(dataset.rows("train"), config.training.global_batch_size)
@@ -25,14 +25,23 @@ def check_data(config: Config, dataset: Dataset) -> None:
     if config.tagger.pretrained_vectors and size != config.tagger.embedding_dim:
         raise UserError(
             f"{config.data}: its word vectors have {size} values, and tagger.embedding_dim is {config.tagger.embedding_dim}; "
-            f"use --set tagger.embedding_dim={size}, or --set tagger.pretrained_vectors=false to do without them"
+            f"use --set tagger.embedding_dim={size}, or --set tagger.pretrained_vectors=false to train without them"
         )
 
 
 def check_storage(location: str, cluster: ClusterResources, option: str = "--storage") -> None:
-    """Raises UserError where files cannot be written, or where the other nodes would not see them."""
-    several = cluster.at_most.nodes > 1
-    if several and not storage.is_remote(location) and not _is_mounted(Path(storage.absolute(location))):
+    """Check that files can be written to a location, and that other nodes would see them. Raises UserError.
+
+    Args:
+        location: path or URI.
+        cluster: whose nodes write there.
+        option: of the command line that gave the location, for the message.
+    """
+    if (
+        cluster.maximum.nodes > 1
+        and not storage.is_remote(location)
+        and not _is_mounted(Path(storage.absolute(location)))
+    ):
         raise UserError(
             f"storage {location}: is a local path, and the cluster has {cluster.describe_count('node')}; give {option} a path "
             f"on a file system that every node mounts, or a URI such as s3://bucket/runs"
@@ -46,5 +55,5 @@ def check_storage(location: str, cluster: ClusterResources, option: str = "--sto
 
 
 def _is_mounted(path: Path) -> bool:
-    """Whether a path lies on a file system of its own, as network file systems do."""
+    """Return whether a path is below a mount point other than the root, as on a network file system."""
     return any(parent != Path("/") and parent.is_mount() for parent in (path, *path.parents))

@@ -1,28 +1,34 @@
-"""Ray Data over the pieces of an input: `prepare` and `extract` on many cores and nodes.
+"""Ray Data over the shards of an input: `prepare` and `extract` on many cores and nodes.
 
-A piece is a row of its own block, so each is one task. What a task reads and writes goes past Ray, from file to file;
-only what it found out, a few hundred bytes, comes back, in the order of the pieces.
+Each shard is a row in a block of its own, so it is one task. Tasks read and write files directly; only their results, a few
+hundred bytes each, pass through Ray, in the order of the shards.
 """
 
 import logging
 import os
 import pickle
 from collections.abc import Callable, Generator
-from typing import Any
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from model import storage
 from model.errors import RunFailedError, UserError
 from model.shards import ParallelMap, serial_map
 
+if TYPE_CHECKING:
+    from ray.data import DataContext
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
 
 def parallel_map(out: str, workers: int | None = None, actors: bool = False, gpu: bool = False) -> ParallelMap:
-    """Where to work on the pieces: in this process, on a Ray of `workers` processes, or on the cluster of RAY_ADDRESS.
+    """Return a map over shards: in this process, in `workers` processes, or on the cluster of RAY_ADDRESS.
 
     Args:
         out: the directory that will be written.
-        workers: at most so many at once; on a cluster as many as it has room for otherwise.
-        actors: let processes stay for many pieces, for what takes long to load.
-        gpu: give each a GPU.
+        workers: the most processes at a time; on a cluster as many as fit by default.
+        actors: reuse processes for many shards, for functions that take long to load.
+        gpu: give each process a GPU.
 
     Raises:
         UserError: the workers would not see each other's files.
@@ -33,27 +39,29 @@ def parallel_map(out: str, workers: int | None = None, actors: bool = False, gpu
     from distributed.cluster.preflight import check_storage
 
     if out.startswith("memory://"):
-        raise UserError(f"{out}: is the memory of one process, and workers are many; give --out a path or another URI")
+        raise UserError(
+            f"{out}: is in the memory of one process, which workers do not share; give --out a path or another URI"
+        )
     check_storage(storage.parent(out), connect(workers), "--out")
 
-    def on_ray(function: Callable[[Any], Any], items: list[Any]) -> Generator[Any, None, None]:
+    def ray_map(function: Callable[[Item], Result], items: list[Item]) -> Generator[Result, None, None]:
         yield from _results(function, items, workers, actors, gpu)
 
-    return on_ray
+    return ray_map
 
 
 def _results(
-    function: Callable[[Any], Any], items: list[Any], workers: int | None, actors: bool, gpu: bool
-) -> Generator[Any, None, None]:
+    function: Callable[[Item], Result], items: list[Item], workers: int | None, actors: bool, gpu: bool
+) -> Generator[Result, None, None]:
     import ray
     from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 
-    _quieten(DataContext.get_current())
-    rows = [{"piece": pickle.dumps(item)} for item in items]
-    most = min(workers or len(items), len(items))
-    compute = ActorPoolStrategy(min_size=1, max_size=most) if actors else TaskPoolStrategy(size=most)
+    _configure(DataContext.get_current())
+    rows = [{"item": pickle.dumps(item)} for item in items]
+    concurrency = min(workers or len(items), len(items))
+    compute = ActorPoolStrategy(min_size=1, max_size=concurrency) if actors else TaskPoolStrategy(size=concurrency)
     results = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-        _Work if actors else _Work(function),
+        _RowFunction if actors else _RowFunction(function),
         fn_constructor_args=[function] if actors else None,
         compute=compute,
         num_cpus=1,
@@ -64,21 +72,23 @@ def _results(
             yield pickle.loads(row["result"])
     except ray.exceptions.RayError as error:
         cause = str(error).strip().splitlines()[-1]
-        raise RunFailedError(f"a worker failed: {cause}; nothing is left at --out, run the command again") from error
+        raise RunFailedError(
+            f"a worker failed: {cause}; nothing was written to --out, run the command again"
+        ) from error
 
 
-class _Work:
-    """Carries a function out in a task or an actor."""
+class _RowFunction(Generic[Item, Result]):
+    """Applies a function to the pickled item of a row, in a task or an actor."""
 
-    def __init__(self, function: Callable[[Any], Any]) -> None:
+    def __init__(self, function: Callable[[Item], Result]) -> None:
         self._function = function
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return {"result": pickle.dumps(self._function(pickle.loads(row["piece"])))}
+    def __call__(self, row: dict[str, bytes]) -> dict[str, bytes]:
+        return {"result": pickle.dumps(self._function(pickle.loads(row["item"])))}
 
 
-def _quieten(context: Any) -> None:
-    """Leaves it to us to speak of progress, and asks for the results in order."""
+def _configure(context: "DataContext") -> None:
+    """Turn off Ray Data's own progress output, and request the results in order."""
     context.enable_progress_bars = context.enable_operator_progress_bars = False
     context.print_on_execution_start = False
     context.execution_options.preserve_order = True

@@ -1,7 +1,7 @@
-"""Everything of Ray that its public interface does not promise, each behind one function.
+"""Everything that Tandem uses of Ray beyond its public interface, each behind one function.
 
-Nothing private is imported before it is needed, and a name that has vanished costs a warning or a vaguer message, not the
-command. `tests/test_ray_internals.py` fails when the pinned Ray lacks one of them.
+Nothing private is imported before it is needed. Where a name no longer exists, the user gets a warning or a less precise
+message, and the command still runs. `tests/test_ray_internals.py` fails when the pinned Ray lacks one of them.
 """
 
 import logging
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 if TYPE_CHECKING:
     from ray.train import PreemptionInfo
@@ -18,36 +18,55 @@ if TYPE_CHECKING:
 
 HEAD_NODE_RESOURCE = "node:__internal_head__"  # a resource that the head node of every Ray has; it costs no CPU
 
-# Environment variables that Ray reads in the process that starts a trainer, and hands on to its controller and workers.
-HEALTH_CHECK_INTERVAL = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"  # a report waits for this poll: 2 s by default
-START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"  # of a placement group, after which Ray Train asks again
+# Environment variables that Ray reads in the process that starts a trainer, and passes to its controller and workers.
+HEALTH_CHECK_INTERVAL = (
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"  # a worker's report waits for this poll; Ray's default is 2 s
+)
+START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"  # of a placement group, after which Ray Train requests another
 PRINT_PATCH = "RAY_TRAIN_ENABLE_PRINT_PATCH"  # prints of workers would appear twice
 TRAIN_ENVIRONMENT = {
     HEALTH_CHECK_INTERVAL: "0.2",
-    START_TIMEOUT: "30",  # an elastic group then asks for as many workers as fit
+    START_TIMEOUT: "30",  # an elastic group then requests as many workers as fit
     PRINT_PATCH: "0",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-# And those that Ray Tune reads.
+# Environment variables that Ray Tune reads.
 MAX_PENDING_TRIALS = "TUNE_MAX_PENDING_TRIALS_PG"
 TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_AIR_NEW_OUTPUT": "0",  # it prints failed trials to stdout, which is for results
 }
-JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # by which a driver knows the submitted job that it belongs to
+JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # identifies the submitted job that a driver belongs to
 
 _GROUP_CLEANER = "PlacementGroupCleanerCallback"
 _CREATE_CALLBACKS = "_create_default_callbacks"
 
 
+class NodeTypeConfig(TypedDict, total=False):
+    """A node type in an autoscaler's configuration."""
+
+    resources: dict[str, float]
+    max_workers: int
+
+
+class AutoscalerConfig(TypedDict, total=False):
+    """An autoscaler's configuration, as far as it is read here."""
+
+    max_workers: int
+    head_node_type: str
+    available_node_types: dict[str, NodeTypeConfig]
+
+
 @cache
-def _warn(lost: str) -> None:
+def _warn(consequence: str) -> None:
     """Warn once that this Ray lacks something."""
-    logging.getLogger(__name__).warning("this version of Ray is not the one that Tandem was tested with: %s", lost)
+    logging.getLogger(__name__).warning(
+        "this version of Ray is not the one that Tandem was tested with: %s", consequence
+    )
 
 
 def set_train_defaults() -> None:
-    """Set what Ray Train reads from the environment of this process, where the user has not."""
+    """Set the environment variables that Ray Train reads, except those that the user has set."""
     for name, value in TRAIN_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
 
@@ -71,25 +90,25 @@ def disable_group_cleaner(trainer: "TorchTrainer") -> None:
     """Make a trainer start without Ray's own cleaner of placement groups.
 
     The cleaner is a detached actor that asks the dashboard whether the trainer is alive; after a kill it may never end. The
-    groups of a training end with its job, those of a sweep's trials are removed by the sweep.
+    groups of a training are removed with its job, those of a sweep's trials by the sweep.
     """
     create: Callable[[], list[object]] | None = getattr(trainer, _CREATE_CALLBACKS, None)
     if create is None:
-        _warn("Ray Train starts a cleaner of placement groups, which may stay after a kill")
+        _warn("Ray Train starts a placement group cleaner, which may keep running after a kill")
         return
 
     def without_cleaner() -> list[object]:
         callbacks = create()
         kept = [callback for callback in callbacks if type(callback).__name__ != _GROUP_CLEANER]
         if len(kept) == len(callbacks):
-            _warn("the cleaner of placement groups that Ray Train starts is not found, and may stay after a kill")
+            _warn("Ray Train's placement group cleaner was not found, and may keep running after a kill")
         return kept
 
     setattr(trainer, _CREATE_CALLBACKS, without_cleaner)
 
 
 def preemption_notice() -> "PreemptionInfo | None":
-    """Return what this worker of Ray Train knows of nodes about to be taken away; None where there is no notice.
+    """Return the notice that nodes of this Ray Train worker's group are about to be preempted; None where there is none.
 
     The public `ray.train.get_preemption_info` is a barrier over all workers; this reads what it would return.
     """
@@ -98,14 +117,14 @@ def preemption_notice() -> "PreemptionInfo | None":
 
         return get_train_context().preemption_context.preemption_info
     except (ImportError, AttributeError):
-        _warn("no checkpoint is saved when a node is about to be taken away")
+        _warn("no checkpoint is saved before a node is preempted")
         return None
 
 
 def placement_groups_of_this_job() -> dict[str, str] | None:
     """Return the placement groups of this job's workers, as state by hexadecimal id; None where Ray does not show them.
 
-    A group belongs to the job whose id its own id ends with. Tune's own groups ask for the head node and are left out.
+    A group's id ends with the id of its job. Tune's own groups, which reserve the head node, are left out.
     """
     import ray
 
@@ -117,12 +136,12 @@ def placement_groups_of_this_job() -> dict[str, str] | None:
             if name.endswith(job) and not any(HEAD_NODE_RESOURCE in bundle for bundle in group["bundles"].values())
         }
     except (AttributeError, KeyError):
-        _warn("placement groups cannot be listed; those that nobody uses stay until the job ends")
+        _warn("placement groups cannot be listed; unused ones are kept until the job ends")
         return None
 
 
 def autoscaler_activity(gcs_address: str) -> str:
-    """Describe what the autoscaler is doing, as in `2 gpu_worker starting`; empty where it does not say."""
+    """Describe what the autoscaler is doing, as in `2 gpu_worker starting`; empty where that is unknown."""
     try:
         from ray.autoscaler.v2.sdk import get_cluster_status
 
@@ -135,20 +154,20 @@ def autoscaler_activity(gcs_address: str) -> str:
         parts = [f"{count} {name} starting" for name, count in starting.items()]
         failed = status.failed_launches[-1:]
         parts += [f"{launch.ray_node_type_name} failed to start: {launch.details}" for launch in failed]
-    except Exception:  # the older autoscaler reports nothing there, and a line for the user is not worth an error
+    except Exception:  # the older autoscaler reports nothing here, and a status line is not worth an error
         return ""
     return ", ".join(parts)
 
 
 def autoscaler_config_file(gcs_address: str) -> Path | None:
-    """Return the configuration file of the autoscaler that serves the Ray at an address. Runs on a Linux head node.
+    """Return the configuration file of the autoscaler of the Ray cluster at an address. Runs on a Linux head node.
 
     The autoscaler's process names both on its command line. None where there is no such process.
     """
     for process in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             arguments = process.read_bytes().decode(errors="replace").split("\0")
-        except OSError:  # it has ended meanwhile
+        except OSError:  # the process has ended
             continue
         if f"--gcs-address={gcs_address}" in arguments:
             for argument in arguments:
@@ -157,19 +176,22 @@ def autoscaler_config_file(gcs_address: str) -> Path | None:
     return None
 
 
-def kuberay_autoscaler_config(name: str, namespace: str) -> dict[str, Any] | None:
-    """Return the autoscaler's configuration that follows from a RayCluster of Kubernetes.
+def kuberay_autoscaler_config(name: str, namespace: str) -> AutoscalerConfig | None:
+    """Return the autoscaler's configuration that KubeRay derives from a RayCluster of Kubernetes.
 
-    Runs on the head, which may read its RayCluster where it has an autoscaler beside it; None elsewhere.
+    Runs on the head node, which has the right to read its RayCluster only where it has an autoscaler. Return None elsewhere.
     """
     try:
         from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
         from ray.autoscaler._private.kuberay.node_provider import KubernetesHttpApiClient
     except ImportError:
-        _warn("it is not known which nodes the autoscaler of KubeRay may add")
+        _warn("the nodes that KubeRay's autoscaler may add are unknown")
         return None
     try:
         cluster = KubernetesHttpApiClient(namespace).get(f"rayclusters/{name}")
-    except OSError:  # no autoscaler, so no right to read; what requests raises is an OSError too
+    except OSError:  # no autoscaler, so no right to read; the exceptions of requests are OSErrors
         return None
-    return _derive_autoscaling_config_from_ray_cr(cluster) if cluster["spec"].get("enableInTreeAutoscaling") else None
+    if not cluster["spec"].get("enableInTreeAutoscaling"):
+        return None
+    config: AutoscalerConfig = _derive_autoscaling_config_from_ray_cr(cluster)
+    return config

@@ -1,60 +1,69 @@
-"""What a cluster has and may become, and how workers are placed on it: arithmetic alone."""
+"""What a cluster has and can grow to, and how workers are placed on it: arithmetic alone."""
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from distributed.cluster.autoscaler import AutoscalerLimits
 from model.config import RunConfig
 from model.errors import UserError
 
+Node = tuple[float, float]  # its CPUs and GPUs
+
 
 @dataclass(frozen=True)
 class ClusterResources:
-    """What a cluster has in all, the number of its nodes, and the CPUs and GPUs of each where they are known.
+    """The resources of a cluster.
 
     Attributes:
-        each: in what a cluster can become, of more nodes than there can be at once.
-        staying: how many of these are there in any case, the first ones; of the others the best count.
-        most: what an autoscaler can make of it; None where there is none.
+        cpus: of all nodes together.
+        gpus: of all nodes together.
+        nodes: number of nodes.
+        node_resources: of each node, where they are known. Of an autoscaled cluster they may list more nodes than there can
+            be at once.
+        fixed_nodes: how many of `node_resources`, from the first, are always there; of the others the largest are counted.
+        autoscaled: what the autoscaler can make of this cluster; None where there is none.
     """
 
     cpus: int
     gpus: int
     nodes: int
-    each: tuple[tuple[float, float], ...] = ()
-    staying: int = 0
-    most: "ClusterResources | None" = None
+    node_resources: tuple[Node, ...] = ()
+    fixed_nodes: int = 0
+    autoscaled: "ClusterResources | None" = None
 
     def __str__(self) -> str:
         return f"{self.cpus} CPUs, {self.gpus} GPUs on {self.nodes} node(s)"
 
     @property
-    def at_most(self) -> "ClusterResources":
-        """What a request is judged by: a node that does not run yet counts as well."""
-        return self.most or self
+    def maximum(self) -> "ClusterResources":
+        """The most that this cluster can have, nodes that the autoscaler has yet to start included."""
+        return self.autoscaled or self
 
     def worker_slots(self, cpus: int, gpus: float) -> int:
-        """How many workers fit that ask for so much each; one does not reach across nodes."""
-        nodes = self.each or ((self.cpus, self.gpus),)
-        fit = [min(int(c / cpus), int(g / gpus + 1e-9) if gpus else int(c / cpus)) for c, g in nodes]
-        return sum(_best(fit, self.staying, self.nodes))
+        """Return how many workers of the given CPUs and GPUs fit; a worker does not span nodes."""
+        nodes = self.node_resources or ((self.cpus, self.gpus),)
+        slots = [min(int(c / cpus), int(g / gpus + 1e-9) if gpus else int(c / cpus)) for c, g in nodes]
+        return int(_sum_largest(slots, self.fixed_nodes, self.nodes))
 
     def describe_count(self, kind: Literal["CPU", "GPU", "node"]) -> str:
-        """`3 CPUs`, or `3 CPUs, at most 16`."""
-        number, most = ({"CPU": each.cpus, "GPU": each.gpus, "node": each.nodes}[kind] for each in (self, self.at_most))
-        return f"{number} {kind}{'' if number == 1 else 's'}" + (f", at most {most}" if self.most else "")
+        """Return `3 CPUs`, or `3 CPUs, at most 16` where there is an autoscaler."""
+        number, maximum = (
+            {"CPU": resources.cpus, "GPU": resources.gpus, "node": resources.nodes}[kind]
+            for resources in (self, self.maximum)
+        )
+        return f"{number} {kind}{'' if number == 1 else 's'}" + (f", at most {maximum}" if self.autoscaled else "")
 
-    def as_dict(self) -> dict[str, Any]:
-        """For `--dry-run`: what is there, and what can come."""
+    def as_dict(self) -> dict[str, dict[str, int] | None]:
+        """Return what the cluster has and what it can become, for `--dry-run`."""
         return {
-            name: {"cpus": found.cpus, "gpus": found.gpus, "nodes": found.nodes} if found else None
-            for name, found in (("cluster", self), ("can_become", self.most))
+            name: {"cpus": resources.cpus, "gpus": resources.gpus, "nodes": resources.nodes} if resources else None
+            for name, resources in (("cluster", self), ("can_become", self.autoscaled))
         }
 
 
 @dataclass(frozen=True)
 class WorkerRequest:
-    """What each of `workers` workers asks for."""
+    """The resources that a training requests: `cpus` CPUs, and a GPU or none, for each of `workers` workers."""
 
     workers: int
     cpus: int
@@ -64,62 +73,66 @@ class WorkerRequest:
         return f"{self.workers} x ({self.cpus} CPU{', 1 GPU' if self.gpu else ''})"
 
 
-def with_autoscaler(cluster: ClusterResources, growth: AutoscalerLimits) -> ClusterResources:
-    """A cluster with what its autoscaler can make of it. Of each type, what runs already counts as come."""
-    coming = [(cpus, gpus) for cpus, gpus, count in growth.types for _ in range(count)]
-    staying, left = [], list(coming)
-    for node in cluster.each:
-        if node in left:
-            left.remove(node)
+def with_autoscaler(cluster: ClusterResources, limits: AutoscalerLimits) -> ClusterResources:
+    """Return a cluster together with what its autoscaler can make of it.
+
+    A running node of one of the autoscaler's types counts against the limit of that type; any other node is fixed.
+    """
+    scalable = [(cpus, gpus) for cpus, gpus, count in limits.node_types for _ in range(count)]
+    fixed, not_running = [], list(scalable)
+    for node in cluster.node_resources:
+        if node in not_running:
+            not_running.remove(node)
         else:
-            staying.append(node)
-    nodes = len(staying) + growth.nodes
-    most = resources_of((*staying, *coming), len(staying), nodes)
-    return replace(cluster, most=most) if nodes > cluster.nodes else cluster
+            fixed.append(node)
+    nodes = len(fixed) + limits.max_nodes
+    autoscaled = sum_resources((*fixed, *scalable), len(fixed), nodes)
+    return replace(cluster, autoscaled=autoscaled) if nodes > cluster.nodes else cluster
 
 
-def resources_of(each: tuple[tuple[float, float], ...], staying: int, nodes: int) -> ClusterResources:
-    cpus, gpus = (sum(_best([node[kind] for node in each], staying, nodes)) for kind in (0, 1))
-    return ClusterResources(int(cpus), int(gpus), nodes, each, staying)
+def sum_resources(nodes: tuple[Node, ...], fixed: int, count: int) -> ClusterResources:
+    """Return the resources of a cluster of `count` nodes: the first `fixed` of `nodes`, and the largest of the others."""
+    cpus, gpus = (int(_sum_largest([node[kind] for node in nodes], fixed, count)) for kind in (0, 1))
+    return ClusterResources(cpus, gpus, count, nodes, fixed)
 
 
-def _best(values: list[Any], staying: int, count: int) -> list[Any]:
-    """The first `staying` of some values, and the highest of the others, `count` in all."""
-    return values[:staying] + sorted(values[staying:], reverse=True)[: max(0, count - staying)]
+def _sum_largest(values: list[float] | list[int], fixed: int, count: int) -> float:
+    """Return the sum of the first `fixed` values and the largest of the others, `count` in all."""
+    return sum(values[:fixed]) + sum(sorted(values[fixed:], reverse=True)[: max(0, count - fixed)])
 
 
 def plan_workers(run: RunConfig, cluster: ClusterResources) -> WorkerRequest:
-    """What each worker gets, by what the cluster can become.
+    """Return what each worker of a run requests, given what the cluster can grow to.
 
     Raises:
-        UserError: the cluster will never have it, not even for `min_workers`; the arithmetic is shown.
+        UserError: the cluster can never grant it, not even for `min_workers`; the message shows the arithmetic.
     """
-    needed, most = run.min_workers or run.workers, cluster.at_most
-    gpu = run.device == "cuda" or (run.device == "auto" and most.gpus >= needed)
-    cpus = run.cpus_per_worker or (max(1, most.cpus // run.workers) if most.nodes == 1 else 1)
-    share = WorkerRequest(run.workers, cpus, gpu)
-    if needed * cpus > most.cpus:
+    needed, maximum = run.min_workers or run.workers, cluster.maximum
+    gpu = run.device == "cuda" or (run.device == "auto" and maximum.gpus >= needed)
+    cpus = run.cpus_per_worker or (max(1, maximum.cpus // run.workers) if maximum.nodes == 1 else 1)
+    request = WorkerRequest(run.workers, cpus, gpu)
+    if needed * cpus > maximum.cpus:
         raise UserError(
-            f"{needed} x ({cpus} CPU) asks for {needed * cpus} CPUs, and the cluster has {cluster.describe_count('CPU')}; "
+            f"{needed} x ({cpus} CPU) needs {needed * cpus} CPUs, and the cluster has {cluster.describe_count('CPU')}; "
             f"lower --workers or run.cpus_per_worker, or join a larger cluster with RAY_ADDRESS"
         )
-    if gpu and needed > most.gpus:
+    if gpu and needed > maximum.gpus:
         raise UserError(
-            f"{needed} x ({cpus} CPU, 1 GPU) asks for {needed} GPUs, and the cluster has {cluster.describe_count('GPU')}; lower "
+            f"{needed} x ({cpus} CPU, 1 GPU) needs {needed} GPUs, and the cluster has {cluster.describe_count('GPU')}; lower "
             f"--workers or use --device cpu"
         )
-    places = most.worker_slots(cpus, int(gpu))
-    if places < needed:
+    slots = maximum.worker_slots(cpus, int(gpu))
+    if slots < needed:
         raise UserError(
-            f"{replace(share, workers=needed)} does not fit: one worker does not reach across nodes, and those of the "
-            f"cluster have room for {places}; lower --workers or run.cpus_per_worker"
+            f"{replace(request, workers=needed)} does not fit: a worker cannot span nodes, and the nodes of the cluster have "
+            f"room for {slots}; lower --workers or run.cpus_per_worker"
         )
-    return share
+    return request
 
 
-def describe_request(share: WorkerRequest, cluster: ClusterResources) -> dict[str, Any]:
-    """The request and the cluster, for `--dry-run`."""
+def describe_request(request: WorkerRequest, cluster: ClusterResources) -> dict[str, dict[str, int] | None]:
+    """Return the request and the cluster, for `--dry-run`."""
     return {
-        "asks": {"workers": share.workers, "cpus_per_worker": share.cpus, "gpus_per_worker": int(share.gpu)},
+        "asks": {"workers": request.workers, "cpus_per_worker": request.cpus, "gpus_per_worker": int(request.gpu)},
         **cluster.as_dict(),
     }

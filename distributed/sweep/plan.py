@@ -197,7 +197,7 @@ def _trial_resources(plan: SweepConfig, cluster: ClusterResources) -> TrialResou
     cpus = run.cpus_per_worker or 1
     gpus = plan.gpus_per_trial
     if gpus is None:
-        gpus = 1 if run.device == "cuda" or (run.device == "auto" and cluster.at_most.gpus) else 0
+        gpus = 1 if run.device == "cuda" or (run.device == "auto" and cluster.maximum.gpus) else 0
     elif workers > 1:
         raise UserError(
             f"--gpus-per-trial {gpus:g} with --workers-per-trial {workers}: each worker of a trial gets a GPU of its own; "
@@ -207,13 +207,13 @@ def _trial_resources(plan: SweepConfig, cluster: ClusterResources) -> TrialResou
         raise UserError(f"--gpus-per-trial {gpus:g} with --device cpu: leave one of the two out")
     if gpus > 1:
         raise UserError(f"--gpus-per-trial {gpus:g}: a worker uses one GPU; for more, use --workers-per-trial")
-    slots = cluster.at_most.worker_slots(cpus, gpus)
+    slots = cluster.maximum.worker_slots(cpus, gpus)
     resources = TrialResources(
         cpus, gpus, min(slots // workers, plan.max_concurrent or slots, max(plan.trials, plan.finalists))
     )
     if slots < workers:
         raise UserError(
-            f"a trial asks for {resources.describe(workers)}, and the cluster ({cluster.at_most}) has room for "
+            f"a trial asks for {resources.describe(workers)}, and the cluster ({cluster.maximum}) has room for "
             f"{resources.describe(slots)}; lower --workers-per-trial, --gpus-per-trial or run.cpus_per_worker, or join a "
             f"larger cluster with RAY_ADDRESS"
         )
