@@ -13,14 +13,16 @@ def extract(
     bundle: Annotated[str, typer.Argument(help="Bundle of a finished run: a path or URI.")],
     files: Annotated[
         list[str] | None,
-        typer.Argument(help='Paths, URIs or globs: one text a line, or JSONL with "text". Without them: stdin.'),
+        typer.Argument(
+            help='Paths, URIs or globs of files: one text per line, or JSONL with "text". Without them: stdin.'
+        ),
     ] = None,
     out: Annotated[str | None, typer.Option(help="Directory for parts of JSON lines, instead of stdout.")] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes on Ray, with --out; on a cluster all that it has otherwise.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an extraction that stands at --out.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing extraction at --out.")] = False,
     json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object a text; with --out, one for all of them.")
     ] = False,
@@ -37,17 +39,17 @@ def extract(
         raise UserError("- is stdin, and it is read alone; name files, or pipe into the command, not both")
     if out is None:
         if workers or overwrite:
-            raise UserError("--workers and --overwrite go with --out; name a directory with it")
+            raise UserError("--workers and --overwrite need --out; name a directory with it")
         _to_stdout(bundle, given, device, json)
     elif given == ["-"]:
-        raise UserError("--out needs files, not stdin, for they are cut into pieces; name at least one")
+        raise UserError("--out needs files, not stdin, because the input is divided into shards; name at least one")
     else:
         _to_parts(bundle, given, out, device, workers, overwrite, json)
 
 
 def _to_stdout(bundle: str, files: list[str], device: str, json: bool) -> None:
     from model.inference.batch_inference import as_json, extract_from_files, extract_from_stream
-    from model.inference.extractor import TEXTS_HELD, Extractor
+    from model.inference.extractor import PIPE_BATCH_SIZE, Extractor
 
     stdin = files == ["-"]
     typed = stdin and sys.stdin.isatty()
@@ -55,17 +57,17 @@ def _to_stdout(bundle: str, files: list[str], device: str, json: bool) -> None:
         echo("reading texts from the terminal; end with Ctrl-D")
     extractor = Extractor.load(bundle, device)
     if stdin:
-        answers = extract_from_stream(extractor, sys.stdin.buffer, "stdin", 1 if typed else TEXTS_HELD)
+        extracted = extract_from_stream(extractor, sys.stdin.buffer, "stdin", 1 if typed else PIPE_BATCH_SIZE)
     else:
-        answers = extract_from_files(extractor, files)
-    with progress_counter("texts") as tell:
-        for number, (text, keyphrases) in enumerate(answers, 1):
+        extracted = extract_from_files(extractor, files)
+    with progress_counter("texts") as show_progress:
+        for number, (text, keyphrases) in enumerate(extracted, 1):
             if json:
                 print(as_json(text, keyphrases))
             else:
                 shown = (f"{each.text} [{each.start}:{each.end}] {each.score:.3f}" for each in keyphrases)
                 print("\t".join([str(number), *shown]))
-            tell(number)
+            show_progress(number)
 
 
 def _to_parts(
@@ -73,11 +75,11 @@ def _to_parts(
 ) -> None:
     from distributed.cluster.ray_data import parallel_map
     from model.inference.batch_inference import ExtractionConfig
-    from model.inference.batch_inference import extract as make
+    from model.inference.batch_inference import extract as extract_to_parts
 
-    request = ExtractionConfig(bundle, files, out, device, overwrite)
-    with progress_counter("texts") as tell:
-        info = make(request, parallel_map(out, workers, actors=True, gpu=device == "cuda"), tell)
+    config = ExtractionConfig(bundle, files, out, device, overwrite)
+    with progress_counter("texts") as show_progress:
+        info = extract_to_parts(config, parallel_map(out, workers, actors=True, gpu=device == "cuda"), show_progress)
     echo(f"{info['texts']:,} texts, {info['keyphrases']:,} keyphrases in {info['parts']} part(s); {out} is ready")
     if json:
         print_json({"out": out, **info})

@@ -17,7 +17,7 @@ from model.data.batching import epoch_batches
 from model.data.dataset import Dataset
 from model.errors import UserError
 from model.inference.bundle import save_bundle
-from model.inference.extractor import TEXTS_HELD, Extractor
+from model.inference.extractor import PIPE_BATCH_SIZE, Extractor
 from model.network.cells import CELLS
 from model.network.device import check_precision
 from model.network.tagger import new_tagger
@@ -166,8 +166,8 @@ def _extracted(data: Dataset, training: Training, folder: Path) -> Iterator[floa
     extractor = Extractor.load(bundle, training.device.type)
     texts = [labelled.text for labelled in data.texts("train")]
     while True:
-        for begin in range(0, len(texts), TEXTS_HELD):
-            chunk = texts[begin : begin + TEXTS_HELD]
+        for begin in range(0, len(texts), PIPE_BATCH_SIZE):
+            chunk = texts[begin : begin + PIPE_BATCH_SIZE]
             list(extractor.pipe(chunk))
             yield len(chunk)
 

@@ -15,7 +15,7 @@ from model.data.dataset import SPLITS, Dataset
 from model.data.examples import Example, Span, examples
 from model.data.labelled_text import SkipCounts
 from model.data.tokenizer import UNKNOWN, CachedTokenizer
-from model.inference.extractor import TEXTS_HELD, Extractor
+from model.inference.extractor import PIPE_BATCH_SIZE, Extractor
 from model.network.tagger import new_tagger
 from model.training.loop import SELECTION_METRIC, Training
 from model.training.metrics import Counts, counts_of_spans
@@ -133,8 +133,8 @@ def raw_text_adapter(tag: TagTexts, data: Dataset) -> ExtractSpans:
 
 def _extract_spans(tag: TagTexts, tokenize: CachedTokenizer, texts: list[str]) -> list[list[Span]]:
     extracted: list[list[Span]] = []
-    for first in range(0, len(texts), TEXTS_HELD):
-        chunk = texts[first : first + TEXTS_HELD]
+    for first in range(0, len(texts), PIPE_BATCH_SIZE):
+        chunk = texts[first : first + PIPE_BATCH_SIZE]
         words = tokenize(chunk)
         offsets = [
             (words.starts[begin:end].tolist(), words.ends[begin:end].tolist())

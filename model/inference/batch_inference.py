@@ -1,9 +1,9 @@
-"""Keyphrases of the texts of many files, as JSON lines: to one stream, or piece by piece to a directory of parts.
+"""Keyphrases of the texts of many files as JSON lines: to one stream, or shard by shard to a directory of parts.
 
-    part-*.jsonl       one object a text, in the order of the texts
-    extraction.json    how many texts, keyphrases and parts, the bundle and the files; a directory that has it is whole
+    part-*.jsonl       one object per text, in the order of the texts
+    extraction.json    numbers of texts, keyphrases and parts, the bundle and the files; written last
 
-A piece is read and answered alone, and in the same runs of texts, so the parts one after the other are the stream.
+Each shard is processed independently, so the concatenated parts equal the stream.
 """
 
 import json
@@ -12,29 +12,29 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import tee, zip_longest
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 from model import staging, storage
 from model.data.labelled_text import shift_line
 from model.errors import LineError, UserError
-from model.inference.extractor import TEXTS_HELD, Extractor, Keyphrase
+from model.inference.extractor import PIPE_BATCH_SIZE, Extractor, Keyphrase
 from model.prepare.formats import text_of_line
 from model.shards import FileRange, ParallelMap, make_shards, serial_map
 
 MANIFEST = "extraction.json"
-Answer = tuple[str, list[Keyphrase]]
+ExtractedText = tuple[str, list[Keyphrase]]
 
 
 @dataclass(frozen=True)
 class ExtractionConfig:
-    """What to extract from what.
+    """The bundle, the input and the output of an extraction.
 
     Attributes:
         bundle: path or URI of a bundle.
-        files: paths, URIs or globs: a text a line, or JSON lines with "text".
-        out: the directory of parts, a path or URI.
-        device: cpu or cuda.
-        overwrite: replace an extraction that stands at `out`.
+        files: paths, URIs or globs of files with one text per line, or JSON lines with "text".
+        out: path or URI of the directory of parts.
+        device: `cpu`, `cuda` or `cuda:N`.
+        overwrite: whether to replace an existing extraction at `out`.
     """
 
     bundle: str
@@ -46,7 +46,13 @@ class ExtractionConfig:
 
 @dataclass
 class PartResult:
-    """What a part holds; `error` is what stopped it, in the range after the last of `lines`."""
+    """The result of a shard.
+
+    Attributes:
+        lines: lines of each range that was read completely.
+        keyphrases: number of keyphrases written.
+        error: what stopped the shard, in the range after those in `lines`.
+    """
 
     lines: list[int] = field(default_factory=list)
     keyphrases: int = 0
@@ -54,43 +60,62 @@ class PartResult:
 
 
 class ExtractionShard(NamedTuple):
-    """A piece of the input, and the part that it becomes."""
+    """A shard of the input and the number of its part."""
 
     number: int
     ranges: list[FileRange]
 
 
+class SourceLines(TypedDict):
+    """An input file and the number of its lines."""
+
+    path: str
+    lines: int
+
+
+class ExtractionInfo(TypedDict):
+    """The content of extraction.json."""
+
+    texts: int
+    keyphrases: int
+    parts: int
+    bundle: str
+    sources: list[SourceLines]
+
+
 def extract(
-    request: ExtractionConfig, over: ParallelMap = serial_map, tell: Callable[[int], None] = lambda texts: None
-) -> dict[str, Any]:
-    """Makes the directory of parts and gives the content of its extraction.json.
+    config: ExtractionConfig,
+    parallel_map: ParallelMap = serial_map,
+    on_progress: Callable[[int], None] = lambda texts: None,
+) -> ExtractionInfo:
+    """Write the directory of parts and return the content of its extraction.json.
 
     Args:
-        request: what to extract from what.
-        over: where the pieces of the input are worked on.
-        tell: is told how many texts are done.
+        config: the bundle, the input and the output.
+        parallel_map: applies a function to the shards, in this process or elsewhere.
+        on_progress: called with the number of texts that are done.
 
     Raises:
         UserError: the bundle, the input or the output cannot be used; nothing is left at `out`.
         OSError: the storage is full or cannot be written; likewise.
     """
-    staging.require_absent(request.out, MANIFEST, "extraction", request.overwrite)
-    pieces = [ExtractionShard(i, ranges) for i, ranges in enumerate(pieces_of(request.files))]
+    staging.require_absent(config.out, MANIFEST, "extraction", config.overwrite)
+    shards = [ExtractionShard(number, ranges) for number, ranges in enumerate(_input_shards(config.files))]
     keyphrases = 0
-    sources: list[dict[str, Any]] = []
-    with staging.staged_shared_directory(request.out, MANIFEST) as folder:
+    sources: list[SourceLines] = []
+    with staging.staged_shared_directory(config.out, MANIFEST) as folder:
         storage.make_directory(folder)
-        write = partial(_write_part, storage.absolute(request.bundle), request.device, folder)
-        with closing(over(write, pieces)) as parts:
-            for piece, written in zip(pieces, parts, strict=True):
-                _add(sources, piece.ranges, written)
-                keyphrases += written.keyphrases
-                tell(_lines(sources))
-        info = {
-            "texts": _lines(sources),
+        write = partial(_write_part, storage.absolute(config.bundle), config.device, folder)
+        with closing(parallel_map(write, shards)) as parts:
+            for shard, part in zip(shards, parts, strict=True):
+                _add_lines(sources, shard.ranges, part)
+                keyphrases += part.keyphrases
+                on_progress(_total_lines(sources))
+        info: ExtractionInfo = {
+            "texts": _total_lines(sources),
             "keyphrases": keyphrases,
-            "parts": len(pieces),
-            "bundle": request.bundle,
+            "parts": len(shards),
+            "bundle": config.bundle,
             "sources": sources,
         }
         content = json.dumps(info, indent=2, ensure_ascii=False)
@@ -98,37 +123,43 @@ def extract(
     return info
 
 
-def pieces_of(patterns: list[str]) -> list[list[FileRange]]:
-    """The pieces of the files that paths, URIs and globs name. Raises UserError where there is none."""
+def _input_shards(patterns: list[str]) -> list[list[FileRange]]:
+    """Divide the files that paths, URIs and globs name into shards. Raises UserError where there are no such files."""
     paths = [path for pattern in patterns for path in storage.expand(pattern)]
     return make_shards([FileRange(path, _format(next(FileRange(path, "text").lines(), b""))) for path in paths])
 
 
-def extract_from_files(extractor: Extractor, patterns: list[str]) -> Iterator[Answer]:
-    """The texts of files with their keyphrases, in order: what the parts of `extract` hold.
+def extract_from_files(extractor: Extractor, patterns: list[str]) -> Iterator[ExtractedText]:
+    """Yield the texts of files with their keyphrases, in order: the content of the parts of `extract`.
 
     Raises:
         UserError: a file is missing.
-        LineError: a line is not UTF-8, or no JSON object with a text in a file that begins with one.
+        LineError: a line is not UTF-8, or not a JSON object with a text in a file that begins with one.
     """
-    sources: list[dict[str, Any]] = []
-    for ranges in pieces_of(patterns):
-        written = PartResult()
+    sources: list[SourceLines] = []
+    for ranges in _input_shards(patterns):
+        part = PartResult()
         try:
-            yield from _answers(extractor, _texts(ranges, written.lines))
+            yield from _with_keyphrases(extractor, _texts(ranges, part.lines))
         except LineError as error:
-            written.error = error
-        _add(sources, ranges, written)
+            part.error = error
+        _add_lines(sources, ranges, part)
 
 
-def extract_from_stream(extractor: Extractor, lines: Iterable[bytes], name: str, held: int) -> Iterator[Answer]:
-    """The texts of a stream with their keyphrases, `held` read and answered at a time. Raises LineError."""
-    yield from _answers(extractor, _texts_of_stream(lines, name), held)
+def extract_from_stream(
+    extractor: Extractor, lines: Iterable[bytes], name: str, batch_size: int
+) -> Iterator[ExtractedText]:
+    """Yield the texts of a stream with their keyphrases, `batch_size` at a time.
+
+    Raises:
+        LineError: a line is not UTF-8, or not a JSON object with a text in a stream that begins with one.
+    """
+    yield from _with_keyphrases(extractor, _texts_of_stream(lines, name), batch_size)
 
 
 def as_json(text: str, keyphrases: list[Keyphrase]) -> str:
-    """A text and its keyphrases as a line of JSON."""
-    found = {"text": text, "keyphrases": [keyphrase._asdict() for keyphrase in keyphrases]}
+    """Return a text and its keyphrases as a line of JSON."""
+    found = {"text": text, "keyphrases": [keyphrase.as_record() for keyphrase in keyphrases]}
     return json.dumps(found, ensure_ascii=False)
 
 
@@ -137,48 +168,50 @@ def _loaded(bundle: str, device: str) -> Extractor:
     return Extractor.load(bundle, device)
 
 
-def _write_part(bundle: str, device: str, folder: str, piece: ExtractionShard) -> PartResult:
-    written = PartResult()
+def _write_part(bundle: str, device: str, folder: str, shard: ExtractionShard) -> PartResult:
+    part = PartResult()
     try:
         extractor = _loaded(bundle, device)
-        with storage.open_atomic(storage.join(folder, f"part-{piece.number:05d}.jsonl")) as file:
-            for text, keyphrases in _answers(extractor, _texts(piece.ranges, written.lines)):
+        with storage.open_atomic(storage.join(folder, f"part-{shard.number:05d}.jsonl")) as file:
+            for text, keyphrases in _with_keyphrases(extractor, _texts(shard.ranges, part.lines)):
                 file.write(f"{as_json(text, keyphrases)}\n".encode())
-                written.keyphrases += len(keyphrases)
+                part.keyphrases += len(keyphrases)
     except (UserError, OSError) as error:
-        written.error = error
-    return written
+        part.error = error
+    return part
 
 
-def _add(sources: list[dict[str, Any]], ranges: list[FileRange], written: PartResult) -> None:
-    """Adds the lines of a piece to those of its files. Raises what stopped it, with the line counted in its file."""
-    for part, lines in zip_longest(ranges, written.lines):
-        if part.start == 0:
-            sources.append({"path": part.path, "lines": 0})
+def _add_lines(sources: list[SourceLines], ranges: list[FileRange], part: PartResult) -> None:
+    """Add the lines of a shard to those of its files. Raises the shard's error, with the line's number in its file."""
+    for file_range, lines in zip_longest(ranges, part.lines):
+        if file_range.start == 0:
+            sources.append({"path": file_range.path, "lines": 0})
         if lines is None:
             break
         sources[-1]["lines"] += lines
-    if isinstance(written.error, LineError):
-        raise LineError(shift_line(written.error.place, sources[-1]["lines"]), written.error.problem)
-    if written.error is not None:
-        raise written.error
+    if isinstance(part.error, LineError):
+        raise LineError(shift_line(part.error.place, sources[-1]["lines"]), part.error.problem)
+    if part.error is not None:
+        raise part.error
 
 
-def _lines(sources: list[dict[str, Any]]) -> int:
+def _total_lines(sources: list[SourceLines]) -> int:
     return sum(source["lines"] for source in sources)
 
 
-def _answers(extractor: Extractor, texts: Iterator[str], held: int = TEXTS_HELD) -> Iterator[Answer]:
+def _with_keyphrases(
+    extractor: Extractor, texts: Iterator[str], batch_size: int = PIPE_BATCH_SIZE
+) -> Iterator[ExtractedText]:
     texts, again = tee(texts)
-    yield from zip(again, extractor.pipe(texts, held), strict=True)
+    yield from zip(again, extractor.pipe(texts, batch_size), strict=True)
 
 
 def _texts(ranges: list[FileRange], lines: list[int]) -> Iterator[str]:
-    """The texts of a piece; adds the lines of each range that is read. Line numbers begin at 1 in each."""
-    for part in ranges:
+    """Yield the texts of a shard; append the lines of each range that was read. Line numbers begin at 1 in each range."""
+    for file_range in ranges:
         number = 0
-        for number, raw in enumerate(part.lines(), 1):
-            yield text_of_line(raw.rstrip(b"\r\n"), f"{part.path}:{number}", part.format == "jsonl")
+        for number, raw in enumerate(file_range.lines(), 1):
+            yield text_of_line(raw.rstrip(b"\r\n"), f"{file_range.path}:{number}", file_range.format == "jsonl")
         lines.append(number)
 
 

@@ -8,7 +8,7 @@ for keyphrases in extractor.pipe(texts):
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +23,18 @@ from model.network.decoding import predict_spans
 from model.network.device import resolve_device, tune_malloc
 from model.network.tagger import Tagger
 
-TEXTS_HELD = 2048  # texts that `pipe` processes at a time
+PIPE_BATCH_SIZE = 2048
 _NETWORK_BATCH_SIZE = 256
 MAX_CHUNK_TOKENS = 512  # a longer text is divided into chunks of this size, and no keyphrase crosses their borders
+
+
+class KeyphraseRecord(TypedDict):
+    """A keyphrase as JSON output has it."""
+
+    text: str
+    start: int
+    end: int
+    score: float
 
 
 class Keyphrase(NamedTuple):
@@ -41,6 +50,10 @@ class Keyphrase(NamedTuple):
     start: int
     end: int
     score: float
+
+    def as_record(self) -> KeyphraseRecord:
+        """Return the keyphrase as plain values."""
+        return {"text": self.text, "start": self.start, "end": self.end, "score": self.score}
 
 
 class Extractor:
@@ -88,7 +101,7 @@ class Extractor:
         """
         return next(self.pipe([text]))
 
-    def pipe(self, texts: Iterable[str], batch_size: int = TEXTS_HELD) -> Iterator[list[Keyphrase]]:
+    def pipe(self, texts: Iterable[str], batch_size: int = PIPE_BATCH_SIZE) -> Iterator[list[Keyphrase]]:
         """Yield the keyphrases of each text, in the order of the texts.
 
         Args:
@@ -111,9 +124,8 @@ class Extractor:
             features = self._word_features(texts, tokens.starts, tokens.ends, tokens.begins)
         text_of, begins, lengths = _chunks(tokens)
         for rows in length_sorted_batches(lengths, _NETWORK_BATCH_SIZE):
-            batch = [padded(tokens.ids, begins[rows], lengths[rows], PAD)]
-            if features is not None:
-                batch.append(padded(features, begins[rows], lengths[rows], PAD))
+            values = [tokens.ids] if features is None else [tokens.ids, features]
+            batch = [padded(each, begins[rows], lengths[rows], PAD) for each in values]
             spans, scores = self._predict(lengths[rows], *batch)
             row, start, end = spans.T
             chunk = rows[row]
