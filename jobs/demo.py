@@ -1,4 +1,4 @@
-"""`python -m jobs demo`: the whole way on the built-in corpus, from generated texts to keyphrases of new ones."""
+"""`python -m jobs demo`: every step on the built-in corpus, from generated texts to keyphrases of new ones."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +8,7 @@ import typer
 from jobs.console import INVOCATION, command, echo, print_json, table
 from jobs.demo_corpus import prepare_corpus, write_corpus
 
-# No name in these stands in the corpus, and each holds one that is no keyphrase: what stands around a name decides.
+# The corpus has none of these names, and each sentence has one that is not a keyphrase: only the context decides.
 SENTENCES = (
     "Match day again! Had lunch with Jorunna, then a late goal by Brenwick Herons and I lost my voice <url>",
     "Keynote day! My cousin Ottoline ate an apple on the bus while I installed the beta of Zephyrix <url>",
@@ -18,7 +18,7 @@ SENTENCES = (
 
 @command
 def demo(
-    folder: Annotated[str, typer.Option(help="Where everything is put.")] = "runs/demo",
+    folder: Annotated[str, typer.Option(help="Folder for all files of the demo.")] = "runs/demo",
     workers: Annotated[int, typer.Option(min=1, help="Processes that share each batch.")] = 2,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the corpus at most.")] = 5,
     texts: Annotated[int, typer.Option(min=2000, help="Size of the corpus.")] = 24_000,
@@ -30,7 +30,7 @@ def demo(
     from model.config import make_config
     from model.inference.extractor import Extractor
 
-    force_local_cluster()  # where the demo's files lie
+    force_local_cluster()  # the demo's files are on this machine
     place = Path(folder)
     echo(f"1 of 4  corpus: {texts:,} generated texts in {place / 'corpus'}")
     files = write_corpus(place / "corpus", texts)
@@ -44,7 +44,7 @@ def demo(
         }
     )
     result = run(config)
-    echo("3 of 4  evaluation on texts that the training has not seen")
+    echo("3 of 4  evaluation on texts that were not used in training")
     metrics = measure(result.bundle, data)
     echo(table(metrics))
     echo("4 of 4  extraction from new sentences")
@@ -55,7 +55,7 @@ def demo(
             print(f"    {each.text}  [{each.start}:{each.end}]  {each.score:.3f}")
     echo(
         f"\ncorpus   {place / 'corpus'}\ndataset  {data}\nbundle   {result.bundle}\n\nNext:\n"
-        f'  echo "a text of yours" | {INVOCATION} extract {result.bundle}\n'
+        f'  echo "one of your texts" | {INVOCATION} extract {result.bundle}\n'
         f"  {INVOCATION} prepare YOUR.tsv --out data/mine       # text<TAB>keyphrase;keyphrase\n"
         f"  {INVOCATION} train --data data/mine --workers {workers}"
     )
@@ -64,13 +64,13 @@ def demo(
 
 
 def next_name(place: Path) -> str:
-    """A name that no earlier demo has."""
+    """Return a name that no earlier demo used."""
     taken = {path.name for path in place.glob("train-*")}
     return next(name for number in range(1, len(taken) + 2) if (name := f"train-{number}") not in taken)
 
 
 def measure(bundle: str, data: str) -> dict[str, float]:
-    """The figures of a bundle on the test split."""
+    """Return the metrics of a bundle on the test split."""
     import torch
 
     from model.data.dataset import Dataset

@@ -1,13 +1,43 @@
-"""`python -m jobs evaluate`: bundle + labelled texts -> figures, and the mistakes by kind."""
+"""`python -m jobs evaluate`: bundle + labelled texts -> metrics, and the mistakes by kind."""
 
 import json as encoder
 from collections.abc import Iterator
-from typing import Annotated, Any
+from dataclasses import dataclass
+from itertools import compress
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jobs.console import command, echo, print_json, table
 from jobs.prepare import FormatOption, echo_skips
+
+if TYPE_CHECKING:
+    from model.data.dataset import Split
+    from model.data.examples import Example
+    from model.data.labelled_text import LabelledText, SkipCounts
+    from model.inference.bundle import Bundle
+    from model.inference.mistakes import KindCounts, Mistake
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """The result of the command.
+
+    Attributes:
+        rows: texts that were measured.
+        metrics: of both heads; see `model.training.metrics.summarize`.
+        mistakes: by kind; None where the training split is not available.
+        skipped: texts that were not measured, by reason.
+    """
+
+    rows: int
+    metrics: dict[str, float]
+    mistakes: "dict[str, KindCounts] | None"
+    skipped: dict[str, int]
+
+    def as_json(self) -> dict[str, object]:
+        """Return the result as plain values, the metrics at the top level."""
+        return {"rows": self.rows, **self.metrics, "mistakes": self.mistakes, "skipped": self.skipped}
 
 
 @command
@@ -16,23 +46,22 @@ def evaluate(
     data: Annotated[str, typer.Option(help="Dataset directory, or a labelled file, URI or glob.")],
     split: Annotated[str, typer.Option(help="Split of a dataset directory: train, valid or test.")] = "test",
     format: FormatOption = "auto",
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longer texts are left out.")] = 1_000,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Skip longer texts.")] = 1_000,
     mistakes: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Write every mistake there, as a line of JSON.")
+        str | None, typer.Option(metavar="FILE", help="Write every mistake to this file, as JSON lines.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Measure a tagger: precision, recall and F1 of both heads with 95 % bootstrap intervals, and mistakes by kind."""
-    from itertools import compress
-
     from model import storage
     from model.data.dataset import split_from_examples
-    from model.data.examples import Example, examples
+    from model.data.examples import examples
     from model.data.labelled_text import SkipCounts
     from model.errors import UserError
     from model.inference.bundle import load_bundle
-    from model.inference.error_analysis import by_kind, find_errors
+    from model.inference.error_analysis import find_errors
+    from model.inference.mistakes import by_kind
     from model.network.device import resolve_device
     from model.training.evaluation import evaluate as measure
     from model.training.metrics import KEYPHRASE, Column, summarize
@@ -40,14 +69,14 @@ def evaluate(
     if mistakes is not None and storage.exists(mistakes):
         raise UserError(f"{mistakes}: exists already, and may hold labels; give --mistakes another file, or delete it")
     loaded = load_bundle(bundle)
-    train = _trained_on(loaded, data, wanted=mistakes is not None)
-    tally = SkipCounts()
+    train = _training_split(loaded, data, required=mistakes is not None)
+    skips = SkipCounts()
 
-    def read(tally: SkipCounts) -> Iterator[Example]:
-        return examples(labelled_texts(data, split, format, tally), loaded.tokenizer, tally, max_tokens)
+    def read(skips: SkipCounts) -> "Iterator[Example]":
+        return examples(labelled_texts(data, split, format, skips), loaded.tokenizer, skips, max_tokens)
 
-    rows = split_from_examples(read(tally), loaded.tagger.config.uses_word_features)
-    echo_skips(tally.counts, tally.places)
+    rows = split_from_examples(read(skips), loaded.tagger.config.uses_word_features)
+    echo_skips(skips.counts, skips.places)
     if not len(rows):
         raise UserError(f"{data}: no text is left to measure on; see the reasons above")
     place = resolve_device(device)
@@ -58,20 +87,22 @@ def evaluate(
     kinds = None
     if train is not None:
         wrong_rows = counts[:, KEYPHRASE][:, Column.EXACT] == 0
-        wrong = compress(read(SkipCounts()), wrong_rows)  # read again, so that not all texts have to be held
+        wrong = compress(read(SkipCounts()), wrong_rows)  # read again, so that not all texts are in memory
         found = find_errors(loaded.tagger, wrong, train, place)
         kinds = by_kind(found)
         echo(_kinds_table(kinds))
         if mistakes is not None:
-            lines = "".join(f"{encoder.dumps(each.line(), ensure_ascii=False)}\n" for each in found)
-            storage.write(mistakes, lines.encode())
-            echo(f"{len(found):,} mistakes are in {mistakes}, by kind, the most informative first")
+            _write_mistakes(mistakes, found)
     if json:
-        print_json({"rows": len(rows), **metrics, "mistakes": kinds, "skipped": tally.counts})
+        print_json(EvaluationResult(len(rows), metrics, kinds, skips.counts).as_json())
 
 
-def labelled_texts(data: str, split: str, format: str, tally: Any) -> Any:
-    """The texts of a dataset directory's split, or of labelled files."""
+def labelled_texts(data: str, split: str, format: str, skips: "SkipCounts") -> "Iterator[LabelledText]":
+    """Return the texts of a dataset directory's split, or of labelled files.
+
+    Raises:
+        UserError: there is no such split, or no such files.
+    """
     from model import storage
     from model.data.dataset import SPLITS, Dataset
     from model.errors import UserError
@@ -81,24 +112,32 @@ def labelled_texts(data: str, split: str, format: str, tally: Any) -> Any:
         if split not in SPLITS:
             raise UserError(f"--split {split}: is unknown; choose one of {', '.join(SPLITS)}")
         return Dataset(data).texts(split)
-    return (text for source in resolve_inputs([data], format) for text in Reader(source).read(tally))
+    return (text for source in resolve_inputs([data], format) for text in Reader(source).read(skips))
 
 
-def _trained_on(bundle: Any, data: str, wanted: bool) -> Any:
-    """The training split of the bundle's dataset; None, and a line that says so, where it is gone and not `wanted`."""
+def _training_split(bundle: "Bundle", data: str, required: bool) -> "Split | None":
+    """Load the training split of the bundle's dataset; where it is gone and not required, report that and return None."""
     from model.errors import UserError
-    from model.inference.error_analysis import training_split
+    from model.inference.training_stats import training_split
 
     try:
         return training_split(bundle, bundle.config.data, data)
     except UserError as error:
-        if wanted:
+        if required:
             raise
         echo(f"no mistakes by kind: {error}")
         return None
 
 
-def _kinds_table(kinds: dict[str, dict[str, float]]) -> str:
+def _write_mistakes(location: str, mistakes: "list[Mistake]") -> None:
+    from model import storage
+
+    lines = "".join(f"{encoder.dumps(each.as_record(), ensure_ascii=False)}\n" for each in mistakes)
+    storage.write(location, lines.encode())
+    echo(f"{len(mistakes):,} mistakes are in {location}, by kind, the most informative first")
+
+
+def _kinds_table(kinds: dict[str, "KindCounts"]) -> str:
     lines = ["mistakes               misses  false positives  share"]
     for kind, of_kind in kinds.items():
         misses, false_positives = f"{of_kind['misses']:,}", f"{of_kind['false_positives']:,}"

@@ -17,16 +17,13 @@ from model.data.labelled_text import LabelledText, SkipCounts
 from model.data.labels import spans_to_tags
 from model.inference.bundle import load_bundle, save_bundle
 from model.inference.error_analysis import (
-    KINDS,
     AnnotatedText,
-    Mistake,
-    TrainingStats,
-    by_kind,
     classify_errors,
     find_errors,
-    training_split,
 )
 from model.inference.extractor import Extractor
+from model.inference.mistakes import KINDS, Mistake, by_kind
+from model.inference.training_stats import TrainingStats, training_split
 from model.training.evaluation import evaluate
 from model.training.metrics import KEYPHRASE
 
@@ -88,7 +85,7 @@ def test_spans_that_overlap_are_one_mistake_with_a_wrong_boundary():
     mistake = only("the [apple pie] and", "the [apple] pie and")
     assert mistake.kind == "wrong boundary"
     assert mistake.reason == "the data has `apple pie`, the tagger `apple`"
-    assert mistake.line()["gold"] == [{"text": "apple pie", "start": 4, "end": 13, "score": 0.5}]
+    assert mistake.as_record()["gold"] == [{"text": "apple pie", "start": 4, "end": 13, "score": 0.5}]
     two = only("see [storm] [ada] here", "see [storm ada] here", score=0.99)
     assert two.kind == "wrong boundary" and "`storm` and `ada`" in two.reason
     counts = by_kind([mistake, two])["wrong boundary"]

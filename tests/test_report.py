@@ -165,7 +165,7 @@ def test_texts_that_may_not_be_read_are_told_of(run_folder: str, monkeypatch: py
     def refuse(location: str) -> Dataset:
         raise PermissionError(13, "Permission denied", location)
 
-    monkeypatch.setattr("model.inference.error_analysis.Dataset", refuse)
+    monkeypatch.setattr("model.inference.training_stats.Dataset", refuse)
     page = Path(write_report(run_folder)).read_text("utf-8")
     assert "Permission denied" in page and "20 texts of the test split" in page
 

@@ -10,8 +10,10 @@ from model.data.examples import examples
 from model.data.labelled_text import LabelledText, SkipCounts
 from model.errors import UserError
 from model.inference.bundle import Bundle, load_bundle
-from model.inference.error_analysis import KINDS, Mistake, by_kind, find_errors, training_split
+from model.inference.error_analysis import find_errors
 from model.inference.extractor import Extractor
+from model.inference.mistakes import KINDS, Mistake, by_kind
+from model.inference.training_stats import training_split
 from model.network.device import resolve_device
 
 SAMPLES = 20

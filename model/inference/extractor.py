@@ -23,7 +23,7 @@ from model.network.decoding import predict_spans
 from model.network.device import resolve_device, tune_malloc
 from model.network.tagger import Tagger
 
-PIPE_BATCH_SIZE = 2048
+PIPE_BATCH_SIZE = 2048  # texts that `pipe` processes at a time
 _NETWORK_BATCH_SIZE = 256
 MAX_CHUNK_TOKENS = 512  # a longer text is divided into chunks of this size, and no keyphrase crosses their borders
 
@@ -124,8 +124,9 @@ class Extractor:
             features = self._word_features(texts, tokens.starts, tokens.ends, tokens.begins)
         text_of, begins, lengths = _chunks(tokens)
         for rows in length_sorted_batches(lengths, _NETWORK_BATCH_SIZE):
-            values = [tokens.ids] if features is None else [tokens.ids, features]
-            batch = [padded(each, begins[rows], lengths[rows], PAD) for each in values]
+            batch = [padded(tokens.ids, begins[rows], lengths[rows], PAD)]
+            if features is not None:
+                batch.append(padded(features, begins[rows], lengths[rows], PAD))
             spans, scores = self._predict(lengths[rows], *batch)
             row, start, end = spans.T
             chunk = rows[row]
