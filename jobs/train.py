@@ -96,7 +96,8 @@ def merge_sources(
     preset: str | None, path: str | None, assignments: list[str], flags: dict[str, Any]
 ) -> dict[str, Any]:
     """Return the tree of the values given: by preset, then by file, then by --set, then by flag; the last wins."""
-    from model.config import assign, merge, preset_values, read_config, set_dotted
+    from model.config import assign, merge, read_config, set_dotted
+    from model.presets import preset_values
 
     tree = preset_values(preset) if preset else {}
     if path:

@@ -115,8 +115,9 @@ def _plan(preset: str | None, given: dict[str, Any], fields: dict[str, Any], res
     """
     from distributed.sweep.plan import make_plan, new_sweep
     from distributed.sweep.state import resumed_sweep
-    from model.config import RunConfig, make_config, merge, preset_values
+    from model.config import RunConfig, make_config, merge
     from model.errors import UserError
+    from model.presets import preset_values
 
     if resume is not None:
         location = given.get("run", {}).pop("storage", RunConfig().storage)

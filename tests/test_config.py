@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 from helpers import refused
 
-from model.config import PRESETS, assign, fields, make_config, merge, preset_values, read_config, set_dotted
+from model.config import assign, fields, make_config, merge, read_config, set_dotted
+from model.presets import PRESETS, preset_values
 
 RECORD = {"alpha": 0.3, "lr": 1e-3, "global_batch_size": 64}
 
@@ -70,7 +71,7 @@ def test_files(tmp_path: Path):
     path.write_text("just words")
     refused(lambda: read_config(str(path)), "c.yaml", "no configuration")
     path.write_text("a: [")
-    refused(lambda: read_config(str(path)), "c.yaml", "no YAML")
+    refused(lambda: read_config(str(path)), "c.yaml", "not YAML")
     refused(lambda: read_config(str(tmp_path / "none.yaml")), "none.yaml")
 
 

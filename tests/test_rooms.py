@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 
-GROUND = {"model.aliases", "model.config", "model.errors", "model.shards", "model.staging", "model.storage"}
+GROUND = {
+    "model.aliases",
+    "model.config",
+    "model.errors",
+    "model.presets",
+    "model.shards",
+    "model.staging",
+    "model.storage",
+}
 MODEL = GROUND | {"model.data", "model.prepare", "model.network", "model.training", "model.inference"}
 DISTRIBUTED = {f"distributed.{room}" for room in ("cluster", "train", "sweep", "report", "tune")}
 
@@ -19,6 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "model.shards": {"model.errors", "model.storage"},
     "model.aliases": {"model.errors"},
     "model.config": {"model.aliases", "model.errors"},
+    "model.presets": {"model.config", "model.errors"},
     "model.data": GROUND,
     "model.prepare": GROUND | {"model.data"},
     "model.network": GROUND | {"model.data"},

@@ -26,9 +26,10 @@ from distributed.train.failures import NoProgressLimit
 from distributed.train.result import read_result
 from distributed.train.runs import new_run, resumed_run
 from distributed.train.tracking import WandbRun
-from model.config import Config, RunConfig, make_config, preset_values
+from model.config import Config, RunConfig, make_config
 from model.errors import RunFailedError, UserError
 from model.inference.bundle import load_bundle
+from model.presets import preset_values
 from model.training.metrics import summarize
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -10,13 +10,14 @@ from itertools import chain, islice
 from typing import NamedTuple
 
 from jobs.benchmark.baselines import PACKAGES, Log, Stopwatch, TagTexts, fit_crf, fit_spacy
-from model.config import make_config, preset_values, set_dotted
+from model.config import make_config, set_dotted
 from model.data.dataset import SPLITS, Dataset
 from model.data.examples import Example, Span, examples
 from model.data.labelled_text import SkipCounts
 from model.data.tokenizer import UNKNOWN, CachedTokenizer
 from model.inference.extractor import PIPE_BATCH_SIZE, Extractor
 from model.network.tagger import new_tagger
+from model.presets import preset_values
 from model.training.loop import SELECTION_METRIC, Training
 from model.training.metrics import Counts, counts_of_spans
 

@@ -1,0 +1,33 @@
+"""Named sets of configuration values, by dotted name; all other fields keep their defaults."""
+
+from model.config import Tree, set_dotted
+from model.errors import UserError
+
+PRESETS: dict[str, dict[str, object]] = {
+    "record": {},  # the defaults are the record's own
+    "best": {
+        "tagger.cell": "gru",
+        "tagger.bidirectional": True,
+        "tagger.embedding_dim": 128,
+        "tagger.keyword_hidden": 128,
+        "tagger.keyphrase_hidden": 128,
+        "tagger.window": 1,
+        "tagger.rare_word_dropout": 1.0,
+        "tagger.word_feature_dim": 64,
+        "tagger.crf": True,
+        "tagger.decoding": "spans",
+        "training.lr": 3e-3,
+        "training.schedule": "cosine",
+        "training.global_batch_size": 32,
+    },
+}
+
+
+def preset_values(name: str) -> Tree:
+    """Return the values that a preset sets, as a tree. Raises UserError if there is no such preset."""
+    if name not in PRESETS:
+        raise UserError(f"--preset {name}: is unknown; known are {', '.join(PRESETS)}")
+    tree: Tree = {}
+    for dotted, value in PRESETS[name].items():
+        set_dotted(tree, dotted, value)
+    return tree
