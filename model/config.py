@@ -74,7 +74,7 @@ class TaggerConfig(_Section):
 
     @property
     def uses_word_features(self) -> bool:
-        """Whether the tagger uses orthographic features, so that splits have to be loaded with them."""
+        """Return whether the tagger uses orthographic features, so that splits have to be loaded with them."""
         return self.word_feature_dim > 0
 
 

@@ -180,7 +180,7 @@ def open_atomic(location: str) -> Iterator[IO[bytes]]:
 
 
 def remove(location: str) -> None:
-    """Delete a file. Raises OSError where there is none."""
+    """Delete a file. Raises OSError if it does not exist."""
     filesystem, path = resolve(location)
     filesystem.delete_file(path)
 

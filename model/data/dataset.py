@@ -86,7 +86,7 @@ class Dataset:
     """
 
     def __init__(self, location: str) -> None:
-        """Open a dataset. Raises UserError where there is none, or where a newer version wrote it."""
+        """Open a dataset. Raises UserError if there is none, or if a newer version wrote it."""
         self.location = location
         try:
             self.info: DatasetInfo = json.loads(storage.read(storage.join(location, "dataset.json")))

@@ -13,7 +13,7 @@ from model.data.labelled_text import LabelledText, SkipCounts
 from model.data.tokenizer import encode, new_tokenizer
 
 CHUNK_TEXTS = 2048  # texts tokenized at a time
-_TOKENIZER = new_tokenizer()  # splits keyphrases; every tokenizer of ours splits texts in the same way
+_TOKENIZER = new_tokenizer()  # splits keyphrases; all tokenizers of this package split texts in the same way
 Span = tuple[int, int]
 
 

@@ -28,7 +28,7 @@ class BiRnn(nn.Module):
 
     @property
     def directions(self) -> list[nn.RNNBase]:
-        """Torch's layer of each direction, forward first."""
+        """Return torch's layer of each direction, forward first."""
         return [self.forward_rnn] if self.backward_rnn is None else [self.forward_rnn, self.backward_rnn]
 
     def forward(self, inputs: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:

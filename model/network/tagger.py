@@ -98,7 +98,7 @@ class Tagger(nn.Module):
 
     @property
     def tables(self) -> list[nn.Embedding]:
-        """The embedding tables, of which a step touches few rows."""
+        """Return the embedding tables: weights of which a step uses few rows."""
         if self.word_feature_embedding is None:
             return [self.embedding]
         return [self.embedding, self.word_feature_embedding]
@@ -165,7 +165,7 @@ class Tagger(nn.Module):
         return ids.masked_fill(dropped, UNKNOWN)
 
     def _uses_cpu_kernels(self, ids: torch.Tensor) -> bool:
-        """Whether the packed recurrence of model/network/cpu/ takes the place of torch's: in float32 on a CPU."""
+        """Return whether the packed recurrence of model/network/cpu/ replaces torch's: in float32 on a CPU."""
         full_precision = self.embedding.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
         return self.config.cpu_kernels and full_precision and ids.device.type == "cpu"
 

@@ -58,11 +58,13 @@ class _Bucket:
         self._pending: list[pa.Table] = []
 
     def add(self, words: pa.Table) -> None:
+        """Add words with their counts."""
         self._pending.append(words)
         if sum(map(len, self._pending)) >= max(_MIN_PENDING_WORDS // BUCKETS, len(self._counted) // 4):
             self._count()
 
     def counted(self) -> pa.Table:
+        """Return all words with their counts."""
         self._count()
         return self._counted
 

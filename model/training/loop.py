@@ -23,8 +23,9 @@ from model.training.communicator import Communicator, SingleProcess
 from model.training.evaluation import evaluate
 from model.training.loss import dual_loss
 from model.training.metrics import Counts, summarize
-from model.training.optimizer import clip_gradients, learning_rate, make_optimizers
+from model.training.optimizer import apply_gradients, clip_gradients, learning_rate, make_optimizers
 from model.training.progress import EpochLosses, EpochTimer, Progress, ProgressReporter
+from model.training.seeding import seed_dropout
 from model.training.state import TrainingState
 
 SELECTION_METRIC = "valid/keyphrase_f1"
@@ -110,7 +111,7 @@ class Training:
 
     @property
     def finished(self) -> bool:
-        """Whether the budget of epochs is spent, or `patience` epochs brought no better F1."""
+        """Return whether all epochs are done, or `patience` epochs brought no better F1."""
         stale = len(self.history) - 1 - self.best if self.history else 0
         return self.epoch >= self.config.epochs or bool(self.config.patience and stale >= self.config.patience)
 
@@ -168,21 +169,16 @@ class Training:
         return self.history[-1]
 
     def _train_epoch(self) -> Metrics:
-        batches = epoch_batches(
-            self.train.lengths,
-            self.config.global_batch_size,
-            self.config.seed,
-            self.epoch,
-            self.config.bucket_by_length,
-        )
-        tokens = [int(self.train.lengths[rows].sum()) for rows in batches]
+        config, lengths = self.config, self.train.lengths
+        batches = epoch_batches(lengths, config.global_batch_size, config.seed, self.epoch, config.bucket_by_length)
+        tokens = [int(lengths[rows].sum()) for rows in batches]
         progress = ProgressReporter(self.on_progress, self.epoch + 1, tokens, self.communicator.size)
         self._timer.start()
         self.tagger.train()
         # A GPU computes while the CPU is idle: it can assemble the next batch.
         assembled = (prefetch if self.device.type == "cuda" else map)(self.local_batch, batches[self.step :])
         for step, batch in enumerate(assembled, self.step):
-            lr = learning_rate(self.config, self.epoch * len(batches) + step, len(batches))
+            lr = learning_rate(config, self.epoch * len(batches) + step, len(batches))
             losses = self.train_step(batch, tokens[step], step, lr)
             self._losses.add(losses, step)
             self.step = step + 1
@@ -219,7 +215,7 @@ class Training:
             step: of the epoch, from 0; seeds the dropout.
             lr: learning rate.
         """
-        self._seed(step)
+        seed_dropout(self.config.seed, self.epoch, step, self.communicator.rank, self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
             self.logits = self.tagger(batch.ids, batch.lengths, batch.word_features)
         sums = dual_loss(self.logits, batch)
@@ -228,20 +224,8 @@ class Training:
         self.communicator.all_reduce_gradients(self.tagger, tokens, getattr(torch, self.config.gradient_dtype))
         if self.config.max_grad_norm:
             clip_gradients(self.tagger, self.config.max_grad_norm)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            optimizer.step()
-            optimizer.zero_grad()
+        apply_gradients(self.optimizers, lr)
         return torch.stack(sums).detach().double()
-
-    def _seed(self, step: int) -> None:
-        """Make the dropout of a step depend on the step alone: a resumed run draws what an uninterrupted one draws."""
-        parts = [self.config.seed, self.epoch, step, self.communicator.rank]
-        seed = int(np.random.SeedSequence(parts).generate_state(1)[0])
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed looks for every kind of device at each call
-        if self.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
 
     def _check(self, steps: int) -> None:
         """Stop all workers if the loss of one is no longer finite, and save a checkpoint if one of them wants it."""

@@ -95,3 +95,12 @@ def clip_gradients(module: nn.Module, limit: float) -> None:
     values = [gradient.values() if gradient.is_sparse else gradient for gradient in gradients]
     scale = (limit / (torch.nn.utils.get_total_norm(values) + 1e-12)).clamp(max=1.0)
     torch._foreach_mul_(values, scale)
+
+
+def apply_gradients(optimizers: list[Optimizer], lr: float) -> None:
+    """Update the weights with a learning rate, and clear their gradients."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+        optimizer.zero_grad()

@@ -26,7 +26,7 @@ class EpochLosses:
     Attributes:
         sums: (2,) of the keyword and the keyphrase head, float64, on the device.
         first_bad: scalar on the device, so that no step has to wait for it: the first step whose losses are not finite;
-            -1 where there is none.
+            -1 if all are finite.
     """
 
     def __init__(self, sums: torch.Tensor) -> None:

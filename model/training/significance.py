@@ -58,7 +58,7 @@ def bootstrap_means(
 
 
 def describe_test(seeds: int) -> str:
-    """Return in words what `paired_bootstrap_test` accounts for, where each mean is over so many seeds."""
+    """Return in words what `paired_bootstrap_test` accounts for, for means over this number of seeds."""
     if seeds > 1:
         return "by a paired bootstrap over texts and seeds"
     return "by a paired bootstrap over texts; there is one seed, so the variance between seeds is not included"
