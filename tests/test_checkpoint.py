@@ -131,8 +131,8 @@ def test_a_checkpoint_cut_off_anywhere_is_never_taken_for_whole(tmp_path: Path):
 def test_a_checkpoint_inside_an_epoch_comes_with_the_minutes(tmp_path: Path):
     checkpointer = StorageCheckpointer(str(tmp_path), SELECTION_METRIC, SingleProcess(), minutes=1.0)
     assert not checkpointer.should_save()
-    checkpointer.saved -= 61
+    checkpointer.last_save -= 61
     assert checkpointer.should_save()
     never = StorageCheckpointer(str(tmp_path), SELECTION_METRIC, SingleProcess(), minutes=0.0)
-    never.saved -= 1e6
+    never.last_save -= 1e6
     assert not never.should_save()

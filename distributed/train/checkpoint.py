@@ -1,11 +1,11 @@
-"""Checkpoints of a training on storage: a restart costs little and never takes a part for the whole.
+"""Checkpoints of a training on storage: a restart loses little work, and never reads an incomplete checkpoint.
 
     <folder>/checkpoint_epoch_0003               after epoch 3
     <folder>/checkpoint_epoch_0003_step_000400   400 steps into epoch 4
     <folder>/best.safetensors                    the weights of the best epoch, with its counts on the validation split
 
-The two newest checkpoints are kept: should the newest not be whole, the one before it is used. Ray's own checkpoints are
-not used: their register is one file that a kill can cut in half, after which a run cannot be resumed.
+The two newest checkpoints are kept: if the newest is incomplete, the one before it is used. Ray's own checkpoints are not
+used: their index is a single file, and a kill while it is written makes the run impossible to resume.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ from model.training.metrics import Counts
 from model.training.progress import Progress
 from model.training.state import TrainingState
 
-STATE, DIGEST = "state.pt", "seal.json"
+STATE, DIGEST = "state.pt", "seal.json"  # the files of a checkpoint
 CheckpointRequest = Literal["save", "stop"]
 SAVE: CheckpointRequest = "save"
 STOP: CheckpointRequest = "stop"  # save first
@@ -43,11 +43,11 @@ _BEST, _COUNTS = "best.safetensors", "counts"
 
 
 class StoppedError(Exception):
-    """The training was asked to stop, and has been saved."""
+    """The training was stopped on request, after a checkpoint was saved."""
 
 
 class StorageCheckpointer:
-    """Saves one training, on all of its workers; rank 0 writes."""
+    """Saves checkpoints of one training. Every worker has one; rank 0 writes."""
 
     def __init__(
         self,
@@ -58,24 +58,25 @@ class StorageCheckpointer:
         on_note: Callable[[str], None] | None = None,
         request: Callable[[], CheckpointRequest | None] | None = None,
     ) -> None:
-        """
+        """Create the checkpointer of a run or trial.
+
         Args:
             folder: of the run or trial, a path or URI.
-            metric: that ranks epochs.
+            metric: name of the metric that ranks epochs.
             communicator: of the workers that train together.
-            minutes: after which a checkpoint is saved within an epoch; 0 for never.
-            on_note: called, on rank 0, with a line about what a training resumes from.
+            minutes: between checkpoints within an epoch; 0 for none there.
+            on_note: called with a line about the checkpoint that the training resumes from.
             request: returns whether to save the training now, or to save and stop it; called on rank 0, about twice a second.
         """
         self.folder, self.metric, self.communicator = folder, metric, communicator
-        self.seconds = 60 * minutes if minutes else float("inf")
+        self.interval_s = 60 * minutes if minutes else float("inf")
         self.on_note = on_note or (lambda text: None)
         self.request = request
-        self.saved = self.requested = time.monotonic()
+        self.last_save = self.last_request = time.monotonic()
         self.stopping = False
 
     def restore(self, training: Training) -> None:
-        """Resume from the newest whole checkpoint, if there is one.
+        """Resume from the newest complete checkpoint, if there is one.
 
         Raises:
             RuntimeError: the workers do not see the same checkpoints; Ray restarts them.
@@ -94,23 +95,23 @@ class StorageCheckpointer:
             raise RuntimeError(f"{self.folder}: the workers do not see the same checkpoints")
 
     def should_save(self) -> bool:
-        """Return whether the last checkpoint is old enough, or one is requested. Rank 0 decides for all."""
+        """Return whether the last checkpoint is old enough or a new one is requested; always False but on rank 0."""
         if self.communicator.rank:
             return False
         now, request = time.monotonic(), None
-        if self.request and now - self.requested > _SECONDS_BETWEEN_REQUESTS:
-            self.requested, request = now, self.request()
+        if self.request and now - self.last_request > _SECONDS_BETWEEN_REQUESTS:
+            self.last_request, request = now, self.request()
             self.stopping = self.stopping or request == STOP
-        return self.stopping or request == SAVE or now - self.saved > self.seconds
+        return self.stopping or request == SAVE or now - self.last_save > self.interval_s
 
     def save(self, training: Training) -> None:
-        """Save the training as it is: the best weights first, then the checkpoint that counts on them.
+        """Save the training: first the best weights, then the checkpoint, which relies on them.
 
         Raises:
-            StoppedError: the training shall stop; on all workers.
+            StoppedError: a stop was requested; raised on all workers.
         """
         state = training.state()
-        self.saved = time.monotonic()
+        self.last_save = time.monotonic()
         if self.communicator.rank == 0:
             self._write(training, state)
         stopping = torch.tensor(int(self.stopping), device=training.device)
@@ -126,7 +127,7 @@ class StorageCheckpointer:
         name = f"{_PREFIX}{training.epoch:04d}" + (f"_step_{training.step:06d}" if training.step else "")
         with staging.staged_local_directory(storage.join(self.folder, name), DIGEST) as folder:
             save_checkpoint(folder, state)
-        prune_checkpoints(self.folder, but=MAX_CHECKPOINTS)
+        prune_checkpoints(self.folder, keep=MAX_CHECKPOINTS)
 
 
 def resume_training(
@@ -137,7 +138,7 @@ def resume_training(
     checkpointer: StorageCheckpointer,
     on_progress: Callable[[Progress], None] | None,
 ) -> Training:
-    """Return a training in the state of its newest whole checkpoint, or at its start where there is none."""
+    """Return a training in the state of its newest complete checkpoint, or at its start where there is none."""
     training = Training(
         config.training,
         new_tagger(config.tagger, data.words, config.training.seed, data.vectors_for(config.tagger)),
@@ -157,9 +158,9 @@ def checkpoints(folder: str) -> list[str]:
     return sorted((name for name in storage.list_directory(folder) if name.startswith(_PREFIX)), reverse=True)
 
 
-def prune_checkpoints(folder: str, but: int = 0) -> None:
-    """Remove a training's checkpoints, but for the newest `but`."""
-    for name in checkpoints(folder)[but:]:
+def prune_checkpoints(folder: str, keep: int = 0) -> None:
+    """Remove a training's checkpoints, except the newest `keep`."""
+    for name in checkpoints(folder)[keep:]:
         storage.remove_directory(storage.join(folder, name))
 
 
@@ -187,10 +188,10 @@ def save_checkpoint(folder: Path, state: TrainingState) -> None:
 
 
 def load_checkpoint(location: str) -> TrainingState:
-    """Read a state.
+    """Read the state in a checkpoint folder.
 
     Raises:
-        UserError: a file is missing, or the state does not have its digest.
+        UserError: a file is missing, or the state does not match its digest.
     """
     try:
         content = storage.read(storage.join(location, STATE))

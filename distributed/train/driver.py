@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     import ray.train
 
 _COLLECTIVE_TIMEOUT_S = 600
-_FAILED_STARTS = 30  # of a worker group; an elastic one has one for each node that is lost
-_ELASTIC_START_TIMEOUT_S = 30  # after which an elastic group asks again, for as many workers as fit then
+_FAILED_STARTS = 30  # of a worker group; an elastic group has one for each lost node
+_ELASTIC_START_TIMEOUT_S = 30  # after which an elastic group requests as many workers as fit then
 
 
 def train(config: Config, on_event: EventHandler) -> TrainResult:
@@ -37,15 +37,17 @@ def train(config: Config, on_event: EventHandler) -> TrainResult:
         on_event: called in this thread with Progress, EpochEnd and Note.
 
     Raises:
-        UserError: it could not be carried out, or diverged.
-        RunFailedError: it failed; NotGrantedError where the cluster did not grant the workers in time.
+        UserError: the configuration, the dataset or the cluster does not allow it.
+        DivergedError: the loss is not finite.
+        NotGrantedError: the cluster did not grant the workers in time.
+        RunFailedError: it failed otherwise.
     """
     folder = run_folder(config)
     finished = read_result(folder)
     if finished:
         on_event(Note(f"{folder} is finished already; nothing to do"))
         return finished
-    validate_run(config, inspect_cluster())  # a mistake is answered at once, not after Ray's start
+    validate_run(config, inspect_cluster())  # a mistake is reported at once, not after Ray's start
     cluster = connect()
     request = plan_workers(config.run, cluster)
     check_storage(config.run.storage, cluster)
@@ -66,7 +68,7 @@ def train(config: Config, on_event: EventHandler) -> TrainResult:
 
 
 def _fit(config: Config, request: WorkerRequest, folder: str, on_event: EventHandler) -> None:
-    """Run the trainer beside this thread, which passes events on and stays free for Ctrl-C."""
+    """Run the trainer in a background thread; this one passes events on and stays free for Ctrl-C."""
     import ray
 
     from distributed.cluster.background import run_in_background
@@ -86,7 +88,7 @@ def _fit(config: Config, request: WorkerRequest, folder: str, on_event: EventHan
                 trainer = make_trainer(
                     train_loop_per_worker,
                     {"settings": settings},
-                    name=settings.config["run"]["name"],
+                    name=str(config.run.name),
                     scratch=scratch,
                     workers=(config.run.min_workers, request.workers) if config.run.min_workers else request.workers,
                     cpus=request.cpus,
@@ -111,9 +113,9 @@ def _fit(config: Config, request: WorkerRequest, folder: str, on_event: EventHan
 
 
 def _failure_config(run: RunConfig) -> "ray.train.FailureConfig":
-    """Return how often Ray restarts the workers: without a limit, for NoProgressLimit has one, or never without retries.
+    """Return how often Ray restarts the workers: without retries never, else always, since NoProgressLimit is the limit.
 
-    Ray counts workers that a preemption takes away apart from those that fail.
+    Ray counts preempted workers apart from failed ones.
     """
     import ray.train
 
@@ -124,9 +126,9 @@ def _failure_config(run: RunConfig) -> "ray.train.FailureConfig":
 
 
 def _start_timeout(run: RunConfig) -> AbstractContextManager[None]:
-    """Set, for one run, after how many seconds Ray Train asks again for a group that has not started.
+    """Set, for one run, the seconds after which Ray Train requests a group again that has not started.
 
-    A group of fixed size asks once: how long it is waited for is decided by `ResourceWait`.
+    A group of fixed size is requested once: `ResourceWait` decides how long to wait.
     """
     seconds = _ELASTIC_START_TIMEOUT_S if run.min_workers else 60 * run.wait_minutes + 60
     return environment({START_TIMEOUT: str(seconds)})

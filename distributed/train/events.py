@@ -60,15 +60,15 @@ EventHandler = Callable[[Event], None]
 
 
 def send(events: "Queue", event: object) -> None:
-    """Send an event, and wait until it is in the queue; do nothing once the driver is gone."""
+    """Send an event, and wait until it is in the queue; do nothing after the driver has ended."""
     with suppress(RayError):
         events.put_nowait(event)
 
 
 class EventSender:
-    """Sends events from a thread of its own: a training neither waits for its driver nor ends with it.
+    """Sends events from a background thread, so that a training neither waits for its driver nor fails with it.
 
-    Events are dropped once the driver is gone, or while too many are unsent.
+    Events are dropped after the driver has ended, and while 1000 are unsent.
     """
 
     def __init__(self, events: "Queue") -> None:
@@ -83,7 +83,7 @@ class EventSender:
             self._unsent.put_nowait(event)
 
     def close(self) -> None:
-        """Wait a moment until what was sent is in the queue."""
+        """Wait, for at most 10 s, until all sent events are in the queue."""
         self.send(None)
         self._thread.join(_SECONDS_TO_FLUSH)
 

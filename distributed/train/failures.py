@@ -1,4 +1,4 @@
-"""Failures of a training's workers: reported to the driver, counted, and as errors that say what to do."""
+"""Failures of a training's workers: reported to the driver, counted, and converted to errors that say what to do."""
 
 from typing import TYPE_CHECKING
 
@@ -24,10 +24,10 @@ class WorkerLossCallback(ray.train.UserCallback):
 
 
 class NoProgressLimit:
-    """Passes events on, and ends a training that is restarted again and again without progress.
+    """Passes events on, and ends a training that is restarted repeatedly without progress.
 
-    Ray counts every failure of a training against one limit. A healthy run of several days on machines that may be taken
-    away has many, so only those without progress in between are counted.
+    Ray counts every failure of a training against one limit. A healthy run of several days on preemptible machines has
+    many failures, so only those without progress in between are counted.
     """
 
     def __init__(self, retries: int, on_event: EventHandler) -> None:
@@ -35,7 +35,7 @@ class NoProgressLimit:
         self.losses, self.position = 0, (0, 0)
 
     def handle(self, event: Event) -> None:
-        """Raises UserError or RunFailedError where another try would not help."""
+        """Handle an event. Raises UserError or RunFailedError where another attempt would not help."""
         match event:
             case TrainingStarted(epoch, step):
                 if (epoch, step) > self.position:
@@ -51,7 +51,7 @@ class NoProgressLimit:
 
 
 def describe(failures: dict[int, Exception]) -> str:
-    """Return why workers (rank: error) failed, in a line."""
+    """Return the reasons why workers (rank: error) failed, in one line."""
     return "; ".join(f"worker {rank}: {str(error).strip().splitlines()[0]}" for rank, error in failures.items())
 
 
@@ -70,7 +70,7 @@ def to_user_error(error: Exception, folder: str) -> UserError | RunFailedError:
     if isinstance(error, WorkerGroupError) and error.worker_failures:
         return worker_error(folder, error.worker_failures)
     cause = error.controller_failure if isinstance(error, ControllerError) else error
-    cause = getattr(cause, "cause", None) or cause  # a RayTaskError's own message only says that there is one
+    cause = getattr(cause, "cause", None) or cause  # a RayTaskError's own message does not give the cause
     return _failed(folder, f"{type(cause).__name__}: {str(cause).strip().splitlines()[0]}")
 
 

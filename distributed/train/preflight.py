@@ -1,6 +1,4 @@
-"""What can be checked of a run before any work is done: the dataset, the batch size, the resources."""
-
-from typing import Any
+"""Checks of a run before any work is done: the dataset, the batch size, the resources."""
 
 from distributed.cluster.connection import inspect_cluster
 from distributed.cluster.preflight import check_data
@@ -10,7 +8,7 @@ from model.data.dataset import Dataset
 
 
 def validate_run(config: Config, cluster: ClusterResources) -> WorkerRequest:
-    """Return what a run asks of a cluster.
+    """Return the resources that a run requests of a cluster.
 
     Raises:
         UserError: the run cannot be carried out: its dataset, its batch size or its resources do not allow it.
@@ -19,8 +17,8 @@ def validate_run(config: Config, cluster: ClusterResources) -> WorkerRequest:
     return plan_workers(config.run, cluster)
 
 
-def dry_run(config: Config) -> dict[str, Any]:
-    """Return the resolved configuration and what a run would ask of the cluster, without running anything."""
+def dry_run(config: Config) -> dict[str, object]:
+    """Return the resolved configuration and the resources that a run would request, without running anything."""
     cluster = inspect_cluster()
     request = validate_run(config, cluster)
     return {"name": config.run.name, "config": config.model_dump(), **describe_request(request, cluster)}

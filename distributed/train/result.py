@@ -1,10 +1,8 @@
-"""The result of a run: its bundle, and what `train --json` prints and result.json keeps."""
+"""The result of a run: its bundle, and what `train --json` prints and result.json contains."""
 
 import json
 import statistics
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
 
 from distributed.train.checkpoint import load_best
 from distributed.train.runs import run_folder
@@ -26,7 +24,7 @@ class TrainResult:
         bundle: location of the finished tagger.
         epochs: that were trained.
         best_epoch: the one whose weights the bundle has.
-        seconds: since the start or the last resume.
+        seconds: in all, since the start or the last resume.
         tokens_per_s: in training; the median over epochs.
         valid: metrics of the best epoch on the validation split, such as `keyphrase_f1`.
     """
@@ -39,7 +37,7 @@ class TrainResult:
     tokens_per_s: float
     valid: Metrics
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """Return the fields, with the metrics also at the top level, where `train`, `evaluate` and `tune` all have them."""
         return asdict(self) | self.valid
 
@@ -49,8 +47,8 @@ def read_result(folder: str) -> TrainResult | None:
     place = storage.join(folder, _FILE)
     if not storage.exists(place):
         return None
-    kept: Mapping[str, Any] = json.loads(storage.read(place))
-    return TrainResult(**{field.name: kept[field.name] for field in fields(TrainResult)})
+    saved = json.loads(storage.read(place))
+    return TrainResult(**{field.name: saved[field.name] for field in fields(TrainResult)})
 
 
 def write_result(config: Config, seconds: float) -> TrainResult:

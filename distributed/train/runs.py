@@ -1,4 +1,4 @@
-"""Runs by name: how one is started and resumed, and what may change between.
+"""Runs by name: starting and resuming them, and what may change in between.
 
 A run's folder, `<storage>/<name>/`:
 
@@ -30,7 +30,7 @@ def run_folder(config: Config) -> str:
 
 
 def new_run(config: Config, kind: str = "run") -> Config:
-    """Return the configuration of a new run or sweep: with a name, and with locations that hold on every node.
+    """Return the configuration of a new run or sweep, with a name and with absolute locations.
 
     Args:
         config: as the user gave it.
@@ -56,14 +56,14 @@ def resumed_run(name: str, location: str, changes: Mapping[str, Any]) -> Config:
     Args:
         name: of the run.
         location: the storage that its folder is in.
-        changes: fields of `run` to change; nothing else may, for the numbers would.
+        changes: fields of `run` to change; other changes would alter the numbers.
 
     Raises:
         UserError: there is no such run, or a change would alter the numbers.
     """
     place = storage.join(storage.absolute(location), name, "config.json")
     tree, given = _read_config(place, name), current_tree(dict(changes))
-    make_config({"data": tree["data"]} | given)  # names what is unknown or not allowed
+    make_config({"data": tree["data"]} | given)  # reports unknown and invalid fields by name
     _refuse_other_numbers(name, tree, given)
     tree["run"] |= given.get("run", {}) | {"name": name, "storage": storage.absolute(location)}
     return make_config(tree, place)

@@ -1,4 +1,4 @@
-"""What a training, or all trials of a sweep, learn from, once in each node's memory."""
+"""The data of a training, or of all trials of a sweep, in the shared memory of each node."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,14 @@ from model.data.dataset import Dataset, Split
 
 
 class SharedData(NamedTuple):
-    """What a training, or all trials of a sweep, learn from; it lies once in each node's shared memory."""
+    """The data of a training, or of all trials of a sweep; Ray keeps one copy in each node's shared memory.
+
+    Attributes:
+        train: the training split.
+        valid: the validation split.
+        words: size of the vocabulary.
+        vectors: (words, size) pretrained word vectors; None where the dataset has none.
+    """
 
     train: Split
     valid: Split
@@ -20,13 +27,13 @@ class SharedData(NamedTuple):
 
     @classmethod
     def load(cls, location: str, word_features: bool) -> "SharedData":
-        """From a dataset directory; `word_features` as in `Dataset.load`."""
+        """Read a dataset directory; `word_features` as in `Dataset.load`."""
         dataset = Dataset(location)
         train, valid = (dataset.load(split, word_features) for split in ("train", "valid"))
         return cls(train, valid, dataset.info["words"], dataset.vectors())
 
     def vectors_for(self, config: TaggerConfig) -> torch.Tensor | None:
-        """What a tagger's embedding begins from; None for random numbers."""
+        """Return the initial embedding of a tagger, (words, size); None for random numbers."""
         if not config.pretrained_vectors or self.vectors is None:
             return None
-        return torch.from_numpy(self.vectors.copy())  # shared memory is read-only, which torch does not know
+        return torch.from_numpy(self.vectors.copy())  # shared memory is read-only, which torch does not support

@@ -1,7 +1,7 @@
 """Weights & Biases, written by the driver: a worker may be killed before its log reaches the disk.
 
-Without a key the run is kept offline and `wandb sync` uploads it later. A server that cannot be reached neither blocks
-nor ends a run: tracking then goes on offline.
+Without a key the run is logged offline, and `wandb sync` uploads it later. A server that cannot be reached neither blocks
+nor ends a run: tracking then continues offline.
 """
 
 import hashlib
@@ -9,13 +9,17 @@ import os
 import sys
 import tempfile
 import threading
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyarrow.fs import copy_files
 
 from model import storage
 from model.config import Config
+
+if TYPE_CHECKING:
+    from wandb import Run
 
 _SECONDS_TO_CONNECT = 20
 _SECONDS_TO_FINISH = 60
@@ -25,64 +29,70 @@ class WandbRun:
     """One W&B run for one training.
 
     Attributes:
-        where: where the log goes, in words.
+        run: the W&B run; None where W&B is disabled, and after the end.
+        mode: `online`, `offline` or `disabled`.
+        where: the place of the log, in words.
     """
 
     def __init__(self, config: Config, folder: str) -> None:
-        """Starts the run; never raises for want of a server or a key."""
+        """Start the W&B run; without a server or a key it is offline."""
         local, name = _local(folder), config.run.name
         assert name is not None
         mode = os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
-        about = {
+        settings = {
             "project": config.run.wandb_project,
             "name": name,
             "id": _id(name, folder),
             "config": config.model_dump(),
         }
-        self.run = _start(mode, local, **about)
+        self.run = _start(mode, local, **settings)
         self.mode = "disabled" if self.run is None else self.run.settings.mode
         self.where = _where(self.mode, config, local)
 
     def __enter__(self) -> "WandbRun":
         return self
 
-    def __exit__(self, kind: Any, *_: Any) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         if self.run is not None and kind is not None:
             self._end(exit_code=1)
 
     def epoch(self, metrics: dict[str, float]) -> None:
-        """Logs the figures of an epoch under our names and the record's."""
+        """Log the metrics of an epoch."""
         if self.run is not None:
             self.run.log(metrics, step=int(metrics["epoch"]))
 
-    def finish(self, result: dict[str, Any]) -> None:
-        """Writes the summary and the bundle as an artifact, and ends the run."""
+    def finish(self, result: Mapping[str, object]) -> None:
+        """Write the summary and the bundle as an artifact, and end the W&B run.
+
+        Args:
+            result: as `TrainResult.as_json` returns it.
+        """
         if self.run is None:
             return
         self.run.summary.update({key: value for key, value in result.items() if key not in ("valid", "bundle")})
-        _keep(self.run, f"{result['name']}-bundle", "model", result["bundle"])
+        _log_artifact(self.run, f"{result['name']}-bundle", "model", str(result["bundle"]))
         self._end(exit_code=0)
 
     def _end(self, exit_code: int) -> None:
-        """Ends the run, and does not wait for ever on a server that went away."""
+        """End the W&B run, and wait for at most a minute for a server that no longer answers."""
         import wandb
 
+        run, self.run = self.run, None
+        assert run is not None
+
         def end() -> None:
-            self.run.finish(exit_code=exit_code)
-            wandb.teardown()  # what is still on its way to the disk arrives there before
+            run.finish(exit_code=exit_code)
+            wandb.teardown()  # waits until the whole log is on the disk
 
         ending = threading.Thread(target=end, daemon=True)
         ending.start()
         ending.join(_SECONDS_TO_FINISH)
         if ending.is_alive():
-            _warn(
-                f"the W&B server does not take the log; upload it later with `wandb sync {self.run.settings.sync_dir}`"
-            )
-        self.run = None
+            _warn(f"the W&B server does not accept the log; upload it later with `wandb sync {run.settings.sync_dir}`")
 
 
 def _local(folder: str) -> Path:
-    """Where W&B keeps its files: beside the run, or here where the run lies on other storage."""
+    """Return the folder of W&B's files: the run's own, or the working directory where the run is on remote storage."""
     local = Path() if storage.is_remote(folder) else Path(storage.absolute(folder))
     local.mkdir(parents=True, exist_ok=True)
     return local
@@ -94,12 +104,12 @@ def _where(mode: str, config: Config, local: Path) -> str:
 
 
 def _id(name: str, folder: str) -> str:
-    """A run's id: the same when it goes on, another for a run of the same name elsewhere."""
+    """Return a W&B id: the same when the run is resumed, another for a run of the same name elsewhere."""
     return f"{name}-{hashlib.blake2b(folder.encode(), digest_size=4).hexdigest()}"
 
 
-def _keep(run: Any, name: str, kind: str, location: str) -> None:
-    """Logs a file or directory as an artifact."""
+def _log_artifact(run: "Run", name: str, kind: str, location: str) -> None:
+    """Log a file or directory as an artifact."""
     import wandb
 
     artifact = wandb.Artifact(name, type=kind)
@@ -119,16 +129,16 @@ def _has_key() -> bool:
     return wandb.login(prompt=False, verify=False)
 
 
-def _start(mode: str, local: Path, **about: Any) -> Any:
-    """Starts a W&B run; offline where the server cannot be reached, None where W&B is disabled."""
+def _start(mode: str, local: Path, **settings: Any) -> "Run | None":
+    """Start a W&B run; offline where the server cannot be reached, None where W&B is disabled."""
     import wandb
 
     os.environ.setdefault("WANDB_SILENT", "true")
 
-    def start(mode: str) -> Any:
+    def start(mode: str) -> "Run":
         return wandb.init(
-            **about,
-            resume="allow",  # a training that goes on goes on in the same W&B run
+            **settings,
+            resume="allow",  # a resumed training continues its W&B run
             dir=str(local),
             mode=mode,  # type: ignore[arg-type]
             settings=wandb.Settings(silent=True, console="off", init_timeout=_SECONDS_TO_CONNECT, x_disable_stats=True),
@@ -140,7 +150,7 @@ def _start(mode: str, local: Path, **about: Any) -> Any:
         return start(mode)
     except (wandb.errors.CommError, wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:
         _warn(f"W&B cannot be reached or refused the key ({error}); the run is tracked offline")
-        wandb.teardown()  # or the first try would still hold the run's id
+        wandb.teardown()  # frees the run's id, which the failed attempt still holds
         return start("offline")
 
 

@@ -1,9 +1,9 @@
-"""Ray Train's trainer as this project starts it: the one place that builds one."""
+"""The construction of Ray Train's trainer, with the network interface and the callbacks that Tandem needs."""
 
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Protocol, TypeVar
 
 import ray
 import ray.train
@@ -12,12 +12,13 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from distributed.cluster.ray_internals import disable_group_cleaner
 
 _SECONDS_BETWEEN_RESIZES = 30.0  # of an elastic group that could grow; each costs the work since the last checkpoint
-COLLECTIVE_TIMEOUT_S = 1800  # torch's own
+COLLECTIVE_TIMEOUT_S = 1800  # torch's default
+Setting = TypeVar("Setting")
 
 
 def make_trainer(
-    train_loop: Callable[[dict[str, Any]], object],
-    settings: Mapping[str, object],
+    train_loop: Callable[[dict[str, Setting]], object],
+    settings: Mapping[str, Setting],
     *,
     name: str,
     scratch: str,
@@ -31,16 +32,16 @@ def make_trainer(
     """Build a trainer that runs a function on a group of workers.
 
     Args:
-        train_loop: what each worker runs, by name in an importable module.
-        settings: what the function is given.
+        train_loop: the function that each worker runs, defined in an importable module.
+        settings: the argument of the function.
         name: of the run.
-        scratch: local folder for what Ray keeps; checkpoints are written by the workers themselves, elsewhere.
-        workers: how many; of an elastic group the fewest and the most.
-        cpus: of each worker.
+        scratch: local folder for Ray's own files; the workers write checkpoints themselves, elsewhere.
+        workers: number of workers; of an elastic group the minimum and the maximum.
+        cpus: number of CPUs of each worker.
         gpu: whether each worker has a GPU.
-        failure_config: how often Ray restarts the group; never by default.
+        failure_config: how often Ray restarts the group; by default never.
         callbacks: called in Ray's controller.
-        collective_timeout_s: after which a collective that waits for another worker ends in an error.
+        collective_timeout_s: seconds after which a collective that waits for another worker fails.
     """
     trainer = TorchTrainer(
         train_loop,
@@ -65,17 +66,23 @@ def make_trainer(
 
 
 class ClusterTorchConfig(TorchConfig):
-    """Ray Train's process group of torch, over the network that the nodes of the cluster know each other by."""
+    """Ray Train's torch process group, over the network interface that connects the nodes of the cluster."""
 
     @property
     def backend_cls(self) -> "type[_ClusterTorchBackend]":
-        """The backend that Ray Train starts a worker group with."""
+        """Return the backend that Ray Train starts a worker group with."""
         return _ClusterTorchBackend
 
 
+class _WorkerGroup(Protocol):
+    """Ray's worker group, as far as it is used here."""
+
+    def execute(self, function: Callable[[], None]) -> object: ...
+
+
 class _ClusterTorchBackend(TorchConfig().backend_cls):  # type: ignore[misc]
-    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        """Runs in Ray's controller, before the process group is made."""
+    def on_start(self, worker_group: _WorkerGroup, backend_config: TorchConfig) -> None:
+        """Set gloo's interface on each worker, then create the process group. Runs in Ray's controller."""
         worker_group.execute(set_gloo_interface)
         super().on_start(worker_group, backend_config)
 
@@ -83,8 +90,8 @@ class _ClusterTorchBackend(TorchConfig().backend_cls):  # type: ignore[misc]
 def set_gloo_interface() -> None:
     """Make gloo use the interface that has this node's address in the cluster. Runs on each worker.
 
-    By default gloo takes the address that the host's own name resolves to. On many machines that is a loopback address, at
-    which other nodes find nobody: the group fails, or each worker waits for the others.
+    By default gloo uses the address that the host name resolves to. On many machines that is a loopback address, which
+    other nodes cannot reach: creating the group fails, or each worker waits for the others.
     """
     interface = interface_of(ray.util.get_node_ip_address())
     if interface is not None:
@@ -93,11 +100,11 @@ def set_gloo_interface() -> None:
 
 def interface_of(address: str) -> str | None:
     """Return the name of the interface with an address; None where none has it, as behind address translation."""
-    import psutil  # Ray brings it along
+    import psutil  # a dependency of Ray
 
-    for name, found in psutil.net_if_addrs().items():
-        for each in found:
-            same = each.address.partition("%")[0] == address
-            if each.family in (socket.AF_INET, socket.AF_INET6) and same:
+    for name, entries in psutil.net_if_addrs().items():
+        for entry in entries:
+            same = entry.address.partition("%")[0] == address
+            if entry.family in (socket.AF_INET, socket.AF_INET6) and same:
                 return name
     return None

@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import ray
 import ray.train
@@ -45,13 +45,13 @@ class WorkerSettings:
     Attributes:
         config: the whole configuration as plain values.
         folder: location of the run's folder.
-        data: reference to a SharedData, which is once in the memory of each node.
-        threads: of torch.
+        data: reference to a SharedData, of which each node has one copy in memory.
+        threads: number of torch's threads.
         events: the queue to the driver.
-        control: the queue from the driver, which asks for a stop.
+        control: the queue from the driver; any item requests a stop.
     """
 
-    config: dict[str, Any]
+    config: dict[str, object]
     folder: str
     data: "ObjectRef[SharedData]"
     threads: int
@@ -63,7 +63,7 @@ def train_loop_per_worker(arguments: dict[str, WorkerSettings]) -> str | None:
     """Train on this worker, with the others of its group.
 
     Returns:
-        None; or, where the training diverged, the message for the user. To Ray that is no error, or it would try again.
+        None; or, where the training diverged, the message for the user. It is not raised, since Ray would retry an error.
     """
     settings = arguments["settings"]
     torch.set_num_threads(settings.threads)
@@ -105,10 +105,10 @@ def _train(settings: WorkerSettings, communicator: Communicator, sender: EventSe
         return None
     except DivergedError as error:
         newest = next(iter(checkpoints(folder)), None)
-        good = f"the last good checkpoint is {storage.join(folder, newest)}" if newest else "there is no checkpoint yet"
-        return f"{error}; {good}"
+        last = f"the last good checkpoint is {storage.join(folder, newest)}" if newest else "there is no checkpoint yet"
+        return f"{error}; {last}"
     if sender:
-        _write_metrics(folder, training)  # a kill may have come between the last checkpoint and its line
+        _write_metrics(folder, training)  # a kill may have come between the last checkpoint and its metrics
     return None
 
 
@@ -118,23 +118,23 @@ def _write_metrics(folder: str, training: Training) -> None:
 
 
 def _check_storage_is_shared(folder: str) -> None:
-    """Raises UserError where this worker's node does not see the run's folder: it is on another node's disk."""
+    """Check that this worker's node sees the run's folder, which may be on another node's disk. Raises UserError."""
     if not storage.exists(storage.join(folder, "config.json")):
         raise UserError(
-            f"{folder}: is not seen by a worker on another node; give --storage a path on a file system that every node "
+            f"{folder}: cannot be seen by a worker on another node; give --storage a path on a file system that every node "
             f"mounts, or a URI such as s3://bucket/runs"
         )
 
 
 def _checkpoint_request(control: "Queue", on_note: Callable[[str], None]) -> Callable[[], CheckpointRequest | None]:
-    """Make a function that returns STOP where the driver asks for it, SAVE where a node is about to be taken away."""
+    """Make a function that returns STOP when the driver requests it, SAVE when a node is about to be preempted, else None."""
     preempted = _preemption_watch(on_note)
 
     def request() -> CheckpointRequest | None:
         try:
             if control.qsize() > 0:
                 return STOP
-        except RayError:  # the driver is gone, and so is its queue
+        except RayError:  # the driver has ended, and its queue with it
             pass
         return SAVE if preempted() else None
 
@@ -142,9 +142,9 @@ def _checkpoint_request(control: "Queue", on_note: Callable[[str], None]) -> Cal
 
 
 def _preemption_watch(on_note: Callable[[str], None]) -> Callable[[], bool]:
-    """Make a function that returns whether to save because a node of this training is about to be taken away.
+    """Make a function that returns whether to save because a node of this training is about to be preempted.
 
-    It does once when the notice comes, and once shortly before the deadline, so that little is lost of what was done between.
+    It returns True once when the notice arrives, and once shortly before the deadline, so that little of the work is lost.
     """
     saved: set[tuple[int, bool]] = set()
 

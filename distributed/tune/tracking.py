@@ -3,14 +3,17 @@
 import os
 import queue
 import threading
-from typing import Any
+from typing import TYPE_CHECKING
 
 from distributed.sweep.journal import BrokenEvent, EpochEvent, JournalEvent
 from distributed.sweep.plan import SweepConfig
 from distributed.sweep.results import TuneResult
 from distributed.sweep.state import SweepState, Trial
-from distributed.train.tracking import _SECONDS_TO_FINISH, _has_key, _id, _keep, _local, _start, _warn, _where
+from distributed.train.tracking import _SECONDS_TO_FINISH, _has_key, _id, _local, _log_artifact, _start, _warn, _where
 from model.config import Config
+
+if TYPE_CHECKING:
+    from wandb import Run
 
 _TrialEvent = tuple[Trial, Config, EpochEvent | BrokenEvent]
 
@@ -21,7 +24,7 @@ class WandbGroup:
     A thread of its own does the writing: a sweep does not wait for W&B.
 
     Attributes:
-        where: where the log goes, in words.
+        where: the place of the log, in words.
     """
 
     def __init__(self, plan: SweepConfig) -> None:
@@ -29,7 +32,7 @@ class WandbGroup:
         self.mode = os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
         self.where = _where(self.mode, plan.config, self.local)
         self.events: queue.SimpleQueue[_TrialEvent | tuple[str, TuneResult] | None] = queue.SimpleQueue()
-        self.runs: dict[str, Any] = {}
+        self.runs: dict[str, Run] = {}
         self.thread = threading.Thread(target=self._work, name="wandb", daemon=True)
 
     def __enter__(self) -> "WandbGroup":
@@ -69,9 +72,9 @@ class WandbGroup:
         if run is None:
             tags = ["finalist", trial.finalist_of] if trial.finalist_of else ["trial"]
             run = self._open(trial.name, config.model_dump() | {"searched": trial.values}, tags, "trial")
+            if run is None:
+                return
             self.runs[trial.name] = run
-        if run is None:
-            return
         if event["event"] == "epoch":
             run.log(event["metrics"], step=int(event["metrics"]["epoch"]))
         state = event.get("state")
@@ -84,11 +87,11 @@ class WandbGroup:
         if run is None:
             return
         run.summary.update({key: value for key, value in result.as_dict().items() if key not in ("record", "ablation")})
-        _keep(run, f"{self.plan.config.run.name}-bundle", "model", result.bundle)
-        _keep(run, f"{self.plan.config.run.name}-report", "report", report)
+        _log_artifact(run, f"{self.plan.config.run.name}-bundle", "model", result.bundle)
+        _log_artifact(run, f"{self.plan.config.run.name}-report", "report", report)
         run.finish()
 
-    def _open(self, name: str, config: dict[str, Any], tags: list[str], kind: str) -> Any:
+    def _open(self, name: str, config: dict[str, object], tags: list[str], kind: str) -> "Run | None":
         sweep = self.plan.config.run.name
         run = _start(
             self.mode,
