@@ -1,4 +1,4 @@
-"""What every command shares: errors and exit codes, the result line, and progress.
+"""Shared by all commands: errors and exit codes, the result line, and progress.
 
 stdout carries results, stderr everything else. Exit codes: 0 done, 1 failed run, 2 the user's mistake, 130 Ctrl-C,
 143 SIGTERM.
@@ -23,7 +23,7 @@ _PYTHON = os.path.relpath(sys.executable)
 INVOCATION = f"{'python' if _PYTHON.startswith('..') else _PYTHON} -m jobs"  # how to call a command from here
 SECONDS_PER_LINE = 20  # between lines of progress where there is no terminal
 FAILED, MISTAKE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
-# What the machine or its owner has to mend, not the program.
+# Errors that the user has to resolve, not the program.
 _USERS_ERRNO = {
     errno.ENOSPC,
     errno.EACCES,
@@ -55,7 +55,7 @@ def print_json(result: Mapping[str, object]) -> None:
 
 
 def command(function: Callable[P, None]) -> Callable[P, None]:
-    """Make a command end in one clear message and the right exit code, whatever it raises."""
+    """Wrap a command so that an error ends it with one clear message and the right exit code."""
 
     @wraps(function)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -67,7 +67,7 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
             _stop(f"error: {error}", MISTAKE)
         except RunFailedError as error:
             _stop(f"error: {error}", FAILED)
-        except BrokenPipeError:  # the reader of our output, such as head, has seen enough
+        except BrokenPipeError:  # the reader of stdout, such as head, has ended
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None
         except OSError as error:
@@ -128,7 +128,7 @@ def table(metrics: Mapping[str, float]) -> str:
 
 @contextmanager
 def progress_counter(what: str) -> Iterator[Callable[[int], None]]:
-    """Give a function to report how many are done; show it live on a terminal, elsewhere as a line now and then."""
+    """Yield a function that reports the number of items done: live on a terminal, else as a line every 20 s."""
     began = shown = time.monotonic()
     live = sys.stderr.isatty()
 

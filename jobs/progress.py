@@ -1,19 +1,22 @@
-"""What a person sees of a training or a sweep while it runs: live on a terminal, else plain lines."""
+"""The progress of a training or a sweep: live on a terminal, else plain lines."""
 
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jobs.console import echo, format_duration
 
 if TYPE_CHECKING:
+    from rich.live import Live
+
+    from distributed.sweep.state import SweepState, Trial
     from distributed.train.events import Event
     from distributed.tune.events import SweepEvent
     from model.training.progress import Progress
 
 
 class TrainingProgress:
-    """Shows a training: one line that is rewritten on a terminal, else a plain line now and then."""
+    """Shows a training: one updated line on a terminal, else a plain line every 10 s."""
 
     PLAIN_SECONDS = 10.0
 
@@ -21,9 +24,9 @@ class TrainingProgress:
         self.epochs = epochs
         self.f1: float | None = None
         self.began = time.monotonic()
-        self.first: float | None = None  # share of the work that was done when the first progress came
+        self.first: float | None = None  # fraction of the work that was done at the first progress
         self.printed = 0.0
-        self.live: Any = None
+        self.live: Live | None = None
 
     def __enter__(self) -> "TrainingProgress":
         if sys.stderr.isatty():
@@ -36,7 +39,7 @@ class TrainingProgress:
             self.live.start()
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.live:
             self.live.stop()
 
@@ -71,8 +74,8 @@ class TrainingProgress:
         done = (at.epoch - 1 + at.step / at.steps) / self.epochs
         if self.first is None:
             self.first, self.began = done, time.monotonic()
-        gone = done - self.first
-        return format_duration((time.monotonic() - self.began) / gone * (1 - done)) if gone > 0 else "-"
+        trained = done - self.first
+        return format_duration((time.monotonic() - self.began) / trained * (1 - done)) if trained > 0 else "-"
 
     def _epoch(self, metrics: dict[str, float]) -> None:
         self.f1 = metrics["valid/keyphrase_f1"]
@@ -91,15 +94,15 @@ class TrainingProgress:
 
 
 class SweepProgress:
-    """Shows a sweep: a table that is redrawn on a terminal, else a plain line for each epoch."""
+    """Shows a sweep: a table on a terminal, else a plain line for each epoch."""
 
     ROWS = 20
 
     def __init__(self) -> None:
-        self.live: Any = None
-        self.sweep: Any = None
+        self.live: Live | None = None
+        self.sweep: SweepState | None = None
         self.at: dict[str, Progress] = {}  # newest progress of each trial
-        self.told: dict[str, tuple[int, str]] = {}  # epochs and state of each trial that a line has told
+        self.printed: dict[str, tuple[int, str]] = {}  # epochs and state of each trial when its last line was printed
         self.drawn = 0.0
 
     def __enter__(self) -> "SweepProgress":
@@ -111,7 +114,7 @@ class SweepProgress:
             self.live.start()
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.live:
             self._draw()
             self.live.stop()
@@ -124,11 +127,11 @@ class SweepProgress:
         if isinstance(event, TrialProgress):
             self.at[event.trial] = event.progress
             if not self.live and time.monotonic() - self.drawn > TrainingProgress.PLAIN_SECONDS:
-                self._say_progress()
+                self._print_progress()
         elif not isinstance(event, Note):
             self.sweep = event
             if not self.live:
-                self._say_changes()
+                self._print_changes(event)
         elif self.live:
             self.live.console.print(event.text, highlight=False, markup=False)
         else:
@@ -136,7 +139,9 @@ class SweepProgress:
         if self.live and time.monotonic() - self.drawn > 0.5:
             self._draw()
 
-    def _say_progress(self) -> None:
+    def _print_progress(self) -> None:
+        if self.sweep is None:
+            return
         self.drawn = time.monotonic()
         running = [trial.name for trial in self.sweep.all if trial.state == "running"]
         parts = [
@@ -144,30 +149,29 @@ class SweepProgress:
             for name in running
             if name in self.at
         ]
-        echo(f"  {'; '.join(parts)}  left {self._left()}")
+        echo(f"  {'; '.join(parts)}  left {self._left(self.sweep)}")
 
-    def _say_changes(self) -> None:
-        for trial in self.sweep.all:
+    def _print_changes(self, sweep: "SweepState") -> None:
+        for trial in sweep.all:
             now = (len(trial.metrics), trial.state)
-            if self.told.get(trial.name, (0, "running")) == now:
+            if self.printed.get(trial.name, (0, "running")) == now:
                 continue
-            self.told[trial.name] = now
+            self.printed[trial.name] = now
             self.drawn = time.monotonic()
-            f1 = f"{trial.metrics[-1][self.sweep.plan.metric]:.4f}" if trial.metrics else "-"
-            values = " ".join(f"{name.rpartition('.')[2]}={value}" for name, value in _told_apart_by(trial).items())
+            f1 = f"{trial.metrics[-1][sweep.plan.metric]:.4f}" if trial.metrics else "-"
+            values = " ".join(f"{name.rpartition('.')[2]}={value}" for name, value in _shown_values(trial).items())
             echo(
                 f"{trial.name}  {values}  epoch {len(trial.metrics)}/{trial.epochs}  {f1}  {trial.state}  "
-                f"[{self._summary()}]"
+                f"[{self._summary(sweep)}]"
             )
 
-    def _summary(self) -> str:
-        sweep, best = self.sweep, self.sweep.best
+    def _summary(self, sweep: "SweepState") -> str:
+        best = sweep.best
         shown = f"best {best.name} {best.best_score(sweep.plan.metric):.4f}" if best else "no metric yet"
-        return f"{shown}, {sweep.epochs_spent} of {sweep.plan.epochs_planned} epochs, left {self._left()}"
+        return f"{shown}, {sweep.epochs_spent} of {sweep.plan.epochs_planned} epochs, left {self._left(sweep)}"
 
-    def _left(self) -> str:
-        """A guess from the time and the epochs that the trials so far took; finalists train in full."""
-        sweep = self.sweep
+    def _left(self, sweep: "SweepState") -> str:
+        """Return an estimate from the time and the epochs of the trials so far; finalists train in full."""
         ended = [trial for trial in sweep.searched if trial.state != "running"]
         spent = sweep.epochs_spent + sum(len(trial.metrics) for trial in sweep.finalists)
         if not ended or not spent:
@@ -180,8 +184,8 @@ class SweepProgress:
         return format_duration(sweep.seconds / spent * (max(searching - running, 0) + max(finals, 0)))
 
     def _draw(self) -> None:
-        """The best and the running trials, and under them the rungs and what the sweep has spent."""
-        if self.sweep is None:
+        """Draw the running and the best trials, and below them the rungs and the spent epochs."""
+        if self.sweep is None or self.live is None:
             return
         from rich.console import Group
         from rich.table import Table
@@ -189,7 +193,7 @@ class SweepProgress:
 
         self.drawn = time.monotonic()
         sweep, metric = self.sweep, self.sweep.plan.metric
-        names = list(dict.fromkeys(name for trial in sweep.all for name in _told_apart_by(trial)))
+        names = list(dict.fromkeys(name for trial in sweep.all for name in _shown_values(trial)))
         grid = Table(box=None, padding=(0, 1), header_style="bold")
         for column in ("trial", *(name.rpartition(".")[2] for name in names), "epoch", "F1 now", "best", "state"):
             grid.add_column(column, no_wrap=True)
@@ -200,8 +204,9 @@ class SweepProgress:
         )
         for trial in (running + others)[: self.ROWS]:
             now = f"{trial.metrics[-1][metric]:.4f}" if trial.metrics else "-"
-            best = f"{trial.best(metric)[metric]:.4f}" if trial.metrics else "-"
-            shown = _told_apart_by(trial)
+            best_epoch = trial.best(metric)
+            best = f"{best_epoch[metric]:.4f}" if best_epoch else "-"
+            shown = _shown_values(trial)
             values = [
                 f"{shown[name]:.4g}" if isinstance(shown.get(name), float) else str(shown.get(name, ""))
                 for name in names
@@ -217,11 +222,11 @@ class SweepProgress:
         ]
         ended = sum(trial.state != "running" for trial in sweep.searched)
         lines.append(f"{ended} of {sweep.plan.trials} trials ended; stopped: {', '.join(rungs) or 'none'}")
-        lines.append(f"{self._summary()}, gone {format_duration(sweep.seconds)}")
+        lines.append(f"{self._summary(sweep)}, elapsed {format_duration(sweep.seconds)}")
         self.live.update(Group(grid, Text("\n".join(lines))), refresh=True)
 
 
-def _told_apart_by(trial: Any) -> dict[str, Any]:
-    """The searched fields of a trial; of an ablation, whose rows have many fields, the row and the seed."""
+def _shown_values(trial: "Trial") -> dict[str, object]:
+    """Return the searched fields of a trial; of an ablation, whose rows have many fields, the row and the seed."""
     seed = trial.values.get("training.seed")
     return trial.values if trial.series is None or seed is None else {"row": trial.series, "seed": seed}

@@ -1,5 +1,6 @@
 """`python -m jobs train`: dataset directory -> run folder with a bundle, on Ray Train."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -64,17 +65,19 @@ def train(
         "run.storage": storage,
         "run.wandb_project": wandb_project,
     }
-    tree = merge_sources(preset, config, set or [], flags)
-    resolved = resolve(tree, resume)
+    resolved = resolve(merge_sources(preset, config, set or [], flags), resume)
     if dry_run:
         from distributed.train.preflight import dry_run as plan
 
         print_json(plan(resolved))
-        return
-    result = run(resolved)
+    else:
+        _print_result(run(resolved), resolved, json)
+
+
+def _print_result(result: "TrainResult", config: "Config", json: bool) -> None:
     echo(table(result.valid))
     echo(f"bundle: {result.bundle} (epoch {result.best_epoch} of {result.epochs})")
-    echo(f"next: {INVOCATION} evaluate {result.bundle} --data {resolved.data}")
+    echo(f"next: {INVOCATION} evaluate {result.bundle} --data {config.data}")
     if json:
         print_json(result.as_json())
 
@@ -93,7 +96,7 @@ def _workers(text: str | None) -> dict[str, int]:
 
 
 def merge_sources(
-    preset: str | None, path: str | None, assignments: list[str], flags: dict[str, Any]
+    preset: str | None, path: str | None, assignments: list[str], flags: Mapping[str, object]
 ) -> dict[str, Any]:
     """Return the tree of the values given: by preset, then by file, then by --set, then by flag; the last wins."""
     from model.config import assign, merge, read_config, set_dotted
@@ -122,7 +125,7 @@ def resolve(tree: dict[str, Any], resume: str | None) -> "Config":
 
 
 def run(config: "Config") -> "TrainResult":
-    """Train and show the progress; where it is stopped, print how to resume it."""
+    """Train with progress output; where the training is stopped, print how to resume it."""
     from distributed.train.driver import train as fit
     from model.errors import NotGrantedError
 

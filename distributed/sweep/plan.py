@@ -1,7 +1,8 @@
 """The plan of a sweep: what was asked for, and whether it can be carried out."""
 
 import time
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
@@ -131,7 +132,7 @@ class TrialResources(NamedTuple):
         return f"{workers} x ({self.cpus} CPU, {self.gpus:g} GPU)"
 
 
-def make_plan(tree: dict[str, Any]) -> SweepConfig:
+def make_plan(tree: Mapping[str, object]) -> SweepConfig:
     """Return a plan from plain values.
 
     Raises:

@@ -172,7 +172,7 @@ class TuneResult:
         rows = {key: [current_keys(row, RESULTS) for row in tree.get(key) or ()] for key in ("finalists", "ablation")}
         return TypeAdapter(cls).validate_python({**tree, **{key: found for key, found in rows.items() if found}})
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Return the result for JSON."""
         return asdict(self, dict_factory=_without_missing)
 
@@ -212,6 +212,6 @@ class DryRun:
     left_out: tuple[str, ...] | None = None
     trainings: int | None = None
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Return it for JSON."""
         return asdict(self, dict_factory=_without_missing) | self.cluster.as_dict()

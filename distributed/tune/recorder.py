@@ -3,7 +3,6 @@
 import queue
 import threading
 from pathlib import Path
-from typing import Any
 
 from ray import cloudpickle
 from ray import tune as raytune
@@ -14,7 +13,7 @@ from distributed.sweep.state import SweepState, Trial
 from distributed.train.events import Note
 from distributed.tune.retention import WeightRetention
 from distributed.tune.tracking import WandbGroup
-from distributed.tune.trial_run import EpochResult
+from distributed.tune.trial_run import EpochReport
 
 
 class SweepRecorder:
@@ -93,10 +92,10 @@ class RecorderCallback(raytune.Callback):
         self.recorder = recorder
 
     def on_trial_result(
-        self, iteration: int, trials: list[RayTrial], trial: RayTrial, result: dict[str, Any], **info: object
+        self, iteration: int, trials: list[RayTrial], trial: RayTrial, result: EpochReport, **info: object
     ) -> None:
         """Record an epoch, and the end of the trial where it ends with it."""
-        epoch: EpochResult = result["result"]
+        epoch = result["result"]
         if epoch.error:
             self.recorder.fail(epoch.trial, "diverged" if epoch.diverged else "failed", epoch.error)
             return

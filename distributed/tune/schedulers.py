@@ -1,15 +1,12 @@
 """When trials stop: ASHA over epochs, or never."""
 
 from types import SimpleNamespace
-from typing import Any
 
 from ray.tune.experiment import Trial as RayTrial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from distributed.tune.recorder import SweepRecorder, name_of
-from distributed.tune.trial_run import asha_score
-
-Result = dict[str, Any]
+from distributed.tune.trial_run import EpochReport, asha_score
 
 
 def _named(name: str) -> SimpleNamespace:
@@ -41,12 +38,12 @@ class ResumableASHA(ASHAScheduler):
         """Take in a new trial."""
         super().on_trial_add(tune_controller, _named(name_of(trial)))
 
-    def on_trial_result(self, tune_controller: object, trial: RayTrial, result: Result) -> str:
+    def on_trial_result(self, tune_controller: object, trial: RayTrial, result: EpochReport) -> str:
         """Continue, or stop: among the worse at a rung, or the time budget is spent."""
         decision = super().on_trial_result(tune_controller, _named(name_of(trial)), result)
         return TrialScheduler.STOP if self.recorder.budget_spent else decision
 
-    def on_trial_complete(self, tune_controller: object, trial: RayTrial, result: Result) -> None:
+    def on_trial_complete(self, tune_controller: object, trial: RayTrial, result: EpochReport) -> None:
         """Do nothing: the rungs are known from the trial's results."""
 
     def on_trial_remove(self, tune_controller: object, trial: RayTrial) -> None:
@@ -61,6 +58,6 @@ class FullBudgetScheduler(FIFOScheduler):
         super().__init__()
         self.recorder = recorder
 
-    def on_trial_result(self, tune_controller: object, trial: RayTrial, result: Result) -> str:
+    def on_trial_result(self, tune_controller: object, trial: RayTrial, result: EpochReport) -> str:
         """Continue, or stop because the time budget is spent."""
         return TrialScheduler.STOP if self.recorder.budget_spent else TrialScheduler.CONTINUE

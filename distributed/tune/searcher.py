@@ -1,13 +1,12 @@
 """What Ray Tune is given to try."""
 
-from typing import Any
-
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from distributed.sweep.space import Space, optuna_space
 from distributed.sweep.state import Trial
 from distributed.tune.recorder import SweepRecorder
+from distributed.tune.trial_run import EpochReport
 
 
 class JournalSearcher(Searcher):
@@ -45,7 +44,7 @@ class JournalSearcher(Searcher):
         """How many trainings are still to be given out."""
         return len(self.unfinished) + self.new
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+    def suggest(self, trial_id: str) -> dict[str, object] | str:
         """Return the next training, or FINISHED."""
         if not self.remaining or self.recorder.budget_spent:
             return Searcher.FINISHED
@@ -69,7 +68,7 @@ class JournalSearcher(Searcher):
         proposal = self.plan.strategy.propose(self.plan, self.space, number)
         return Trial(name, proposal.values, proposal.epochs, proposal.series)
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+    def on_trial_complete(self, trial_id: str, result: EpochReport | None = None, error: bool = False) -> None:
         """Report a trial's best epoch to Optuna."""
         if self.optuna is None or not result:
             return

@@ -23,7 +23,7 @@ from distributed.train.events import EventSender, Note
 from distributed.train.process_group import TorchCommunicator
 from distributed.train.trainer import make_trainer
 from distributed.tune.events import Heartbeat
-from distributed.tune.trial_run import EpochResult, TrialRun, TrialSettings, TrialSpec, asha_score
+from distributed.tune.trial_run import EpochReport, EpochResult, TrialRun, TrialSettings, TrialSpec, asha_score
 from model.training.communicator import SingleProcess
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ class TrialTrainable(tune.Trainable):
         self.epoch = 0
         return True
 
-    def step(self) -> dict[str, Any]:
+    def step(self) -> EpochReport:
         """Train an epoch. One that a checkpoint already has is reported again, which costs nothing."""
         self.epoch += 1
         result = self.runner.epoch(self.spec, self.epoch)

@@ -1,6 +1,6 @@
 """A trial in the process that trains it: epoch after epoch, with checkpoints on storage."""
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 import torch
 
@@ -25,7 +25,7 @@ class TrialSpec(NamedTuple):
     """A trial to train: its name, its configuration as plain values, and its folder."""
 
     trial: str
-    config: dict[str, Any]
+    config: dict[str, object]
     folder: str
 
 
@@ -43,6 +43,20 @@ class EpochResult(NamedTuple):
     finished: bool
     error: str | None = None
     diverged: bool = False
+
+
+class EpochReport(TypedDict, total=False):
+    """What a trial reports to Ray Tune after an epoch.
+
+    Attributes:
+        score: that ASHA compares.
+        done: whether the trial ends with this epoch; Ray Tune sets it too where it stops a trial.
+    """
+
+    epoch: int
+    score: float
+    result: EpochResult
+    done: bool
 
 
 class TrialSettings(NamedTuple):
@@ -83,7 +97,7 @@ class TrialRun:
         communicator: Communicator,
         events: EventSender | None,
     ) -> None:
-        """Begin the trial, or resume it from its newest whole checkpoint; rank 0 alone has `events`."""
+        """Begin the trial, or resume it from its newest complete checkpoint; rank 0 alone has `events`."""
         self.spec = spec
         config = make_config(spec.config)
         self.checkpointer = StorageCheckpointer(
