@@ -13,8 +13,13 @@ import typer
 from documents import CLI, first_cells, sections, text_of
 from helpers import ROOT
 
+from distributed.sweep.record_runs import record_size
+from distributed.sweep.samplers import Sampler
+from distributed.train.tracking import WandbRun
+from distributed.tune.tracking import WandbGroup
 from jobs.__main__ import app
 from model.config import fields
+from model.prepare.formats import Format
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -123,8 +128,8 @@ def test_make_targets_exist(document: Path):
 @by_document
 def test_configuration_fields_exist(document: Path):
     text = "\n".join(code_spans(document))
-    if document.name == "training.md":  # which shows earlier names as such
-        text = text.replace("tagger.hidden1", "").replace("training.batch", "", 1)
+    if document.name == "training.md":  # which shows an earlier name as such
+        text = text.replace("tagger.hidden1", "")
     for name in re.findall(r"(?<![\w/.])(?:tagger|training|run)\.[a-z]\w*", text):
         assert name in fields() or name.endswith(".py"), f"{document.name}: {name}"
 
@@ -156,6 +161,31 @@ def test_every_function_of_rays_internals_is_explained_and_no_other():
     tree = ast.parse((ROOT / "distributed" / "cluster" / "ray_internals.py").read_text("utf-8"))
     public = {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")}
     assert set(re.findall(r"`(\w+)`", table)) == public - {"set_train_defaults", "environment"}
+
+
+@pytest.mark.parametrize(
+    ("heading", "classes"),
+    [
+        ("Add a file format", [Format]),
+        ("Add a sampler", [Sampler]),
+        ("Add a tracker", [WandbRun, WandbGroup]),
+    ],
+)
+def test_the_methods_to_write_for_an_extension_exist(heading: str, classes: list[type]):
+    text = sections(ROOT / "docs" / "architecture.md", "###")[heading]
+    names = re.findall(r"^- `(\w+)`|`(\w+)\(", text, re.M)
+    known = {name for each in classes for name in (*vars(each), *getattr(each, "__annotations__", {}))}
+    assert names and {first or second for first, second in names} <= known
+
+
+@by_document
+def test_the_size_of_the_record_is_the_same_everywhere(document: Path):
+    text = " ".join(text_of(document).split())
+    runs = re.findall(r"\b(\d+) (?:hand-made )?training runs (?:made by hand|that the project)|of its (\d+) runs", text)
+    epochs = re.findall(r"made by hand, (\d+) epochs|the (\d+) epochs of its", text)
+    count, total = record_size()
+    assert {int(first or second) for first, second in runs} <= {count}
+    assert {int(first or second) for first, second in epochs} <= {total}
 
 
 def test_make_help_lists_every_target():
