@@ -97,11 +97,8 @@ def tune(
         from distributed.sweep.plan import dry_run as describe
 
         print_json(describe(plan).as_dict())
-        return
-    result = run(plan)
-    _print_summary(result, plan)
-    if json:
-        print_json(result.as_dict())
+    else:
+        _print_result(run(plan), plan, json)
 
 
 def _plan(preset: str | None, given: dict[str, Any], fields: dict[str, Any], resume: str | None) -> "SweepConfig":
@@ -152,16 +149,16 @@ def _seconds(text: str) -> float:
 
 
 def run(plan: "SweepConfig") -> "TuneResult":
-    """Carry the sweep out and show its progress; where it is stopped, write a bundle and say how to resume."""
+    """Run the sweep with progress output; where it is stopped, write a bundle and print how to resume it."""
     from distributed.sweep.state import sweep_exists
-    from distributed.tune.driver import tune as carry_out
+    from distributed.tune.driver import tune as run_sweep
     from distributed.tune.driver import write_best_bundle
     from model.errors import NotGrantedError
 
     resume = f"{plan.config.run.name} --storage {plan.config.run.storage}"
     try:
         with SweepProgress() as view:
-            return carry_out(plan, view.event)
+            return run_sweep(plan, view.event)
     except (KeyboardInterrupt, Terminated) as stop:
         if sweep_exists(plan.folder):
             echo("stopped; writing the bundle of the best trial so far ...")
@@ -178,6 +175,12 @@ def run(plan: "SweepConfig") -> "TuneResult":
         import ray
 
         ray.shutdown()
+
+
+def _print_result(result: "TuneResult", plan: "SweepConfig", json: bool) -> None:
+    _print_summary(result, plan)
+    if json:
+        print_json(result.as_dict())
 
 
 def _print_summary(result: "TuneResult", plan: "SweepConfig") -> None:
@@ -215,13 +218,13 @@ def _print_summary(result: "TuneResult", plan: "SweepConfig") -> None:
 
 
 def _record_line(row: "RecordRow") -> str:
-    """Return a run of the record beside what repeats it, by the record's definition and by ours."""
+    """Return a run of the record beside what repeats it, by the record's definition and by Tandem's."""
 
     def shown(value: float | None) -> str:
         return "     -" if value is None else f"{value:.4f}"
 
-    theirs, ours = (metrics.get("eval_sequence_precision") for metrics in (row.record, row.repeated))
+    recorded, repeated = (metrics.get("eval_sequence_precision") for metrics in (row.record, row.repeated))
     return (
         f"{row.series:<6} lr {row.lr:<6g} alpha {row.alpha:g} epochs {row.epochs:<2}  evaluation exact match of 64: "
-        f"record {shown(theirs)}, here {shown(ours)}  keyphrase F1 {shown(row.keyphrase_f1)}"
+        f"record {shown(recorded)}, here {shown(repeated)}  keyphrase F1 {shown(row.keyphrase_f1)}"
     )

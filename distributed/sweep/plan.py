@@ -128,7 +128,7 @@ class TrialResources(NamedTuple):
     concurrent: int
 
     def describe(self, workers: int) -> str:
-        """Return what a trial of so many workers asks for: `2 x (1 CPU, 0 GPU)`."""
+        """Return the request of a trial of `workers` workers, as in `2 x (1 CPU, 0 GPU)`."""
         return f"{workers} x ({self.cpus} CPU, {self.gpus:g} GPU)"
 
 
