@@ -29,7 +29,9 @@ from jobs.benchmark.communication import ExchangeRow
 from jobs.benchmark.single_process import Row
 from jobs.benchmark.speed import BenchmarkResult, Machine
 from model.data.dataset_info import DatasetInfo, PrepareSettings, SourceInfo, SplitInfo, VectorsInfo
+from model.inference.batch_inference import ExtractionInfo, SourceLines
 from model.inference.extractor import Keyphrase
+from model.inference.mistakes import KindCounts, MistakeRecord
 from model.training.metrics import summarize
 
 
@@ -126,6 +128,13 @@ def test_the_keys_documented_inside_rows_of_tune_are_the_fields_of_their_types()
     assert parts_in_text("tune", "`against` also") == [
         name for name in names_of(DifferenceTo) if name not in names_of(Difference)
     ]
+
+
+def test_the_documented_keys_are_those_of_evaluate_and_extract_by_type():
+    assert documented_parts("evaluate", "mistakes") == names_of(KindCounts)
+    assert parts_in_text("evaluate", "A line of `--mistakes`") == names_of(MistakeRecord)
+    assert documented_keys("extract") == {"out", *names_of(ExtractionInfo)}
+    assert documented_parts("extract", "sources") == names_of(SourceLines)
 
 
 @pytest.mark.parametrize(("result", "part"), [(TuneResult, 0), (DryRun, 1)])
