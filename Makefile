@@ -10,7 +10,7 @@ PEERS := .venv/.peers
 
 help:
 	@echo "make demo          run everything on the built-in corpus: prepare, train with 2 workers, evaluate, extract"
-	@echo "make test          run all tests"
+	@echo "make test          run the tests that need neither a cluster nor a GPU"
 	@echo "make lint          run ruff, mypy and codespell"
 	@echo "make format        format the code with ruff"
 	@echo "make benchmark     measure speed against a reference loop and the machine's limit; DATA=dataset (10 minutes)"

@@ -179,7 +179,7 @@ def record_conclusions() -> list[str]:
         elif noise.differ < 3 * noise.expected:
             conclusion = "about what chance gives: the series shows no difference that can be relied on"
         else:
-            conclusion = "more than chance gives: the extremes differ, neighbouring settings cannot be told apart"
+            conclusion = "more than chance gives: the extremes differ, neighboring settings cannot be told apart"
         sentences.append(
             f"{series}: the record's metric ranges from {noise.low:.3f} to {noise.high:.3f} with a standard error of "
             f"{noise.error:.3f} (64 texts); {noise.differ} of {noise.pairs} pairs of settings differ by more than 1.96 "
