@@ -127,4 +127,4 @@ def test_a_run_and_a_sweep_of_format_1_go_on(format1: Path, cluster):
     assert swept["trials"] == 4 and set(swept["best"]["config"]) == {
         "training.lr", "training.alpha", "tagger.keyword_hidden"
     }  # fmt: skip
-    assert Extractor.load(result["bundle"])(TEXT) is not None and Extractor.load(swept["bundle"])(TEXT) is not None
+    assert Extractor.load(result.bundle)(TEXT) is not None and Extractor.load(swept["bundle"])(TEXT) is not None
