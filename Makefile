@@ -34,10 +34,11 @@ $(READY): pyproject.toml
 demo: $(READY)
 	$(BIN)/python -m jobs demo
 
-# Tests that start Ray mostly wait, so all others run beside them; their output is printed at the end.
+# Tests that start Ray mostly wait for its processes: three of them run at a time, each on a Ray of its own, and all other
+# tests beside them, whose output is shown after.
 test: $(READY)
 	@$(BIN)/python -m pytest -m "not ray" > .venv/others.log 2>&1 & others=$$!; trap "kill $$others" INT TERM; \
-	$(BIN)/python -m pytest -m ray; ray=$$?; \
+	$(BIN)/python -m pytest -m ray -n 3 --dist load --maxschedchunk 1; ray=$$?; \
 	wait $$others; others=$$?; cat .venv/others.log; exit $$((ray | others))
 
 benchmark: $(READY)

@@ -70,3 +70,19 @@ def test_what_does_not_stop_is_left_with_what_it_uses(monkeypatch: pytest.Monkey
         run(lambda: release.wait(30), wait=Refused(), stop=lambda: None, cleanup=lambda: closed.append(True))
     assert not closed
     release.set()
+
+
+@pytest.mark.parametrize("signal", [KeyboardInterrupt, SystemExit])
+def test_ctrl_c_inside_rays_c_code_is_ctrl_c(signal: type[BaseException]):
+    def poll() -> None:
+        try:
+            raise signal
+        except BaseException as interruption:
+            raise SystemError("returned a result with an exception set") from interruption
+
+    stopped: list[bool] = []
+    with pytest.raises(signal):
+        run(lambda: None, poll, stop=lambda: stopped.append(True))
+    assert stopped == [True]
+    with pytest.raises(SystemError, match="another"):
+        run(lambda: None, lambda: (_ for _ in ()).throw(SystemError("another")))

@@ -49,7 +49,8 @@ def run_in_background(
             poll()
             wait.poll()
         poll()  # the run may have ended since
-    except BaseException as error:
+    except BaseException as caught:
+        error = _interruption(caught)
         if stop:
             stop()
             thread.join(
@@ -57,7 +58,13 @@ def run_in_background(
             )
         if cleanup and isinstance(error, Exception) and not thread.is_alive():
             cleanup()
-        raise
+        raise error from error.__cause__
     if cleanup:
         cleanup()
     return outcome.result()
+
+
+def _interruption(error: BaseException) -> BaseException:
+    """Return the Ctrl-C or SIGTERM that reached Ray inside its C code, which raises a SystemError because of it."""
+    cause = error.__cause__
+    return cause if isinstance(error, SystemError) and cause and not isinstance(cause, Exception) else error
