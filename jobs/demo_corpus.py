@@ -1,4 +1,4 @@
-"""Built-in demo corpus: generated English short texts that resemble tweets, with one or two labelled keyphrases each.
+"""Built-in demo corpus: generated English short texts that resemble tweets, with one or two labeled keyphrases each.
 
 A text belongs to one domain. The words to the left or right of a name decide whether it is a keyphrase; the name itself
 does not, because names of the same lists occur in asides too: the new album Velnova, my cousin Velnova.
@@ -8,7 +8,7 @@ keyphrases have one word; 46 % of the test keyphrases are unseen in training; 3 
 
 Memorizing is not enough, but a tagger succeeds; exact-span micro F1 on the test texts:
 
-- Looking up all training keyphrases gives 0.16; looking up those labelled in at least half of their training occurrences
+- Looking up all training keyphrases gives 0.16; looking up those labeled in at least half of their training occurrences
   gives 0.48. Both are below 0.60.
 - A good model exceeds 0.85: the default tagger, with words that occur once mapped to <unk>, has 0.94 after five epochs
   (0.89, 0.93, 0.93, 0.94, 0.94 on the validation texts after each).
@@ -187,9 +187,9 @@ def unmark(marked: str) -> GeneratedText:
     return GeneratedText(MARKED.sub(r"\1", marked), spans)
 
 
-def mislabel(rng: random.Random, labelled: GeneratedText) -> GeneratedText:
+def mislabel(rng: random.Random, labeled: GeneratedText) -> GeneratedText:
     """Return the text with one keyphrase dropped, moved to another word, or with a boundary moved by a word."""
-    text, spans = labelled.text, list(labelled.spans)
+    text, spans = labeled.text, list(labeled.spans)
     start, end = spans.pop(rng.randrange(len(spans)))
     tokens = [found.span() for found in TOKEN.finditer(text)]
     inside = [token for token in tokens if start <= token[0] < end]
@@ -208,7 +208,7 @@ def mislabel(rng: random.Random, labelled: GeneratedText) -> GeneratedText:
 
 
 def generate(texts: int = 24_000, seed: int = 0) -> dict[str, list[GeneratedText]]:
-    """Generate distinct labelled texts of all domains in random order; a seed gives the same texts on any machine.
+    """Generate distinct labeled texts of all domains in random order; a seed gives the same texts on any machine.
 
     Returns:
         The texts of the splits train (70 %), valid (10 %) and test (20 %).
@@ -217,8 +217,8 @@ def generate(texts: int = 24_000, seed: int = 0) -> dict[str, list[GeneratedText
     writers = [Writer(rng, domain) for domain in lexicon.DOMAINS.values()]
     written: dict[str, GeneratedText] = {}
     while len(written) < texts:
-        labelled = rng.choice(writers).write()
-        written.setdefault(labelled.text, labelled)
+        labeled = rng.choice(writers).write()
+        written.setdefault(labeled.text, labeled)
     noisy = [mislabel(rng, one) if rng.random() < LABEL_NOISE else one for one in written.values()]
     train, valid = texts * 7 // 10, texts * 8 // 10
     return {"train": noisy[:train], "valid": noisy[train:valid], "test": noisy[valid:]}
@@ -229,10 +229,8 @@ def write_corpus(folder: Path, texts: int) -> dict[str, str]:
     from model import storage
 
     files = {}
-    for split, labelled in generate(texts).items():
-        lines = (
-            jsonlib.dumps({"text": each.text, "spans": each.spans}, ensure_ascii=False) + "\n" for each in labelled
-        )
+    for split, labeled in generate(texts).items():
+        lines = (jsonlib.dumps({"text": each.text, "spans": each.spans}, ensure_ascii=False) + "\n" for each in labeled)
         files[split] = str(folder / f"{split}.jsonl")
         storage.write(files[split], "".join(lines).encode())
     return files

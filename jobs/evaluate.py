@@ -1,4 +1,4 @@
-"""`python -m jobs evaluate`: bundle + labelled texts -> metrics, and the mistakes by kind."""
+"""`python -m jobs evaluate`: bundle + labeled texts -> metrics, and the mistakes by kind."""
 
 import json as encoder
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from jobs.prepare import FormatOption, echo_skips
 if TYPE_CHECKING:
     from model.data.dataset import Split
     from model.data.examples import Example
-    from model.data.labelled_text import LabelledText, SkipCounts
+    from model.data.labeled_text import LabeledText, SkipCounts
     from model.inference.bundle import Bundle
     from model.inference.mistakes import KindCounts, Mistake
 
@@ -43,7 +43,7 @@ class EvaluationResult:
 @command
 def evaluate(
     bundle: Annotated[str, typer.Argument(help="Bundle of a finished run: a path or URI.")],
-    data: Annotated[str, typer.Option(help="Dataset directory, or a labelled file, URI or glob.")],
+    data: Annotated[str, typer.Option(help="Dataset directory, or a labeled file, URI or glob.")],
     split: Annotated[str, typer.Option(help="Split of a dataset directory: train, valid or test.")] = "test",
     format: FormatOption = "auto",
     max_tokens: Annotated[int, typer.Option(min=1, help="Skip longer texts.")] = 1_000,
@@ -57,7 +57,7 @@ def evaluate(
     from model import storage
     from model.data.dataset import split_from_examples
     from model.data.examples import examples
-    from model.data.labelled_text import SkipCounts
+    from model.data.labeled_text import SkipCounts
     from model.errors import UserError
     from model.inference.bundle import load_bundle
     from model.inference.error_analysis import find_errors
@@ -73,7 +73,7 @@ def evaluate(
     skips = SkipCounts()
 
     def read(skips: SkipCounts) -> "Iterator[Example]":
-        return examples(labelled_texts(data, split, format, skips), loaded.tokenizer, skips, max_tokens)
+        return examples(labeled_texts(data, split, format, skips), loaded.tokenizer, skips, max_tokens)
 
     rows = split_from_examples(read(skips), loaded.tagger.config.uses_word_features)
     echo_skips(skips.counts, skips.places)
@@ -97,8 +97,8 @@ def evaluate(
         print_json(EvaluationResult(len(rows), metrics, kinds, skips.counts).as_json())
 
 
-def labelled_texts(data: str, split: str, format: str, skips: "SkipCounts") -> "Iterator[LabelledText]":
-    """Return the texts of a dataset directory's split, or of labelled files.
+def labeled_texts(data: str, split: str, format: str, skips: "SkipCounts") -> "Iterator[LabeledText]":
+    """Return the texts of a dataset directory's split, or of labeled files.
 
     Raises:
         UserError: there is no such split, or no such files.

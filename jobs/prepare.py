@@ -1,4 +1,4 @@
-"""`python -m jobs prepare`: labelled files -> dataset directory."""
+"""`python -m jobs prepare`: labeled files -> dataset directory."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,10 +14,42 @@ FormatOption = Annotated[
     str,
     typer.Option(
         metavar="|".join(["auto", *FORMATS]),
-        help="Format of labelled files, by default detected from their content. "
+        help="Format of labeled files, by default detected from their content. "
         + "; ".join(f"{format.name}: {format.summary}" for format in FORMATS.values())
         + ".",
     ),
+]
+
+ValidOption = Annotated[
+    list[str] | None, typer.Option(help="Validation files; by default a tenth of the training texts.")
+]
+TestOption = Annotated[
+    list[str] | None, typer.Option(help="Test files; without --valid, by default a tenth of the training texts.")
+]
+VectorsOption = Annotated[str | None, typer.Option(help="File of initial word vectors: word2vec, GloVe or fastText.")]
+PretrainOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="FILES", help="Train word vectors on these unlabeled texts: paths, URIs or globs."),
+]
+VectorSizeOption = Annotated[
+    int | None, typer.Option(min=1, help="Dimensions of the vectors of --pretrain (tagger.embedding_dim, 300).")
+]
+PretrainFrequencyOption = Annotated[
+    int | None, typer.Option(min=1, help="Train no vector for words less frequent in --pretrain (5).")
+]
+JoinOption = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="Add at most this many words that have a vector but are not in the training texts, the most frequent "
+        "first (all with --pretrain, none with --vectors).",
+    ),
+]
+SkipBadLinesOption = Annotated[
+    bool, typer.Option("--skip-bad-lines", help="Skip lines that cannot be used instead of stopping.")
+]
+WorkersOption = Annotated[
+    int | None, typer.Option(min=1, help="Processes on Ray; on a cluster, by default as many as it has room for.")
 ]
 
 
@@ -25,48 +57,24 @@ FormatOption = Annotated[
 def prepare(
     train: Annotated[list[str], typer.Argument(help="Training files: paths, URIs or globs.")],
     out: Annotated[str, typer.Option(help="Dataset directory to create.")],
-    valid: Annotated[
-        list[str] | None, typer.Option(help="Validation files; by default a tenth of the training texts.")
-    ] = None,
-    test: Annotated[
-        list[str] | None, typer.Option(help="Test files; without --valid, by default a tenth of the training texts.")
-    ] = None,
+    valid: ValidOption = None,
+    test: TestOption = None,
     format: FormatOption = "auto",
     min_frequency: Annotated[int, typer.Option(min=1, help="Map less frequent words to <unk>.")] = 1,
     max_words: Annotated[int, typer.Option(min=3, help="Maximum size of the vocabulary.")] = 1_000_000,
     max_tokens: Annotated[int, typer.Option(min=1, help="Skip longer texts.")] = 1_000,
-    vectors: Annotated[
-        str | None, typer.Option(help="File of initial word vectors: word2vec, GloVe or fastText.")
-    ] = None,
-    pretrain: Annotated[
-        list[str] | None,
-        typer.Option(metavar="FILES", help="Train word vectors on these unlabelled texts: paths, URIs or globs."),
-    ] = None,
-    vector_size: Annotated[
-        int | None, typer.Option(min=1, help="Dimensions of the vectors of --pretrain (tagger.embedding_dim, 300).")
-    ] = None,
-    pretrain_frequency: Annotated[
-        int | None, typer.Option(min=1, help="Train no vector for words less frequent in --pretrain (5).")
-    ] = None,
-    join: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="Add at most this many words that have a vector but are not in the training texts, the most frequent "
-            "first (all with --pretrain, none with --vectors).",
-        ),
-    ] = None,
+    vectors: VectorsOption = None,
+    pretrain: PretrainOption = None,
+    vector_size: VectorSizeOption = None,
+    pretrain_frequency: PretrainFrequencyOption = None,
+    join: JoinOption = None,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse the input if anything would be skipped.")] = False,
-    skip_bad_lines: Annotated[
-        bool, typer.Option("--skip-bad-lines", help="Skip lines that cannot be used instead of stopping.")
-    ] = False,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes on Ray; on a cluster, by default as many as it has room for.")
-    ] = None,
+    skip_bad_lines: SkipBadLinesOption = False,
+    workers: WorkersOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing dataset at --out.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
-    """Make a dataset directory from labelled files, and report what was skipped and why."""
+    """Make a dataset directory from labeled files, and report what was skipped and why."""
     from distributed.cluster.ray_data import parallel_map
     from model.prepare.builder import PrepareConfig
     from model.prepare.builder import prepare as build
@@ -116,7 +124,7 @@ def _echo_summary(info: "DatasetInfo") -> None:
 
 def echo_skips(counts: dict[str, int], places: dict[str, list[str]]) -> None:
     """Print what was skipped or changed, and where; the arguments are those of `SkipCounts`."""
-    from model.data.labelled_text import format_skips
+    from model.data.labeled_text import format_skips
 
     for line in format_skips(counts, places):
         echo(f"  {line}")

@@ -13,6 +13,24 @@ if TYPE_CHECKING:
     from distributed.sweep.plan import SweepConfig
     from distributed.sweep.results import RecordRow, TuneResult
 
+SpaceOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Range of a field: training.lr=log:1e-4:1e-2, training.alpha=0.1:0.9, tagger.cell=rnn,gru; `record`."
+    ),
+]
+SeedsOption = Annotated[
+    int | None, typer.Option(help="Fresh seeds of each finalist; seeds of each row of an ablation (3).")
+]
+WorkersPerTrialOption = Annotated[int | None, typer.Option(help="Processes that share each batch of a trial (1).")]
+PresetOption = Annotated[str | None, typer.Option(help="What all trials begin from: record (the defaults) or best.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option(help="A field of all trials, as in training.global_batch_size=32.")
+]
+WandbProjectOption = Annotated[
+    str | None, typer.Option("--wandb-project", "--project", help="run.wandb_project: W&B project.")
+]
+
 
 @command
 def tune(
@@ -21,42 +39,27 @@ def tune(
     resume: Annotated[str | None, typer.Option(help="Name of a sweep to resume.")] = None,
     trials: Annotated[int | None, typer.Option(help="Configurations to try (16); a grid tries all of its own.")] = None,
     max_epochs: Annotated[int | None, typer.Option(help="Epochs of a trial that is never stopped (9).")] = None,
-    space: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Range of a field: training.lr=log:1e-4:1e-2, training.alpha=0.1:0.9, tagger.cell=rnn,gru; `record`."
-        ),
-    ] = None,
+    space: SpaceOption = None,
     sampler: Annotated[str | None, typer.Option(help=f"How trials are chosen: {', '.join(SAMPLERS)}.")] = None,
     grace: Annotated[int | None, typer.Option(help="Epochs before the first trials are stopped (1).")] = None,
     eta: Annotated[float | None, typer.Option(help="At each rung about 1 in eta trials continues (3).")] = None,
     stopping: Annotated[bool | None, typer.Option(help="ASHA, or every trial in full.")] = None,
     metric: Annotated[str | None, typer.Option(help="What trials are ranked by (valid/keyphrase_f1).")] = None,
     finalists: Annotated[int | None, typer.Option(help="Best configurations to train again and compare (0).")] = None,
-    seeds: Annotated[
-        int | None, typer.Option(help="Fresh seeds of each finalist; seeds of each row of an ablation (3).")
-    ] = None,
+    seeds: SeedsOption = None,
     max_concurrent: Annotated[int | None, typer.Option(help="Trials at once; as many as fit otherwise.")] = None,
     time_budget: Annotated[str | None, typer.Option(help="No epoch begins after this: 90s, 30m, 2h.")] = None,
     gpus_per_trial: Annotated[float | None, typer.Option(help="0.2 packs five trials onto a GPU.")] = None,
-    workers_per_trial: Annotated[
-        int | None, typer.Option(help="Processes that share each batch of a trial (1).")
-    ] = None,
-    preset: Annotated[
-        str | None, typer.Option(help="What all trials begin from: record (the defaults) or best.")
-    ] = None,
+    workers_per_trial: WorkersPerTrialOption = None,
+    preset: PresetOption = None,
     config: Annotated[str | None, typer.Option(help="Configuration file of all trials, YAML or JSON.")] = None,
-    set: Annotated[
-        list[str] | None, typer.Option(help="A field of all trials, as in training.global_batch_size=32.")
-    ] = None,
+    set: SetOption = None,
     lr: Annotated[float | None, typer.Option(help="training.lr, instead of searching it.")] = None,
     alpha: Annotated[float | None, typer.Option(help="training.alpha, instead of searching it.")] = None,
     seed: Annotated[int | None, typer.Option(help="training.seed: of the sampler and of every trial.")] = None,
     device: Annotated[str | None, typer.Option(help="run.device: auto, cpu or cuda.")] = None,
     storage: Annotated[str | None, typer.Option(help="run.storage: where sweeps are stored, a path or URI.")] = None,
-    wandb_project: Annotated[
-        str | None, typer.Option("--wandb-project", "--project", help="run.wandb_project: W&B project.")
-    ] = None,
+    wandb_project: WandbProjectOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and the resources; run nothing.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
@@ -81,7 +84,28 @@ def tune(
         "finalists": finalists,
         "seeds": seeds,
     }
-    flags = {
+    flags = _flags(data, lr, alpha, seed, name, device, storage, wandb_project)
+    plan = _plan(preset, merge_sources(None, config, set or [], flags), fields, resume)
+    if dry_run:
+        from distributed.sweep.plan import dry_run as describe
+
+        print_json(describe(plan).as_dict())
+    else:
+        _print_result(run(plan), plan, json)
+
+
+def _flags(
+    data: str | None,
+    lr: float | None,
+    alpha: float | None,
+    seed: int | None,
+    name: str | None,
+    device: str | None,
+    storage: str | None,
+    wandb_project: str | None,
+) -> dict[str, Any]:
+    """Return the flags that set a field of the configuration, by its dotted name."""
+    return {
         "data": data,
         "training.lr": lr,
         "training.alpha": alpha,
@@ -91,14 +115,6 @@ def tune(
         "run.storage": storage,
         "run.wandb_project": wandb_project,
     }
-    given = {name: value for name, value in fields.items() if value is not None}
-    plan = _plan(preset, merge_sources(None, config, set or [], flags), given, resume)
-    if dry_run:
-        from distributed.sweep.plan import dry_run as describe
-
-        print_json(describe(plan).as_dict())
-    else:
-        _print_result(run(plan), plan, json)
 
 
 def _plan(preset: str | None, given: dict[str, Any], fields: dict[str, Any], resume: str | None) -> "SweepConfig":
@@ -107,7 +123,7 @@ def _plan(preset: str | None, given: dict[str, Any], fields: dict[str, Any], res
     Args:
         preset: that all trials begin from.
         given: the configuration as a tree.
-        fields: of the plan, those that were given.
+        fields: of the plan; None where one was not given.
         resume: name of a sweep to resume.
     """
     from distributed.sweep.plan import make_plan, new_sweep
@@ -116,6 +132,7 @@ def _plan(preset: str | None, given: dict[str, Any], fields: dict[str, Any], res
     from model.errors import UserError
     from model.presets import preset_values
 
+    fields = {name: value for name, value in fields.items() if value is not None}
     if resume is not None:
         location = given.get("run", {}).pop("storage", RunConfig().storage)
         if preset or any(given.values()):

@@ -3,8 +3,8 @@
 Read the rooms in this order:
 
     config, presets, storage, staging, shards, errors, aliases    used by all rooms
-    data         a labelled text as tokens, labels and tensors
-    prepare      labelled files -> a dataset directory
+    data         a labeled text as tokens, labels and tensors
+    prepare      labeled files -> a dataset directory
     network      token ids -> logits -> keyphrases
     training     logits -> loss -> steps -> metrics
     inference    a trained tagger in use: bundles, extraction, mistakes

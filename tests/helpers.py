@@ -116,3 +116,8 @@ def title_of(process: psutil.Process) -> str:
         return "" if process.status() == psutil.STATUS_ZOMBIE else " ".join(process.cmdline())
     except (psutil.NoSuchProcess, psutil.AccessDenied):
         return ""
+
+
+def sources() -> list[Path]:
+    """The Python files of the product."""
+    return [path for top in ("model", "distributed", "jobs") for path in sorted((ROOT / top).rglob("*.py"))]

@@ -22,7 +22,7 @@ from jobs.benchmark.systems import SystemResult, measure, raw_text_adapter
 from jobs.console import echo
 from model.data.dataset import Dataset
 from model.data.examples import examples
-from model.data.labelled_text import SkipCounts
+from model.data.labeled_text import SkipCounts
 from model.errors import RunFailedError
 from model.inference.extractor import Extractor
 from model.prepare.builder import PrepareConfig, prepare

@@ -38,7 +38,7 @@ def test_keyphrases_are_substrings_of_the_text(extractor: Extractor):
 
 
 def test_a_text_gets_the_same_keyphrases_in_any_company(extractor: Extractor, small_dataset: str):
-    texts = [labelled.text for labelled in Dataset(small_dataset).texts("test")]
+    texts = [labeled.text for labeled in Dataset(small_dataset).texts("test")]
     together = [[each[:3] for each in found] for found in extractor.pipe(texts)]
     assert together == [[each[:3] for each in extractor(text)] for text in texts]
     assert together == [[each[:3] for each in found] for found in extractor.pipe(texts, batch_size=7)]

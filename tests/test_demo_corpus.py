@@ -15,7 +15,7 @@ from jobs.demo_words import DOMAINS
 from model.config import TaggerConfig, TrainingConfig
 from model.data.dataset import split_from_examples
 from model.data.examples import examples
-from model.data.labelled_text import LabelledText, SkipCounts
+from model.data.labeled_text import LabeledText, SkipCounts
 from model.network.tagger import new_tagger
 from model.training.evaluation import evaluate
 from model.training.loop import Training
@@ -37,12 +37,12 @@ def keyphrases(texts: list[GeneratedText]) -> list[Run]:
     return [tokens(one.text[start:end]) for one in texts for start, end in one.spans]
 
 
-def gold_runs(labelled: GeneratedText) -> set[tuple[int, int]]:
+def gold_runs(labeled: GeneratedText) -> set[tuple[int, int]]:
     """The keyphrases as half-open token positions."""
-    found = list(TOKEN.finditer(labelled.text))
+    found = list(TOKEN.finditer(labeled.text))
     starts = {token.start(): at for at, token in enumerate(found)}
     ends = {token.end(): at + 1 for at, token in enumerate(found)}
-    return {(starts[start], ends[end]) for start, end in labelled.spans}
+    return {(starts[start], ends[end]) for start, end in labeled.spans}
 
 
 def longest_matches(text: Run, known: set[Run]) -> list[tuple[int, int]]:
@@ -118,13 +118,13 @@ def test_nearly_half_of_the_test_keyphrases_are_unseen(corpus: dict[str, list[Ge
 
 
 def test_ambiguous_words_are_keyphrases_in_some_texts_only(corpus: dict[str, list[GeneratedText]]) -> None:
-    labelled, all_words = Counter[str](), Counter[str]()
+    labeled, all_words = Counter[str](), Counter[str]()
     for one in corpus["train"]:
         all_words.update(tokens(one.text))
-        labelled.update(tokens(" ".join(one.text[start:end] for start, end in one.spans)))
+        labeled.update(tokens(" ".join(one.text[start:end] for start, end in one.spans)))
     for word in re.findall(r"\w+", " ".join(domain.ambiguous for domain in DOMAINS.values())):
-        assert labelled[word] >= 5
-        assert all_words[word] - labelled[word] >= 5
+        assert labeled[word] >= 5
+        assert all_words[word] - labeled[word] >= 5
 
 
 def test_lookup_of_training_keyphrases_fails(corpus: dict[str, list[GeneratedText]]) -> None:
@@ -132,7 +132,7 @@ def test_lookup_of_training_keyphrases_fails(corpus: dict[str, list[GeneratedTex
     assert lookup_f1(set(known), corpus["test"]) < 0.60
 
 
-def test_lookup_of_the_mostly_labelled_training_keyphrases_fails(corpus: dict[str, list[GeneratedText]]) -> None:
+def test_lookup_of_the_mostly_labeled_training_keyphrases_fails(corpus: dict[str, list[GeneratedText]]) -> None:
     known = Counter(keyphrases(corpus["train"]))
     longest = max(map(len, known))
     seen: Counter[Run] = Counter()
@@ -144,11 +144,11 @@ def test_lookup_of_the_mostly_labelled_training_keyphrases_fails(corpus: dict[st
 
 
 def test_a_good_model_passes_and_settings_matter(corpus: dict[str, list[GeneratedText]]) -> None:
-    def labelled(split: str) -> list[LabelledText]:
-        return [LabelledText(text.text, "here:1", tuple(text.spans)) for text in corpus[split][:4000]]
+    def labeled(split: str) -> list[LabeledText]:
+        return [LabeledText(text.text, "here:1", tuple(text.spans)) for text in corpus[split][:4000]]
 
-    tokenizer = trained_tokenizer((text.text for text in labelled("train")), min_frequency=2)
-    splits = {split: split_from_examples(examples(labelled(split), tokenizer, SkipCounts(), 1000)) for split in corpus}
+    tokenizer = trained_tokenizer((text.text for text in labeled("train")), min_frequency=2)
+    splits = {split: split_from_examples(examples(labeled(split), tokenizer, SkipCounts(), 1000)) for split in corpus}
 
     def f1(**settings: float) -> float:
         tagger = new_tagger(TaggerConfig(), tokenizer.get_vocab_size(), seed=0)

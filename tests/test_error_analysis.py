@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from jobs.__main__ import app
 from model.data.dataset import Dataset, Split, split_from_examples
 from model.data.examples import Example, examples
-from model.data.labelled_text import LabelledText, SkipCounts
+from model.data.labeled_text import LabeledText, SkipCounts
 from model.data.labels import spans_to_tags
 from model.inference.bundle import load_bundle, save_bundle
 from model.inference.error_analysis import (
@@ -42,7 +42,7 @@ TRAINING = [
 ]
 
 
-def labelled(text: str) -> LabelledText:
+def labeled(text: str) -> LabeledText:
     """A text whose keyphrases stand in brackets."""
     plain, spans, begin = "", [], 0
     for sign in text:
@@ -52,14 +52,14 @@ def labelled(text: str) -> LabelledText:
             spans.append((begin, len(plain)))
         else:
             plain += sign
-    return LabelledText(plain, "here:1", tuple(spans))
+    return LabeledText(plain, "here:1", tuple(spans))
 
 
-TOKENIZER = trained_tokenizer(labelled(text).text for text in TRAINING)
+TOKENIZER = trained_tokenizer(labeled(text).text for text in TRAINING)
 
 
 def read(texts: list[str]) -> list[Example]:
-    return list(examples(map(labelled, texts), TOKENIZER, SkipCounts(), 100))
+    return list(examples(map(labeled, texts), TOKENIZER, SkipCounts(), 100))
 
 
 def mistakes(*pairs: tuple[str, str], score: float = 0.5) -> list[Mistake]:

@@ -38,7 +38,7 @@ def test_prepare_prints_what_was_left_out_and_why(tmp_path: Path):
     assert last_json(result.stdout)["splits"]["train"]["rows"] == 50
 
 
-def test_evaluate_reads_datasets_and_labelled_files_alike(small_bundle: str, small_dataset: str):
+def test_evaluate_reads_datasets_and_labeled_files_alike(small_bundle: str, small_dataset: str):
     of_dataset = call("evaluate", small_bundle, "--data", small_dataset, "--split", "test", "--json")
     of_file = call("evaluate", small_bundle, "--data", str(Path(small_dataset).parent / "test.jsonl"), "--json")
     assert of_dataset.exit_code == of_file.exit_code == 0
@@ -51,7 +51,7 @@ def test_evaluate_reads_datasets_and_labelled_files_alike(small_bundle: str, sma
 
 
 def test_extract_prints_places_and_scores_from_stdin_and_files(small_bundle: str, small_dataset: str, tmp_path: Path):
-    known = (labelled.text for labelled in Dataset(small_dataset).texts("train"))
+    known = (labeled.text for labeled in Dataset(small_dataset).texts("train"))
     extractor = Extractor.load(small_bundle)
     texts = [next(text for text in known if extractor(text)), "", "nothing שלום 😀"]
     lines = call("extract", small_bundle, "--json", stdin="\n".join(texts) + "\n").stdout.splitlines()

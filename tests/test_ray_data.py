@@ -217,7 +217,7 @@ def test_other_storage_keeps_the_old_dataset_until_the_new_one_is_read(tmp_path:
     assert not storage.exists(out)
 
 
-def unlabelled(folder: Path) -> list[str]:
+def unlabeled(folder: Path) -> list[str]:
     """Files of texts, plain and JSON lines, one of them without a line end and one compressed."""
     texts = [f"cheering for Giants {i} at the #game" if i % 7 else "" for i in range(90)]
     (folder / "a.txt").write_text("\n".join(texts))
@@ -233,7 +233,7 @@ def joined(out: Path) -> str:
 
 def test_extract_to_parts_is_extract_to_stdout(small_bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "in").mkdir()
-    paths, out = unlabelled(tmp_path / "in"), tmp_path / "out"
+    paths, out = unlabeled(tmp_path / "in"), tmp_path / "out"
     set_shard_bytes(monkeypatch, 500)
     printed = call("extract", small_bundle, *paths, "--json")
     done = call("extract", small_bundle, f"{tmp_path}/in/*", "--out", str(out), "--json")
@@ -291,7 +291,7 @@ def test_extract_on_ray_is_extract_to_stdout(
     cluster: Any, small_bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     (tmp_path / "in").mkdir()
-    paths, out = unlabelled(tmp_path / "in"), tmp_path / "out"
+    paths, out = unlabeled(tmp_path / "in"), tmp_path / "out"
     set_shard_bytes(monkeypatch, 2000)
     done = call("extract", small_bundle, *paths, "--out", str(out), "--workers", "2")
     assert done.exit_code == 0, done.output

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers import ROOT
-from test_rooms import sources
+from helpers import ROOT, sources
 
 from distributed.cluster import ray_internals
 

@@ -7,14 +7,14 @@ import pytest
 from helpers import refused, trained_tokenizer
 
 from model.data.examples import examples
-from model.data.labelled_text import LabelledText, SkipCounts
+from model.data.labeled_text import LabeledText, SkipCounts
 from model.prepare.formats import FORMATS, Format, Lines
 from model.prepare.hashtags import label_by_hashtag, words
 from model.prepare.readers import Reader, detect_format, resolve_inputs
 from model.shards import FileRange, checksum
 
 
-def read(path: Path, format: str = "auto", **options: bool) -> tuple[list[LabelledText], SkipCounts]:
+def read(path: Path, format: str = "auto", **options: bool) -> tuple[list[LabeledText], SkipCounts]:
     skips = SkipCounts()
     return [text for part in resolve_inputs([str(path)], format) for text in Reader(part, **options).read(skips)], skips
 
@@ -111,9 +111,9 @@ def test_the_format_is_detected_from_the_content(tmp_path: Path, content: str, f
 
 
 def test_a_format_is_added_by_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def parse(lines: Lines, skips: SkipCounts) -> LabelledText:
+    def parse(lines: Lines, skips: SkipCounts) -> LabeledText:
         text, _, phrase = (line for _, line in lines)
-        return LabelledText(text, lines[0][0], keyphrases=(phrase,))
+        return LabeledText(text, lines[0][0], keyphrases=(phrase,))
 
     new = Format("triple", "text, ==, keyphrase", lambda lines: lines[1] == "==", parse, blocks=True)
     monkeypatch.setitem(FORMATS, "triple", new)

@@ -5,7 +5,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, sources
 
 GROUND = {
     "model.aliases",
@@ -55,10 +55,6 @@ def room_of(dotted: str) -> str | None:
         return None
     room = ".".join(parts[:2])
     return room if room in MAY_IMPORT else parts[0]
-
-
-def sources(folder: Path = ROOT) -> list[Path]:
-    return [path for top in ("model", "distributed", "jobs") for path in sorted((folder / top).rglob("*.py"))]
 
 
 def imports(path: Path) -> set[str]:

@@ -381,7 +381,7 @@ def test_a_stopped_sweep_leaves_a_bundle_and_the_way_to_go_on(
 
 
 @pytest.mark.ray
-@pytest.mark.skipif(not SHARED.exists(), reason="the labelled tweets are not on this machine")
+@pytest.mark.skipif(not SHARED.exists(), reason="the labeled tweets are not on this machine")
 def test_the_record_is_repeated_on_2000_tweets(command, tmp_path: Path):
     lines = (SHARED / "tweets" / "train.tsv").read_text("utf-8").splitlines(keepends=True)[:2000]
     (tmp_path / "tweets.tsv").write_text("".join(lines), "utf-8")

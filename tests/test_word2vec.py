@@ -1,4 +1,4 @@
-"""Word vectors trained on unlabelled texts, and the words that join the vocabulary with vectors."""
+"""Word vectors trained on unlabeled texts, and the words that join the vocabulary with vectors."""
 
 import hashlib
 import json
@@ -13,29 +13,29 @@ from model.data.dataset import Dataset
 from model.prepare.builder import PrepareConfig, prepare
 from model.prepare.readers import first_lines
 from model.prepare.vectors import extra_words
-from model.prepare.word2vec import PASSES, train_word2vec, unlabelled_files
+from model.prepare.word2vec import PASSES, train_word2vec, unlabeled_files
 
-UNLABELLED = ["Storms close schools in Leeds", "storms close roads in york", "see http://a.b/c @ann", "", "rare"]
+UNLABELED = ["Storms close schools in Leeds", "storms close roads in york", "see http://a.b/c @ann", "", "rare"]
 
 
-def labelled_file(path: Path) -> str:
+def labeled_file(path: Path) -> str:
     path.write_text("".join(f"rain closes schools in leeds {i}\tleeds\n" for i in range(30)))
     return str(path)
 
 
 def texts_file(path: Path, times: int = 6) -> str:
-    path.write_text("".join(f"{text}\n" for text in UNLABELLED[:-1] * times) + UNLABELLED[-1] + "\n")
+    path.write_text("".join(f"{text}\n" for text in UNLABELED[:-1] * times) + UNLABELED[-1] + "\n")
     return str(path)
 
 
 def prepared(folder: Path, **settings) -> tuple[dict, Dataset, dict[str, int]]:
-    """A dataset of a few labelled texts with the settings given: its dataset.json, itself and its words."""
-    config = PrepareConfig([labelled_file(folder / "a.tsv")], str(folder / "d"), overwrite=True, **settings)
+    """A dataset of a few labeled texts with the settings given: its dataset.json, itself and its words."""
+    config = PrepareConfig([labeled_file(folder / "a.tsv")], str(folder / "d"), overwrite=True, **settings)
     info, dataset = prepare(config), Dataset(str(folder / "d"))
     return info, dataset, dataset.tokenizer().get_vocab()
 
 
-def test_frequent_words_of_unlabelled_texts_join_the_vocabulary_with_vectors(tmp_path: Path):
+def test_frequent_words_of_unlabeled_texts_join_the_vocabulary_with_vectors(tmp_path: Path):
     path = texts_file(tmp_path / "texts.txt")
     _, _, before = prepared(tmp_path)
     info, dataset, words = prepared(tmp_path, pretrain=[path], vector_size=8)
@@ -55,7 +55,7 @@ def test_words_that_the_texts_do_not_have_keep_a_random_start(tmp_path: Path):
     path = texts_file(tmp_path / "texts.txt")
     info, dataset, words = prepared(tmp_path, pretrain=[path], vector_size=8, join=0)
     assert "storms" not in words and info["vectors"]["words_joined"] == 0 and info["vectors"]["words_covered"] == 3
-    table, trained = dataset.vectors(), train_word2vec(unlabelled_files([path]), 8).vectors
+    table, trained = dataset.vectors(), train_word2vec(unlabeled_files([path]), 8).vectors
     assert table is not None and np.array_equal(table[words["leeds"]], trained["leeds"])
     assert "rain" not in trained and table[words["rain"]].any()
     assert not np.array_equal(table[words["rain"]], table[words["closes"]])
@@ -104,12 +104,12 @@ def test_the_files_of_every_format_give_their_texts_and_are_recorded(tmp_path: P
         path = tmp_path / name
         path.write_text(content * 3)
         done: list[int] = []
-        vectors, about = train_word2vec(unlabelled_files([str(path)]), 4, min_frequency=1, progress=done.append)
+        vectors, about = train_word2vec(unlabeled_files([str(path)]), 4, min_frequency=1, progress=done.append)
         assert "red" in vectors and "car" in vectors and "blue" not in vectors, name
         [source] = about["sources"]
         assert source["format"] == format and source["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
         assert about["texts"] == source["texts"] and done[0] == about["texts"]
-    [first, second] = unlabelled_files([str(tmp_path / "*.jsonl")])
+    [first, second] = unlabeled_files([str(tmp_path / "*.jsonl")])
     assert first.path.endswith("a.jsonl") and second.path.endswith("b.jsonl")
 
 
@@ -117,7 +117,7 @@ def test_progress_goes_through_all_passes(tmp_path: Path):
     path = tmp_path / "texts.txt"
     path.write_text("red car\n" * 5000)
     done: list[int] = []
-    train_word2vec(unlabelled_files([str(path)]), 4, progress=done.append)
+    train_word2vec(unlabeled_files([str(path)]), 4, progress=done.append)
     assert done == sorted(done) and 6 * 5000 < done[-1] <= PASSES * 5000
 
 
@@ -146,7 +146,7 @@ def test_what_contradicts_itself_is_refused_before_anything_is_read(tmp_path: Pa
     path, out = texts_file(tmp_path / "texts.txt"), str(tmp_path / "d")
 
     def config(**settings) -> PrepareConfig:
-        return PrepareConfig([labelled_file(tmp_path / "a.tsv")], out, **settings)
+        return PrepareConfig([labeled_file(tmp_path / "a.tsv")], out, **settings)
 
     never = pytest.fail
     for settings, parts in (
@@ -171,7 +171,7 @@ def test_the_vectors_have_the_size_of_the_taggers_embedding(tmp_path: Path):
 
 
 def test_two_processes_prepare_the_same_bytes(command, tmp_path: Path):
-    path, source = texts_file(tmp_path / "texts.txt", 50), labelled_file(tmp_path / "a.tsv")
+    path, source = texts_file(tmp_path / "texts.txt", 50), labeled_file(tmp_path / "a.tsv")
     contents = []
     for name, seed in (("one", "1"), ("two", "2")):
         out = tmp_path / name

@@ -21,14 +21,14 @@ def curves(sweep: SweepState) -> go.Figure:
         if not trial.metrics:
             continue
         leading = trial is best
-        colour = _BLUE if leading else _RED if trial.state in ("diverged", "failed") else _GREY
+        color = _BLUE if leading else _RED if trial.state in ("diverged", "failed") else _GREY
         symbols = ["circle"] * (len(trial.metrics) - 1) + [marks.get(trial.state, "circle")]
         figure.add_scatter(
             x=[metrics["epoch"] for metrics in trial.metrics],
             y=[metrics[metric] for metrics in trial.metrics],
             mode="lines+markers",
-            line={"color": colour, "width": 3 if leading else 1.2},
-            marker={"symbol": symbols, "size": [4] * (len(trial.metrics) - 1) + [9], "color": colour},
+            line={"color": color, "width": 3 if leading else 1.2},
+            marker={"symbol": symbols, "size": [4] * (len(trial.metrics) - 1) + [9], "color": color},
             name=trial.name,
             hovertemplate=f"{_about(trial)}<br>epoch %{{x}}: %{{y:.4f}}<extra>{trial.state}</extra>",
         )
@@ -137,13 +137,13 @@ def f1_curves(history: list[dict[str, float]]) -> go.Figure:
     """Return F1 of both heads over the epochs of a run, with intervals."""
     epochs = [metrics["epoch"] for metrics in history]
     figure = go.Figure()
-    for head, colour in (("keyphrase", _BLUE), ("keyword", _GREEN)):
+    for head, color in (("keyphrase", _BLUE), ("keyword", _GREEN)):
         low, high = ([metrics[f"valid/{head}_f1_{end}"] for metrics in history] for end in ("low", "high"))
         figure.add_scatter(
             x=epochs + epochs[::-1],
             y=high + low[::-1],
             fill="toself",
-            fillcolor=colour,
+            fillcolor=color,
             opacity=0.15,
             line={"width": 0},
             hoverinfo="skip",
@@ -154,7 +154,7 @@ def f1_curves(history: list[dict[str, float]]) -> go.Figure:
             y=[metrics[f"valid/{head}_f1"] for metrics in history],
             mode="lines+markers",
             name=f"{head} head",
-            line={"color": colour},
+            line={"color": color},
         )
     figure.update_xaxes(title="epoch")
     return figure.update_yaxes(title="F1")
@@ -164,13 +164,13 @@ def losses(history: list[dict[str, float]]) -> go.Figure:
     """Return the losses over the epochs of a run."""
     figure = go.Figure()
     for split, dash in (("train", "dot"), ("valid", "solid")):
-        for name, colour in (("loss", _BLACK), ("keyphrase_loss", _BLUE), ("keyword_loss", _GREEN)):
+        for name, color in (("loss", _BLACK), ("keyphrase_loss", _BLUE), ("keyword_loss", _GREEN)):
             figure.add_scatter(
                 x=[metrics["epoch"] for metrics in history],
                 y=[metrics[f"{split}/{name}"] for metrics in history],
                 mode="lines+markers",
                 name=f"{split} {name.replace('_', ' ')}",
-                line={"color": colour, "dash": dash},
+                line={"color": color, "dash": dash},
             )
     figure.update_xaxes(title="epoch")
     return figure.update_yaxes(title="loss", rangemode="tozero")

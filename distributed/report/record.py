@@ -56,7 +56,7 @@ def record_beside(name: str, history: list[dict[str, float]]) -> Section:
     return {
         "text": f"The hand-made record's series over epochs (lr 0.001, alpha 0.3, its own data) beside the curve of {name}, by "
         "the record's definitions (a last batch of 64 texts) and by ours (the whole validation split). The data differ, so "
-        "the levels do not compare; what compares is how much the metrics of neighbouring epochs differ.",
+        "the levels do not compare; what compares is how much the metrics of neighboring epochs differ.",
         "conclusions": comparison.record_conclusions()[2:],
         "columns": ["epochs", *_PAIR_COLUMNS, "our keyphrase F1"],
         "rows": rows,

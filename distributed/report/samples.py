@@ -7,7 +7,7 @@ from markupsafe import Markup, escape
 from model import storage
 from model.data.dataset import Dataset
 from model.data.examples import examples
-from model.data.labelled_text import LabelledText, SkipCounts
+from model.data.labeled_text import LabeledText, SkipCounts
 from model.errors import UserError
 from model.inference.bundle import Bundle, load_bundle
 from model.inference.error_analysis import find_errors
@@ -48,12 +48,12 @@ def _samples(bundle: Bundle, dataset: Dataset) -> Section:
     """Return texts of the test split (without one, of the validation split) with gold and predicted keyphrases."""
     split = "test" if dataset.rows("test") else "valid"
     chosen = _spread(dataset, split, SAMPLES)
-    predicted = Extractor(bundle.tagger, bundle.tokenizer).pipe(labelled.text for labelled in chosen)
+    predicted = Extractor(bundle.tagger, bundle.tokenizer).pipe(labeled.text for labeled in chosen)
     texts = []
-    for labelled, found in zip(chosen, predicted, strict=True):
-        gold, has = sorted(labelled.spans or ()), [(each.start, each.end) for each in found]
+    for labeled, found in zip(chosen, predicted, strict=True):
+        gold, has = sorted(labeled.spans or ()), [(each.start, each.end) for each in found]
         verdict = "right" if gold == has else "differs"
-        texts.append(Markup('<li class="{}">{}</li>').format(verdict, highlight(labelled.text, gold, has)))
+        texts.append(Markup('<li class="{}">{}</li>').format(verdict, highlight(labeled.text, gold, has)))
     return {"text": f"{len(texts)} texts of the {split} split, evenly spread over it.", "texts": texts}
 
 
@@ -89,7 +89,7 @@ def _examples(mistakes: list[Mistake]) -> list[Markup]:
     return shown
 
 
-def _spread(dataset: Dataset, split: str, most: int) -> list[LabelledText]:
+def _spread(dataset: Dataset, split: str, most: int) -> list[LabeledText]:
     """Return at most so many texts of a split, evenly spread over it."""
     every = max(1, -(-dataset.rows(split) // most))
     return list(islice(dataset.texts(split), 0, None, every))

@@ -153,8 +153,8 @@ def fit_spacy(
 
     fix_random_seed(seed)
     order = random.Random(seed)
-    pipeline, labelled = _pipeline(train)
-    optimizer = pipeline.initialize(lambda: labelled)
+    pipeline, labeled = _pipeline(train)
+    optimizer = pipeline.initialize(lambda: labeled)
     texts, gold = [words_of(each) for each in valid], [each.spans for each in valid]
 
     def tag(texts: Sequence[Words]) -> list[list[Span]]:
@@ -163,8 +163,8 @@ def fit_spacy(
 
     best, best_s, stale, weights = 0.0, 0.0, 0, b""
     for epoch in range(1, _EPOCHS + 1):
-        order.shuffle(labelled)
-        for batch in minibatch_by_words(labelled, _BATCH_WORDS):
+        order.shuffle(labeled)
+        for batch in minibatch_by_words(labeled, _BATCH_WORDS):
             pipeline.update(batch, sgd=optimizer, drop=_DROPOUT)
         f1 = float(score_columns(counts_of_spans(tag(texts), gold).sum(0)[KEYPHRASE]).f1)
         if f1 > best or not weights:

@@ -164,7 +164,7 @@ def _extracted(data: Dataset, training: Training, folder: Path) -> Iterator[floa
     weights = training.tagger.state_dict()
     save_bundle(bundle, Config(data=data.location), data.tokenizer_bytes(), weights, {"split": "valid", **metrics})
     extractor = Extractor.load(bundle, training.device.type)
-    texts = [labelled.text for labelled in data.texts("train")]
+    texts = [labeled.text for labeled in data.texts("train")]
     while True:
         for begin in range(0, len(texts), PIPE_BATCH_SIZE):
             chunk = texts[begin : begin + PIPE_BATCH_SIZE]
@@ -176,9 +176,9 @@ def measure_prepare(location: str, texts: int, repeats: int, folder: Path, measu
     """Time `prepare`, in texts per second of processor time, on a dataset's training texts repeated to a number of texts."""
     data = Dataset(location)
     lines = []
-    for labelled in data.texts("train"):
-        phrases = (labelled.text[start:end] for start, end in labelled.spans or ())
-        lines.append(f"{labelled.text}\t{';'.join(phrases)}".replace("\n", " "))
+    for labeled in data.texts("train"):
+        phrases = (labeled.text[start:end] for start, end in labeled.spans or ())
+        lines.append(f"{labeled.text}\t{';'.join(phrases)}".replace("\n", " "))
     source = folder / "texts.tsv"
     source.write_text("".join(f"{line}\n" for line in islice(cycle(lines), texts)), "utf-8")
     for _ in range(repeats):

@@ -13,7 +13,7 @@ from jobs.benchmark.baselines import PACKAGES, Log, Stopwatch, TagTexts, fit_crf
 from model.config import make_config, set_dotted
 from model.data.dataset import SPLITS, Dataset
 from model.data.examples import Example, Span, examples
-from model.data.labelled_text import SkipCounts
+from model.data.labeled_text import SkipCounts
 from model.data.tokenizer import UNKNOWN, CachedTokenizer
 from model.inference.extractor import PIPE_BATCH_SIZE, Extractor
 from model.network.tagger import new_tagger

@@ -1,1 +1,1 @@
-"""A labelled text as tokens, labels and tensors."""
+"""A labeled text as tokens, labels and tensors."""

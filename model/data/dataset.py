@@ -26,7 +26,7 @@ from model import storage
 from model.data.dataset_info import DatasetInfo
 from model.data.examples import Example
 from model.data.features import FeatureIds, WordFeatures
-from model.data.labelled_text import LabelledText
+from model.data.labeled_text import LabeledText
 from model.data.labels import spans_to_tags
 from model.data.tokenizer import parse_tokenizer
 from model.errors import UserError
@@ -157,7 +157,7 @@ class Dataset:
         texts = (text for chunk in table["text"].chunks for text in chunk.to_pylist())
         return Split(ids, tags, begins, WordFeatures()(texts, starts, ends, begins))
 
-    def texts(self, split: str) -> Iterator[LabelledText]:
+    def texts(self, split: str) -> Iterator[LabeledText]:
         """Yield a split's texts with their keyphrases as character spans, so that any tokenizer can read them.
 
         Raises:
@@ -172,7 +172,7 @@ class Dataset:
                 for number, row in enumerate(chain.from_iterable(batch.to_pylist() for batch in batches), 1):
                     spans = zip(row["span_starts"], row["span_ends"], strict=True)
                     characters = tuple((row["starts"][start], row["ends"][end - 1]) for start, end in spans)
-                    yield LabelledText(row["text"], f"{self.location}/{split}/{part}:{number}", characters)
+                    yield LabeledText(row["text"], f"{self.location}/{split}/{part}:{number}", characters)
 
     def _parts(self, split: str) -> list[str]:
         return [part_name(i) for i in range(self.info["splits"][split]["parts"])]

@@ -15,7 +15,7 @@ class SplitInfo(TypedDict):
 
 
 class SourceInfo(TypedDict):
-    """A labelled input file; `bytes` and `sha256` are of its decompressed content."""
+    """A labeled input file; `bytes` and `sha256` are of its decompressed content."""
 
     path: str
     format: str
@@ -24,8 +24,8 @@ class SourceInfo(TypedDict):
     sha256: str
 
 
-class UnlabelledSourceInfo(TypedDict):
-    """A file of unlabelled texts; `bytes` and `sha256` are of its decompressed content."""
+class UnlabeledSourceInfo(TypedDict):
+    """A file of unlabeled texts; `bytes` and `sha256` are of its decompressed content."""
 
     path: str
     format: str
@@ -37,7 +37,7 @@ class UnlabelledSourceInfo(TypedDict):
 class PretrainingTexts(TypedDict):
     """The texts that word vectors were trained on."""
 
-    sources: list[UnlabelledSourceInfo]
+    sources: list[UnlabeledSourceInfo]
     texts: int
     tokens: int
     skipped: dict[str, int]

@@ -1,4 +1,4 @@
-"""Examples: a labelled text as tokens and token spans."""
+"""Examples: a labeled text as tokens and token spans."""
 
 import unicodedata
 from bisect import bisect_left
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from tokenizers import Tokenizer
 
-from model.data.labelled_text import LabelledText, SkipCounts
+from model.data.labeled_text import LabeledText, SkipCounts
 from model.data.tokenizer import encode, new_tokenizer
 
 CHUNK_TEXTS = 2048  # texts tokenized at a time
@@ -36,20 +36,20 @@ class Example(NamedTuple):
 
 
 def examples(
-    texts: Iterable[LabelledText], tokenizer: Tokenizer, skips: SkipCounts, max_tokens: int
+    texts: Iterable[LabeledText], tokenizer: Tokenizer, skips: SkipCounts, max_tokens: int
 ) -> Iterator[Example]:
-    """Yield the examples of labelled texts, in order; see `locate_keyphrases` for what is skipped."""
+    """Yield the examples of labeled texts, in order; see `locate_keyphrases` for what is skipped."""
     texts = iter(texts)
     while chunk := list(islice(texts, CHUNK_TEXTS)):
-        for labelled, (ids, offsets) in zip(chunk, encode(tokenizer, [each.text for each in chunk]), strict=True):
+        for labeled, (ids, offsets) in zip(chunk, encode(tokenizer, [each.text for each in chunk]), strict=True):
             starts, ends = [start for start, _ in offsets], [end for _, end in offsets]
-            spans = locate_keyphrases(labelled, starts, ends, skips, max_tokens)
+            spans = locate_keyphrases(labeled, starts, ends, skips, max_tokens)
             if spans is not None:
-                yield Example(labelled.text, ids, offsets, spans, labelled.place)
+                yield Example(labeled.text, ids, offsets, spans, labeled.place)
 
 
 def locate_keyphrases(
-    labelled: LabelledText, starts: list[int], ends: list[int], skips: SkipCounts, max_tokens: int
+    labeled: LabeledText, starts: list[int], ends: list[int], skips: SkipCounts, max_tokens: int
 ) -> list[Span] | None:
     """Return the keyphrases of a text as token spans, sorted and disjoint, or None where the text is skipped.
 
@@ -58,24 +58,24 @@ def locate_keyphrases(
     or if it has keyphrases and none can be kept.
 
     Args:
-        labelled: the text.
+        labeled: the text.
         starts, ends: first character of each token, and one after its last.
         skips: counts what is skipped or changed.
         max_tokens: the most tokens that a text may have.
     """
-    place = labelled.place
+    place = labeled.place
     if len(starts) > max_tokens:
         skips.add(f"text longer than {max_tokens} tokens", place)
         return None
     if not starts:
         skips.add("text without a word", place)
         return None
-    if labelled.spans is not None:
-        covers = [_token_span(span, starts, ends, skips, place) for span in labelled.spans]
+    if labeled.spans is not None:
+        covers = [_token_span(span, starts, ends, skips, place) for span in labeled.spans]
         spans = [span for span in covers if span is not None]
     else:
-        spans = _match_phrases(labelled, starts, ends, skips)
-    if not spans and (labelled.spans or labelled.keyphrases):
+        spans = _match_phrases(labeled, starts, ends, skips)
+    if not spans and (labeled.spans or labeled.keyphrases):
         skips.add("text with no keyphrase left", place)
         return None
     return _drop_overlaps(spans, skips, place) if len(spans) > 1 else spans
@@ -93,16 +93,16 @@ def _token_span(span: Span, starts: list[int], ends: list[int], skips: SkipCount
     return first, last + 1
 
 
-def _match_phrases(labelled: LabelledText, starts: list[int], ends: list[int], skips: SkipCounts) -> list[Span]:
+def _match_phrases(labeled: LabeledText, starts: list[int], ends: list[int], skips: SkipCounts) -> list[Span]:
     """Return the token spans where the phrases occur."""
     words: list[str] = []
     spans = []
-    for phrase in dict.fromkeys(labelled.keyphrases):
+    for phrase in dict.fromkeys(labeled.keyphrases):
         target = _normalized_phrase(phrase)
-        words = words or _normalized_words(labelled.text, starts, ends)
-        matches = _find_sublist(words, target, labelled.every)
+        words = words or _normalized_words(labeled.text, starts, ends)
+        matches = _find_sublist(words, target, labeled.every)
         if not matches:
-            skips.add("keyphrase not in its text", labelled.place)
+            skips.add("keyphrase not in its text", labeled.place)
         spans += [(i, i + len(target)) for i in matches]
     return spans
 

@@ -15,7 +15,7 @@ from itertools import tee, zip_longest
 from typing import NamedTuple, TypedDict
 
 from model import staging, storage
-from model.data.labelled_text import shift_line
+from model.data.labeled_text import shift_line
 from model.errors import LineError, UserError
 from model.inference.extractor import PIPE_BATCH_SIZE, Extractor, Keyphrase
 from model.prepare.formats import text_of_line

@@ -135,7 +135,7 @@ def find_errors(tagger: Tagger, examples: Iterable[Example], train: Split, devic
 
     Args:
         tagger: on the device.
-        examples: labelled texts, tokenized by the tagger's tokenizer.
+        examples: labeled texts, tokenized by the tagger's tokenizer.
         train: the split that it was trained on.
         device: where to compute.
     """

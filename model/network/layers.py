@@ -1,4 +1,4 @@
-"""The layers that a tagger is made of: recurrence in one or both directions, and windows of neighbouring tokens.
+"""The layers that a tagger is made of: recurrence in one or both directions, and windows of neighboring tokens.
 
 Shapes: B texts, T tokens, N packed tokens, W window, D values of a token, C classes.
 """

@@ -1,1 +1,1 @@
-"""Labelled files in, a dataset directory out."""
+"""Labeled files in, a dataset directory out."""

@@ -1,4 +1,4 @@
-"""From labelled files to a dataset directory, in bounded memory: two passes over the shards of the input.
+"""From labeled files to a dataset directory, in bounded memory: two passes over the shards of the input.
 
 The first pass reads a shard and writes drafts of its rows, with word ids of its own. The word counts of all shards make
 the vocabulary. The second pass writes the rows with vocabulary ids. Shards are processed independently, so the result is
@@ -25,7 +25,7 @@ from model.prepare.readers import resolve_inputs
 from model.prepare.totals import Totals
 from model.prepare.vectors import KeyedVectors, extra_words, initial_embedding, read_vectors
 from model.prepare.vocabulary import save_tokenizer
-from model.prepare.word2vec import MIN_FREQUENCY, train_word2vec, unlabelled_files
+from model.prepare.word2vec import MIN_FREQUENCY, train_word2vec, unlabeled_files
 from model.prepare.writers import write_vocabulary
 from model.shards import ParallelMap, make_shards, serial_map
 
@@ -46,7 +46,7 @@ class PrepareConfig:
         max_words: the largest size of the vocabulary.
         max_tokens: longer texts are skipped.
         vectors: a file of pretrained word vectors, see model/prepare/vectors.py.
-        pretrain: paths, URIs or globs of unlabelled texts to train word vectors on, see model/prepare/word2vec.py.
+        pretrain: paths, URIs or globs of unlabeled texts to train word vectors on, see model/prepare/word2vec.py.
         vector_size: dimensions of the vectors of `pretrain`, by default `tagger.embedding_dim`.
         pretrain_frequency: words less frequent in the texts of `pretrain` get no vector.
         join: the most words that only the vectors have and that are added to the vocabulary, in the order of the
@@ -171,7 +171,7 @@ class _InitialVectors:
             raise UserError(f"--join {config.join}: applies to words with vectors; add --pretrain or --vectors")
         if config.vectors is not None and not storage.exists(config.vectors):
             raise UserError(f"{config.vectors}: no such file of word vectors")
-        self._texts = unlabelled_files(config.pretrain)
+        self._texts = unlabeled_files(config.pretrain)
         self._vectors: KeyedVectors | None = None
         self._training: PretrainingInfo | None = None
         self._words_joined = 0

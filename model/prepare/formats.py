@@ -1,4 +1,4 @@
-"""The formats of labelled files. A new format is one function and its record in FORMATS; everything else reads that table.
+"""The formats of labeled files. A new format is one function and its record in FORMATS; everything else reads that table.
 
 Files are UTF-8; `.gz` and the other compressions that pyarrow knows by their suffix are decompressed.
 """
@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from model.data.labelled_text import LabelledText, SkipCounts
+from model.data.labeled_text import LabeledText, SkipCounts
 from model.errors import LineError
 from model.prepare import hashtags
 
@@ -32,7 +32,7 @@ class Format:
     name: str
     summary: str
     sniff: Callable[[list[str]], bool]
-    parse: Callable[[Lines, SkipCounts], LabelledText | None]
+    parse: Callable[[Lines, SkipCounts], LabeledText | None]
     blocks: bool = False
 
 
@@ -50,7 +50,7 @@ def decode_line(raw: bytes, place: str) -> str:
 
 
 def text_of_line(raw: bytes, place: str, jsonl: bool) -> str:
-    """Return the unlabelled text of a line, plain or `{"text"}`. Raises LineError."""
+    """Return the unlabeled text of a line, plain or `{"text"}`. Raises LineError."""
     line = decode_line(raw, place)
     return _text(_json_object(line, place).get("text"), place) if jsonl and line.strip() else line
 
@@ -64,16 +64,16 @@ def _is_jsonl(lines: list[str]) -> bool:
     return is_json(lines) and any('"keyphrases"' in line or '"spans"' in line for line in lines)
 
 
-def _parse_jsonl(lines: Lines, skips: SkipCounts) -> LabelledText:
+def _parse_jsonl(lines: Lines, skips: SkipCounts) -> LabeledText:
     [(place, line)] = lines
     record = _json_object(line, place)
     text = _text(record.get("text"), place)
     if "spans" in record:
-        return LabelledText(text, place, spans=_spans(record["spans"], text, place))
+        return LabeledText(text, place, spans=_spans(record["spans"], text, place))
     phrases = record.get("keyphrases")
     if not isinstance(phrases, list) or not all(isinstance(phrase, str) for phrase in phrases):
         raise LineError(place, 'has neither "spans" nor "keyphrases" as a list of strings; add one of them')
-    return LabelledText(text, place, keyphrases=tuple(phrase for phrase in phrases if phrase.strip()), every=True)
+    return LabeledText(text, place, keyphrases=tuple(phrase for phrase in phrases if phrase.strip()), every=True)
 
 
 def _spans(value: object, text: str, place: str) -> tuple[tuple[int, int], ...]:
@@ -96,7 +96,7 @@ def _is_conll(lines: list[str]) -> bool:
     return not is_json(lines) and 2 * sum(map(bool, tagged)) > len(lines)
 
 
-def _parse_conll(lines: Lines, skips: SkipCounts) -> LabelledText | None:
+def _parse_conll(lines: Lines, skips: SkipCounts) -> LabeledText | None:
     """Join the tokens with single spaces, so that the offsets of every token are exact."""
     text, spans, start = "", [], None
     for place, line in lines:
@@ -119,36 +119,36 @@ def _parse_conll(lines: Lines, skips: SkipCounts) -> LabelledText | None:
             start = None
     if start is not None:
         spans.append((start, len(text)))
-    return LabelledText(text, lines[0][0], spans=tuple(spans))
+    return LabeledText(text, lines[0][0], spans=tuple(spans))
 
 
 def _is_tsv(lines: list[str]) -> bool:
     return not is_json(lines) and 2 * sum("\t" in line for line in lines) >= len(lines)
 
 
-def _parse_tsv(lines: Lines, skips: SkipCounts) -> LabelledText:
+def _parse_tsv(lines: Lines, skips: SkipCounts) -> LabeledText:
     [(place, line)] = lines
     columns = line.split("\t")
     if len(columns) != 2:
         problem = "no tab" if len(columns) == 1 else f"{len(columns) - 1} tabs"
         raise LineError(place, f"{problem} in the line; write text<TAB>keyphrase[;keyphrase...] with exactly one tab")
     phrases = tuple(phrase.strip() for phrase in columns[1].split(";") if phrase.strip())
-    return LabelledText(_text(columns[0], place), place, keyphrases=phrases)
+    return LabeledText(_text(columns[0], place), place, keyphrases=phrases)
 
 
 def _is_raw(lines: list[str]) -> bool:
     return is_json(lines) or any("#" in line for line in lines)
 
 
-def _parse_raw(lines: Lines, skips: SkipCounts) -> LabelledText | None:
+def _parse_raw(lines: Lines, skips: SkipCounts) -> LabeledText | None:
     [(place, line)] = lines
     text = _text(_json_object(line, place).get("text"), place) if line.lstrip().startswith("{") else line
-    labelled = hashtags.label_by_hashtag(text)
-    if isinstance(labelled, str):
-        skips.add(labelled, place)
+    labeled = hashtags.label_by_hashtag(text)
+    if isinstance(labeled, str):
+        skips.add(labeled, place)
         return None
-    text, span = labelled
-    return LabelledText(text, place, spans=(span,))
+    text, span = labeled
+    return LabeledText(text, place, spans=(span,))
 
 
 def _json_object(line: str, place: str) -> dict[str, object]:
@@ -187,7 +187,7 @@ FORMATS = {
         Format("conll", "token<TAB>tag, a blank line between texts", _is_conll, _parse_conll, blocks=True),
         # The first occurrence of each keyphrase is marked.
         Format("tsv", "text<TAB>keyphrase[;keyphrase...]", _is_tsv, _parse_tsv),
-        # Labelled by their hashtag, see model/prepare/hashtags.py.
+        # Labeled by their hashtag, see model/prepare/hashtags.py.
         Format("raw", 'tweets, plain or {"text"}, with exactly one hashtag', _is_raw, _parse_raw),
     )
 }

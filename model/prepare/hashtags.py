@@ -1,4 +1,4 @@
-"""Labelled texts from raw tweets by the rule of Zhang et al. (EMNLP 2016, section 4.1).
+"""Labeled texts from raw tweets by the rule of Zhang et al. (EMNLP 2016, section 4.1).
 
 A tweet with exactly one hashtag, inside the text, becomes an example: the '#' is removed, the tag is written as words, and
 those words are the keyphrase.

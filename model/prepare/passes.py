@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from model.data.examples import Span, locate_keyphrases
-from model.data.labelled_text import LabelledText, SkipCounts
+from model.data.labeled_text import LabeledText, SkipCounts
 from model.data.tokenizer import CachedTokenizer, TokenizedTexts
 from model.errors import UserError
 from model.prepare.readers import Reader
@@ -132,7 +132,7 @@ class _Draft:
         shard = self._shard
         write_words(self._options.drafts, shard.origin, shard.number, list(self._ids), self._train_counts)
 
-    def _add_texts(self, chunk: list[LabelledText], skips: dict[str, SkipCounts]) -> None:
+    def _add_texts(self, chunk: list[LabeledText], skips: dict[str, SkipCounts]) -> None:
         texts = [each.text for each in chunk]
         tokens = self._tokenize(texts)
         splits = [self._split_of(text) for text in texts]
@@ -140,9 +140,9 @@ class _Draft:
         rows: dict[str, list[int]] = {split: [] for split in self._writers}
         spans: dict[str, list[list[Span]]] = {split: [] for split in self._writers}
         starts, ends, begins = tokens.starts.tolist(), tokens.ends.tolist(), tokens.begins.tolist()
-        for i, (labelled, split) in enumerate(zip(chunk, splits, strict=True)):
+        for i, (labeled, split) in enumerate(zip(chunk, splits, strict=True)):
             own = slice(begins[i], begins[i + 1])
-            located = locate_keyphrases(labelled, starts[own], ends[own], skips[split], self._options.max_tokens)
+            located = locate_keyphrases(labeled, starts[own], ends[own], skips[split], self._options.max_tokens)
             if located is not None:
                 rows[split].append(i)
                 spans[split].append(located)

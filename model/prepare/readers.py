@@ -1,11 +1,11 @@
-"""Readers: the labelled texts of input files, see model/prepare/formats.py for the formats."""
+"""Readers: the labeled texts of input files, see model/prepare/formats.py for the formats."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice, repeat
 
 from model import storage
-from model.data.labelled_text import LabelledText, SkipCounts
+from model.data.labeled_text import LabeledText, SkipCounts
 from model.errors import LineError, UserError
 from model.prepare.formats import FORMATS, decode_line
 from model.shards import FileRange
@@ -15,7 +15,7 @@ _OPEN_FILES = 16  # whose first lines are read at a time
 
 
 class Reader:
-    """Reads the labelled texts of one range of a file.
+    """Reads the labeled texts of one range of a file.
 
     Attributes:
         lines: number of lines, known once `read` is exhausted.
@@ -27,7 +27,7 @@ class Reader:
         self.skip_bad_lines = skip_bad_lines
         self.lines = 0
 
-    def read(self, skips: SkipCounts) -> Iterator[LabelledText]:
+    def read(self, skips: SkipCounts) -> Iterator[LabeledText]:
         """Yield the texts in file order, with line numbers counted from 1 at the start of the range.
 
         Raises:
@@ -36,14 +36,14 @@ class Reader:
         parse = FORMATS[self.file_range.format].parse
         for lines in self._records():
             try:
-                labelled = parse([(place, decode_line(raw, place)) for place, raw in lines], skips)
+                labeled = parse([(place, decode_line(raw, place)) for place, raw in lines], skips)
             except LineError as error:
                 if not self.skip_bad_lines:
                     raise
                 skips.add(f"bad line: {error.problem}", error.place)
                 continue
-            if labelled is not None:
-                yield labelled
+            if labeled is not None:
+                yield labeled
 
     def _records(self) -> Iterator[list[tuple[str, bytes]]]:
         """Yield the lines of each record: a block that a blank line ends, or each line that is not blank."""

@@ -4,7 +4,7 @@ from collections import Counter
 
 from model.data.dataset import SPLITS
 from model.data.dataset_info import SourceInfo, SplitInfo
-from model.data.labelled_text import SkipCounts, format_skips, shift_line
+from model.data.labeled_text import SkipCounts, format_skips, shift_line
 from model.errors import LineError, UserError
 from model.prepare.passes import InputShard, ShardOptions, ShardStats
 from model.prepare.vocabulary import WordCounts

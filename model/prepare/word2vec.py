@@ -1,4 +1,4 @@
-"""Word vectors trained on unlabelled texts: word2vec's skip-gram (Mikolov et al., 2013) over the words of our tokenizer.
+"""Word vectors trained on unlabeled texts: word2vec's skip-gram (Mikolov et al., 2013) over the words of our tokenizer.
 
 The texts are tokenized once, to a temporary file on this machine, which gensim reads in every epoch. One thread and a
 seed make the vectors reproducible.
@@ -12,8 +12,8 @@ from typing import IO, NamedTuple
 from zlib import crc32
 
 from model import storage
-from model.data.dataset_info import PretrainingInfo, PretrainingTexts, UnlabelledSourceInfo
-from model.data.labelled_text import SkipCounts
+from model.data.dataset_info import PretrainingInfo, PretrainingTexts, UnlabeledSourceInfo
+from model.data.labeled_text import SkipCounts
 from model.data.tokenizer import CachedTokenizer
 from model.errors import LineError, UserError
 from model.prepare.formats import FORMATS, is_json, text_of_line
@@ -36,16 +36,16 @@ class TrainedVectors(NamedTuple):
     info: PretrainingInfo
 
 
-def unlabelled_files(patterns: list[str]) -> list[FileRange]:
+def unlabeled_files(patterns: list[str]) -> list[FileRange]:
     """Return the files that paths, URIs and globs match.
 
-    Their format is `jsonl`, a labelled format of blocks such as `conll`, or `text`, whose lines end at the first tab.
+    Their format is `jsonl`, a labeled format of blocks such as `conll`, or `text`, whose lines end at the first tab.
 
     Raises:
         UserError: a file is missing or empty.
     """
     paths = [path for pattern in patterns for path in storage.expand(pattern)]
-    return [_unlabelled_file(path) for path in paths]
+    return [_unlabeled_file(path) for path in paths]
 
 
 def train_word2vec(
@@ -59,7 +59,7 @@ def train_word2vec(
     """Train word vectors.
 
     Args:
-        files: from `unlabelled_files`.
+        files: from `unlabeled_files`.
         vector_size: dimensions of a vector.
         min_frequency: less frequent words get no vector.
         skip_bad_lines: whether to skip lines that cannot be read.
@@ -117,7 +117,7 @@ def _tokenize_files(
     files: list[FileRange], skip_bad_lines: bool, spool: IO[str], progress: Callable[[int], None]
 ) -> PretrainingTexts:
     """Write the words of each text as a line; return what was read."""
-    sources: list[UnlabelledSourceInfo] = []
+    sources: list[UnlabeledSourceInfo] = []
     total_texts, total_tokens, skips = 0, 0, SkipCounts()
     word_ids: dict[str, int] = {}
     tokenize = CachedTokenizer(lambda word: word_ids.setdefault(word, len(word_ids)))
@@ -152,7 +152,7 @@ def _tokenize_files(
 def _texts(file: FileRange, skip_bad_lines: bool, skips: SkipCounts) -> Iterator[str]:
     """Yield the texts of a file. Raises LineError."""
     if file.blocks:
-        yield from (labelled.text for labelled in Reader(file, skip_bad_lines).read(skips))
+        yield from (labeled.text for labeled in Reader(file, skip_bad_lines).read(skips))
         return
     for number, raw in enumerate(file.lines(), 1):
         try:
@@ -168,10 +168,10 @@ def _texts(file: FileRange, skip_bad_lines: bool, skips: SkipCounts) -> Iterator
             yield text
 
 
-def _unlabelled_file(path: str) -> FileRange:
+def _unlabeled_file(path: str) -> FileRange:
     lines = first_lines(path)
     if is_json(lines):
         return FileRange(path, "jsonl")
-    # A line of a block is a token, not a text: such files are read as labelled ones.
-    labelled = next((format for format in FORMATS.values() if format.blocks and format.sniff(lines)), None)
-    return FileRange(path, labelled.name, blocks=True) if labelled else FileRange(path, "text")
+    # A line of a block is a token, not a text: such files are read as labeled ones.
+    labeled = next((format for format in FORMATS.values() if format.blocks and format.sniff(lines)), None)
+    return FileRange(path, labeled.name, blocks=True) if labeled else FileRange(path, "text")

@@ -69,7 +69,7 @@ def evaluate(
 
     Args:
         tagger: on the device; left in evaluation mode.
-        split: labelled texts.
+        split: labeled texts.
         device: where to compute.
         communicator: of the workers; none for one process.
         tune_decoding: set threshold and agreement of a tagger that decodes spans to the values with the highest

@@ -139,7 +139,7 @@ class Chaos:
 
 
 def write_texts(path: Path, count: int) -> None:
-    """Labelled texts of the built-in corpus."""
+    """Labeled texts of the built-in corpus."""
     from jobs.demo_corpus import generate
 
     with path.open("w") as file:

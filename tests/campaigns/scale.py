@@ -32,11 +32,11 @@ NODES: dict[str, tuple[int, ...]] = {"one core": (), "Ray, 1 node": (2,), "Ray, 
 
 
 def lines(texts: int) -> Iterator[str]:
-    """Labelled texts as TSV; those of a small number begin those of a large one."""
+    """Labeled texts as TSV; those of a small number begin those of a large one."""
     from jobs.demo_corpus import generate
 
     rng = random.Random(0)
-    known = [labelled for split in generate(20_000).values() for labelled in split]
+    known = [labeled for split in generate(20_000).values() for labeled in split]
     for number in range(texts):
         text, spans = rng.choice(known)
         words, at = [], 0

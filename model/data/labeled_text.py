@@ -1,10 +1,10 @@
-"""Labelled texts as readers return them, and counts of what was skipped."""
+"""Labeled texts as readers return them, and counts of what was skipped."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
-class LabelledText:
+class LabeledText:
     """A text with its keyphrases, given either as character spans or as phrases.
 
     Attributes:
