@@ -262,7 +262,7 @@ def test_an_unreachable_server_neither_blocks_nor_ends_a_run(
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr("distributed.train.tracking._SECONDS_TO_CONNECT", 3)
+    monkeypatch.setattr("distributed.train.tracking.CONNECT_TIMEOUT_S", 3)
     began = time.monotonic()
     assert track(tmp_path, small_bundle).mode == "offline"
     assert time.monotonic() - began < 60 and "cannot be reached" in capfd.readouterr().err
@@ -272,7 +272,7 @@ def test_an_unreachable_server_neither_blocks_nor_ends_a_run(
 def test_a_server_that_goes_away_does_not_hold_the_end_of_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ):
-    monkeypatch.setattr("distributed.train.tracking._SECONDS_TO_FINISH", 0.1)
+    monkeypatch.setattr("distributed.train.tracking.FINISH_TIMEOUT_S", 0.1)
     released = threading.Event()
 
     class Hanging:

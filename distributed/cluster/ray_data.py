@@ -5,11 +5,11 @@ hundred bytes each, pass through Ray, in the order of the shards.
 """
 
 import logging
-import os
 import pickle
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from distributed.cluster.connection import cluster_address, connect
 from model import storage
 from model.errors import RunFailedError, UserError
 from model.shards import ParallelMap, serial_map
@@ -33,9 +33,8 @@ def parallel_map(out: str, workers: int | None = None, actors: bool = False, gpu
     Raises:
         UserError: the workers would not see each other's files.
     """
-    if not os.environ.get("RAY_ADDRESS") and (workers or 1) == 1:
+    if not cluster_address() and (workers or 1) == 1:
         return serial_map
-    from distributed.cluster.connection import connect
     from distributed.cluster.preflight import check_storage
 
     if out.startswith("memory://"):

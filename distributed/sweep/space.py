@@ -101,7 +101,7 @@ def parse_space(texts: Iterable[str], default: Mapping[str, str], fixed: set[str
 
 
 def check_space(space: Space, base: Config) -> None:
-    """Raises UserError where a name is unknown or not searchable, or a value of it not allowed."""
+    """Check a search space. Raises UserError where a name is unknown or not searchable, or a value is not allowed."""
     known = [name for name in fields() if name.startswith(("training.", "tagger.")) and name != "training.epochs"]
     for name, domain in space.items():
         if name == "training.epochs":

@@ -21,8 +21,8 @@ from model.config import Config
 if TYPE_CHECKING:
     from wandb import Run
 
-_SECONDS_TO_CONNECT = 20
-_SECONDS_TO_FINISH = 60
+CONNECT_TIMEOUT_S = 20
+FINISH_TIMEOUT_S = 60
 
 
 class WandbRun:
@@ -36,18 +36,18 @@ class WandbRun:
 
     def __init__(self, config: Config, folder: str) -> None:
         """Start the W&B run; without a server or a key it is offline."""
-        local, name = _local(folder), config.run.name
+        local, name = local_folder(folder), config.run.name
         assert name is not None
-        mode = os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
+        mode = wandb_mode()
         settings = {
             "project": config.run.wandb_project,
             "name": name,
-            "id": _id(name, folder),
+            "id": run_id(name, folder),
             "config": config.model_dump(),
         }
-        self.run = _start(mode, local, **settings)
+        self.run = start_run(mode, local, **settings)
         self.mode = "disabled" if self.run is None else self.run.settings.mode
-        self.where = _where(self.mode, config, local)
+        self.where = describe_location(self.mode, config, local)
 
     def __enter__(self) -> "WandbRun":
         return self
@@ -70,7 +70,7 @@ class WandbRun:
         if self.run is None:
             return
         self.run.summary.update({key: value for key, value in result.items() if key not in ("valid", "bundle")})
-        _log_artifact(self.run, f"{result['name']}-bundle", "model", str(result["bundle"]))
+        log_artifact(self.run, f"{result['name']}-bundle", "model", str(result["bundle"]))
         self._end(exit_code=0)
 
     def _end(self, exit_code: int) -> None:
@@ -86,29 +86,29 @@ class WandbRun:
 
         ending = threading.Thread(target=end, daemon=True)
         ending.start()
-        ending.join(_SECONDS_TO_FINISH)
+        ending.join(FINISH_TIMEOUT_S)
         if ending.is_alive():
-            _warn(f"the W&B server does not accept the log; upload it later with `wandb sync {run.settings.sync_dir}`")
+            warn(f"the W&B server does not accept the log; upload it later with `wandb sync {run.settings.sync_dir}`")
 
 
-def _local(folder: str) -> Path:
+def local_folder(folder: str) -> Path:
     """Return the folder of W&B's files: the run's own, or the working directory where the run is on remote storage."""
     local = Path() if storage.is_remote(folder) else Path(storage.absolute(folder))
     local.mkdir(parents=True, exist_ok=True)
     return local
 
 
-def _where(mode: str, config: Config, local: Path) -> str:
+def describe_location(mode: str, config: Config, local: Path) -> str:
     words = {"online": f"W&B project {config.run.wandb_project}", "offline": f"W&B offline in {local}/wandb"}
     return words.get(mode, "W&B disabled")
 
 
-def _id(name: str, folder: str) -> str:
+def run_id(name: str, folder: str) -> str:
     """Return a W&B id: the same when the run is resumed, another for a run of the same name elsewhere."""
     return f"{name}-{hashlib.blake2b(folder.encode(), digest_size=4).hexdigest()}"
 
 
-def _log_artifact(run: "Run", name: str, kind: str, location: str) -> None:
+def log_artifact(run: "Run", name: str, kind: str, location: str) -> None:
     """Log a file or directory as an artifact."""
     import wandb
 
@@ -123,13 +123,18 @@ def _log_artifact(run: "Run", name: str, kind: str, location: str) -> None:
         run.log_artifact(artifact)
 
 
+def wandb_mode() -> str:
+    """Return WANDB_MODE, by default online where there is a key and offline elsewhere."""
+    return os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
+
+
 def _has_key() -> bool:
     import wandb
 
     return wandb.login(prompt=False, verify=False)
 
 
-def _start(mode: str, local: Path, **settings: Any) -> "Run | None":
+def start_run(mode: str, local: Path, **settings: Any) -> "Run | None":
     """Start a W&B run; offline where the server cannot be reached, None where W&B is disabled."""
     import wandb
 
@@ -141,7 +146,7 @@ def _start(mode: str, local: Path, **settings: Any) -> "Run | None":
             resume="allow",  # a resumed training continues its W&B run
             dir=str(local),
             mode=mode,  # type: ignore[arg-type]
-            settings=wandb.Settings(silent=True, console="off", init_timeout=_SECONDS_TO_CONNECT, x_disable_stats=True),
+            settings=wandb.Settings(silent=True, console="off", init_timeout=CONNECT_TIMEOUT_S, x_disable_stats=True),
         )
 
     if mode == "disabled":
@@ -149,10 +154,10 @@ def _start(mode: str, local: Path, **settings: Any) -> "Run | None":
     try:
         return start(mode)
     except (wandb.errors.CommError, wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:
-        _warn(f"W&B cannot be reached or refused the key ({error}); the run is tracked offline")
+        warn(f"W&B cannot be reached or refused the key ({error}); the run is tracked offline")
         wandb.teardown()  # frees the run's id, which the failed attempt still holds
         return start("offline")
 
 
-def _warn(text: str) -> None:
+def warn(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr)

@@ -1,6 +1,5 @@
 """Weights & Biases for a sweep."""
 
-import os
 import queue
 import threading
 from typing import TYPE_CHECKING
@@ -9,7 +8,16 @@ from distributed.sweep.journal import BrokenEvent, EpochEvent, JournalEvent
 from distributed.sweep.plan import SweepConfig
 from distributed.sweep.results import TuneResult
 from distributed.sweep.state import SweepState, Trial
-from distributed.train.tracking import _SECONDS_TO_FINISH, _has_key, _id, _local, _log_artifact, _start, _warn, _where
+from distributed.train.tracking import (
+    FINISH_TIMEOUT_S,
+    describe_location,
+    local_folder,
+    log_artifact,
+    run_id,
+    start_run,
+    wandb_mode,
+    warn,
+)
 from model.config import Config
 
 if TYPE_CHECKING:
@@ -28,9 +36,9 @@ class WandbGroup:
     """
 
     def __init__(self, plan: SweepConfig) -> None:
-        self.plan, self.local = plan, _local(plan.folder)
-        self.mode = os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
-        self.where = _where(self.mode, plan.config, self.local)
+        self.plan, self.local = plan, local_folder(plan.folder)
+        self.mode = wandb_mode()
+        self.where = describe_location(self.mode, plan.config, self.local)
         self.events: queue.SimpleQueue[_TrialEvent | tuple[str, TuneResult] | None] = queue.SimpleQueue()
         self.runs: dict[str, Run] = {}
         self.thread = threading.Thread(target=self._work, name="wandb", daemon=True)
@@ -41,9 +49,9 @@ class WandbGroup:
 
     def __exit__(self, *_: object) -> None:
         self.events.put(None)
-        self.thread.join(_SECONDS_TO_FINISH)
+        self.thread.join(FINISH_TIMEOUT_S)
         if self.thread.is_alive():
-            _warn(f"the W&B server does not accept the log; upload it later with `wandb sync {self.local}/wandb/*`")
+            warn(f"the W&B server does not accept the log; upload it later with `wandb sync {self.local}/wandb/*`")
 
     def on_event(self, sweep: SweepState, event: JournalEvent) -> None:
         """Log an event of the sweep."""
@@ -87,19 +95,19 @@ class WandbGroup:
         if run is None:
             return
         run.summary.update({key: value for key, value in result.as_dict().items() if key not in ("record", "ablation")})
-        _log_artifact(run, f"{self.plan.config.run.name}-bundle", "model", result.bundle)
-        _log_artifact(run, f"{self.plan.config.run.name}-report", "report", report)
+        log_artifact(run, f"{self.plan.config.run.name}-bundle", "model", result.bundle)
+        log_artifact(run, f"{self.plan.config.run.name}-report", "report", report)
         run.finish()
 
     def _open(self, name: str, config: dict[str, object], tags: list[str], kind: str) -> "Run | None":
         sweep = self.plan.config.run.name
-        run = _start(
+        run = start_run(
             self.mode,
             self.local,
             project=self.plan.config.run.wandb_project,
             group=sweep,
             name=f"{sweep}-{name}",
-            id=_id(f"{sweep}-{name}", self.plan.folder),
+            id=run_id(f"{sweep}-{name}", self.plan.folder),
             job_type=kind,
             tags=tags,
             config=config,
