@@ -4,8 +4,11 @@ import threading
 import time
 from typing import Any
 
+import pytest
+import ray
 from ray.exceptions import ActorDiedError
 
+from distributed.cluster.connection import driver_queue
 from distributed.train import events
 from distributed.train.events import EventSender, Note, close_queues, drain, send
 
@@ -60,11 +63,8 @@ def test_a_slow_driver_is_not_waited_for_and_costs_no_memory():
     while len(queue.items) < events._MAX_UNSENT:
         time.sleep(0.01)
     sender.close()
-    assert all(isinstance(item, bytes) for item in queue.items)  # the queue's process need not import what events are
-    sent: list[int] = []
-    drain(queue, sent.append)  # type: ignore[arg-type]
-    assert sent[: events._MAX_UNSENT] == list(range(events._MAX_UNSENT))
-    assert sent == sorted(sent) and len(sent) <= events._MAX_UNSENT + 1
+    assert queue.items[: events._MAX_UNSENT] == list(range(events._MAX_UNSENT))
+    assert queue.items == sorted(queue.items) and len(queue.items) <= events._MAX_UNSENT + 1
 
 
 def test_a_training_does_not_end_with_its_driver():
@@ -75,3 +75,19 @@ def test_a_training_does_not_end_with_its_driver():
     sender.send(Note("lost"))
     sender.close()
     assert not queue.items and not sender._thread.is_alive()
+
+
+@pytest.mark.ray
+def test_a_queues_process_holds_bytes_and_need_not_import_what_they_are(cluster: Any):
+    queue = driver_queue()
+    send(queue, Note("one"))
+    send(queue, Note("two"))
+    queue.put(Note("three"))
+    assert all(isinstance(item, bytes) for item in ray.get(queue.actor.get_nowait_batch.remote(2)))
+    assert queue.get(timeout=10) == Note("three")
+    sender, handled = EventSender(queue), []
+    sender.send(Note("four"))
+    sender.close()
+    drain(ray.get(ray.put(queue)), handled.append)  # as a worker has it
+    assert handled == [Note("four")]
+    close_queues(queue)

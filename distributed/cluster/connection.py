@@ -83,10 +83,7 @@ def current_resources() -> ClusterResources:
 
 
 def driver_queue() -> "Queue":
-    """Return a queue between this process and Ray's workers, on this process's node: it survives the loss of any other."""
-    import ray
-    from ray.util.queue import Queue
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+    """Return a queue between this process and Ray's workers."""
+    from distributed.cluster.driver_queue import DriverQueue
 
-    this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": this_node})
+    return DriverQueue()

@@ -1,6 +1,5 @@
 """Events from the workers of a training to its driver, through a queue on the driver's node."""
 
-import pickle
 import queue
 import threading
 from collections.abc import Callable
@@ -61,12 +60,9 @@ EventHandler = Callable[[Event], None]
 
 
 def send(events: "Queue", event: object) -> None:
-    """Send an event, and wait until it is in the queue; do nothing after the driver has ended.
-
-    It travels as bytes: the queue's process would otherwise import torch before it could hold the first event.
-    """
+    """Send an event, and wait until it is in the queue; do nothing after the driver has ended."""
     with suppress(RayError):
-        events.put_nowait(pickle.dumps(event))
+        events.put_nowait(event)
 
 
 class EventSender:
@@ -100,7 +96,7 @@ def drain(events: "Queue", handle: Callable[[Any], None]) -> None:
     """Handle all events that have arrived."""
     waiting = events.qsize()
     for event in events.get_nowait_batch(waiting) if waiting else []:
-        handle(pickle.loads(event))
+        handle(event)
 
 
 def close_queues(*queues: "Queue") -> None:
