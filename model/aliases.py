@@ -65,13 +65,8 @@ def current_fields(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def current_values(values: Mapping[str, Value]) -> dict[str, Value]:
-    """Return values by dotted name, under the present names."""
-    return {current_field(dotted): value for dotted, value in values.items()}
-
-
 def current_keys(values: Mapping[str, Value], names: Mapping[str, str]) -> dict[str, Value]:
-    """Return a mapping with its keys under the present names of a table (EVENTS, RESULTS)."""
+    """Return a mapping with its keys under the present names of a table (FIELDS, EVENTS, RESULTS)."""
     return {names.get(key, key): value for key, value in values.items()}
 
 

@@ -1,6 +1,5 @@
 """The plan of a sweep: what was asked for, and whether it can be carried out."""
 
-import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -14,8 +13,8 @@ from distributed.sweep.metric import METRICS, Metric
 from distributed.sweep.results import DryRun, TrialRequest
 from distributed.sweep.samplers import SAMPLERS, Sampler
 from distributed.sweep.space import Space, Values, apply_values
-from model import storage
-from model.aliases import current_field, current_values
+from distributed.train.runs import new_run, run_folder
+from model.aliases import FIELDS, current_field, current_keys
 from model.config import Config
 from model.data.dataset import Dataset
 from model.errors import UserError
@@ -71,7 +70,7 @@ class SweepConfig(BaseModel):
     @field_validator("rows", mode="after")
     @classmethod
     def _rows_under_present_names(cls, rows: dict[str, Values]) -> dict[str, Values]:
-        return {name: current_values(values) for name, values in rows.items()}
+        return {name: current_keys(values, FIELDS) for name, values in rows.items()}
 
     @model_validator(mode="after")
     def _sound(self) -> "SweepConfig":
@@ -92,8 +91,7 @@ class SweepConfig(BaseModel):
     @property
     def folder(self) -> str:
         """The folder of the sweep's files."""
-        assert self.config.run.name is not None
-        return storage.join(self.config.run.storage, self.config.run.name)
+        return run_folder(self.config)
 
     @property
     def strategy(self) -> Sampler:
@@ -157,15 +155,7 @@ def new_sweep(plan: SweepConfig) -> SweepConfig:
     Raises:
         UserError: a sweep or run of this name exists.
     """
-    config = plan.config
-    name = config.run.name or time.strftime("sweep-%Y%m%d-%H%M%S")
-    run = config.run.model_copy(update={"name": name, "storage": storage.absolute(config.run.storage)})
-    config = config.model_copy(update={"data": storage.absolute(config.data), "run": run})
-    plan = plan.model_copy(update={"config": config})
-    for mark in ("sweep.json", "config.json"):
-        if storage.exists(storage.join(plan.folder, mark)):
-            raise UserError(f"{plan.folder}: exists; resume it with --resume {name}, or choose another --name")
-    return plan
+    return plan.model_copy(update={"config": new_run(plan.config, "sweep")})
 
 
 def validate_plan(plan: SweepConfig, cluster: ClusterResources) -> tuple[SweepConfig, Space, TrialResources]:

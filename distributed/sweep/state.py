@@ -22,7 +22,7 @@ from distributed.sweep.journal import JournalEvent, read_events
 from distributed.sweep.plan import SweepConfig, make_plan
 from distributed.sweep.space import Values, apply_values
 from model import storage
-from model.aliases import current_values
+from model.aliases import FIELDS, current_keys
 from model.config import Config
 from model.errors import UserError
 
@@ -93,7 +93,7 @@ class SweepState:
         if event["event"] == "session":
             return
         if event["event"] == "trial":
-            values, budget = current_values(event["values"]), event["epochs"]
+            values, budget = current_keys(event["values"], FIELDS), event["epochs"]
             trial = Trial(event["name"], values, budget, event["series"], event["finalist_of"], proposed=event["time"])
             self.trials[trial.name] = trial
             return

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from distributed.cluster.connection import connect, driver_queue, inspect_cluster
 from distributed.cluster.preflight import check_storage
-from distributed.cluster.ray_internals import START_TIMEOUT, environment
+from distributed.cluster.ray_internals import START_TIMEOUT, TRAIN_ENVIRONMENT, environment
 from distributed.cluster.resources import WorkerRequest, plan_workers
 from distributed.train.checkpoint import STOP
 from distributed.train.events import EpochEnd, Event, EventHandler, Note, close_queues, drain
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 _COLLECTIVE_TIMEOUT_S = 600
 _FAILED_STARTS = 30  # of a worker group; an elastic group has one for each lost node
-_ELASTIC_START_TIMEOUT_S = 30  # after which an elastic group requests as many workers as fit then
 
 
 def train(config: Config, on_event: EventHandler) -> TrainResult:
@@ -130,5 +129,5 @@ def _start_timeout(run: RunConfig) -> AbstractContextManager[None]:
 
     A group of fixed size is requested once: `ResourceWait` decides how long to wait.
     """
-    seconds = _ELASTIC_START_TIMEOUT_S if run.min_workers else 60 * run.wait_minutes + 60
-    return environment({START_TIMEOUT: str(seconds)})
+    fixed_size = str(60 * run.wait_minutes + 60)
+    return environment({START_TIMEOUT: TRAIN_ENVIRONMENT[START_TIMEOUT] if run.min_workers else fixed_size})

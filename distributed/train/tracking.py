@@ -99,6 +99,7 @@ def local_folder(folder: str) -> Path:
 
 
 def describe_location(mode: str, config: Config, local: Path) -> str:
+    """Return the place of the log, in words."""
     words = {"online": f"W&B project {config.run.wandb_project}", "offline": f"W&B offline in {local}/wandb"}
     return words.get(mode, "W&B disabled")
 
@@ -160,4 +161,5 @@ def start_run(mode: str, local: Path, **settings: Any) -> "Run | None":
 
 
 def warn(text: str) -> None:
+    """Print a warning for the user, to stderr."""
     print(f"warning: {text}", file=sys.stderr)
