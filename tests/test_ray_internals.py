@@ -34,25 +34,35 @@ def trainer() -> Any:
     return TorchTrainer(lambda: None, scaling_config=ray.train.ScalingConfig(num_workers=1))
 
 
-def test_the_cleaner_of_placement_groups_is_left_out():
+def test_unused_callbacks_are_left_out():
+    from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+    from ray.train.v2._internal.execution.worker_group.worker import RayTrainWorker
 
-    with_cleaner, without = trainer(), trainer()
-    ray_internals.disable_group_cleaner(without)
-    before, after = with_cleaner._create_default_callbacks(), without._create_default_callbacks()
-    assert [type(each) for each in before if not isinstance(each, PlacementGroupCleanerCallback)] == [
-        type(each) for each in after
-    ]
-    assert len(after) == len(before) - 1
-    assert "self._create_default_callbacks()" in inspect.getsource(type(without).fit)
+    unused = (PlacementGroupCleanerCallback, DatasetsCallback)
+    whole, trimmed = trainer(), trainer()
+    ray_internals.drop_unused_callbacks(trimmed)
+    before, after = whole._create_default_callbacks(), trimmed._create_default_callbacks()
+    assert [type(each) for each in before if not isinstance(each, unused)] == [type(each) for each in after]
+    assert len(after) == len(before) - 2
+    assert "self._create_default_callbacks()" in inspect.getsource(type(trimmed).fit)
+    assert inspect.signature(RayTrainWorker.init_train_context).parameters["dataset_shard_provider"].default is None
 
 
-def test_a_cleaner_that_vanished_costs_a_warning(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(ray_internals, "_GROUP_CLEANER", "Other")
+@pytest.mark.parametrize("name", sorted(ray_internals._UNUSED_CALLBACKS))
+def test_a_callback_that_vanished_costs_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str
+):
+    monkeypatch.setattr(ray_internals, "_UNUSED_CALLBACKS", {f"Other{name}": "it stays"})
     unchanged = trainer()
-    ray_internals.disable_group_cleaner(unchanged)
-    assert unchanged._create_default_callbacks()
-    ray_internals.disable_group_cleaner(SimpleNamespace())  # type: ignore[arg-type]
+    ray_internals.drop_unused_callbacks(unchanged)
+    assert name in [type(each).__name__ for each in unchanged._create_default_callbacks()]
+    assert "it stays" in caplog.text
+
+
+def test_a_trainer_whose_callbacks_vanished_costs_warnings(caplog: pytest.LogCaptureFixture):
+    ray_internals.drop_unused_callbacks(SimpleNamespace())  # type: ignore[arg-type]
+    assert all(consequence in caplog.text for consequence in ray_internals._UNUSED_CALLBACKS.values())
 
 
 def test_the_notice_of_a_preemption_is_read(monkeypatch: pytest.MonkeyPatch):

@@ -38,8 +38,12 @@ TUNE_ENVIRONMENT = {
 }
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # identifies the submitted job that a driver belongs to
 
-_GROUP_CLEANER = "PlacementGroupCleanerCallback"
 _CREATE_CALLBACKS = "_create_default_callbacks"
+# The callbacks of Ray Train's trainer that are left out, and what happens where they stay.
+_UNUSED_CALLBACKS = {
+    "PlacementGroupCleanerCallback": "Ray Train starts a placement group cleaner, which may keep running after a kill",
+    "DatasetsCallback": "each start of workers takes longer, since Ray Train starts a process for Ray datasets too",
+}
 
 
 class NodeTypeConfig(TypedDict, total=False):
@@ -86,25 +90,28 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def disable_group_cleaner(trainer: "TorchTrainer") -> None:
-    """Make a trainer start without Ray's own cleaner of placement groups.
+def drop_unused_callbacks(trainer: "TorchTrainer") -> None:
+    """Make a trainer start without two of Ray Train's own callbacks.
 
-    The cleaner is a detached actor that asks the dashboard whether the trainer is alive; after a kill it may never end. The
-    groups of a training are removed with its job, those of a sweep's trials by the sweep.
+    The cleaner of placement groups is a detached actor that asks the dashboard whether the trainer is alive; after a kill it
+    may never end. The groups of a training are removed with its job, those of a sweep's trials by the sweep. The callback for
+    Ray datasets starts an actor before the workers of each group may train, and again after each loss of a worker, even where
+    the trainer has no dataset.
     """
     create: Callable[[], list[object]] | None = getattr(trainer, _CREATE_CALLBACKS, None)
     if create is None:
-        _warn("Ray Train starts a placement group cleaner, which may keep running after a kill")
+        for consequence in _UNUSED_CALLBACKS.values():
+            _warn(consequence)
         return
 
-    def without_cleaner() -> list[object]:
+    def used_callbacks() -> list[object]:
         callbacks = create()
-        kept = [callback for callback in callbacks if type(callback).__name__ != _GROUP_CLEANER]
-        if len(kept) == len(callbacks):
-            _warn("Ray Train's placement group cleaner was not found, and may keep running after a kill")
-        return kept
+        names = {type(callback).__name__ for callback in callbacks}
+        for name in _UNUSED_CALLBACKS.keys() - names:
+            _warn(_UNUSED_CALLBACKS[name])
+        return [callback for callback in callbacks if type(callback).__name__ not in _UNUSED_CALLBACKS]
 
-    setattr(trainer, _CREATE_CALLBACKS, without_cleaner)
+    setattr(trainer, _CREATE_CALLBACKS, used_callbacks)
 
 
 def preemption_notice() -> "PreemptionInfo | None":

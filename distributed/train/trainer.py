@@ -9,7 +9,7 @@ import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from distributed.cluster.ray_internals import disable_group_cleaner
+from distributed.cluster.ray_internals import drop_unused_callbacks
 
 _SECONDS_BETWEEN_RESIZES = 30.0  # of an elastic group that could grow; each costs the work since the last checkpoint
 COLLECTIVE_TIMEOUT_S = 1800  # torch's default
@@ -61,7 +61,7 @@ def make_trainer(
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     )
-    disable_group_cleaner(trainer)
+    drop_unused_callbacks(trainer)
     return trainer
 
 
