@@ -5,8 +5,12 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 READY := .venv/.ready
 PEERS := .venv/.peers
+# torch's CUDA build, for make gpu-dry alone.
+CUDA_TORCH ?= torch==2.13.0
+CUDA_BIN := .venv-cuda/bin
+CUDA_READY := .venv-cuda/.ready
 
-.PHONY: help demo test benchmark peers test-cluster chaos leaks scale up down lint format clean
+.PHONY: help demo test benchmark peers test-cluster chaos leaks scale gpu-dry up down lint format clean
 
 help:
 	@echo "make demo          run everything on the built-in corpus: prepare, train with 2 workers, evaluate, extract"
@@ -19,9 +23,10 @@ help:
 	@echo "make chaos         kill workers, nodes and drivers of N=20 training runs on such a cluster"
 	@echo "make leaks         check that sweeps of hundreds of trials leave nothing behind in Ray (6 minutes)"
 	@echo "make scale         measure memory and speed of prepare on 250,000 and 1,000,000 texts (5 minutes)"
+	@echo "make gpu-dry       check devices and count host syncs with torch's CUDA build, without a GPU (2 minutes, 6 GB)"
 	@echo "make up            start the cluster of cluster.yaml, once its values are set"
 	@echo "make down          stop that cluster"
-	@echo "make clean         remove .venv and caches; keep runs/"
+	@echo "make clean         remove .venv, .venv-cuda and caches; keep runs/"
 
 # Install torch first, so that the project's version range does not pull in another build.
 $(READY): pyproject.toml
@@ -64,6 +69,17 @@ leaks: $(READY)
 scale: $(READY)
 	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/scale.py --texts 250000 1000000
 
+# uv, because pip's own configuration may lead it to a CPU build of the same version.
+$(CUDA_READY): pyproject.toml
+	$(PYTHON) -m venv .venv-cuda
+	$(CUDA_BIN)/pip install -qq uv
+	$(CUDA_BIN)/uv pip install -q --python $(CUDA_BIN)/python $(CUDA_TORCH) ".[dev]"
+	@rm -rf build *.egg-info
+	@touch $@
+
+gpu-dry: $(CUDA_READY)
+	PYTHONPATH=.:tests $(CUDA_BIN)/python tests/campaigns/gpu_dry.py
+
 up: $(READY)
 	@! grep -nE '^[^#]*[-/]SET' cluster.yaml || { echo "cluster.yaml: set your own values in these lines first" >&2; exit 2; }
 	$(BIN)/ray up --yes cluster.yaml
@@ -83,4 +99,4 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+	rm -rf .venv .venv-cuda .pytest_cache .mypy_cache .ruff_cache build *.egg-info

@@ -1,0 +1,114 @@
+"""The GPU path without a card: `make gpu-dry`.
+
+Trains an epoch of each preset, evaluates, resumes from a checkpoint inside the epoch and extracts, with tensors that claim to
+be on a GPU (gpu_dry_tensor.py). A tensor on a wrong device is an error; what the host would wait for in a step is counted and
+must not exceed SYNCS_PER_STEP. With dropout off, losses must be those of the CPU. Nothing here measures time.
+
+It needs torch's CUDA build, which chooses kernels and autograd nodes as on a GPU, and a C compiler: gpu_dry.c answers the
+questions that autograd asks the driver. Where torch itself needs more than that, gpu_dry_scenarios.py replaces it.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+from gpu_dry_scenarios import COLUMNS, Attempt, Outcome, Scenario, pretended_card, scenarios
+from helpers import generated_dataset
+
+SYNCS_PER_STEP = 0  # in a step and in the assembly of its batch; the check every 20 steps is apart
+TEXTS = 440  # 308 training texts: 26 steps, so that a check comes inside the epoch
+PRELOADED = "TANDEM_GPU_DRY"
+
+
+def waited(outcome: Outcome) -> float:
+    """Return the syncs of a step and its batch."""
+    return sum(sum(outcome.syncs.get(phase, {}).values()) for phase in ("step", "batch"))
+
+
+def table(outcomes: list[Outcome]) -> str:
+    """Return the outcomes as text: a line each, what went wrong, and the syncs of a step by place."""
+    head = "".join(f"{name:>10}" for name in (*COLUMNS, "syncs", "kernels"))
+    lines = [f"{'':<26}{head}", f"{'':<26}{'':>{10 * len(COLUMNS)}}{'a step':>10}{'a step':>10}"]
+    for outcome in outcomes:
+        cells = [each if each in ("ok", "-") else "fails" for each in outcome.columns.values()]
+        cells += (
+            [f"{waited(outcome):.2f}", f"{outcome.kernels:.0f}"] if outcome.columns["train"] == "ok" else ["-", "-"]
+        )
+        lines.append(f"{outcome.name:<26}" + "".join(f"{cell:>10}" for cell in cells))
+    for outcome in outcomes:
+        wrong = {name: each for name, each in outcome.columns.items() if each not in ("ok", "-")}
+        lines += [f"{outcome.name}: {name}: {each}" for name, each in wrong.items()]
+    return "\n".join(lines)
+
+
+def sync_table(outcomes: list[Outcome]) -> str:
+    """Return for each preset where the host waits: a step, a batch; over all of the epoch, elsewhere."""
+    lines = []
+    for outcome in outcomes:
+        lines.append(f"{outcome.name}")
+        for phase, places in outcome.syncs.items():
+            unit = "a step" if phase in ("step", "batch", "pageable") else "in all"
+            lines += [f"  {phase:<9}{times:>8.2f} {unit}  {place}" for place, times in sorted(places.items())]
+    return "\n".join(lines)
+
+
+def failed(outcome: Outcome) -> bool:
+    """Return whether a part failed, or a step waits more often than it may."""
+    return any(each not in ("ok", "-") for each in outcome.columns.values()) or waited(outcome) > SYNCS_PER_STEP
+
+
+def _try_all(chosen: list[Scenario]) -> list[Outcome]:
+    outcomes = []
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="gpu-dry-") as folder, pretended_card():
+        data = generated_dataset(Path(folder), TEXTS)
+        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+        for number, scenario in enumerate(chosen):
+            place = Path(folder) / str(number)
+            place.mkdir()
+            outcomes.append(Attempt(scenario, data, place).run())
+            print(table(outcomes[-1:]).splitlines()[2], file=sys.stderr, flush=True)
+        torch.distributed.destroy_process_group()
+    return outcomes
+
+
+def _preload() -> int:
+    """Run this file again with gpu_dry.c in place of the driver. Return its exit code."""
+    with tempfile.TemporaryDirectory(prefix="gpu-dry-") as folder:
+        library = Path(folder) / "libcuda.so.1"
+        source = Path(__file__).with_suffix(".c")
+        compiler = os.environ.get("CC", "cc")
+        subprocess.run([compiler, "-shared", "-fPIC", f"-Wl,-soname,{library.name}", "-o", library, source], check=True)
+        environment = os.environ | {"LD_PRELOAD": str(library), PRELOADED: "1", "WANDB_MODE": "disabled"}
+        return subprocess.run([sys.executable, *sys.argv], env=environment, check=False).returncode
+
+
+def main() -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="part of the names of the scenarios to try")
+    parser.add_argument("--json", action="store_true", help="print a JSON line for each scenario too")
+    asked = parser.parse_args()
+    if torch.version.cuda is None:
+        print("this is torch without CUDA; `make gpu-dry` installs torch's CUDA build beside it", file=sys.stderr)
+        return 2
+    if PRELOADED not in os.environ:
+        return _preload()
+    warnings.simplefilter("ignore")
+    outcomes = _try_all([each for each in scenarios() if asked.only in each.name])
+    print(f"\n{sync_table(outcomes)}\n\n{table(outcomes)}")
+    for outcome in outcomes if asked.json else ():
+        print(json.dumps(outcome._asdict()))
+    bad = sum(map(failed, outcomes))
+    print(f"{len(outcomes) - bad} of {len(outcomes)} pass; a step may wait {SYNCS_PER_STEP} times")
+    return int(bad > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

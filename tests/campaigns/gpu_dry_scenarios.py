@@ -1,0 +1,272 @@
+"""What `make gpu-dry` tries: the presets with other values and devices, each trained, resumed and used."""
+
+import os
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import torch
+import torch._dynamo  # before anything is replaced in torch
+from gpu_dry_tensor import CudaTensor, DryCuda, DryFunctions, Ledger
+
+from distributed.sweep.metric import Metric
+from distributed.train.checkpoint import load_checkpoint, save_checkpoint
+from distributed.train.process_group import TorchCommunicator
+from distributed.train.shared_data import SharedData
+from distributed.tune.trial_run import TrialRun, TrialSettings, TrialSpec
+from model.config import make_config, set_dotted
+from model.data.dataset import Dataset
+from model.data.examples import examples
+from model.data.labeled_text import SkipCounts
+from model.inference.error_analysis import find_errors
+from model.inference.extractor import Extractor
+from model.network.tagger import new_tagger
+from model.presets import PRESETS, preset_values
+from model.training import loop
+from model.training.communicator import SingleProcess
+from model.training.loop import Training
+
+TOLERANCE = 1e-4  # relative, of losses against the CPU's
+BATCH = 12
+COLUMNS = ("train", "evaluate", "resume", "extract", "as CPU")
+
+
+class Scenario(NamedTuple):
+    """What is tried: a preset with other values, on a device."""
+
+    name: str
+    preset: str
+    values: dict[str, Any]
+    device: str = "cuda:0"
+    group: bool = False  # in a process group
+    trial: bool = False  # as a trial of a worker group that has this device
+
+
+def scenarios() -> list[Scenario]:
+    """Return all that is tried."""
+
+    found = []
+    for preset in PRESETS:
+        found += [
+            Scenario(preset, preset, {}),
+            Scenario(f"{preset}, no dropout", preset, {"tagger.dropout": 0.0, "tagger.rare_word_dropout": 0.0}),
+            Scenario(f"{preset}, whole table", preset, {"training.sparse_embedding": False}),
+            Scenario(f"{preset}, adamw", preset, {"training.optimizer": "adamw"}),
+            Scenario(f"{preset}, sgd", preset, {"training.optimizer": "sgd"}),
+            Scenario(f"{preset}, bfloat16", preset, {"training.precision": "bfloat16"}),
+            Scenario(f"{preset}, process group", preset, {}, group=True),
+            Scenario(f"{preset}, local rank 1", preset, {}, device="cuda:1"),
+            Scenario(f"{preset}, trial on cuda:1", preset, {}, device="cuda:1", trial=True),
+        ]
+    return [*found, Scenario("record, lstm", "record", {"tagger.cell": "lstm"})]
+
+
+class Outcome(NamedTuple):
+    """What came of a scenario: for each column "ok" or what went wrong, the syncs and the kernels."""
+
+    name: str
+    columns: dict[str, str]
+    syncs: dict[str, dict[str, float]]  # by phase and place, a step or a batch
+    kernels: float  # a step
+
+
+class SaveOnce:
+    """A checkpointer that saves at the first check after some steps."""
+
+    def __init__(self, folder: Path, ledger: Ledger) -> None:
+        self.folder, self.ledger = folder, ledger
+        self.saved = False
+
+    def should_save(self) -> bool:
+        """Return True at each check; `save` decides."""
+        return not self.saved
+
+    def save(self, training: Any) -> None:
+        """Save the training unless it has just begun."""
+
+        if training.step > 1:
+            self.saved = True
+            with self.ledger.in_phase("save"):
+                save_checkpoint(self.folder, training.state())
+
+
+@contextmanager
+def pretended_card() -> Iterator[None]:
+    """Replace what torch asks of a driver, so that two devices seem to be there."""
+    nothing = lambda *_, **__: None  # noqa: E731
+    properties = SimpleNamespace(name="pretended", major=9, minor=0, total_memory=80 * 2**30, multi_processor_count=132)
+    replaced: dict[str, Any] = {
+        "_lazy_init": nothing, "synchronize": nothing, "empty_cache": nothing, "manual_seed": nothing,
+        "manual_seed_all": nothing, "reset_peak_memory_stats": nothing, "get_device_properties": lambda *_: properties,
+        "get_device_name": lambda *_: properties.name, "get_device_capability": lambda *_: (9, 0),
+        "max_memory_allocated": lambda *_: 0, "max_memory_reserved": lambda *_: 0, "memory_allocated": lambda *_: 0,
+        "utilization": lambda *_: 0, "mem_get_info": lambda *_: (2**36, 2**36),
+    }  # fmt: skip
+    capturing = "_accelerator_graph_capture_health_check"
+    with (
+        patch.multiple(torch.cuda, **replaced),
+        patch.object(torch.nn.RNNBase, "flatten_parameters", nothing),
+        patch.object(torch.optim.Optimizer, capturing, nothing, create=True),
+    ):
+        # Without it `.to(device)` swaps tensors that autograd may hold, and fails for recurrent layers.
+        torch.__future__.set_overwrite_module_params_on_conversion(True)
+        yield
+
+
+class Attempt:
+    """A scenario that is being carried out."""
+
+    def __init__(self, scenario: Scenario, data: str, folder: Path) -> None:
+        self.scenario, self.data, self.folder = scenario, data, folder
+        self.ledger = Ledger.open = Ledger()
+        self.device = torch.device(scenario.device)
+        self.columns = dict.fromkeys(COLUMNS, "-")
+        self.steps, self.evaluating = 0, False
+        self.training: Any = None
+
+    def run(self) -> Outcome:
+        """Try each part; what depends on a part that failed is left out."""
+        if self.scenario.device == "cuda:1" and self.scenario.trial:
+            torch._C._cuda_setDevice(1)  # as a worker group does; other threads stay with 0
+        try:
+            with DryCuda(self.ledger), DryFunctions(self.ledger):
+                if self._try("train", self._train):
+                    self._try("resume", self._resume)
+                    self._try("extract", self._extract)
+            if self.columns["train"] == "ok" and "no dropout" in self.scenario.name:
+                self._try("as CPU", self._compare)
+        finally:
+            torch._C._cuda_setDevice(0)
+        return Outcome(
+            self.scenario.name, self.columns, self._syncs(), self.ledger.kernels["step"] / max(self.steps, 1)
+        )
+
+    def _try(self, column: str, part: Callable[[], None]) -> bool:
+        try:
+            with self.ledger.in_phase(column):
+                part()
+            self.columns[column] = "ok"
+        except Exception as error:
+            if column == "train" and self.evaluating:
+                self.columns["train"], column = "ok", "evaluate"
+            self.columns[column] = _one_line(error)
+            if os.environ.get("TRACE"):
+                traceback.print_exc()
+        return self.columns["train"] == "ok" and self.columns["evaluate"] in ("-", "ok")
+
+    def config(self) -> Any:
+        """Return the configuration of the scenario."""
+
+        tree = {"data": self.data} | preset_values(self.scenario.preset)
+        values = {"training.global_batch_size": BATCH, "training.epochs": 3} | self.scenario.values
+        for name, value in values.items():
+            set_dotted(tree, name, value)
+        return make_config(tree)
+
+    def _new(self, checkpointer: Any = None, device: torch.device | None = None) -> Any:
+        """Return a training of the scenario whose steps, batches, checks and evaluations are counted apart."""
+
+        config, dataset = self.config(), Dataset(self.data)
+        train, valid = (dataset.load(split, config.tagger.uses_word_features) for split in ("train", "valid"))
+        tagger = new_tagger(config.tagger, dataset.info["words"], config.training.seed)
+        group = TorchCommunicator() if self.scenario.group else None
+        training = Training(
+            config.training, tagger, train, valid, group, device or self.device, checkpointer=checkpointer
+        )
+        return self._counted(training)
+
+    def _counted(self, training: Any) -> Any:
+        step = training.train_step
+
+        def count(*args: Any, **kwargs: Any) -> Any:
+            self.steps += training.device.type == "cuda"
+            return step(*args, **kwargs)
+
+        training.train_step = self.ledger.counted("step", count)
+        training.local_batch = self.ledger.counted("batch", training.local_batch)
+        training._check = self.ledger.counted("check", training._check)
+        return training
+
+    def _epoch(self, training: Any) -> None:
+        """Train an epoch and evaluate."""
+
+        def evaluate(*args: Any, **kwargs: Any) -> Any:
+            self.evaluating = True
+            return measured(*args, **kwargs)
+
+        measured = loop.evaluate
+        with patch.object(loop, "evaluate", self.ledger.counted("evaluate", evaluate)):
+            training.run_epoch()
+
+    def _train(self) -> None:
+        if self.scenario.trial:
+            self._train_trial()
+        else:
+            self.training = self._new(SaveOnce(self.folder, self.ledger))
+            self._epoch(self.training)
+        self.columns["evaluate"] = "ok"
+        wrong = [name for name, each in self.training.tagger.named_parameters() if each.device != self.device]
+        assert not wrong, f"not on {self.device}: {', '.join(wrong)}"
+
+    def _train_trial(self) -> None:
+        """Train as a worker of a group does that carries out trials: its device is the current one of its thread."""
+
+        config = self.config()
+        spec = TrialSpec("trial", config.model_dump(), str(self.folder))
+        settings: Any = TrialSettings(None, None, 1, 1, 1.0, Metric.parse("valid/keyphrase_f1"))  # type: ignore[arg-type]
+        data = SharedData.load(self.data, config.tagger.uses_word_features)
+        self.training = self._counted(TrialRun(spec, data, settings, SingleProcess(), None).training)
+        self._epoch(self.training)
+
+    def _resume(self) -> None:
+        """Resume from the checkpoint inside the epoch, or where a trial was, and end with the same weights."""
+
+        if self.scenario.trial:
+            save_checkpoint(self.folder, self.training.state())
+            self._epoch(self.training)
+        resumed = self._new()
+        resumed.restore(load_checkpoint(str(self.folder)))
+        self._epoch(resumed)
+        for name, value in self.training.tagger.state_dict().items():
+            other = resumed.tagger.state_dict()[name]
+            assert _on_cpu(value).equal(_on_cpu(other)), f"{name} is another than without the interruption"
+
+    def _extract(self) -> None:
+
+        dataset = Dataset(self.data)
+        extractor = Extractor(self.training.tagger, dataset.tokenizer(), str(self.device))
+        texts = list(dataset.texts("test"))
+        list(extractor.pipe([each.text for each in texts]))
+        found = examples(iter(texts), dataset.tokenizer(), SkipCounts(), 1000)
+        find_errors(self.training.tagger, found, self.training.train, self.device)
+
+    def _compare(self) -> None:
+        """Train the same on the CPU, and compare the losses."""
+        other = self._new(device=torch.device("cpu"))
+        other.run_epoch()
+        for name in ("train/loss", "valid/loss"):
+            here, there = self.training.history[0][name], other.history[0][name]
+            assert abs(here - there) <= TOLERANCE * abs(there), f"{name} is {here:.6f}, and {there:.6f} on the CPU"
+
+    def _syncs(self) -> dict[str, dict[str, float]]:
+        per = {"step": max(self.steps, 1), "batch": max(self.steps, 1)}
+        found: dict[str, dict[str, float]] = {}
+        for (phase, place), times in self.ledger.syncs.items():
+            found.setdefault(phase, {})[place] = times / per.get(phase, 1)
+        for (phase, place), times in self.ledger.pageable.items():
+            if phase in per:
+                found.setdefault("pageable", {})[place] = times / per[phase]
+        return found
+
+
+def _on_cpu(value: torch.Tensor) -> torch.Tensor:
+    return value.values_on_cpu if isinstance(value, CudaTensor) else value
+
+
+def _one_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"
