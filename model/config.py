@@ -97,7 +97,15 @@ class TrainingConfig(_Section):
     )
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of matrix products; weights stay float32")
+    accumulate: PositiveInt = Field(
+        1, description="parts that a worker computes its share of a batch in, one after the other, to save memory"
+    )
     gradient_dtype: Literal["float32", "bfloat16"] = Field("float32", description="of gradients between workers")
+    gradient_sync: Literal["auto", "ddp", "flat"] = Field(
+        "auto",
+        description="ddp: DistributedDataParallel; flat: one all-reduce after the backward pass; auto: ddp on GPUs and for "
+        "large networks",
+    )
     bucket_by_length: bool = Field(True, description="batch texts of similar length; false: random batches")
     sparse_embedding: bool = Field(
         True, description="exchange and update only the embedding rows of a step; false: the whole table at every step"

@@ -1,55 +1,113 @@
-"""What crosses workers, between two real processes over gloo."""
+"""What crosses workers, between real processes over gloo."""
 
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import ROOT
 
-# Each rank has gradients of its own; rank 0 touches one row at first and many later, so that the room for rows must grow.
-SCRIPT = """
+# Each rank has gradients of its own.
+SUMS = """
 import json, torch, torch.distributed as dist
 from torch import nn
-from distributed.train.process_group import TorchCommunicator
+from distributed.train.process_group import all_reduce_flat
 dist.init_process_group("gloo")
-module = nn.ModuleDict({"table": nn.Embedding(40, 5, sparse=True), "head": nn.Linear(5, 3)})
 found = []
 for kind in (torch.float32, torch.bfloat16):
-    group = TorchCommunicator()
-    for step, sizes in enumerate([(1, 2), (9, 3), (2, 30)]):
-        generator = torch.Generator().manual_seed(step)
-        whole = [torch.zeros(40, 5), torch.zeros(3, 5), torch.zeros(3)]
-        for rank, size in enumerate(sizes):
-            rows = torch.randperm(40, generator=generator)[:size]
-            values, weight, bias = (torch.randn(*shape, generator=generator) for shape in ((size, 5), (3, 5), (3,)))
-            whole[0].index_add_(0, rows, values), whole[1].add_(weight), whole[2].add_(bias)
-            if rank == group.rank:
-                sparse = torch.sparse_coo_tensor(rows[None], values, (40, 5), check_invariants=False)
-                module["table"].weight.grad, module["head"].weight.grad, module["head"].bias.grad = sparse, weight, bias
-        group.all_reduce_gradients(module, 32, kind)
-        summed = [each.grad for each in module.parameters()]
-        touched = len(summed[0].indices()[0])
-        off = max(float((one.to_dense() - other).abs().max()) for one, other in zip(summed, whole))
-        wanted, room = int((whole[0] != 0).any(1).sum()), group._room[module["table"].weight] * 32
-        found.append([off, touched, wanted, summed[0].is_coalesced(), room])
-if group.rank == 0:
+    tensors = [nn.Parameter(torch.zeros(*shape)) for shape in ((7, 5), (3, 5), (3,))]
+    whole = [torch.zeros_like(tensor) for tensor in tensors]
+    for rank in range(2):
+        generator = torch.Generator().manual_seed(rank)
+        for tensor, total in zip(tensors, whole):
+            gradient = torch.randn(tensor.shape, generator=generator)
+            total += gradient
+            if rank == dist.get_rank():
+                tensor.grad = gradient
+    all_reduce_flat(tensors, kind)
+    found.append(max(float((tensor.grad - total).abs().max()) for tensor, total in zip(tensors, whole)))
+if dist.get_rank() == 0:
+    print(json.dumps(found))
+dist.destroy_process_group()
+"""
+
+# Weights after some steps, by both ways to sum gradients, and by each with a resume in between by the other.
+WAYS = """
+import gc, json, sys, torch, weakref, torch.distributed as dist
+from distributed.train.process_group import DdpSync, FlatSync, TorchCommunicator
+from helpers import SMALL
+from model.config import make_config, merge
+from model.data.batching import epoch_batches
+from model.data.dataset import Dataset
+from model.network.tagger import new_tagger
+from model.presets import preset_values
+from model.training.loop import Training
+
+dist.init_process_group("gloo")
+torch.set_num_threads(1)
+found = {}
+for preset in ("record", "best"):
+    def training(way):
+        tree = {"data": sys.argv[1]}
+        merge(tree, preset_values(preset))
+        merge(tree, {"tagger": SMALL, "training": {"gradient_sync": way, "accumulate": 2, "global_batch_size": 16}})
+        config = make_config(tree)
+        data = Dataset(config.data)
+        split = data.load("train", config.tagger.uses_word_features)
+        made = Training(config.training, new_tagger(config.tagger, data.info["words"], 0), split, split, TorchCommunicator())
+        assert isinstance(made.sync, {"ddp": DdpSync, "flat": FlatSync, "auto": FlatSync}[way])
+        made.tagger.train()
+        return made
+
+    def take(made, first, last):
+        batches = epoch_batches(made.train.lengths, 16, 0, 0)
+        for step in range(first, last):
+            tokens = int(made.train.lengths[batches[step]].sum())
+            made.train_step(made.local_batches(batches[step], step), tokens, step, 1e-2)
+        return made
+
+    after = {way: take(training(way), 0, 20).tagger.state_dict() for way in ("flat", "ddp", "auto")}
+    for first, then in (("flat", "ddp"), ("ddp", "flat")):
+        resumed = training(then)
+        resumed.restore(take(training(first), 0, 10).state())
+        resumed.tagger.train()
+        after[f"{first}, {then}"] = take(resumed, 10, 20).tagger.state_dict()
+    flat = after.pop("flat")
+    done = [take(training(way), 0, 2) for way in ("flat", "ddp")]
+    alive = [weakref.ref(each.tagger.embedding.weight) for each in done]
+    done.clear(), gc.collect()
+    assert not any(table() is not None for table in alive)  # one process group serves all trials of a sweep
+    found[preset] = {
+        way: max(float((one - flat[name]).abs().max()) for name, one in weights.items()) if list(weights) == list(flat) else -1
+        for way, weights in after.items()
+    }
+if dist.get_rank() == 0:
     print(json.dumps(found))
 dist.destroy_process_group()
 """
 
 
-def test_gradients_are_summed_over_two_processes(tmp_path: Path):
-    script = tmp_path / "sum.py"
-    script.write_text(SCRIPT)
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run([*launcher, str(script)], env=environment, capture_output=True, text=True)
+def processes(count: int, script: str, tmp_path: Path, *arguments: str) -> Any:
+    """What rank 0 of some processes prints."""
+    path = tmp_path / "script.py"
+    path.write_text(script)
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    done = subprocess.run([*launcher, str(path), *arguments], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert [room for *_, room in found] == pytest.approx(2 * [2, 9, 30])
-    assert all(touched == wanted and coalesced for _, touched, wanted, coalesced, _ in found)
-    exact, rounded = (max(off for off, *_ in some) for some in (found[:3], found[3:]))
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_gradients_are_summed_over_two_processes(tmp_path: Path):
+    exact, rounded = processes(2, SUMS, tmp_path)
     assert exact < 1e-6 < rounded < 0.05
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_ddp_gives_the_weights_of_one_all_reduce_and_resumes_it(small_dataset: str, tmp_path: Path, count: int):
+    for preset in processes(count, WAYS, tmp_path, small_dataset).values():
+        assert set(preset) == {"ddp", "auto", "flat, ddp", "ddp, flat"}
+        assert all(0 <= off < 1e-6 for off in preset.values()), preset

@@ -1,66 +1,31 @@
 """Communication between the workers of a training, through torch.distributed."""
 
-import math
+import warnings
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from model.config import TrainingConfig
+from model.training.communicator import GradientSync
+
+# Dense parameters from which the overlap of DistributedDataParallel pays on a CPU.
+_DDP_PARAMETERS = 5_000_000
 
 
 class TorchCommunicator:
-    """The default process group as a `model.training.communicator.Communicator`.
-
-    It replaces torch's DistributedDataParallel. The network is small, so its gradients are sent in one all-reduce after the
-    backward pass: on two processes of one core each, DDP's buckets and threads took 16 ms of a step, and this takes 6 ms.
-    DDP would also send the whole embedding table, which has most of the parameters and of which a step touches few rows.
-    """
+    """The default process group as a `model.training.communicator.Communicator`."""
 
     def __init__(self) -> None:
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
-        # Of each embedding table: rows that an exchange has room for, per token of a global batch. It grows when needed.
-        self._room: dict[nn.Parameter, float] = {}
 
-    def all_reduce_gradients(self, module: nn.Module, tokens: int, dtype: torch.dtype = torch.float32) -> None:
-        """Sum all gradients; of sparse ones only the touched rows are sent, and the sums are coalesced."""
-        gradients = {parameter: parameter.grad for parameter in module.parameters() if parameter.grad is not None}
-        dense = {parameter: gradient for parameter, gradient in gradients.items() if not gradient.is_sparse}
-        flat = torch.cat([gradient.flatten() for gradient in dense.values()]).to(dtype)
-        pending = dist.all_reduce(flat, async_op=True)
-        for parameter, gradient in gradients.items():
-            if gradient.is_sparse:
-                parameter.grad = self._sum_rows(parameter, gradient.coalesce(), tokens, dtype)
-        pending.wait()
-        parts = flat.to(torch.float32).split([parameter.numel() for parameter in dense])
-        for parameter, part in zip(dense, parts, strict=True):
-            parameter.grad = part.view_as(parameter)
-
-    def _sum_rows(self, table: nn.Parameter, own: torch.Tensor, tokens: int, dtype: torch.dtype) -> torch.Tensor:
-        """Sum the touched rows of a table over the ranks.
-
-        Each rank sends its row gradients and, as last columns, the bits of their ids. The first row that it sends holds its
-        number of rows; where a rank has more than there is room for, the exchange is repeated with more room.
-        """
-        count = torch.tensor([own.values().shape[0]], device=own.device)
-        ids = _bits(torch.cat([count, own.indices()[0]]), dtype)
-        sent = torch.cat([nn.functional.pad(own.values().to(dtype), (0, 0, 1, 0)), ids], dim=1)
-        while True:
-            room = math.ceil(self._room.get(table, 0.0) * tokens)
-            received = self._gather(sent, room + 1)
-            counts = _integers(torch.stack([part[0, -ids.shape[1] :] for part in received])).tolist()
-            if max(counts) <= room:
-                break
-            self._room[table] = max(counts) / tokens
-        every = torch.cat([part[1 : count + 1] for part, count in zip(received, counts, strict=True)])
-        rows, values = _integers(every[:, -ids.shape[1] :]), every[:, : -ids.shape[1]].to(torch.float32)
-        return torch.sparse_coo_tensor(rows[None], values, own.shape, check_invariants=False).coalesce()
-
-    def _gather(self, sent: torch.Tensor, rows: int) -> list[torch.Tensor]:
-        """Gather the first `rows` rows of each rank's tensor, padded with zeros."""
-        padded = nn.functional.pad(sent[:rows], (0, 0, 0, max(0, rows - len(sent))))
-        received = [torch.empty_like(padded) for _ in range(self.size)]
-        dist.all_gather(received, padded)
-        return received
+    def sync_gradients(self, module: nn.Module, config: TrainingConfig) -> GradientSync:
+        """Return DistributedDataParallel or one flat all-reduce, as `training.gradient_sync` chooses."""
+        dtype = getattr(torch, config.gradient_dtype)
+        return DdpSync(module, dtype) if _uses_ddp(module, config.gradient_sync) else FlatSync(module, dtype)
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the sum of a tensor over the ranks, in a new tensor."""
@@ -69,11 +34,85 @@ class TorchCommunicator:
         return total
 
 
-def _bits(numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Reinterpret whole numbers (N,) as another dtype, (N, 1) or (N, 2): to be sent, not calculated with."""
-    return numbers.int()[:, None].view(dtype)
+def _uses_ddp(module: nn.Module, gradient_sync: str) -> bool:
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    large = sum(parameter.numel() for parameter in trained) >= _DDP_PARAMETERS
+    return gradient_sync == "ddp" or (gradient_sync == "auto" and (large or trained[0].is_cuda))
 
 
-def _integers(bits: torch.Tensor) -> torch.Tensor:
-    """Return the whole numbers (N,) that `_bits` reinterpreted."""
-    return bits.contiguous().view(torch.int32)[:, 0].long()
+class FlatSync:
+    """One all-reduce of all gradients after the backward pass.
+
+    For a small network it is faster than DistributedDataParallel, whose buckets have nothing to overlap with.
+    """
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+        """
+        Args:
+            module: whose gradients.
+            dtype: in which gradients are sent; they are float32 before and after.
+        """
+        self.module, self.dtype = module, dtype
+
+    def no_sync(self) -> AbstractContextManager[None]:
+        """Do nothing: gradients accumulate until `all_reduce`."""
+        return nullcontext()
+
+    def all_reduce(self, rows: list[torch.Tensor]) -> None:
+        """Sum the gradients of the module and of `rows` over the ranks."""
+        trained = [parameter for parameter in self.module.parameters() if parameter.grad is not None]
+        all_reduce_flat([*trained, *rows], self.dtype)
+
+
+class DdpSync:
+    """torch's DistributedDataParallel, which sums gradients while the backward pass computes further ones.
+
+    Embedding tables of which a step uses few rows are not trained parameters of the module; their rows are summed apart.
+    """
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+        """
+        Args:
+            module: whose trainable parameters, equal on all ranks; all of them take part in each step.
+            dtype: in which gradients are sent; they are float32 before and after.
+        """
+        self.dtype = dtype
+        with warnings.catch_warnings():
+            # torch 2.13 has another argument for this, which earlier versions do not know.
+            warnings.filterwarnings("ignore", ".*broadcast_buffers", FutureWarning)
+            # The weights of all ranks follow from one seed, or are read from one checkpoint.
+            self._ddp = DistributedDataParallel(
+                module, init_sync=False, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+        self._ddp.register_comm_hook(dtype, sum_bucket)
+        self.module: nn.Module = self._ddp
+
+    def no_sync(self) -> AbstractContextManager[None]:
+        """Accumulate gradients without communication."""
+        return self._ddp.no_sync()
+
+    def all_reduce(self, rows: list[torch.Tensor]) -> None:
+        """Sum the gradients of `rows`; the backward pass has summed those of the module."""
+        if rows:
+            all_reduce_flat(rows, self.dtype)
+
+
+def sum_bucket(dtype: torch.dtype, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:  # type: ignore[name-defined]
+    """Sum a bucket of gradients over the ranks: a communication hook of DistributedDataParallel.
+
+    Its own hooks take the mean, and the objective is already divided by the tokens of the global batch.
+    """
+    buffer = bucket.buffer()
+    sent = buffer.to(dtype)
+    future = dist.all_reduce(sent, async_op=True).get_future()
+    return future.then(lambda done: buffer if sent is buffer else buffer.copy_(done.value()[0]))
+
+
+def all_reduce_flat(tensors: list[torch.Tensor], dtype: torch.dtype) -> None:
+    """Sum the gradients of some tensors over the ranks, in one all-reduce."""
+    gradients = [tensor.grad for tensor in tensors if tensor.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients]).to(dtype)
+    dist.all_reduce(flat)
+    parts = flat.to(torch.float32).split([gradient.numel() for gradient in gradients])
+    for tensor, part in zip(tensors, parts, strict=True):
+        tensor.grad = part.view_as(tensor)

@@ -59,7 +59,7 @@ def training_steps(training: Training) -> Iterator[int]:
     training.tagger.train()
     for step, rows in cycle(enumerate(batches)):
         tokens = int(lengths[rows].sum())
-        training.train_step(training.local_batch(rows), tokens, step, config.lr)
+        training.train_step(training.local_batches(rows, step), tokens, step, config.lr)
         yield tokens
 
 

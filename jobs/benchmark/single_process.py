@@ -143,7 +143,7 @@ def _batches(training: Training) -> Iterator[float]:
     lengths = training.train.lengths
     while True:
         for rows in epoch_batches(lengths, training.config.global_batch_size, 0, 0):
-            yield float(training.local_batch(rows).lengths.sum())
+            yield float(sum(batch.lengths.sum() for batch in training.local_batches(rows, 0)))
 
 
 def _evaluated(training: Training) -> Iterator[float]:

@@ -23,6 +23,18 @@ _MAX_EVALUATION_TOKENS = 2**15  # of a batch without gradients, padding included
 _POOL_BATCHES = 50  # batches whose texts are sorted by length together: little padding, yet a random order
 
 
+class TableRows(NamedTuple):
+    """The rows of an embedding table that a training step uses.
+
+    Attributes:
+        ids: (U,) distinct, ascending: PAD, and those of the whole global batch.
+        indices: (B, T), or (B, T, NUM_FEATURES): for each id of a batch its place in `ids`; 0 in the padding.
+    """
+
+    ids: torch.Tensor
+    indices: torch.Tensor
+
+
 class Batch(NamedTuple):
     """Some texts, padded at the end to the longest.
 
@@ -32,6 +44,7 @@ class Batch(NamedTuple):
         keyword: (B, T) 1 inside a keyphrase, 0 outside, IGNORED in the padding.
         keyphrase: (B, T) BIOES tags, IGNORED in the padding.
         word_features: (B, T, NUM_FEATURES) rows of the feature table, 0 in the padding; None where the split has none.
+        tables: in training by rows, the rows of each embedding table; else empty.
     """
 
     ids: torch.Tensor
@@ -39,12 +52,20 @@ class Batch(NamedTuple):
     keyword: torch.Tensor
     keyphrase: torch.Tensor
     word_features: torch.Tensor | None = None
+    tables: tuple[TableRows, ...] = ()
 
     def to(self, device: torch.device) -> "Batch":
-        """Return the batch on a device."""
-        ids, lengths, keyword, keyphrase = (each.to(device, non_blocking=True) for each in self[:4])
-        features = None if self.word_features is None else self.word_features.to(device, non_blocking=True)
-        return Batch(ids, lengths, keyword, keyphrase, features)
+        """Return the batch on a device; the copy to a GPU does not wait for what the GPU computes."""
+        if device.type == "cpu":
+            return self
+
+        def copy(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.pin_memory().to(device, non_blocking=True)
+
+        ids, lengths, keyword, keyphrase = map(copy, self[:4])
+        features = None if self.word_features is None else copy(self.word_features)
+        tables = tuple(TableRows(*map(copy, table)) for table in self.tables)
+        return Batch(ids, lengths, keyword, keyphrase, features, tables)
 
 
 def collate(split: Split, rows: RowIds) -> Batch:
@@ -72,6 +93,19 @@ def padded(values: npt.NDArray[np.integer], begins: RowIds, lengths: RowIds, fil
     index = np.where(mask, begins[:, None] + steps, 0)
     mask = mask.reshape(*mask.shape, *[1] * (values.ndim - 1))
     return torch.from_numpy(np.where(mask, values[index], fill).astype(np.int64))
+
+
+def unique_ids(ids: npt.NDArray[np.integer], rows: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the distinct ids, ascending, PAD always among them, and the index of each id among them.
+
+    The same as np.unique(return_inverse=True) in a fifth of its time, for ids below a number of rows.
+    """
+    seen = np.zeros(rows, np.bool_)
+    seen[ids] = seen[PAD] = True
+    distinct = np.flatnonzero(seen)
+    number = np.empty(rows, np.int64)
+    number[distinct] = np.arange(len(distinct))
+    return distinct, number[ids]
 
 
 def prefetch(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

@@ -71,6 +71,14 @@ class Split:
     def __len__(self) -> int:
         return len(self.begins) - 1
 
+    def take(self, rows: npt.NDArray[np.int64]) -> "Split":
+        """Return some rows, in their order, as a split of their own."""
+        begins, lengths = self.begins[rows], self.begins[rows + 1] - self.begins[rows]
+        own = np.concatenate([[0], lengths.cumsum()])
+        tokens = np.repeat(begins - own[:-1], lengths) + np.arange(own[-1])
+        features = None if self.word_features is None else self.word_features[tokens]
+        return Split(self.ids[tokens], self.tags[tokens], own, features)
+
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
         """(rows,) tokens of each text."""

@@ -32,7 +32,17 @@ class BiRnn(nn.Module):
         return [self.forward_rnn] if self.backward_rnn is None else [self.forward_rnn, self.backward_rnn]
 
     def forward(self, inputs: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """Return the states (B, T, outputs) of inputs (B, T, D) by torch's own layers."""
+        """Return the states (B, T, outputs) of inputs (B, T, D) by torch's own layers.
+
+        On a GPU they are computed in float32 in any case: under autocast to bfloat16 torch runs cuDNN's recurrence in
+        float16, in which small gradients become 0.
+        """
+        if inputs.device.type == "cuda":
+            with torch.autocast("cuda", enabled=False):
+                return self._states(inputs.float(), lengths)
+        return self._states(inputs, lengths)
+
+    def _states(self, inputs: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         forward_states, _ = self.forward_rnn(inputs)
         if self.backward_rnn is None:
             return forward_states

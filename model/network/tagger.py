@@ -7,18 +7,18 @@
 Shapes: B texts, T tokens, N packed tokens, W window, D embedding, V words of the vocabulary.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from model.config import TaggerConfig
+from model.data.batching import TableRows
 from model.data.features import NUM_FEATURES
 from model.data.features import ROWS as FEATURE_ROWS
-from model.data.tokenizer import PAD, UNKNOWN
+from model.data.tokenizer import PAD
 from model.network.cpu.dropout import dropout_mask
 from model.network.cpu.layer import packed_rnn_from_ids, packed_rnn_with_head
 from model.network.cpu.packing import gather_windows, pack
@@ -45,6 +45,18 @@ class SpanDecoding(NamedTuple):
     word_ids: torch.Tensor
 
 
+class EmbeddingRows(NamedTuple):
+    """Rows of an embedding table, and which of them a batch looks up.
+
+    Attributes:
+        vectors: (U, D) the whole table, or those of its rows that a step uses; row 0 is that of PAD.
+        indices: (B, T), or (B, T, NUM_FEATURES) row of each token.
+    """
+
+    vectors: torch.Tensor
+    indices: torch.Tensor
+
+
 class Logits(NamedTuple):
     """What the heads give for each token, and how keyphrases are decoded from it.
 
@@ -66,12 +78,10 @@ class Tagger(nn.Module):
 
     Attributes:
         threshold, agreement: buffers of span decoding, saved with the weights: they are learned, but not by gradients.
-        counts: (V,) how often each word occurs in the training texts, for `rare_word_dropout`; not saved.
     """
 
     threshold: torch.Tensor | None
     agreement: torch.Tensor | None
-    counts: torch.Tensor | None
 
     def __init__(self, config: TaggerConfig, words: int, vectors: torch.Tensor | None = None) -> None:
         """
@@ -92,7 +102,6 @@ class Tagger(nn.Module):
         self.keyphrase_rnn = BiRnn(config.cell, self.keyword_rnn.outputs, config.keyphrase_hidden, config.bidirectional)
         for name, value in (("threshold", _INITIAL_THRESHOLD), ("agreement", 0.0)):
             self.register_buffer(name, torch.tensor(value) if config.decoding == "spans" else None)
-        self.register_buffer("counts", torch.ones(words) if config.rare_word_dropout else None, persistent=False)
         self.keyword_head = nn.Linear(self.keyword_rnn.outputs, 2)
         self.keyphrase_head = nn.Linear(self.keyphrase_rnn.outputs, 5)
 
@@ -103,28 +112,55 @@ class Tagger(nn.Module):
             return [self.embedding]
         return [self.embedding, self.word_feature_embedding]
 
-    def set_sparse_gradients(self, sparse: bool) -> None:
-        """Choose the gradients of the embedding tables: the rows that a step touched (the default), or whole tables."""
+    def train_by_rows(self, by_rows: bool) -> None:
+        """Choose how the embedding tables are trained: by the rows that `gather_rows` takes out, or as whole tables."""
         for table in self.tables:
-            table.sparse = sparse
+            table.weight.requires_grad_(not by_rows)
 
-    def count_words(self, ids: npt.NDArray[np.int32]) -> None:
-        """Set `counts` from the vocabulary ids (tokens,) of all training texts; until then each word counts as 1."""
-        if self.counts is not None:
-            counts = np.bincount(ids, minlength=len(self.counts)).clip(min=1)
-            self.counts.copy_(torch.from_numpy(counts))
+    def gather_rows(self, tables: Sequence[TableRows]) -> list[torch.Tensor]:
+        """Return the rows (U, D) that a step uses of each embedding table, as leaves that receive a gradient.
 
-    def forward(self, ids: torch.Tensor, lengths: torch.Tensor, word_features: torch.Tensor | None = None) -> Logits:
+        Args:
+            tables: of the step's batches; none where whole tables are trained.
+        """
+        return [
+            table.weight.detach().index_select(0, rows.ids).requires_grad_()
+            for table, rows in zip(self.tables, tables, strict=False)
+        ]
+
+    def scatter_gradients(self, tables: Sequence[TableRows], gathered: Sequence[torch.Tensor]) -> None:
+        """Give the tables the gradients of gathered rows, sparse and coalesced. The row of PAD is not trained."""
+        for table, rows, values in zip(self.tables, tables, gathered, strict=False):
+            assert values.grad is not None
+            table.weight.grad = torch.sparse_coo_tensor(
+                rows.ids[None, 1:], values.grad[1:], table.weight.shape, check_invariants=False, is_coalesced=True
+            )
+
+    def forward(
+        self,
+        ids: torch.Tensor,
+        lengths: torch.Tensor,
+        word_features: torch.Tensor | None = None,
+        rows: Sequence[EmbeddingRows] = (),
+    ) -> Logits:
         """Return the logits of a batch.
 
         Args:
             ids: (B, T) vocabulary ids, PAD after the end of each text.
             lengths: (B,) tokens of each text, at least 1.
             word_features: (B, T, NUM_FEATURES) rows of the feature table, for a tagger that uses them.
+            rows: in training by rows, of each embedding table; then the tables themselves are not used.
         """
-        keyword, keyphrase = self._heads(ids, lengths, word_features)
+        keyword, keyphrase = self._heads(ids, lengths, rows or self._whole_tables(ids, word_features))
         crf = self.crf() if self.crf else None
         return Logits(keyword, keyphrase, crf, self._decoding(ids, word_features))
+
+    def _whole_tables(self, ids: torch.Tensor, word_features: torch.Tensor | None) -> list[EmbeddingRows]:
+        lookups = [EmbeddingRows(self.embedding.weight, ids)]
+        if self.word_feature_embedding is not None:
+            assert word_features is not None
+            lookups.append(EmbeddingRows(self.word_feature_embedding.weight, word_features))
+        return lookups
 
     def _decoding(self, ids: torch.Tensor, word_features: torch.Tensor | None) -> SpanDecoding | None:
         if self.threshold is None or self.agreement is None:
@@ -136,33 +172,15 @@ class Tagger(nn.Module):
         return SpanDecoding(self.threshold, self.agreement, word_ids)
 
     def _heads(
-        self, ids: torch.Tensor, lengths: torch.Tensor, word_features: torch.Tensor | None
+        self, ids: torch.Tensor, lengths: torch.Tensor, lookups: Sequence[EmbeddingRows]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if self.training:
-            ids = self._drop_words(ids)
         if self._uses_cpu_kernels(ids):
-            return self._packed_heads(ids, lengths, word_features)
-        vectors = [self.embedding(ids)]
-        if self.word_feature_embedding is not None:
-            vectors.append(self.word_feature_embedding(word_features).flatten(2))
-        inputs = torch.cat([context_windows(each, self.config.window) for each in vectors], dim=-1)
+            return self._packed_heads(ids, lengths, lookups)
+        vectors = [F.embedding(indices, table, padding_idx=PAD) for table, indices in lookups]
+        inputs = torch.cat([context_windows(each.flatten(2), self.config.window) for each in vectors], dim=-1)
         keyword_states = self.keyword_rnn(self._dropout(inputs), lengths)
         keyphrase_states = self.keyphrase_rnn(keyword_states, lengths)
         return self.keyword_head(keyword_states), self.keyphrase_head(keyphrase_states)
-
-    def _drop_words(self, ids: torch.Tensor) -> torch.Tensor:
-        """Replace random words by <unk>, rare ones more often (Kiperwasser and Goldberg, TACL 2016, section 4).
-
-        The vector of <unk>, which represents words that training never saw, is then learned from words that it hardly saw.
-        """
-        probability: torch.Tensor | float = self.config.word_dropout
-        if self.counts is not None:
-            rare = self.config.rare_word_dropout
-            probability = 1 - (1 - probability) * (1 - rare / (rare + self.counts[ids]))
-        elif not probability:
-            return ids
-        dropped = (torch.rand(ids.shape, device=ids.device) < probability) & (ids != PAD)
-        return ids.masked_fill(dropped, UNKNOWN)
 
     def _uses_cpu_kernels(self, ids: torch.Tensor) -> bool:
         """Return whether the packed recurrence of model/network/cpu/ replaces torch's: in float32 on a CPU."""
@@ -170,30 +188,25 @@ class Tagger(nn.Module):
         return self.config.cpu_kernels and full_precision and ids.device.type == "cpu"
 
     def _packed_heads(
-        self, ids: torch.Tensor, lengths: torch.Tensor, word_features: torch.Tensor | None
+        self, ids: torch.Tensor, lengths: torch.Tensor, lookups: Sequence[EmbeddingRows]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         positions, steps = pack(lengths.numpy(), ids.shape[1])
-        windows = packed_id_windows(ids, self.config.window, positions)
+        windows = [packed_id_windows(indices, self.config.window, positions) for _, indices in lookups]
         keyword_layer = (steps, self.keyword_rnn.kernel, self.keyword_rnn.directions, self.keyword_head)
         keyphrase_layer = (steps, self.keyphrase_rnn.kernel, self.keyphrase_rnn.directions, self.keyphrase_head)
-        if self.training or torch.is_grad_enabled() or self.word_feature_embedding is not None:
-            inputs = self._packed_inputs(self.embedding, windows)
-            if self.word_feature_embedding is not None:
-                assert word_features is not None
-                windows = packed_id_windows(word_features, self.config.window, positions)
-                inputs = torch.cat([inputs, self._packed_inputs(self.word_feature_embedding, windows)], dim=1)
+        if self.training or torch.is_grad_enabled() or len(lookups) > 1:
+            parts = [self._packed_inputs(table, each) for (table, _), each in zip(lookups, windows, strict=True)]
+            inputs = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
             states, keyword = packed_rnn_with_head(inputs, *keyword_layer)
         else:
-            states, keyword = packed_rnn_from_ids(self.embedding.weight, windows, *keyword_layer)
+            states, keyword = packed_rnn_from_ids(self.embedding.weight, windows[0], *keyword_layer)
         _, keyphrase = packed_rnn_with_head(states, *keyphrase_layer)
         return unpack(keyword, positions, ids.shape), unpack(keyphrase, positions, ids.shape)
 
-    def _packed_inputs(self, table: nn.Embedding, windows: torch.Tensor) -> torch.Tensor:
+    def _packed_inputs(self, table: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
         """Return the rows of a table with dropout: (N, rows) to (N, rows * D)."""
-        mask = self._dropout_mask((len(windows), windows.shape[1] * table.embedding_dim))
-        if table.sparse:
-            return gather_windows(table.weight, windows, mask)
-        return table(windows).flatten(1) * (1.0 if mask is None else mask)
+        mask = self._dropout_mask((len(windows), windows.shape[1] * table.shape[1]))
+        return gather_windows(table, windows, mask)
 
     def _dropout(self, inputs: torch.Tensor) -> torch.Tensor:
         if self.config.cpu_dropout and inputs.device.type == "cpu":
@@ -211,8 +224,7 @@ class Tagger(nn.Module):
 
 
 def _embedding(rows: int, size: int, vectors: torch.Tensor | None = None) -> nn.Embedding:
-    # Sparse gradients: a step touches a small part of the table, and only that part is exchanged and updated.
-    table = nn.Embedding(rows, size, padding_idx=PAD, sparse=True)
+    table = nn.Embedding(rows, size, padding_idx=PAD)
     with torch.no_grad():
         if vectors is None:
             table.weight.mul_(_EMBEDDING_STD)

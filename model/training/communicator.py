@@ -1,9 +1,34 @@
 """Communication between the processes that train one tagger together."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
 from torch import nn
+
+from model.config import TrainingConfig
+
+
+class GradientSync(Protocol):
+    """The summation of one module's gradients over the processes.
+
+    Attributes:
+        module: what a forward pass calls: the module, or a wrapper of it with the same parameters.
+    """
+
+    module: nn.Module
+
+    def no_sync(self) -> AbstractContextManager[None]:
+        """Accumulate the gradients of backward passes in this context without communication."""
+        ...
+
+    def all_reduce(self, rows: list[torch.Tensor]) -> None:
+        """Sum the gradients over the processes, in place. Called after the last backward pass of a step.
+
+        Args:
+            rows: tensors beside the module's parameters, of the same shapes on each process.
+        """
+        ...
 
 
 class Communicator(Protocol):
@@ -17,19 +42,27 @@ class Communicator(Protocol):
     rank: int
     size: int
 
-    def all_reduce_gradients(self, module: nn.Module, tokens: int, dtype: torch.dtype = torch.float32) -> None:
-        """Sum the gradients of a module over the processes, in place; sparse gradients are coalesced afterwards.
-
-        Args:
-            module: whose gradients.
-            tokens: of the global batch.
-            dtype: in which gradients are sent; they are float32 before and after.
-        """
+    def sync_gradients(self, module: nn.Module, config: TrainingConfig) -> GradientSync:
+        """Return what sums the gradients of a module's trainable parameters, as the configuration asks."""
         ...
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the sum of a tensor over the processes, on each of them."""
         ...
+
+
+class NoSync:
+    """The gradients of a training in one process: there is nothing to sum."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def no_sync(self) -> AbstractContextManager[None]:
+        """Do nothing."""
+        return nullcontext()
+
+    def all_reduce(self, rows: list[torch.Tensor]) -> None:
+        """Do nothing."""
 
 
 class SingleProcess:
@@ -38,11 +71,9 @@ class SingleProcess:
     rank = 0
     size = 1
 
-    def all_reduce_gradients(self, module: nn.Module, tokens: int, dtype: torch.dtype = torch.float32) -> None:
-        """Coalesce sparse gradients."""
-        for parameter in module.parameters():
-            if parameter.grad is not None and parameter.grad.is_sparse:
-                parameter.grad = parameter.grad.coalesce()
+    def sync_gradients(self, module: nn.Module, config: TrainingConfig) -> NoSync:
+        """Return a sum over one process."""
+        return NoSync(module)
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the tensor itself."""

@@ -17,29 +17,28 @@ PADDED_TO = 128  # tokens to which the record padded every text; a padded token 
 EPSILON = 1e-3  # in the record's F1 = 2PR / (P + R + epsilon)
 
 
-def batch_sums(logits: Logits, batch: Batch, losses: torch.Tensor) -> torch.Tensor:
+def batch_sums(logits: Logits, batch: Batch) -> torch.Tensor:
     """Return the sums that the training metrics follow from; those of several workers can be added.
 
     Args:
         logits: of the last training step, as the loss saw them.
         batch: of that step.
-        losses: (2,) loss sums of keyword and keyphrase head.
 
     Returns:
-        (6,) texts wholly right by the keyphrase head and by the keyword head, keywords right, gold keywords, the losses.
+        (4,) texts wholly right by the keyphrase head and by the keyword head, keywords right, gold keywords.
     """
     detached = logits._replace(keyword=logits.keyword.detach(), keyphrase=logits.keyphrase.detach())
     counts = count(detached, batch).sum(0).double()
     keyphrase, keyword = counts[KEYPHRASE], counts[KEYWORD]
     exact = torch.stack([keyphrase[Column.EXACT], keyword[Column.EXACT]])
-    return torch.cat([exact, torch.stack([keyword[Column.CORRECT], keyword[Column.GOLD]]), losses])
+    return torch.cat([exact, torch.stack([keyword[Column.CORRECT], keyword[Column.GOLD]])])
 
 
 def training_metrics(sums: torch.Tensor, texts: int, alpha: float, lr: float) -> dict[str, float]:
     """Return the record's ten training metrics.
 
     Args:
-        sums: (6,) of `batch_sums`, added over all workers.
+        sums: (6,) of `batch_sums`, and the loss sums of both heads, added over all workers.
         texts: of the global batch.
         alpha: weight of the keyword loss.
         lr: learning rate of the step.

@@ -13,11 +13,12 @@ import torch
 
 from model.aliases import current_weights
 from model.config import TrainingConfig
-from model.data.batching import Batch, RowIds, collate, epoch_batches, prefetch
+from model.data.batching import Batch, RowIds, epoch_batches, prefetch
 from model.data.dataset import Split
+from model.data.training_batches import TrainingBatches
 from model.errors import DivergedError
 from model.network.device import check_precision, tune_malloc
-from model.network.tagger import Logits, Tagger
+from model.network.tagger import EmbeddingRows, Logits, Tagger
 from model.training import legacy_metrics
 from model.training.communicator import Communicator, SingleProcess
 from model.training.evaluation import evaluate
@@ -54,7 +55,7 @@ class Training:
         step: finished steps of the running epoch.
         history: the metrics of each finished epoch.
         counts: (texts, 8) of the last epoch on the validation split; None before its end.
-        logits: of the last training step, on this worker's share; None before it.
+        logits: of the last training step, for each of its batches.
     """
 
     def __init__(
@@ -88,9 +89,13 @@ class Training:
         check_precision(config.precision, self.device)
         self.on_progress, self.checkpointer = on_progress, checkpointer
         self.tagger = tagger.to(self.device)
-        self.tagger.count_words(train.ids)
         self.optimizers = make_optimizers(self.tagger, config)
-        self.logits: Logits | None = None
+        self.sync = self.communicator.sync_gradients(self.tagger, config)
+        table_rows = [table.num_embeddings for table in self.tagger.tables]
+        self.batches = TrainingBatches(
+            train, tagger.config, config, table_rows, self.communicator.rank, self.communicator.size
+        )
+        self.logits: list[Logits] = []
         self.history: list[Metrics] = []
         self.counts: Counts | None = None
         self.epoch = 0
@@ -176,22 +181,24 @@ class Training:
         self._timer.start()
         self.tagger.train()
         # A GPU computes while the CPU is idle: it can assemble the next batch.
-        assembled = (prefetch if self.device.type == "cuda" else map)(self.local_batch, batches[self.step :])
-        for step, batch in enumerate(assembled, self.step):
+        assembled = (prefetch if self.device.type == "cuda" else map)(
+            lambda step: self.local_batches(batches[step], step), range(self.step, len(batches))
+        )
+        for step, local in enumerate(assembled, self.step):
             lr = learning_rate(config, self.epoch * len(batches) + step, len(batches))
-            losses = self.train_step(batch, tokens[step], step, lr)
+            losses = self.train_step(local, tokens[step], step, lr)
             self._losses.add(losses, step)
             self.step = step + 1
             if step % _STEPS_BETWEEN_CHECKS == 0 or self.step == len(batches):
                 self._check(len(batches))
             progress.update(step, self._losses)
         self._timer.lap()
-        return self._training_metrics(batch, losses, len(batches[-1]), lr)
+        return self._training_metrics(local, losses, len(batches[-1]), lr)
 
-    def _training_metrics(self, batch: Batch, losses: torch.Tensor, texts: int, lr: float) -> Metrics:
-        """Return the metrics of an epoch, given its last batch, the losses (2,), texts and learning rate of that."""
-        assert self.logits is not None
-        record = self.communicator.all_reduce(legacy_metrics.batch_sums(self.logits, batch, losses))
+    def _training_metrics(self, local: list[Batch], losses: torch.Tensor, texts: int, lr: float) -> Metrics:
+        """Return the metrics of an epoch, given this worker's batches of its last step, their losses (2,), texts and lr."""
+        sums = [legacy_metrics.batch_sums(*each) for each in zip(self.logits, local, strict=True)]
+        record = self.communicator.all_reduce(torch.cat([torch.stack(sums).sum(0), losses]))
         keyword, keyphrase = (self.communicator.all_reduce(self._losses.sums) / len(self.train.ids)).tolist()
         alpha = self.config.alpha
         return {
@@ -202,29 +209,42 @@ class Training:
             **legacy_metrics.training_metrics(record, texts, alpha, lr),
         }
 
-    def local_batch(self, rows: RowIds) -> Batch:
-        """Return this worker's share of a global batch."""
-        return collate(self.train, rows[self.communicator.rank :: self.communicator.size]).to(self.device)
+    def local_batches(self, rows: RowIds, step: int) -> list[Batch]:
+        """Return this worker's share of a global batch, on the device; see `TrainingBatches`."""
+        return [batch.to(self.device) for batch in self.batches(rows, self.epoch, step)]
 
-    def train_step(self, batch: Batch, tokens: int, step: int, lr: float) -> torch.Tensor:
+    def train_step(self, batches: list[Batch], tokens: int, step: int, lr: float) -> torch.Tensor:
         """Update the weights once, and return the loss sums (2,) of keyword and keyphrase head over this worker's share.
 
         Args:
-            batch: this worker's share of the global batch.
+            batches: this worker's share of the global batch.
             tokens: of the global batch.
             step: of the epoch, from 0; seeds the dropout.
             lr: learning rate.
         """
         seed_dropout(self.config.seed, self.epoch, step, self.communicator.rank, self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-            self.logits = self.tagger(batch.ids, batch.lengths, batch.word_features)
-        sums = dual_loss(self.logits, batch)
-        # The workers' gradients are summed, and the objective is a mean over the tokens of the global batch.
-        (sums.total(self.config.alpha) / tokens).backward()
-        self.communicator.all_reduce_gradients(self.tagger, tokens, getattr(torch, self.config.gradient_dtype))
+        tables = batches[0].tables
+        rows = self.tagger.gather_rows(tables)
+        self.logits = []
+        with self.sync.no_sync():
+            losses = [self._backward(batch, rows, tokens) for batch in batches[:-1]]
+        losses.append(self._backward(batches[-1], rows, tokens))
+        self.sync.all_reduce(rows)
+        self.tagger.scatter_gradients(tables, rows)
         if self.config.max_grad_norm:
             clip_gradients(self.tagger, self.config.max_grad_norm)
         apply_gradients(self.optimizers, lr)
+        return torch.stack(losses).sum(0)
+
+    def _backward(self, batch: Batch, rows: list[torch.Tensor], tokens: int) -> torch.Tensor:
+        """Add the gradients of a batch to those of the step, and return its loss sums (2,)."""
+        lookups = [EmbeddingRows(each, table.indices) for each, table in zip(rows, batch.tables, strict=False)]
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+            logits: Logits = self.sync.module(batch.ids, batch.lengths, batch.word_features, lookups)
+        sums = dual_loss(logits, batch)
+        # The workers' gradients are summed, and the objective is a mean over the tokens of the global batch.
+        (sums.total(self.config.alpha) / tokens).backward()
+        self.logits.append(logits)
         return torch.stack(sums).detach().double()
 
     def _check(self, steps: int) -> None:

@@ -17,9 +17,9 @@ def make_optimizers(tagger: Tagger, config: TrainingConfig) -> list[Optimizer]:
     """Return an optimizer for the network, and one that updates only the rows of the embedding tables that a step touched.
 
     On the tables Adam is lazy: the moments of a row change only when the row is touched. Without `sparse_embedding` the
-    tables are parameters like the others. The tagger's gradients are set to what the optimizers expect, sparse or dense.
+    tables are parameters like the others. The tagger is set to what the optimizers expect.
     """
-    tagger.set_sparse_gradients(config.sparse_embedding)
+    tagger.train_by_rows(config.sparse_embedding)
     table: list[torch.Tensor] = [each.weight for each in tagger.tables]
     network: list[torch.Tensor] = [each for each in tagger.parameters() if all(each is not one for one in table)]
     if not config.sparse_embedding:
@@ -56,6 +56,7 @@ class LazyAdam(Optimizer):
         if not state:
             state |= {"exp_avg": torch.zeros_like(table), "exp_avg_sq": torch.zeros_like(table)}
             state["step"] = torch.zeros((), device=table.device)
+        state["step"] = state["step"].to(table.device)  # torch leaves a loaded `step` on the CPU
         rows = gradient.indices()[0]
         whole = [table, state["exp_avg"], state["exp_avg_sq"]]
         touched = [each.index_select(0, rows) for each in whole]

@@ -22,8 +22,9 @@ from torch import nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from model.data.batching import unique_ids
 from model.network.cpu.direction import Direction
-from model.network.cpu.packing import PackedStep, unique_ids
+from model.network.cpu.packing import PackedStep
 
 
 def packed_rnn_with_head(
@@ -69,9 +70,9 @@ def packed_rnn_from_ids(
     Returns:
         States (N, H) and logits (N, C).
     """
-    touched, number = unique_ids(ids, len(table))
-    words, window = table[touched], ids.shape[1]
-    positions = number * window + torch.arange(window)
+    distinct, index = unique_ids(ids.numpy(), len(table))
+    words, window = table[torch.from_numpy(distinct)], ids.shape[1]
+    positions = torch.from_numpy(index) * window + torch.arange(window)
     states = words.new_empty(head.in_features, len(ids))
     for direction in _directions(kernel, steps, _weights(directions), states):
         w_ih = direction.w_ih

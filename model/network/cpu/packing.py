@@ -1,6 +1,6 @@
 """Packing of the tokens of a batch for the recurrence on a CPU, and the embedding of their windows.
 
-Shapes: B texts, T tokens, N packed tokens, W window, D embedding, V rows of a table.
+Shapes: B texts, T tokens, N packed tokens, W window, D embedding, U rows of a table.
 """
 
 from typing import Any, NamedTuple
@@ -55,7 +55,7 @@ def gather_windows(table: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor | 
     """Return the embedding of windows, side by side, times a dropout mask.
 
     Args:
-        table: (V, D). Its gradient is sparse and coalesced, and leaves out the row of PAD.
+        table: (U, D); the row of PAD receives no gradient.
         ids: (N, W) rows of the table.
         mask: (N, W * D), overwritten in the backward pass; None for 1.
 
@@ -79,25 +79,7 @@ class _GatherWindows(Function):
         ids, mask = ctx.saved_tensors
         if mask is not None:
             grad = torch.mul(grad, mask, out=mask)  # its memory is not needed again
-        touched, number = unique_ids(ids, ctx.shape[0])
-        values = grad.new_zeros(len(touched), ctx.shape[1])
-        values.index_add_(0, number.flatten(), grad.reshape(-1, ctx.shape[1]))
-        real = slice(int(touched[0] == PAD), None)
-        rows = torch.sparse_coo_tensor(
-            touched[None, real], values[real], ctx.shape, check_invariants=False, is_coalesced=True
-        )
+        rows = grad.new_zeros(ctx.shape)
+        rows.index_add_(0, ids.flatten(), grad.reshape(-1, ctx.shape[1]))
+        rows[PAD] = 0
         return rows, None, None
-
-
-def unique_ids(ids: torch.Tensor, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the distinct ids, ascending, and the index of each id among them.
-
-    The same as torch.unique(return_inverse=True) in a fifth of its time, for ids below the number of rows.
-    """
-    given = ids.numpy()
-    seen = np.zeros(rows, np.bool_)
-    seen[given] = True
-    distinct = np.flatnonzero(seen)
-    number = np.empty(rows, np.int64)
-    number[distinct] = np.arange(len(distinct))
-    return torch.from_numpy(distinct), torch.from_numpy(number[given])
