@@ -144,8 +144,10 @@ def test_lookup_of_the_mostly_labeled_training_keyphrases_fails(corpus: dict[str
 
 
 def test_a_good_model_passes_and_settings_matter(corpus: dict[str, list[GeneratedText]]) -> None:
+    sizes = {"train": 4000, "valid": 100, "test": 2000}
+
     def labeled(split: str) -> list[LabeledText]:
-        return [LabeledText(text.text, "here:1", tuple(text.spans)) for text in corpus[split][:4000]]
+        return [LabeledText(text.text, "here:1", tuple(text.spans)) for text in corpus[split][: sizes[split]]]
 
     tokenizer = trained_tokenizer((text.text for text in labeled("train")), min_frequency=2)
     splits = {split: split_from_examples(examples(labeled(split), tokenizer, SkipCounts(), 1000)) for split in corpus}

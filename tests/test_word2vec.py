@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import refused
+from helpers import call, refused
 
 from model.config import TaggerConfig
 from model.data.dataset import Dataset
@@ -180,5 +180,5 @@ def test_two_processes_prepare_the_same_bytes(command, tmp_path: Path):
         assert done.returncode == 0 and "7 words joined" in done.stderr, done.stderr
         contents.append({file.relative_to(out): file.read_bytes() for file in out.rglob("*") if file.is_file()})
     assert contents[0] == contents[1] and len(contents[0]) == 6
-    refusal = command("train", "--data", str(tmp_path / "one"), "--storage", str(tmp_path / "runs"))
-    assert refusal.returncode == 2 and "16 values" in refusal.stderr and "tagger.embedding_dim=16" in refusal.stderr
+    refusal = call("train", "--data", str(tmp_path / "one"), "--storage", str(tmp_path / "runs"))
+    assert refusal.exit_code == 2 and "16 values" in refusal.stderr and "tagger.embedding_dim=16" in refusal.stderr
