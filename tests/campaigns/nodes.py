@@ -65,10 +65,16 @@ class Nodes:
         """Starts the head and some nodes."""
         ports = (f"--port={self.port}", f"--dashboard-port={self.dashboard}", f"--temp-dir={self.scratch}")
         self._start("--head", "--num-cpus=0", "--include-dashboard=true", *ports)
-        self.wait(lambda: self.run("job", "list").returncode == 0)
+        self.wait(self._answers)
         for _ in range(count):
             self.add()
         self.wait(lambda: self.cpus() == count)
+
+    def _answers(self) -> bool:
+        """Whether the job server answers."""
+        with suppress(OSError):
+            return isinstance(json.loads(self.ask("/api/jobs/")), list)
+        return False
 
     def add(self) -> None:
         """A node with one CPU more."""
