@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import ROOT, SMALL, alone, generated_dataset
+from helpers import ROOT, SMALL, alone, call, generated_dataset
+from typer.testing import Result
 
-os.environ["WANDB_MODE"] = "offline"
+os.environ["WANDB_MODE"] = (
+    "disabled"  # its log costs up to a quarter of a small sweep; tests of it and of processes have it
+)
 for name in ("RAY_ADDRESS", "TANDEM_STORAGE"):
     os.environ.pop(name, None)
 
@@ -56,7 +59,7 @@ def command() -> Callable[..., subprocess.CompletedProcess[str]]:
             cwd=ROOT,
             input=content,
             capture_output=True,
-            env=os.environ | environment,
+            env=os.environ | {"WANDB_MODE": "offline"} | environment,
             timeout=240,
         )
         return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
@@ -75,3 +78,10 @@ def cluster() -> Iterator[Any]:
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield connect()
     ray.shutdown()
+
+
+@pytest.fixture
+def call_on_cluster(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Runs a command in this process, on the shared cluster; alone, it would end that."""
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    return call

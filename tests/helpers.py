@@ -1,7 +1,9 @@
 """Helpers that tests and campaigns share."""
 
 import json
+import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,8 +39,8 @@ def generated_dataset(folder: Path, count: int) -> str:
     return str(folder / "data")
 
 
-def alone(config: Any) -> Any:
-    """The training of a configuration in this process, without Ray."""
+def alone(config: Any, on_epoch: Callable[[Any], None] = lambda training: None, communicator: Any = None) -> Any:
+    """The training of a configuration in this process, without Ray; a worker with one CPU ends with the same bits."""
     from model.data.dataset import Dataset
     from model.network.tagger import new_tagger
     from model.training.loop import Training
@@ -46,10 +48,62 @@ def alone(config: Any) -> Any:
     dataset = Dataset(config.data)
     tagger = new_tagger(config.tagger, dataset.info["words"], config.training.seed)
     train, valid = (dataset.load(split, bool(config.tagger.word_feature_dim)) for split in ("train", "valid"))
-    training = Training(config.training, tagger, train, valid)
+    training = Training(config.training, tagger, train, valid, communicator)
     for _ in training.epochs():
-        pass
+        on_epoch(training)
     return training
+
+
+def best_weights(config: Any, communicator: Any = None) -> dict[str, Any]:
+    """The weights of the best epoch of a configuration, trained in this process."""
+    kept: dict[str, Any] = {}
+
+    def keep(training: Any) -> None:
+        if training.best == training.epoch - 1:
+            kept.update({name: weight.clone() for name, weight in training.tagger.state_dict().items()})
+
+    alone(config, keep, communicator)
+    return kept
+
+
+# Its processes are forks, so that torch is imported once.
+_TOGETHER = """
+import json, os, sys, warnings
+import torch, torch.distributed as dist
+from helpers import best_weights
+from distributed.train.process_group import TorchCommunicator
+from model.config import make_config
+from safetensors.torch import save_file
+
+warnings.simplefilter("ignore")
+config, size, folder = make_config(json.loads(sys.argv[1])), int(sys.argv[2]), sys.argv[3]
+rank = next((rank for rank in range(1, size) if os.fork() == 0), 0)
+torch.set_num_threads(1)
+dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
+weights = best_weights(config, TorchCommunicator())
+if rank == 0:
+    save_file(weights, f"{folder}/weights.safetensors")
+dist.destroy_process_group()
+"""
+
+
+def best_weights_together(config: Any, workers: int, folder: Path) -> dict[str, Any]:
+    """The weights of the best epoch of a configuration, trained without Ray by some processes with one thread each."""
+    from safetensors.torch import load_file
+
+    folder.mkdir()
+    arguments = [json.dumps(config.model_dump()), str(workers), str(folder)]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(
+        [sys.executable, "-c", _TOGETHER, *arguments], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return load_file(folder / "weights.safetensors")
+
+
+def f1_curve(config: Any) -> list[float]:
+    """The F1 of each epoch of a configuration, trained in this process."""
+    return [metrics["valid/keyphrase_f1"] for metrics in alone(config).history]
 
 
 def trained_tokenizer(texts: Iterable[str], min_frequency: int = 1, max_words: int = 1_000_000) -> Any:

@@ -222,7 +222,7 @@ def test_parameters_are_those_of_the_tagger_as_it_is_trained(tagger: dict[str, A
 @pytest.mark.ray
 @pytest.mark.filterwarnings("ignore")
 def test_an_ablation_from_rows_to_a_table(cluster, small_dataset: str, tmp_path: Path):
-    asked: dict[str, Any] = {"seeds": 2, "max_epochs": 1, "max_concurrent": 2}
+    asked: dict[str, Any] = {"seeds": 2, "max_epochs": 1, "max_concurrent": 1}
     # The row that looks at how words are written is not the base.
     plan = plan_of(small_dataset, tmp_path, {}, space=["tagger.word_feature_dim=2"], **asked)
     notes: list[Any] = []

@@ -123,7 +123,7 @@ def test_a_run_and_a_sweep_of_format_1_go_on(format1: Path, cluster):
     assert begun == [40] and result.epochs == 40
     history = [json.loads(line) for line in (format1 / "runs/cut/metrics.jsonl").read_text("utf-8").splitlines()]
     assert history[-1]["train/loss"] == pytest.approx(0.024987, rel=0.02)  # as the earlier version had it
-    swept = tune(resumed_sweep("sweep", storage, {}), lambda event: None).as_dict()
+    swept = tune(resumed_sweep("sweep", storage, {"max_concurrent": 1}), lambda event: None).as_dict()
     assert swept["trials"] == 4 and set(swept["best"]["config"]) == {
         "training.lr", "training.alpha", "tagger.keyword_hidden"
     }  # fmt: skip

@@ -99,12 +99,12 @@ def test_what_is_computed_of_the_exchange(small_dataset: str):
 def test_groups_of_torchrun_and_of_ray_train_take_turns(cluster, small_dataset: str):
     config = Config(data=small_dataset, tagger=TaggerConfig(**SMALL)).model_dump()
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    spec = GroupSpec("torchrun", 2, ("127.0.0.1", store.port), config, 1)
+    spec = GroupSpec("torchrun", 2, ("127.0.0.1", store.port), config, 1, steps=10)
     with by_torchrun(spec, store) as one, by_ray(spec._replace(name="ray"), store, gpu=False) as other:
         results = [group.measure() for _ in range(2) for group in (one, other)]
     assert all(each.tokens_per_s > 100 for each in results)
     assert results[0].bytes_per_step > 4 * 2 * 3000  # the network's weights alone, from both
     assert one.startup_seconds > 0 and other.startup_seconds > 0 and min(*one.memory, *other.memory) > 100
-    lost = spec._replace(name="lost", config=config | {"data": "/nowhere"})
+    lost = spec._replace(name="lost", size=1, config=config | {"data": "/nowhere"})
     with pytest.raises(RunFailedError, match="lost did not start"), by_torchrun(lost, store):
         pass

@@ -1,6 +1,7 @@
 """The commands as a user types them."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -9,12 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import ROOT, SMALL, call, disk_of, last_json
+import torch
+from helpers import ROOT, SMALL, best_weights, call, disk_of, last_json
+from safetensors.torch import load_file
 
 from distributed.sweep.plan import make_plan, new_sweep
 from jobs.tune import run as carry_out
 from model.data.dataset import Dataset
+from model.inference.bundle import load_bundle
 from model.inference.extractor import Extractor
+
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 TINY = [f"--set=tagger.{name}={size}" for name, size in SMALL.items()]
 
@@ -184,7 +190,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(command, tmp_path: Path, small_d
 
 
 @pytest.mark.ray
-def test_a_disk_that_fills_during_training_is_told(command, tmp_path: Path, small_dataset: str):
+def test_a_disk_that_fills_during_training_is_told(call_on_cluster, tmp_path: Path, small_dataset: str):
     with disk_of("1m", tmp_path / "disk") as disk:
         size = [
             "--set",
@@ -195,9 +201,10 @@ def test_a_disk_that_fills_during_training_is_told(command, tmp_path: Path, smal
             "tagger.keyphrase_hidden=8",
         ]
         size += ["--set", "run.retries=0"]  # trying again would not make room
-        done = command("train", "--data", small_dataset, "--storage", str(disk), "--epochs", "3", *size)
-        assert done.returncode == 2 and "No space left" in done.stderr and "--resume" in done.stderr, done.stderr
-        assert "Traceback" not in done.stderr and not list(disk.glob("*/bundle"))
+        done = call_on_cluster("train", "--data", small_dataset, "--storage", str(disk), "--epochs", "3", *size)
+        assert done.exit_code == 2 and "No space left" in done.stderr and "--resume" in done.stderr, done.stderr
+        assert isinstance(done.exception, SystemExit) and "Traceback" not in done.stderr
+        assert not list(disk.glob("*/bundle"))
 
 
 def test_extract_into_a_pipe_that_closes_early_ends_quietly(small_bundle: str):
@@ -206,45 +213,58 @@ def test_extract_into_a_pipe_that_closes_early_ends_quietly(small_bundle: str):
     assert done.stdout.splitlines()[-1] == "0" and not done.stderr
 
 
-@pytest.mark.ray
-@pytest.mark.parametrize(("sign", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_training_says_how_to_go_on(
-    command, small_dataset: str, tmp_path: Path, sign: signal.Signals, code: int
-):
-    """Stopped in the middle and gone on with, the run ends with the weights of one that was never stopped."""
-    settings = ["--storage", str(tmp_path), "--epochs", "20", "--set", "training.patience=0", *TINY]
-    arguments = ["train", "--data", small_dataset, "--name", "stopped", *settings]
-    process = subprocess.Popen([sys.executable, "-m", "jobs", *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+def stop(sign: signal.Signals, moment: str, *arguments: str) -> tuple[int, str]:
+    """Exit code and stderr of a training, as a process of its own, that gets a signal at its first line of a kind."""
+    command = [sys.executable, "-m", "jobs", "train", *arguments]
+    environment = os.environ | {"WANDB_MODE": "offline"}
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment)
     assert process.stderr
     for line in process.stderr:
-        if line.startswith("epoch 2/20"):
+        if line.startswith(moment):
             process.send_signal(sign)
             break
     rest = process.stderr.read()
-    assert process.wait(60) == code, rest
-    assert "--resume stopped" in rest and "Traceback" not in rest
-    assert list((tmp_path / "stopped").glob("checkpoint_epoch_*"))
-    done = command("train", "--resume", "stopped", "--storage", str(tmp_path), "--json")
-    assert done.returncode == 0, done.stderr
-    result = last_json(done.stdout)
-    assert result["epochs"] == 20 and result["name"] == "stopped"
-    epochs = [json.loads(line)["epoch"] for line in (tmp_path / "stopped" / "metrics.jsonl").read_text().splitlines()]
-    assert epochs == list(range(1, 21))
-    if sign == signal.SIGINT:
-        again = command("train", "--resume", "stopped", "--storage", str(tmp_path), "--json")
-        assert "finished already" in again.stderr and last_json(again.stdout) == result
-        whole = command("train", "--data", small_dataset, "--name", "whole", "--json", *settings)
-        weights = [(tmp_path / name / "bundle" / "weights.safetensors").read_bytes() for name in ("stopped", "whole")]
-        assert whole.returncode == 0 and weights[0] == weights[1]
+    return process.wait(60), rest
 
 
 @pytest.mark.ray
-def test_a_training_that_diverges_is_told_with_step_lr_and_checkpoint(command, small_dataset: str, tmp_path: Path):
+def test_a_stopped_training_says_how_to_go_on(call_on_cluster, small_dataset: str, tmp_path: Path):
+    """Stopped in the middle and gone on with, twice, the run ends with the weights of one that was never stopped."""
+    settings = ["--epochs", "30", "--set", "training.patience=0", "--set", "run.cpus_per_worker=1", *TINY]
+    begin = ["--data", small_dataset, "--name", "stopped", "--storage", str(tmp_path), *settings]
+    resume = ["--resume", "stopped", "--storage", str(tmp_path)]
+    for sign, code, moment, arguments in (
+        (signal.SIGINT, 130, "epoch 2/30", begin),
+        (signal.SIGTERM, 143, "epoch", resume),
+    ):
+        returned, rest = stop(sign, moment, *arguments)
+        assert returned == code, rest
+        assert "--resume stopped" in rest and "Traceback" not in rest
+        assert list((tmp_path / "stopped").glob("checkpoint_epoch_*"))
+        assert not (tmp_path / "stopped" / "bundle").exists()
+    done = call_on_cluster("train", *resume, "--json")
+    assert done.exit_code == 0, done.stderr
+    result = last_json(done.stdout)
+    assert result["epochs"] == 30 and result["name"] == "stopped"
+    epochs = [json.loads(line)["epoch"] for line in (tmp_path / "stopped" / "metrics.jsonl").read_text().splitlines()]
+    assert epochs == list(range(1, 31))
+    again = call_on_cluster("train", *resume, "--json")
+    assert "finished already" in again.stderr and last_json(again.stdout) == result
+    weights = load_file(tmp_path / "stopped" / "bundle" / "weights.safetensors")
+    whole = best_weights(load_bundle(result["bundle"]).config)
+    assert weights.keys() == whole.keys() and all(torch.equal(weights[name], whole[name]) for name in whole)
+
+
+@pytest.mark.ray
+def test_a_training_that_diverges_is_told_with_step_lr_and_checkpoint(
+    call_on_cluster, small_dataset: str, tmp_path: Path
+):
     settings = ["--set", "training.optimizer=sgd", "--set", "training.max_grad_norm=0", *TINY]
-    done = command(
+    done = call_on_cluster(
         "train", "--data", small_dataset, "--storage", str(tmp_path), "--lr", "1e38", "--workers", "1", *settings
     )
-    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert done.exit_code == 2 and isinstance(done.exception, SystemExit), done.stderr
+    assert "Traceback" not in done.stderr
     assert "no longer a number" in done.stderr and "step" in done.stderr and "1e+38" in done.stderr
     assert "no checkpoint yet" in done.stderr
 

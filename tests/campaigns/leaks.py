@@ -14,6 +14,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -50,7 +52,7 @@ def wait_until_nothing_is_left() -> tuple[dict[str, Any], float]:
     return left, round(time.monotonic() - began, 1)
 
 
-def sweep(data: str, storage: str, workers: int, trials: int) -> dict[str, Any]:
+def sweep(data: str, storage: str, workers: int, trials: int, **plan: Any) -> dict[str, Any]:
     """Carries a sweep out in the Ray of this process. Returns what it did and what it left."""
     from distributed.sweep.plan import make_plan, new_sweep
     from distributed.tune.driver import tune
@@ -62,8 +64,8 @@ def sweep(data: str, storage: str, workers: int, trials: int) -> dict[str, Any]:
         "training": {"patience": 0},
         "run": {"name": f"w{workers}", "storage": storage, "device": "cpu"},
     }
-    plan = new_sweep(make_plan({"config": config, "trials": trials, "max_epochs": 9, "workers_per_trial": workers}))
-    result = tune(plan, lambda event: told.append(time.monotonic())).as_dict()
+    asked = {"config": config, "trials": trials, "max_epochs": 9, "workers_per_trial": workers}
+    result = tune(new_sweep(make_plan(asked | plan)), lambda event: told.append(time.monotonic())).as_dict()
     left, after = wait_until_nothing_is_left()
     silence = max(later - earlier for earlier, later in pairwise(told))
     metrics = {
@@ -98,28 +100,28 @@ def campaign(data: str, settings: list[str], one: int, two: int) -> list[dict[st
     rows = []
     for setting in settings:
         command = [sys.executable, __file__, "--in", setting, "--data", data, "--one", str(one), "--two", str(two)]
-        other = _second_ray() if setting == "second Ray" else None
-        try:
+        with second_ray() if setting == "second Ray" else nullcontext():
             environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
-        finally:
-            if other is not None:
-                other.stdin.close()  # type: ignore[union-attr]
-                other.wait(60)
         if done.returncode:
             raise RuntimeError(f"{setting}: {done.stderr[-2000:]}")
         rows += [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     return rows
 
 
-def _second_ray() -> subprocess.Popen[bytes]:
-    """Another Ray on this host, until its stdin is closed."""
+@contextmanager
+def second_ray() -> Iterator[None]:
+    """Another Ray on this host."""
     code = "import ray, sys; ray.init(address='local', num_cpus=1); print('up', flush=True); sys.stdin.read()"
     other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert other.stdout is not None
+    assert other.stdin is not None and other.stdout is not None
     while other.stdout.readline() not in (b"up\n", b""):
         pass
-    return other
+    try:
+        yield
+    finally:
+        other.stdin.close()
+        other.wait(60)
 
 
 def main() -> None:
