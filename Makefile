@@ -10,7 +10,7 @@ CUDA_TORCH ?= torch==2.13.0
 CUDA_BIN := .venv-cuda/bin
 CUDA_READY := .venv-cuda/.ready
 
-.PHONY: help demo test benchmark peers test-cluster chaos leaks scale gpu-dry up down lint format clean
+.PHONY: help demo test benchmark peers test-cluster chaos leaks scale gpu gpu-dry up down lint format clean
 
 help:
 	@echo "make demo          run everything on the built-in corpus: prepare, train with 2 workers, evaluate, extract"
@@ -23,6 +23,7 @@ help:
 	@echo "make chaos         kill workers, nodes and drivers of N=20 training runs on such a cluster"
 	@echo "make leaks         check that sweeps of hundreds of trials leave nothing behind in Ray (6 minutes)"
 	@echo "make scale         measure memory and speed of prepare on 250,000 and 1,000,000 texts (5 minutes)"
+	@echo "make gpu           check and measure everything on this machine's GPU (10 minutes); without one: make gpu-dry"
 	@echo "make gpu-dry       check devices and count host syncs with torch's CUDA build, without a GPU (2 minutes, 6 GB)"
 	@echo "make up            start the cluster of cluster.yaml, once its values are set"
 	@echo "make down          stop that cluster"
@@ -79,6 +80,9 @@ $(CUDA_READY): pyproject.toml
 
 gpu-dry: $(CUDA_READY)
 	PYTHONPATH=.:tests $(CUDA_BIN)/python tests/campaigns/gpu_dry.py
+
+gpu: $(READY)
+	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/gpu.py
 
 up: $(READY)
 	@! grep -nE '^[^#]*[-/]SET' cluster.yaml || { echo "cluster.yaml: set your own values in these lines first" >&2; exit 2; }

@@ -47,14 +47,16 @@ def table(outcomes: list[Outcome]) -> str:
     return "\n".join(lines)
 
 
-def sync_table(outcomes: list[Outcome]) -> str:
-    """Return for each preset where the host waits: a step, a batch; over all of the epoch, elsewhere."""
+def sync_table(outcomes: list[Outcome], every: bool) -> str:
+    """Return where the host waits: for a step, a batch and a check; elsewhere for all that was done, only where asked for."""
+    shown = [each for each in outcomes if every or "," not in each.name or each.name.endswith((", ddp", ", flat"))]
     lines = []
-    for outcome in outcomes:
-        lines.append(f"{outcome.name}")
+    for outcome in shown:
+        lines.append(f"{outcome.name}: host syncs")
         for phase, places in outcome.syncs.items():
             unit = "a step" if phase in ("step", "batch", "pageable") else "in all"
-            lines += [f"  {phase:<9}{times:>8.2f} {unit}  {place}" for place, times in sorted(places.items())]
+            if unit == "a step" or every or phase == "evaluate":
+                lines += [f"  {phase:<9}{times:>8.2f} {unit}  {place}" for place, times in sorted(places.items())]
     return "\n".join(lines)
 
 
@@ -93,6 +95,9 @@ def main() -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="part of the names of the scenarios to try")
+    parser.add_argument(
+        "--all", action="store_true", help="show for all scenarios where the host waits, and in all phases"
+    )
     parser.add_argument("--json", action="store_true", help="print a JSON line for each scenario too")
     asked = parser.parse_args()
     if torch.version.cuda is None:
@@ -102,7 +107,7 @@ def main() -> int:
         return _preload()
     warnings.simplefilter("ignore")
     outcomes = _try_all([each for each in scenarios() if asked.only in each.name])
-    print(f"\n{sync_table(outcomes)}\n\n{table(outcomes)}")
+    print(f"\n{sync_table(outcomes, asked.all)}\n\n{table(outcomes)}")
     for outcome in outcomes if asked.json else ():
         print(json.dumps(outcome._asdict()))
     bad = sum(map(failed, outcomes))

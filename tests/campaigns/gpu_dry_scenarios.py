@@ -2,8 +2,10 @@
 
 import os
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -18,7 +20,7 @@ from distributed.train.checkpoint import load_checkpoint, save_checkpoint
 from distributed.train.process_group import TorchCommunicator
 from distributed.train.shared_data import SharedData
 from distributed.tune.trial_run import TrialRun, TrialSettings, TrialSpec
-from model.config import make_config, set_dotted
+from model.config import fields, make_config, set_dotted
 from model.data.dataset import Dataset
 from model.data.examples import examples
 from model.data.labeled_text import SkipCounts
@@ -32,6 +34,7 @@ from model.training.loop import Training
 
 TOLERANCE = 1e-4  # relative, of losses against the CPU's
 BATCH = 12
+WARM_UP = 3  # first steps of a training, which are not counted: what happens once has happened by then
 COLUMNS = ("train", "evaluate", "resume", "extract", "as CPU")
 
 
@@ -58,11 +61,17 @@ def scenarios() -> list[Scenario]:
             Scenario(f"{preset}, adamw", preset, {"training.optimizer": "adamw"}),
             Scenario(f"{preset}, sgd", preset, {"training.optimizer": "sgd"}),
             Scenario(f"{preset}, bfloat16", preset, {"training.precision": "bfloat16"}),
-            Scenario(f"{preset}, process group", preset, {}, group=True),
+            *(
+                Scenario(f"{preset}, {each}", preset, {"training.gradient_sync": each}, group=True)
+                for each in ("ddp", "flat")
+            ),
+            Scenario(f"{preset}, accumulate 3", preset, {"training.accumulate": 3}, group=True),
             Scenario(f"{preset}, local rank 1", preset, {}, device="cuda:1"),
             Scenario(f"{preset}, trial on cuda:1", preset, {}, device="cuda:1", trial=True),
         ]
-    return [*found, Scenario("record, lstm", "record", {"tagger.cell": "lstm"})]
+    found.append(Scenario("record, lstm", "record", {"tagger.cell": "lstm"}))
+    known = fields()
+    return [each for each in found if set(each.values) <= set(known)]
 
 
 class Outcome(NamedTuple):
@@ -125,7 +134,7 @@ class Attempt:
         self.ledger = Ledger.open = Ledger()
         self.device = torch.device(scenario.device)
         self.columns = dict.fromkeys(COLUMNS, "-")
-        self.steps, self.evaluating = 0, False
+        self.calls, self.evaluating = Counter[str](), False
         self.training: Any = None
 
     def run(self) -> Outcome:
@@ -142,7 +151,7 @@ class Attempt:
         finally:
             torch._C._cuda_setDevice(0)
         return Outcome(
-            self.scenario.name, self.columns, self._syncs(), self.ledger.kernels["step"] / max(self.steps, 1)
+            self.scenario.name, self.columns, self._syncs(), self.ledger.kernels["step"] / max(self.calls["step"], 1)
         )
 
     def _try(self, column: str, part: Callable[[], None]) -> bool:
@@ -168,28 +177,35 @@ class Attempt:
         return make_config(tree)
 
     def _new(self, checkpointer: Any = None, device: torch.device | None = None) -> Any:
-        """Return a training of the scenario whose steps, batches, checks and evaluations are counted apart."""
+        """Return a training of the scenario."""
 
         config, dataset = self.config(), Dataset(self.data)
         train, valid = (dataset.load(split, config.tagger.uses_word_features) for split in ("train", "valid"))
         tagger = new_tagger(config.tagger, dataset.info["words"], config.training.seed)
         group = TorchCommunicator() if self.scenario.group else None
-        training = Training(
-            config.training, tagger, train, valid, group, device or self.device, checkpointer=checkpointer
-        )
-        return self._counted(training)
+        return Training(config.training, tagger, train, valid, group, device or self.device, checkpointer=checkpointer)
 
     def _counted(self, training: Any) -> Any:
-        step = training.train_step
-
-        def count(*args: Any, **kwargs: Any) -> Any:
-            self.steps += training.device.type == "cuda"
-            return step(*args, **kwargs)
-
-        training.train_step = self.ledger.counted("step", count)
-        training.local_batch = self.ledger.counted("batch", training.local_batch)
+        """Let a training count its steps, the assembly of batches and its checks apart."""
+        training.train_step = self._steady("step", training.train_step)
+        for name in ("local_batch", "local_batches"):
+            if hasattr(training, name):
+                setattr(training, name, self._steady("batch", getattr(training, name)))
         training._check = self.ledger.counted("check", training._check)
         return training
+
+    def _steady(self, phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that counts for a phase, once it has been called a few times."""
+        first, steady = self.ledger.counted("first steps", function), self.ledger.counted(phase, function)
+        calls = count()
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if next(calls) < WARM_UP:
+                return first(*args, **kwargs)
+            self.calls[phase] += 1
+            return steady(*args, **kwargs)
+
+        return run
 
     def _epoch(self, training: Any) -> None:
         """Train an epoch and evaluate."""
@@ -206,7 +222,7 @@ class Attempt:
         if self.scenario.trial:
             self._train_trial()
         else:
-            self.training = self._new(SaveOnce(self.folder, self.ledger))
+            self.training = self._counted(self._new(SaveOnce(self.folder, self.ledger)))
             self._epoch(self.training)
         self.columns["evaluate"] = "ok"
         wrong = [name for name, each in self.training.tagger.named_parameters() if each.device != self.device]
@@ -228,7 +244,7 @@ class Attempt:
         if self.scenario.trial:
             save_checkpoint(self.folder, self.training.state())
             self._epoch(self.training)
-        resumed = self._new()
+        resumed = self._counted(self._new())
         resumed.restore(load_checkpoint(str(self.folder)))
         self._epoch(resumed)
         for name, value in self.training.tagger.state_dict().items():
@@ -253,13 +269,12 @@ class Attempt:
             assert abs(here - there) <= TOLERANCE * abs(there), f"{name} is {here:.6f}, and {there:.6f} on the CPU"
 
     def _syncs(self) -> dict[str, dict[str, float]]:
-        per = {"step": max(self.steps, 1), "batch": max(self.steps, 1)}
         found: dict[str, dict[str, float]] = {}
         for (phase, place), times in self.ledger.syncs.items():
-            found.setdefault(phase, {})[place] = times / per.get(phase, 1)
+            found.setdefault(phase, {})[place] = times / self.calls.get(phase, 1)
         for (phase, place), times in self.ledger.pageable.items():
-            if phase in per:
-                found.setdefault("pageable", {})[place] = times / per[phase]
+            if phase in self.calls:
+                found.setdefault("pageable", {})[place] = times / self.calls[phase]
         return found
 
 

@@ -29,7 +29,7 @@ IN_BACKWARD = "backward pass"
 # Kernels that end with a copy of one or more numbers to the host.
 WAITING = {
     aten._local_scalar_dense: 1, aten.nonzero: 1, aten.masked_select: 1, aten._unique2: 1, aten.unique_dim: 1,
-    aten.unique_consecutive: 1, aten._coalesce: 1, aten.bincount: 2, aten.equal: 1,
+    aten.unique_consecutive: 1, aten._coalesce: 1, aten.bincount: 2, aten.equal: 1, aten.isin: 2,
 }  # fmt: skip
 INDEXING = {aten.index, aten.index_put_, aten.index_put, aten._index_put_impl_}
 COPIES = {aten._to_copy, aten.copy_}
@@ -197,7 +197,7 @@ class Ledger:
 
     def _account(self, func: Any, args: Any, kwargs: dict[str, Any], mine: bool, target: torch.device | None) -> None:
         operation = func.overloadpacket
-        if mine and operation in WAITING:
+        if mine and operation in WAITING and not kwargs.get("assume_unique"):
             self.wait(operation.__name__, WAITING[operation])
         if operation in INDEXING:
             masks = sum(each is not None and each.dtype in (torch.bool, torch.uint8) for each in args[1])
