@@ -106,6 +106,15 @@ def f1_curve(config: Any) -> list[float]:
     return [metrics["valid/keyphrase_f1"] for metrics in alone(config).history]
 
 
+def without_measurements(metrics: dict[str, float]) -> dict[str, float]:
+    """The metrics of an epoch without those that a clock or a device gives."""
+    return {
+        name: value
+        for name, value in metrics.items()
+        if name not in ("train/seconds", "train/tokens_per_s") and not name.startswith("device/")
+    }
+
+
 def trained_tokenizer(texts: Iterable[str], min_frequency: int = 1, max_words: int = 1_000_000) -> Any:
     """A tokenizer whose vocabulary the tokenizers library itself has made of some texts."""
     from tokenizers import trainers

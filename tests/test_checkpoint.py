@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import SMALL, refused
+from helpers import SMALL, refused, without_measurements
 
 from distributed.train.checkpoint import StorageCheckpointer, checkpoints, load_best, load_checkpoint, save_checkpoint
 from model.config import make_config
@@ -68,13 +68,7 @@ def whole(small_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Train
 def same(one: Training, other: Training) -> bool:
     """Equal to the last bit: weights, optimisers and figures, but for the clock."""
     weights = zip(one.tagger.state_dict().values(), other.tagger.state_dict().values(), strict=True)
-    metrics = [
-        [
-            {name: value for name, value in each.items() if name not in ("train/seconds", "train/tokens_per_s")}
-            for each in history
-        ]
-        for history in (one.history, other.history)
-    ]
+    metrics = [[without_measurements(each) for each in history] for history in (one.history, other.history)]
     return all(torch.equal(a, b) for a, b in weights) and metrics[0] == metrics[1]
 
 

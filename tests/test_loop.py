@@ -4,7 +4,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 import torch
-from helpers import SMALL, refused
+from helpers import SMALL, refused, without_measurements
 
 from model.config import TaggerConfig, TrainingConfig
 from model.data.batching import collate, epoch_batches
@@ -39,9 +39,7 @@ def weights(training: Training) -> torch.Tensor:
 
 def test_the_same_seed_gives_the_same_bits(splits: tuple[Split, Split, int]):
     runs = [train(splits, seed=seed) for seed in (3, 3, 4)]
-    histories = [
-        [{k: v for k, v in f.items() if "seconds" not in k and "_per_s" not in k} for f in run.epochs()] for run in runs
-    ]
+    histories = [[without_measurements(metrics) for metrics in run.epochs()] for run in runs]
     assert torch.equal(weights(runs[0]), weights(runs[1])) and histories[0] == histories[1]
     assert not torch.equal(weights(runs[0]), weights(runs[2]))
 

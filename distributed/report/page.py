@@ -17,6 +17,7 @@ from distributed.sweep.state import SweepState, read_sweep
 from model import storage
 from model.config import make_config
 from model.errors import UserError
+from model.training.device_usage import usage_of
 from model.training.loop import SELECTION_METRIC
 
 
@@ -111,8 +112,10 @@ def _run_page(folder: str) -> Section:
         "train/loss": "training loss",
         "valid/loss": "validation loss",
         "train/seconds": "seconds",
+        "device/peak_memory_mb": "peak MB",
+        "device/utilization": "utilization",
     }
-    rows = [[charts.cell(metrics[name]) for name in names] for metrics in history]
+    rows = [[charts.cell(metrics.get(name)) for name in names] for metrics in history]
     return {
         "title": f"Run {config.run.name}",
         "headline": f"best epoch {best['epoch']:.0f}: valid keyphrase F1 {charts.interval(best)}",
@@ -174,13 +177,15 @@ def _trials_table(sweep: SweepState) -> Section:
     troubled = any(trial.retries or trial.error for trial in trials)
     rows = []
     for trial in trials:
-        best = trial.best(metric) or {}
+        best, usage = trial.best(metric) or {}, usage_of(trial.metrics)
         rows.append(
             [trial.name, trial.state, *(charts.cell(trial.values.get(name)) for name in names)]
             + [f"{len(trial.metrics)}/{trial.epochs}", *(charts.cell(best.get(name)) for name in shown)]
+            + [charts.cell(value) for value in ((usage.peak_memory_mb, usage.utilization) if usage else (None, None))]
             + ([trial.retries, trial.error or ""] if troubled else [])
         )
     columns = ["trial", "state", *(name.rpartition(".")[2] for name in names), "epochs", *shown.values()]
+    columns += ["peak MB", "utilization"]
     return {"title": "Trials", "columns": columns + (["retries", "why"] if troubled else []), "rows": rows}
 
 

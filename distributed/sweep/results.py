@@ -9,10 +9,22 @@ from pydantic import TypeAdapter
 from distributed.cluster.resources import ClusterResources
 from distributed.sweep.space import Values
 from model.aliases import RESULTS, current_keys
+from model.training.device_usage import DeviceUsage
 
 Number = int | float
 # Keys that are left out where they have no value; others are null.
-_OPTIONAL = {"against", "trial_start_s", "record", "conclusions", "ablation", "test", "rows", "left_out", "trainings"}
+_OPTIONAL = {
+    "against",
+    "trial_start_s",
+    "record",
+    "conclusions",
+    "ablation",
+    "test",
+    "rows",
+    "left_out",
+    "trainings",
+    "usage",
+}
 
 
 def _without_missing(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -145,6 +157,7 @@ class TuneResult:
         record, conclusions: where the owner's record is repeated.
         ablation: the rows of an ablation.
         test: metrics of the winner of the finalists on the test split.
+        usage: what each trial used of its workers' devices.
     """
 
     name: str | None
@@ -165,6 +178,7 @@ class TuneResult:
     conclusions: list[str] | None = None
     ablation: list[AblationRow] | None = None
     test: dict[str, Number] | None = None
+    usage: dict[str, DeviceUsage] | None = None
 
     @classmethod
     def from_dict(cls, tree: Mapping[str, Any]) -> "TuneResult":

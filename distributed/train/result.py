@@ -10,6 +10,7 @@ from model import storage
 from model.config import Config
 from model.data.dataset import Dataset
 from model.inference.bundle import save_bundle
+from model.training.device_usage import usage_of
 from model.training.loop import SELECTION_METRIC, Metrics
 
 _FILE = "result.json"
@@ -27,6 +28,7 @@ class TrainResult:
         seconds: in all, since the start or the last resume.
         tokens_per_s: in training; the median over epochs.
         valid: metrics of the best epoch on the validation split, such as `keyphrase_f1`.
+        peak_memory_mb, utilization: of the workers' devices, see `DeviceUsage`; None in runs of earlier versions.
     """
 
     name: str
@@ -36,6 +38,8 @@ class TrainResult:
     seconds: float
     tokens_per_s: float
     valid: Metrics
+    peak_memory_mb: float | None = None
+    utilization: float | None = None
 
     def as_json(self) -> dict[str, object]:
         """Return the fields, with the metrics also at the top level, where `train`, `evaluate` and `tune` all have them."""
@@ -48,7 +52,7 @@ def read_result(folder: str) -> TrainResult | None:
     if not storage.exists(place):
         return None
     saved = json.loads(storage.read(place))
-    return TrainResult(**{field.name: saved[field.name] for field in fields(TrainResult)})
+    return TrainResult(**{field.name: saved[field.name] for field in fields(TrainResult) if field.name in saved})
 
 
 def write_result(config: Config, seconds: float) -> TrainResult:
@@ -67,8 +71,16 @@ def write_result(config: Config, seconds: float) -> TrainResult:
     bundle = storage.join(folder, "bundle")
     save_bundle(bundle, config, Dataset(config.data).tokenizer_bytes(), weights, {"split": "valid", **valid})
     speed = statistics.median(metrics["train/tokens_per_s"] for metrics in history)
+    usage = usage_of(history)
     result = TrainResult(
-        config.run.name, bundle, len(history), int(best["epoch"]), round(seconds, 3), round(speed, 1), valid
+        config.run.name,
+        bundle,
+        len(history),
+        int(best["epoch"]),
+        round(seconds, 3),
+        round(speed, 1),
+        valid,
+        **(asdict(usage) if usage else {}),
     )
     storage.write(storage.join(folder, _FILE), json.dumps(result.as_json(), indent=2).encode())
     return result

@@ -29,6 +29,7 @@ from model.data.dataset import Dataset
 from model.errors import RunFailedError
 from model.inference.bundle import load_bundle, save_bundle
 from model.network.device import resolve_device
+from model.training.device_usage import usage_of
 from model.training.evaluation import evaluate
 from model.training.metrics import summarize
 
@@ -181,6 +182,7 @@ def _finish(recorder: SweepRecorder, on_event: SweepEventHandler) -> TuneResult:
         conclusions=comparison.record_conclusions() if repeats_record else None,
         ablation=rows,
         test=_test_metrics(bundle, sweep.plan.config.data, on_event) if finalists else None,
+        usage={trial.name: usage for trial in sweep.all if (usage := usage_of(trial.metrics))} or None,
     )
     if rows is not None:
         page = ablation_table.as_markdown(rows, verdict, sweep.plan)

@@ -17,16 +17,16 @@ from model.data.batching import Batch, RowIds, epoch_batches, prefetch
 from model.data.dataset import Split
 from model.data.training_batches import TrainingBatches
 from model.errors import DivergedError
-from model.network.device import check_precision, tune_malloc
+from model.network.device import check_precision, seed_dropout, tune_malloc
 from model.network.tagger import EmbeddingRows, Logits, Tagger
 from model.training import legacy_metrics
 from model.training.communicator import Communicator, SingleProcess
+from model.training.device_usage import DeviceMeter, out_of_memory_as_user_error, usage_metrics
 from model.training.evaluation import evaluate
 from model.training.loss import dual_loss
 from model.training.metrics import Counts, summarize
 from model.training.optimizer import apply_gradients, clip_gradients, learning_rate, make_optimizers
 from model.training.progress import EpochLosses, EpochTimer, Progress, ProgressReporter
-from model.training.seeding import seed_dropout
 from model.training.state import TrainingState
 
 SELECTION_METRIC = "valid/keyphrase_f1"
@@ -96,6 +96,7 @@ class Training:
             train, tagger.config, config, table_rows, self.communicator.rank, self.communicator.size
         )
         self.logits: list[Logits] = []
+        self.meter = DeviceMeter(self.device)
         self.history: list[Metrics] = []
         self.counts: Counts | None = None
         self.epoch = 0
@@ -152,10 +153,12 @@ class Training:
 
     def run_epoch(self) -> Metrics:
         """Train one epoch, or what a checkpoint left of it, evaluate, and return the metrics."""
-        trained = self._train_epoch()
-        seconds = self._timer.seconds
-        self._begin_epoch()
-        evaluation = evaluate(self.tagger, self.valid, self.device, self.communicator, tune_decoding=True)
+        self.meter.start()
+        with out_of_memory_as_user_error(self.config, self.communicator.size, self.device):
+            trained = self._train_epoch()
+            seconds = self._timer.seconds
+            self._begin_epoch()
+            evaluation = evaluate(self.tagger, self.valid, self.device, self.communicator, tune_decoding=True)
         self.epoch, self.counts = self.epoch + 1, evaluation.counts
         alpha = self.config.alpha
         self.history.append(
@@ -169,6 +172,7 @@ class Training:
                 "valid/keyphrase_loss": evaluation.keyphrase_loss,
                 **{f"valid/{name}": value for name, value in summarize(evaluation.counts).items()},
                 **legacy_metrics.evaluation_metrics(evaluation.counts),
+                **usage_metrics(self.meter.read(), self.communicator, self.device),
             }
         )
         return self.history[-1]
@@ -249,6 +253,7 @@ class Training:
 
     def _check(self, steps: int) -> None:
         """Stop all workers if the loss of one is no longer finite, and save a checkpoint if one of them wants it."""
+        self.meter.sample()
         wanted = self.checkpointer is not None and self.checkpointer.should_save()
         bad = self._losses.first_bad
         flags = torch.stack([(bad >= 0).long(), torch.tensor(int(wanted), device=self.device)])
