@@ -25,7 +25,7 @@ from gpu_setup import ROOT, Check, NotHereError, prepare
 from gpu_speed import MEASUREMENTS
 
 SECONDS = 590.0  # of all checks
-SIDE_BY_SIDE = 3  # checks at a time, where the machine has four cores for each; what is measured runs alone
+SIDE_BY_SIDE = 3  # checks at a time, where the machine has two cores for each; what is measured runs alone
 CPU_FACTOR = 4  # more time on a CPU, where this script itself is tried
 MARK = "result of the check: "
 OK, SKIPPED, FAILED = "ok", "-", "FAILED"
@@ -124,7 +124,7 @@ def campaign(chosen: list[Check], device: str, folder: Path, keep_going_until: f
     first = carry_out(all_checks()[0], device, folder, keep_going_until)
     if first.verdict != OK:
         return [first]
-    with ThreadPoolExecutor(max(1, min(SIDE_BY_SIDE, (os.cpu_count() or 1) // 4))) as lanes:
+    with ThreadPoolExecutor(max(1, min(SIDE_BY_SIDE, (os.cpu_count() or 1) // 2))) as lanes:
         list(lanes.map(run, [each for each in chosen if not each.alone]))
     for check in chosen:
         if check.alone:

@@ -5,7 +5,7 @@ be on a GPU (gpu_dry_tensor.py). A tensor on a wrong device is an error; what th
 must not exceed SYNCS_PER_STEP. With dropout off, losses must be those of the CPU. Nothing here measures time.
 
 It needs torch's CUDA build, which chooses kernels and autograd nodes as on a GPU, and a C compiler: gpu_dry.c answers the
-questions that autograd asks the driver. Where torch itself needs more than that, gpu_dry_scenarios.py replaces it.
+questions that autograd asks the driver. Where torch itself needs more than that, gpu_dry_card.py replaces it.
 """
 
 import argparse
@@ -18,12 +18,14 @@ import warnings
 from pathlib import Path
 
 import torch
-from gpu_dry_scenarios import COLUMNS, Attempt, Outcome, Scenario, pretended_card, scenarios
+from gpu_dry_card import pretended_card
+from gpu_dry_scenarios import COLUMNS, REFUSED, Attempt, Outcome, Scenario, scenarios
 from helpers import generated_dataset
 
 SYNCS_PER_STEP = 0  # in a step and in the assembly of its batch; the check every 20 steps is apart
 TEXTS = 440  # 308 training texts: 26 steps, so that a check comes inside the epoch
 PRELOADED = "TANDEM_GPU_DRY"
+FAILS = "fails"
 
 
 def waited(outcome: Outcome) -> float:
@@ -31,12 +33,19 @@ def waited(outcome: Outcome) -> float:
     return sum(sum(outcome.syncs.get(phase, {}).values()) for phase in ("step", "batch"))
 
 
+def _verdict(cell: str) -> str:
+    """Return what the table says of a cell: it is "ok", "-", "refused: why" or what went wrong."""
+    if cell in ("ok", "-"):
+        return cell
+    return REFUSED if cell.startswith(REFUSED) else FAILS
+
+
 def table(outcomes: list[Outcome]) -> str:
     """Return the outcomes as text: a line each, what went wrong, and the syncs of a step by place."""
     head = "".join(f"{name:>10}" for name in (*COLUMNS, "syncs", "kernels"))
     lines = [f"{'':<26}{head}", f"{'':<26}{'':>{10 * len(COLUMNS)}}{'a step':>10}{'a step':>10}"]
     for outcome in outcomes:
-        cells = [each if each in ("ok", "-") else "fails" for each in outcome.columns.values()]
+        cells = [_verdict(each) for each in outcome.columns.values()]
         cells += (
             [f"{waited(outcome):.2f}", f"{outcome.kernels:.0f}"] if outcome.columns["train"] == "ok" else ["-", "-"]
         )
@@ -62,7 +71,7 @@ def sync_table(outcomes: list[Outcome], every: bool) -> str:
 
 def failed(outcome: Outcome) -> bool:
     """Return whether a part failed, or a step waits more often than it may."""
-    return any(each not in ("ok", "-") for each in outcome.columns.values()) or waited(outcome) > SYNCS_PER_STEP
+    return any(_verdict(each) == FAILS for each in outcome.columns.values()) or waited(outcome) > SYNCS_PER_STEP
 
 
 def _try_all(chosen: list[Scenario]) -> list[Outcome]:

@@ -3,17 +3,17 @@
 import os
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
 import torch._dynamo  # before anything is replaced in torch
-from gpu_dry_tensor import CudaTensor, DryCuda, DryFunctions, Ledger
+from gpu_dry_card import SaveOnce
+from gpu_dry_ledger import DryCuda, DryFunctions, Ledger
+from gpu_dry_tensor import CudaTensor
 
 from distributed.sweep.metric import Metric
 from distributed.train.checkpoint import load_checkpoint, save_checkpoint
@@ -24,6 +24,7 @@ from model.config import make_config, set_dotted
 from model.data.dataset import Dataset
 from model.data.examples import examples
 from model.data.labeled_text import SkipCounts
+from model.errors import UserError
 from model.inference.error_analysis import find_errors
 from model.inference.extractor import Extractor
 from model.network.tagger import new_tagger
@@ -35,6 +36,7 @@ from model.training.loop import Training
 TOLERANCE = 1e-4  # relative, of losses against the CPU's
 BATCH = 12
 WARM_UP = 3  # first steps of a training, which are not counted: what happens once has happened by then
+REFUSED = "refused"  # by the product itself, with a message for the user
 COLUMNS = ("train", "evaluate", "resume", "extract", "as CPU")
 
 
@@ -82,55 +84,12 @@ class Outcome(NamedTuple):
     kernels: float  # a step
 
 
-class SaveOnce:
-    """A checkpointer that saves at the first check after some steps."""
-
-    def __init__(self, folder: Path, ledger: Ledger) -> None:
-        self.folder, self.ledger = folder, ledger
-        self.saved = False
-
-    def should_save(self) -> bool:
-        """Return True at each check; `save` decides."""
-        return not self.saved
-
-    def save(self, training: Any) -> None:
-        """Save the training unless it has just begun."""
-
-        if training.step > 1:
-            self.saved = True
-            with self.ledger.in_phase("save"):
-                save_checkpoint(self.folder, training.state())
-
-
-@contextmanager
-def pretended_card() -> Iterator[None]:
-    """Replace what torch asks of a driver, so that two devices seem to be there."""
-    nothing = lambda *_, **__: None  # noqa: E731
-    properties = SimpleNamespace(name="pretended", major=9, minor=0, total_memory=80 * 2**30, multi_processor_count=132)
-    replaced: dict[str, Any] = {
-        "_lazy_init": nothing, "synchronize": nothing, "empty_cache": nothing, "manual_seed": nothing,
-        "manual_seed_all": nothing, "reset_peak_memory_stats": nothing, "get_device_properties": lambda *_: properties,
-        "get_device_name": lambda *_: properties.name, "get_device_capability": lambda *_: (9, 0),
-        "max_memory_allocated": lambda *_: 0, "max_memory_reserved": lambda *_: 0, "memory_allocated": lambda *_: 0,
-        "utilization": lambda *_: 0, "mem_get_info": lambda *_: (2**36, 2**36),
-    }  # fmt: skip
-    capturing = "_accelerator_graph_capture_health_check"
-    with (
-        patch.multiple(torch.cuda, **replaced),
-        patch.object(torch.nn.RNNBase, "flatten_parameters", nothing),
-        patch.object(torch.optim.Optimizer, capturing, nothing, create=True),
-    ):
-        # Without it `.to(device)` swaps tensors that autograd may hold, and fails for recurrent layers.
-        torch.__future__.set_overwrite_module_params_on_conversion(True)
-        yield
-
-
 class Attempt:
     """A scenario that is being carried out."""
 
     def __init__(self, scenario: Scenario, data: str, folder: Path) -> None:
         self.scenario, self.data, self.folder = scenario, data, folder
-        self.ledger = Ledger.open = Ledger()
+        self.ledger = CudaTensor.ledger = Ledger()
         self.device = torch.device(scenario.device)
         self.columns = dict.fromkeys(COLUMNS, "-")
         self.calls, self.evaluating = Counter[str](), False
@@ -158,6 +117,8 @@ class Attempt:
             with self.ledger.in_phase(column):
                 part()
             self.columns[column] = "ok"
+        except UserError as error:
+            self.columns[column] = f"{REFUSED}: {_one_line(error)}"
         except Exception as error:
             if column == "train" and self.evaluating:
                 self.columns["train"], column = "ok", "evaluate"

@@ -6,16 +6,19 @@ import sys
 import time
 from collections.abc import Iterator
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 
 import torch
 from gpu_commands import result_of, run
 from gpu_setup import PRESETS, ROOT, Check, large, small, training_of
 
-from jobs.benchmark.reference import flops_per_token, training_steps
+from jobs.benchmark.reference import flops_per_token
 from model.config import TaggerConfig
+from model.data.batching import epoch_batches, prefetch
 from model.errors import UserError
 from model.network.cells import CELLS
+from model.training.loop import Training
 
 BATCHES = (64, 256, 1024, 4096)
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -44,6 +47,20 @@ def rate(work: Iterator[float], device: torch.device, seconds: float = SECONDS) 
     return done / (time.perf_counter() - began)
 
 
+def steps_of(training: Training) -> Iterator[float]:
+    """Take the steps of one epoch again and again, batches assembled as training does. Yield their tokens."""
+    config, lengths = training.config, training.train.lengths
+    batches = epoch_batches(lengths, config.global_batch_size, config.seed, 0, config.bucket_by_length)
+    tokens = [int(lengths[rows].sum()) for rows in batches]
+    training.tagger.train()
+    assembled = (prefetch if training.device.type == "cuda" else map)(
+        lambda step: training.local_batches(batches[step], step), cycle(range(len(batches)))
+    )
+    for step, local in zip(cycle(range(len(batches))), assembled, strict=False):
+        training.train_step(local, tokens[step], step, config.lr)
+        yield float(tokens[step])
+
+
 def ceiling(config: TaggerConfig, dtype: torch.dtype, device: torch.device) -> float:
     """Return the tokens a second that the first layer's matrix product alone would allow: TF32 where dtype is float32."""
     torch.backends.cuda.matmul.allow_tf32 = True
@@ -69,11 +86,11 @@ def speed(preset: str, device: torch.device, folder: Path) -> str:
         for batch in BATCHES if device.type == "cuda" else BATCHES[:2]:
             values = {"training.global_batch_size": batch, "training.precision": name}
             try:
-                steps = training_steps(training_of(preset, large(folder), device, values))
+                steps = steps_of(training_of(preset, large(folder), device, values))
             except UserError as error:
                 cells.append(f"not offered: {str(error).splitlines()[0]}")
                 break
-            tokens = rate(map(float, steps), device)
+            tokens = rate(steps, device)
             cells.append(f"{batch}: {tokens:,.0f} ({tokens / limit:.1%})")
         kind = "TF32" if name == "float32" and device.type == "cuda" else name
         lines.append(f"{kind:<9}ceiling {limit:,.0f}; batch {', '.join(cells)}")
@@ -120,7 +137,7 @@ def _together(workers: "list[subprocess.Popen[str]]") -> list[float]:
 def _trial(device: torch.device, folder: Path) -> None:
     """Be one of the processes of `trials`."""
     torch.set_num_threads(1)
-    steps = map(float, training_steps(training_of("record", large(folder), device)))
+    steps = steps_of(training_of("record", large(folder), device))
     rate(steps, device, 0.5)
     print("ready", flush=True)
     sys.stdin.readline()
