@@ -33,6 +33,11 @@ def test_cluster_yaml_tells_what_can_come():
     assert FRESH.worker_slots(1, 0) == 0
 
 
+@pytest.mark.parametrize(("share", "slots"), [(0.3, 12), (0.4, 8), (0.75, 4), (0.2, 20), (0.1, 40), (1, 4), (2, 2)])
+def test_a_share_of_a_gpu_does_not_span_two(share: float, slots: int):
+    assert ClusterResources(64, 4, 1).worker_slots(1, share) == slots
+
+
 def test_what_runs_already_counts_as_come():
     running = with_autoscaler(
         ClusterResources(52, 5, 3, (HEAD, (4.0, 1.0), (48.0, 4.0)), 3), parse_autoscaler_config(CLUSTER)

@@ -89,6 +89,36 @@ if dist.get_rank() == 0:
 dist.destroy_process_group()
 """
 
+# What each of two workers says when a checkpoint is due, by what was added to one weight of worker 1.
+APART = """
+import json, sys, torch, torch.distributed as dist
+from distributed.train.checkpoint import StorageCheckpointer, checkpoints
+from distributed.train.process_group import TorchCommunicator
+from helpers import SMALL
+from model.config import TaggerConfig, TrainingConfig
+from model.data.dataset import Dataset
+from model.network.tagger import new_tagger
+from model.training.loop import Training
+
+dist.init_process_group("cpu:gloo")
+data, group, said = Dataset(sys.argv[1]), TorchCommunicator(), []
+train = data.load("train")
+for added in (0.0, 1e-7, 0.01):
+    tagger = new_tagger(TaggerConfig(**SMALL), data.info["words"], 0)
+    training = Training(TrainingConfig(), tagger, train, train, group)
+    tagger.keyphrase_head.bias.data[0] += added * group.rank
+    try:
+        StorageCheckpointer(f"{sys.argv[2]}/{added}", "valid/keyphrase_f1", group).save(training)
+        said.append(None)
+    except RuntimeError as error:
+        said.append(str(error))
+every = [None, None]
+dist.all_gather_object(every, said)
+if group.rank == 0:
+    print(json.dumps([every, [len(checkpoints(f"{sys.argv[2]}/{added}")) for added in (0.0, 1e-7, 0.01)]]))
+dist.destroy_process_group()
+"""
+
 
 def processes(count: int, script: str, tmp_path: Path, *arguments: str) -> Any:
     """What rank 0 of some processes prints."""
@@ -111,3 +141,10 @@ def test_ddp_gives_the_weights_of_one_all_reduce_and_resumes_it(small_dataset: s
     for preset in processes(count, WAYS, tmp_path, small_dataset).values():
         assert set(preset) == {"ddp", "auto", "flat, ddp", "ddp, flat"}
         assert all(0 <= off < 1e-6 for off in preset.values()), preset
+
+
+def test_workers_whose_weights_differ_save_no_checkpoint(small_dataset: str, tmp_path: Path):
+    said, saved = processes(2, APART, tmp_path, small_dataset, str(tmp_path))
+    for same, rounded, different in said:  # by both workers, so that neither waits for the other
+        assert same is None and rounded is None and "weights of worker 1 differ from those of worker 0" in different
+    assert saved == [1, 1, 0]

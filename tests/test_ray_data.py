@@ -335,3 +335,17 @@ def test_a_shard_whose_worker_was_killed_is_done_again(cluster: Any, tmp_path: P
         (tmp_path / "1").unlink(missing_ok=True)
         results = parallel_map(str(tmp_path / "d"), 2, actors=actors)(dies_once, [0, 1, 2])
         assert list(results) == [0, 2, 4] and (tmp_path / "1").exists()
+
+
+def test_an_extraction_on_gpus_that_nobody_has_is_refused_before_ray_starts(
+    small_bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def connect(*_: object) -> None:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr("distributed.cluster.ray_data.connect", connect)
+    texts, out = tmp_path / "texts.txt", tmp_path / "out"
+    texts.write_text("some rain\n")
+    done = call("extract", small_bundle, str(texts), "--out", str(out), "--device", "cuda", "--workers", "2")
+    assert done.exit_code == 2 and "--device cuda: no node of the cluster" in done.stderr and not out.exists()

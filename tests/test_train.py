@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from distributed.cluster.preflight import check_storage
 from distributed.cluster.ray_internals import START_TIMEOUT
-from distributed.cluster.resources import ClusterResources, WorkerRequest, plan_workers
+from distributed.cluster.resources import ClusterResources, WorkerRequest, describe_request, plan_workers
 from distributed.train import driver
 from distributed.train.driver import train
 from distributed.train.events import EpochEnd, Event, Note, TrainingStarted, WorkersLost
@@ -203,7 +203,13 @@ def test_a_run_that_may_not_be_retried_fails_with_the_way_to_go_on(cluster, smal
 def test_resources_are_shared_out_with_the_arithmetic_shown():
     here = ClusterResources(cpus=8, gpus=2, nodes=1)
     assert str(plan_workers(RunConfig(workers=2), here)) == "2 x (4 CPU, 1 GPU)"
-    assert str(plan_workers(RunConfig(workers=4), here)) == "4 x (2 CPU)"  # not every worker would have a GPU
+    fallback = plan_workers(RunConfig(workers=4), here)
+    assert str(fallback) == "4 x (2 CPU)"  # not every worker would have a GPU
+    assert fallback.note and "4 workers" in fallback.note and "has 2 GPUs; use --workers 2" in fallback.note
+    assert describe_request(fallback, here)["note"] == fallback.note
+    for unsurprising in (RunConfig(workers=2), RunConfig(workers=4, device="cpu")):
+        assert plan_workers(unsurprising, here).note is None
+    assert plan_workers(RunConfig(workers=4), ClusterResources(8, 0, 1)).note is None
     assert str(plan_workers(RunConfig(workers=4, cpus_per_worker=1), here)) == "4 x (1 CPU)"
     refused(lambda: plan_workers(RunConfig(workers=9), here), "9 CPUs", "cluster has 8")
     refused(lambda: plan_workers(RunConfig(workers=4, cpus_per_worker=3), here), "12 CPUs", "cluster has 8")

@@ -4,10 +4,23 @@ import socket
 
 import psutil
 import pytest
+import torch
+from ray.exceptions import ActorDiedError
 from ray.train.torch import TorchConfig
 
-from distributed.train import trainer
-from distributed.train.trainer import ClusterTorchConfig, interface_of, make_trainer, set_gloo_interface
+from distributed.sweep.metric import Metric
+from distributed.train import failures, trainer
+from distributed.train.trainer import (
+    ClusterTorchConfig,
+    interface_of,
+    make_trainer,
+    set_network_interface,
+    worker_device,
+)
+from distributed.tune import trainable, trial_run
+from distributed.tune.trial_run import TrialRun, TrialSettings, TrialSpec
+from model.network.device import seed_dropout
+from model.training.communicator import SingleProcess
 
 
 def test_the_interface_with_an_address_is_found():
@@ -30,17 +43,31 @@ def test_gloo_is_told_before_its_group_is_made(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(TorchConfig().backend_cls, "on_start", lambda *_: steps.append("made"))
     config = ClusterTorchConfig(backend="gloo")
     config.backend_cls().on_start(Workers(), config)
-    assert steps == ["set_gloo_interface", "made"]
+    assert steps == ["set_network_interface", "made"]
 
 
 def test_what_a_user_has_set_stays(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(trainer.ray.util, "get_node_ip_address", lambda: "127.0.0.1")
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
-    set_gloo_interface()
-    assert interface_of("127.0.0.1") == trainer.os.environ["GLOO_SOCKET_IFNAME"]
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "mine")
-    set_gloo_interface()
-    assert trainer.os.environ["GLOO_SOCKET_IFNAME"] == "mine"
+    monkeypatch.delenv("NCCL_SOCKET_IFNAME", raising=False)
+    set_network_interface()
+    assert trainer.os.environ["GLOO_SOCKET_IFNAME"] == interface_of("127.0.0.1")
+    assert trainer.os.environ["NCCL_SOCKET_IFNAME"] == f"={interface_of('127.0.0.1')}"
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        monkeypatch.setenv(name, "mine")
+    set_network_interface()
+    assert trainer.os.environ["GLOO_SOCKET_IFNAME"] == trainer.os.environ["NCCL_SOCKET_IFNAME"] == "mine"
+
+
+def test_a_workers_device_has_the_index_of_the_thread_that_trains(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert worker_device(gpu=True) == torch.device("cuda:1") and worker_device(gpu=False) == torch.device("cpu")
+    made: list[torch.device] = []
+    monkeypatch.setattr(trial_run, "resume_training", lambda *arguments: made.append(arguments[3]))
+    for gpus in (1.0, 0.2, 0.0):
+        settings = TrialSettings(None, None, 2, 1, gpus, Metric.parse("valid/keyphrase_f1"))
+        TrialRun(TrialSpec("t", {"data": "d"}, "f"), None, settings, SingleProcess(), None)
+    assert made == [torch.device("cuda:1"), torch.device("cuda:1"), torch.device("cpu")]
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -51,11 +78,62 @@ def test_a_trainer_asks_for_what_it_is_given():
     scaling, run = trainer.scaling_config, trainer.run_config
     assert scaling.num_workers == (2, 4) and scaling.use_gpu and scaling.resources_per_worker == {"CPU": 3, "GPU": 1}
     assert (run.name, run.storage_path) == ("run", "/tmp/x")
-    assert (trainer.backend_config.backend, trainer.backend_config.timeout_s) == ("nccl", 60)
+    assert (trainer.backend_config.backend, trainer.backend_config.timeout_s) == ("cpu:gloo,cuda:nccl", 60)
     assert trainer.train_loop_config == {"a": 1}
     # Ray restarts nothing unless it is told to: not after a failure, and not after a preemption, which it counts apart.
     assert (run.failure_config.max_failures, run.failure_config.max_preemption_failures) == (0, 0)
     cpu = make_trainer(print, {}, name="run", scratch="/tmp/x", workers=2, cpus=1, gpu=False)
+    assert cpu.backend_config.timeout_s == 600  # of trials and benchmarks as of trainings
     assert cpu.backend_config.backend == "gloo" and cpu.scaling_config.num_workers == 2
     names = [type(callback).__name__ for callback in cpu._create_default_callbacks()]
     assert "BackendSetupCallback" in names and "PlacementGroupCleanerCallback" not in names
+
+
+@pytest.mark.parametrize(("gpus", "freed"), [(0.2, 2), (1.0, 0), (0.0, 0)])
+def test_trials_that_share_a_gpu_give_memory_back_between_them(
+    monkeypatch: pytest.MonkeyPatch, gpus: float, freed: int
+):
+    calls: list[None] = []
+
+    class Run:
+        def __init__(self, spec: TrialSpec, *_: object) -> None:
+            self.spec = spec
+
+        def epoch(self, number: int) -> None: ...
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append(None))
+    monkeypatch.setattr(trainable, "TrialRun", Run)
+    runner = object.__new__(trainable.InProcessRunner)
+    runner.run, runner.data, runner.events = None, None, None
+    runner.settings = TrialSettings(None, None, 1, 1, gpus, Metric.parse("valid/keyphrase_f1"))
+    for name in ("a", "a", "b"):
+        runner.epoch(TrialSpec(name, {}, ""), 1)
+    assert len(calls) == freed
+
+
+def test_dropout_is_seeded_on_the_device_that_trains(monkeypatch: pytest.MonkeyPatch):
+    current, seeded = [0], []
+
+    class Device:
+        def __init__(self, device: torch.device) -> None:
+            self.index = device.index
+
+        def __enter__(self) -> None:
+            current.append(self.index)
+
+        def __exit__(self, *_: object) -> None:
+            current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", Device)
+    monkeypatch.setattr(torch.cuda, "manual_seed", lambda seed: seeded.append(current[-1]))
+    seed_dropout(0, 0, 0, 0, torch.device("cuda:1"))
+    seed_dropout(0, 0, 0, 0, torch.device("cpu"))
+    assert seeded == [1]
+
+
+def test_a_worker_that_nccl_may_have_ended_is_explained():
+    died = RuntimeError("A worker health check failed.")
+    died.health_check_failure = ActorDiedError()
+    assert "600 s" in failures.describe({1: died}, gpu=True) and "Watchdog" in failures.describe({1: died}, gpu=True)
+    assert failures.describe({1: died}, gpu=False) == "worker 1: A worker health check failed."
+    assert failures.describe({1: ValueError("no")}, gpu=True) == "worker 1: no"

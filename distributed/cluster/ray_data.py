@@ -9,7 +9,7 @@ import pickle
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from distributed.cluster.connection import cluster_address, connect
+from distributed.cluster.connection import cluster_address, connect, inspect_cluster
 from model import storage
 from model.errors import RunFailedError, UserError
 from model.shards import ParallelMap, serial_map
@@ -31,12 +31,17 @@ def parallel_map(out: str, workers: int | None = None, actors: bool = False, gpu
         gpu: give each process a GPU.
 
     Raises:
-        UserError: the workers would not see each other's files.
+        UserError: the workers would not see each other's files, or the cluster has no GPU.
     """
     if not cluster_address() and (workers or 1) == 1:
         return serial_map
     from distributed.cluster.preflight import check_storage
 
+    if gpu and not inspect_cluster().maximum.worker_slots(1, 1):
+        raise UserError(
+            f"--device cuda: no node of the cluster has a CPU and a GPU for a worker (it has {inspect_cluster().maximum}); use "
+            f"--device cpu, or a cluster with GPUs"
+        )
     if out.startswith("memory://"):
         raise UserError(
             f"{out}: is in the memory of one process, which workers do not share; give --out a path or another URI"

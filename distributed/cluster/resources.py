@@ -42,7 +42,7 @@ class ClusterResources:
     def worker_slots(self, cpus: int, gpus: float) -> int:
         """Return how many workers of the given CPUs and GPUs fit; a worker does not span nodes."""
         nodes = self.node_resources or ((self.cpus, self.gpus),)
-        slots = [min(int(c / cpus), int(g / gpus + 1e-9) if gpus else int(c / cpus)) for c, g in nodes]
+        slots = [min(int(c / cpus), _gpu_slots(g, gpus) if gpus else int(c / cpus)) for c, g in nodes]
         return int(_sum_largest(slots, self.fixed_nodes, self.nodes))
 
     def describe_count(self, kind: Literal["CPU", "GPU", "node"]) -> str:
@@ -63,11 +63,19 @@ class ClusterResources:
 
 @dataclass(frozen=True)
 class WorkerRequest:
-    """The resources that a training requests: `cpus` CPUs, and a GPU or none, for each of `workers` workers."""
+    """The resources that a training requests.
+
+    Attributes:
+        workers: number of workers.
+        cpus: CPUs of each worker.
+        gpu: whether each worker has a GPU.
+        note: a line for the user where GPUs are left unused; None otherwise.
+    """
 
     workers: int
     cpus: int
     gpu: bool
+    note: str | None = None
 
     def __str__(self) -> str:
         return f"{self.workers} x ({self.cpus} CPU{', 1 GPU' if self.gpu else ''})"
@@ -96,6 +104,12 @@ def sum_resources(nodes: tuple[Node, ...], fixed: int, count: int) -> ClusterRes
     return ClusterResources(cpus, gpus, count, nodes, fixed)
 
 
+def _gpu_slots(gpus: float, share: float) -> int:
+    """Return how many workers with a share of a GPU, or a whole number of GPUs, fit on a node; no share spans two GPUs."""
+    per_gpu = int(1 / share + 1e-9)
+    return int(gpus) * per_gpu if per_gpu else int(gpus / share + 1e-9)
+
+
 def _sum_largest(values: list[float] | list[int], fixed: int, count: int) -> float:
     """Return the sum of the first `fixed` values and the largest of the others, `count` in all."""
     return sum(values[:fixed]) + sum(sorted(values[fixed:], reverse=True)[: max(0, count - fixed)])
@@ -110,7 +124,7 @@ def plan_workers(run: RunConfig, cluster: ClusterResources) -> WorkerRequest:
     needed, maximum = run.min_workers or run.workers, cluster.maximum
     gpu = run.device == "cuda" or (run.device == "auto" and maximum.gpus >= needed)
     cpus = run.cpus_per_worker or (max(1, maximum.cpus // run.workers) if maximum.nodes == 1 else 1)
-    request = WorkerRequest(run.workers, cpus, gpu)
+    request = WorkerRequest(run.workers, cpus, gpu, _unused_gpus(run, needed, gpu, cluster))
     if needed * cpus > maximum.cpus:
         raise UserError(
             f"{needed} x ({cpus} CPU) needs {needed * cpus} CPUs, and the cluster has {cluster.describe_count('CPU')}; "
@@ -130,9 +144,19 @@ def plan_workers(run: RunConfig, cluster: ClusterResources) -> WorkerRequest:
     return request
 
 
-def describe_request(request: WorkerRequest, cluster: ClusterResources) -> dict[str, dict[str, int] | None]:
+def _unused_gpus(run: RunConfig, needed: int, gpu: bool, cluster: ClusterResources) -> str | None:
+    if run.device != "auto" or gpu or not cluster.maximum.gpus:
+        return None
+    return (
+        f"training on the CPU: {needed} workers would need a GPU each, and the cluster has "
+        f"{cluster.describe_count('GPU')}; use --workers {cluster.maximum.gpus} to train on GPUs, or --device cpu"
+    )
+
+
+def describe_request(request: WorkerRequest, cluster: ClusterResources) -> dict[str, dict[str, int] | str | None]:
     """Return the request and the cluster, for `--dry-run`."""
     return {
         "asks": {"workers": request.workers, "cpus_per_worker": request.cpus, "gpus_per_worker": int(request.gpu)},
         **cluster.as_dict(),
+        "note": request.note,
     }

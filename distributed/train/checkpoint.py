@@ -38,6 +38,7 @@ SAVE: CheckpointRequest = "save"
 STOP: CheckpointRequest = "stop"  # save first
 MAX_CHECKPOINTS = 2
 _SECONDS_BETWEEN_REQUESTS = 0.5
+_ROUNDING = 1e-4  # of sums of weights that processors of different kinds have updated with the same gradients
 _PREFIX = "checkpoint_epoch_"
 _BEST, _COUNTS = "best.safetensors", "counts"
 
@@ -109,7 +110,9 @@ class StorageCheckpointer:
 
         Raises:
             StoppedError: a stop was requested; raised on all workers.
+            RuntimeError: the workers' weights differ; raised on all workers, and nothing is saved.
         """
+        self._compare_weights(training)
         state = training.state()
         self.last_save = time.monotonic()
         if self.communicator.rank == 0:
@@ -117,6 +120,22 @@ class StorageCheckpointer:
         stopping = torch.tensor(int(self.stopping), device=training.device)
         if int(self.communicator.all_reduce(stopping)):
             raise StoppedError
+
+    def _compare_weights(self, training: Training) -> None:
+        """Check that all workers have the same weights, but for rounding on unlike processors. Raises RuntimeError."""
+        group = self.communicator
+        if group.size == 1:
+            return
+        own = weight_sums(training.tagger.state_dict())
+        sums = own.new_zeros(group.size, len(own))
+        sums[group.rank] = own
+        sums = group.all_reduce(sums)
+        same = torch.isclose(sums, sums[0], rtol=_ROUNDING, atol=_ROUNDING).all(1).tolist()
+        if not all(same):
+            raise RuntimeError(
+                f"{self.folder}: the weights of worker {same.index(False)} differ from those of worker 0 after epoch "
+                f"{training.epoch}, step {training.step}: a gradient was lost or changed between them"
+            )
 
     def _write(self, training: Training, state: TrainingState) -> None:
         if training.step == 0 and training.epoch:
@@ -151,6 +170,11 @@ def resume_training(
     )
     checkpointer.restore(training)
     return training
+
+
+def weight_sums(weights: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return the sum of the absolute values of each weight tensor, (tensors,) on their device: a cheap checksum."""
+    return torch.stack([torch.linalg.vector_norm(each, 1, dtype=torch.float64) for each in weights.values()])
 
 
 def checkpoints(folder: str) -> list[str]:

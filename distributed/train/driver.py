@@ -24,7 +24,6 @@ from model.errors import DivergedError
 if TYPE_CHECKING:
     import ray.train
 
-_COLLECTIVE_TIMEOUT_S = 600
 _FAILED_STARTS = 30  # of a worker group; an elastic group has one for each lost node
 
 
@@ -54,6 +53,8 @@ def train(config: Config, on_event: EventHandler) -> TrainResult:
     began = time.perf_counter()
     with WandbRun(config, folder) as tracker:
         on_event(Note(f"run {config.run.name}: {request} on {cluster.describe_count('node')}, {tracker.where}"))
+        if request.note:
+            on_event(Note(request.note))
 
         def handle(event: Event) -> None:
             if isinstance(event, EpochEnd):
@@ -78,7 +79,7 @@ def _fit(config: Config, request: WorkerRequest, folder: str, on_event: EventHan
 
     events, control = driver_queue(), driver_queue()
     data = ray.put(SharedData.load(config.data, config.tagger.uses_word_features))
-    settings = WorkerSettings(config.model_dump(), folder, data, request.cpus, events, control)
+    settings = WorkerSettings(config.model_dump(), folder, data, request.cpus, request.gpu, events, control)
     limit = NoProgressLimit(config.run.retries, on_event)
 
     def fit() -> "ray.train.Result":
@@ -93,12 +94,11 @@ def _fit(config: Config, request: WorkerRequest, folder: str, on_event: EventHan
                     cpus=request.cpus,
                     gpu=request.gpu,
                     failure_config=_failure_config(config.run),
-                    callbacks=[WorkerLossCallback(folder, events)],
-                    collective_timeout_s=_COLLECTIVE_TIMEOUT_S,
+                    callbacks=[WorkerLossCallback(folder, events, request.gpu)],
                 )
                 return trainer.fit()
         except Exception as error:
-            raise to_user_error(error, folder) from error
+            raise to_user_error(error, folder, request.gpu) from error
 
     result = run_in_background(
         fit,

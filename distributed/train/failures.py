@@ -3,24 +3,32 @@
 from typing import TYPE_CHECKING
 
 import ray.train
+from ray.exceptions import RayActorError
 from ray.train import ControllerError, WorkerGroupError
 
 from distributed.train.events import Event, EventHandler, Note, TrainingStarted, WorkersLost, send
+from distributed.train.trainer import COLLECTIVE_TIMEOUT_S
 from model.errors import RunFailedError, UserError
 
 if TYPE_CHECKING:
     from ray.util.queue import Queue
 
+_NCCL_HINT = (
+    f"; on GPUs, a worker whose exchange with another takes longer than {COLLECTIVE_TIMEOUT_S} s ends like this, and Ray's log "
+    f"of it says 'Watchdog caught collective operation timeout'"
+)
+
 
 class WorkerLossCallback(ray.train.UserCallback):
     """Reports lost workers to the driver. Runs in Ray's controller."""
 
-    def __init__(self, folder: str, events: "Queue") -> None:
-        self.folder, self.events = folder, events
+    def __init__(self, folder: str, events: "Queue", gpu: bool) -> None:
+        self.folder, self.events, self.gpu = folder, events, gpu
 
     def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
         """Called by Ray before it restarts the workers."""
-        send(self.events, WorkersLost(describe(worker_exceptions), worker_error(self.folder, worker_exceptions)))
+        error = worker_error(self.folder, worker_exceptions, self.gpu)
+        send(self.events, WorkersLost(describe(worker_exceptions, self.gpu), error))
 
 
 class NoProgressLimit:
@@ -50,25 +58,35 @@ class NoProgressLimit:
                 self.on_event(event)
 
 
-def describe(failures: dict[int, Exception]) -> str:
-    """Return the reasons why workers (rank: error) failed, in one line."""
-    return "; ".join(f"worker {rank}: {str(error).strip().splitlines()[0]}" for rank, error in failures.items())
+def describe(failures: dict[int, Exception], gpu: bool) -> str:
+    """Return the reasons why workers (rank: error) failed, in one line.
+
+    Args:
+        failures: of the workers, by rank.
+        gpu: whether they trained on GPUs, where NCCL ends a process that has waited too long for another.
+    """
+    reasons = "; ".join(f"worker {rank}: {str(error).strip().splitlines()[0]}" for rank, error in failures.items())
+    died = any(isinstance(getattr(error, "health_check_failure", None), RayActorError) for error in failures.values())
+    return reasons + _NCCL_HINT if gpu and died else reasons
 
 
-def worker_error(folder: str, failures: dict[int, Exception]) -> UserError | RunFailedError:
-    """Return the error that ends a training whose workers (rank: error) fail: a UserError where a retry would not help."""
+def worker_error(folder: str, failures: dict[int, Exception], gpu: bool) -> UserError | RunFailedError:
+    """Return the error that ends a training whose workers fail: a UserError where a retry would not help.
+
+    The arguments are those of `describe`.
+    """
     for rank, error in failures.items():
         if isinstance(error, UserError):
             return error
         if isinstance(error, OSError) and error.errno is not None:
             return UserError(f"{folder}: worker {rank} could not read or write: {error}; make room, then use --resume")
-    return _failed(folder, describe(failures))
+    return _failed(folder, describe(failures, gpu))
 
 
-def to_user_error(error: Exception, folder: str) -> UserError | RunFailedError:
-    """Return what Ray Train raised as an error that says what to do."""
+def to_user_error(error: Exception, folder: str, gpu: bool) -> UserError | RunFailedError:
+    """Return what Ray Train raised as an error that says what to do; `gpu` is whether the workers had GPUs."""
     if isinstance(error, WorkerGroupError) and error.worker_failures:
-        return worker_error(folder, error.worker_failures)
+        return worker_error(folder, error.worker_failures, gpu)
     cause = error.controller_failure if isinstance(error, ControllerError) else error
     cause = getattr(cause, "cause", None) or cause  # a RayTaskError's own message does not give the cause
     return _failed(folder, f"{type(cause).__name__}: {str(cause).strip().splitlines()[0]}")

@@ -7,12 +7,15 @@ from typing import Protocol, TypeVar
 
 import ray
 import ray.train
+import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from distributed.cluster.ray_internals import drop_unused_callbacks
+from model.network.device import with_index
 
 _SECONDS_BETWEEN_RESIZES = 30.0  # of an elastic group that could grow; each costs the work since the last checkpoint
-COLLECTIVE_TIMEOUT_S = 1800  # torch's default
+COLLECTIVE_TIMEOUT_S = 600
+_GPU_BACKEND = "cpu:gloo,cuda:nccl"  # tensors on the CPU, and objects, do not pass through the GPU
 Setting = TypeVar("Setting")
 
 
@@ -46,7 +49,7 @@ def make_trainer(
     trainer = TorchTrainer(
         train_loop,
         train_loop_config=dict(settings),
-        torch_config=ClusterTorchConfig(backend="nccl" if gpu else "gloo", timeout_s=collective_timeout_s),
+        torch_config=ClusterTorchConfig(backend=_GPU_BACKEND if gpu else "gloo", timeout_s=collective_timeout_s),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers,
             use_gpu=gpu,
@@ -82,20 +85,31 @@ class _WorkerGroup(Protocol):
 
 class _ClusterTorchBackend(TorchConfig().backend_cls):  # type: ignore[misc]
     def on_start(self, worker_group: _WorkerGroup, backend_config: TorchConfig) -> None:
-        """Set gloo's interface on each worker, then create the process group. Runs in Ray's controller."""
-        worker_group.execute(set_gloo_interface)
+        """Set the interface on each worker, then create the process group. Runs in Ray's controller."""
+        worker_group.execute(set_network_interface)
         super().on_start(worker_group, backend_config)
 
 
-def set_gloo_interface() -> None:
-    """Make gloo use the interface that has this node's address in the cluster. Runs on each worker.
+def set_network_interface() -> None:
+    """Make gloo and NCCL use the interface that has this node's address in the cluster. Runs on each worker.
 
     By default gloo uses the address that the host name resolves to. On many machines that is a loopback address, which
-    other nodes cannot reach: creating the group fails, or each worker waits for the others.
+    other nodes cannot reach: creating the group fails, or each worker waits for the others. NCCL takes the first interface
+    that looks suitable, which may be one of a container bridge.
     """
     interface = interface_of(ray.util.get_node_ip_address())
     if interface is not None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")  # without the sign: any name that begins so
+
+
+def worker_device(gpu: bool) -> torch.device:
+    """Return the device of this worker. Called in the thread that trains, of which Ray Train sets the current device.
+
+    Args:
+        gpu: whether the worker has a GPU; Ray shows the process of a one-worker trial no other.
+    """
+    return with_index(torch.device("cuda" if gpu else "cpu"))
 
 
 def interface_of(address: str) -> str | None:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import ray
 import ray.train
-import ray.train.torch
 import torch
 from ray.exceptions import RayError
 
@@ -25,6 +24,7 @@ from distributed.train.checkpoint import (
 from distributed.train.events import EpochEnd, EventSender, Note, TrainingStarted
 from distributed.train.process_group import TorchCommunicator
 from distributed.train.shared_data import SharedData
+from distributed.train.trainer import worker_device
 from model import storage
 from model.config import make_config
 from model.errors import DivergedError, UserError
@@ -47,6 +47,7 @@ class WorkerSettings:
         folder: location of the run's folder.
         data: reference to a SharedData, of which each node has one copy in memory.
         threads: number of torch's threads.
+        gpu: whether each worker has a GPU.
         events: the queue to the driver.
         control: the queue from the driver; any item requests a stop.
     """
@@ -55,6 +56,7 @@ class WorkerSettings:
     folder: str
     data: "ObjectRef[SharedData]"
     threads: int
+    gpu: bool
     events: "Queue"
     control: "Queue"
 
@@ -90,7 +92,7 @@ def _train(settings: WorkerSettings, communicator: Communicator, sender: EventSe
         on_note,
         _checkpoint_request(settings.control, on_note),
     )
-    device = ray.train.torch.get_device() if torch.cuda.is_available() else torch.device("cpu")
+    device = worker_device(settings.gpu)
     on_progress = sender.send if sender else None
     training = resume_training(config, ray.get(settings.data), communicator, device, checkpointer, on_progress)
     if sender:

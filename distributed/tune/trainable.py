@@ -47,6 +47,8 @@ class InProcessRunner:
         """Train an epoch of a trial."""
         if self.run is None or self.run.spec != spec:
             self.run = None  # its memory first
+            if 0 < self.settings.gpus < 1:
+                torch.cuda.empty_cache()  # the other trials on this GPU may need what torch has kept
             self.run = TrialRun(spec, self.data, self.settings, SingleProcess(), self.events)
         return self.run.epoch(number)
 
@@ -131,8 +133,6 @@ def worker_group_loop(config: dict[str, Any]) -> None:
     """Train the requested epochs. Runs on each worker of the group; rank 0 takes the requests."""
     settings: TrialSettings = config["settings"]
     torch.set_num_threads(settings.cpus)
-    if settings.gpus:
-        torch.cuda.set_device(ray.train.torch.get_device())
     group, data = TorchCommunicator(), ray.get(settings.data)
     run: TrialRun | None = None
     events = EventSender(settings.events) if group.rank == 0 else None
@@ -140,7 +140,7 @@ def worker_group_loop(config: dict[str, Any]) -> None:
         threading.Thread(target=_heartbeat, args=(events,), daemon=True).start()
     while True:
         taken = [_next_request(config["requests"]) if events else None]
-        dist.broadcast_object_list(taken)
+        dist.broadcast_object_list(taken, device=torch.device("cpu"))  # through gloo: NCCL would keep the GPU busy
         if taken[0] is None:
             continue
         spec, number = taken[0]

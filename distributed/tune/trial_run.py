@@ -2,12 +2,11 @@
 
 from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
-import torch
-
 from distributed.sweep.metric import Metric
 from distributed.train.checkpoint import StorageCheckpointer, resume_training
 from distributed.train.events import EventSender
 from distributed.train.shared_data import SharedData
+from distributed.train.trainer import worker_device
 from distributed.tune.events import TrialProgress, TrialStarted
 from model.config import make_config
 from model.errors import DivergedError, UserError
@@ -107,7 +106,7 @@ class TrialRun:
             config,
             data,
             communicator,
-            torch.device("cuda" if settings.gpus else "cpu"),
+            worker_device(bool(settings.gpus)),
             self.checkpointer,
             (lambda progress: events.send(TrialProgress(spec.trial, progress))) if events else None,
         )

@@ -24,8 +24,18 @@ def tune_malloc() -> None:
         library.mallopt(_TOP_PAD, 2 * _MAX_HEAP_BLOCK)
 
 
+def with_index(device: torch.device) -> torch.device:
+    """Return a device with its number.
+
+    `cuda` alone is the current device of whatever thread uses it: a thread that copies batches would copy them to GPU 0.
+    """
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
 def resolve_device(name: str) -> torch.device:
-    """Return the device `cpu`, `cuda` or `cuda:N`.
+    """Return the device `cpu`, `cuda` or `cuda:N`, with its number.
 
     Raises:
         UserError: this machine or this build of torch has no such device.
@@ -38,7 +48,7 @@ def resolve_device(name: str) -> torch.device:
         raise UserError(
             f"device {name}: cannot be used here ({reason}); choose cpu, or cuda on a machine that has a GPU"
         ) from None
-    return device
+    return with_index(device)
 
 
 def check_precision(precision: str, device: torch.device) -> None:
@@ -65,9 +75,10 @@ def seed_dropout(seed: int, epoch: int, step: int, rank: int, device: torch.devi
         seed: of the training.
         epoch, step: from 0.
         rank: of this worker.
-        device: whose generator is seeded, besides the CPU's.
+        device: whose generator is seeded, besides the CPU's; this thread's current device may be another.
     """
     step_seed = int(np.random.SeedSequence([seed, epoch, step, rank]).generate_state(1)[0])
     torch.default_generator.manual_seed(step_seed)  # torch.manual_seed looks for every kind of device at each call
     if device.type == "cuda":
-        torch.cuda.manual_seed(step_seed)
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(step_seed)

@@ -17,7 +17,7 @@ from model.data.batching import Batch, RowIds, epoch_batches, prefetch
 from model.data.dataset import Split
 from model.data.training_batches import TrainingBatches
 from model.errors import DivergedError
-from model.network.device import check_precision, seed_dropout, tune_malloc
+from model.network.device import check_precision, seed_dropout, tune_malloc, with_index
 from model.network.tagger import EmbeddingRows, Logits, Tagger
 from model.training import legacy_metrics
 from model.training.communicator import Communicator, SingleProcess
@@ -85,7 +85,7 @@ class Training:
         tune_malloc()
         self.config, self.train, self.valid = config, train, valid
         self.communicator: Communicator = communicator or SingleProcess()
-        self.device = device or torch.device("cpu")
+        self.device = with_index(device or torch.device("cpu"))
         check_precision(config.precision, self.device)
         self.on_progress, self.checkpointer = on_progress, checkpointer
         self.tagger = tagger.to(self.device)
