@@ -146,8 +146,8 @@ def _trial(device: torch.device, folder: Path) -> None:
 
 def benchmark(device: torch.device, folder: Path) -> str:
     """Run the benchmark once."""
-    done = run("benchmark", "--data", small(folder), "--repeats", "1", "--texts", "20000", "--json")
-    result = result_of(done.stdout)
+    stdout, _ = run("benchmark", "--data", small(folder), "--repeats", "1", "--texts", "20000", "--json")
+    result = result_of(stdout)
     return ", ".join(f"{name} {result[name]}" for name in FIELDS)
 
 
