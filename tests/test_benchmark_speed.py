@@ -1,18 +1,22 @@
 """The parts of the speed benchmark: the baselines, measurements, and groups that are timed in rounds."""
 
-from itertools import islice
+import time
+from contextlib import nullcontext
+from itertools import count, islice
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from helpers import SMALL
 from torch.distributed import TCPStore
 
-from jobs.benchmark import reference
+from jobs.benchmark import process_groups, reference, speed
 from jobs.benchmark.communication import exchange_table
 from jobs.benchmark.process_groups import GroupSpec, by_ray, by_torchrun
 from jobs.benchmark.reference import flops_per_token, gemm_roofline, reference_steps, timed, training_steps
-from jobs.benchmark.single_process import Measurements, measure_prepare
+from jobs.benchmark.single_process import STEP, Measurements, _variants, measure_prepare
+from jobs.benchmark.traffic import count_sent_bytes
 from model.config import Config, TaggerConfig, TrainingConfig
 from model.data.dataset import Dataset
 from model.errors import RunFailedError
@@ -78,6 +82,75 @@ def test_ratios_are_medians_of_rounds():
     assert measurements.ratio("fast", "slow") == 12
     assert [row.median for row in measurements.rows()] == [12, 1] and measurements.rows()[0].high == 40
 
+    assert measurements.ratio("fast", "never measured") is None
+    measurements.add("fast", "/s", 1)  # the last round ended before the other
+    assert measurements.ratio("fast", "slow") == 12
+
+
+def test_what_changes_nothing_on_a_gpu_is_not_measured_there():
+    on_cpu, on_gpu = _variants(CPU), _variants(torch.device("cuda:0"))
+    assert {"  torch's recurrence", "  torch's dropout"} <= set(on_cpu) and STEP in on_gpu
+    assert not {"  torch's recurrence", "  torch's dropout"} & set(on_gpu)
+
+
+def test_a_gpu_is_waited_for_once_after_many_items(monkeypatch: pytest.MonkeyPatch):
+    syncs: list[float] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: syncs.append(time.perf_counter()))
+    monkeypatch.setattr(reference, "_SECONDS", 0.05)
+    done = []
+    rate = timed((done.append(time.sleep(0.0005)) or 1.0 for _ in count()), torch.device("cuda:0"))
+    assert 0 < len(syncs) <= len(done) / 10 and rate < 2000
+
+
+@pytest.mark.parametrize(("gpus", "device", "found"), [(1, "cuda", "cpu"), (2, "cuda", "cuda"), (0, "cpu", "cpu")])
+def test_groups_without_a_gpu_for_each_worker_use_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, device: str, found: str
+):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    where, reason = speed._groups_device(2, torch.device(device))
+    assert where.type == found and (gpus != 1 or "there is 1" in reason)
+
+
+def test_a_part_that_fails_loses_no_results_of_the_others(small_dataset: str, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object) -> None:
+        raise RunFailedError("the group x did not start")
+
+    def fake(*arguments: object) -> None:
+        arguments[-1].add("prepare, per second of a core", "texts/s", 7.0)
+
+    monkeypatch.setattr(speed, "by_torchrun", lambda *_: nullcontext())
+    monkeypatch.setattr(speed, "measure_in_process", lambda *_: None)
+    monkeypatch.setattr(speed, "measure_prepare", fake)
+    monkeypatch.setattr(speed, "_trial_start", lambda *_: 0.5)
+    monkeypatch.setattr(speed, "_measure_groups", fail)
+    monkeypatch.setattr(speed, "force_local_cluster", lambda: None)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    lines: list[str] = []
+    result = speed.benchmark(speed.BenchmarkConfig(small_dataset), lines.append)
+    assert result.failed == ["the group x did not start"] and result.ray_vs_torchrun is None
+    assert (result.prepare_texts_per_s, result.trial_start_s) == (7.0, 0.5)
+    assert len(lines) == 5 and "part 4 failed" in lines[-1]
+
+
+def test_a_group_that_never_starts_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(process_groups, "_START_LIMIT_S", 0.1)
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    spec = GroupSpec("never", 2, ("127.0.0.1", store.port), {}, 1, gpu=True)
+    with pytest.raises(RunFailedError, match=r"never did not start in 0.1 s.*a GPU each; use fewer --workers"):
+        process_groups.ProcessGroupHandle(spec, store, lambda: True)
+
+
+def test_bytes_are_counted_where_collectives_are_called(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(dist, "get_world_size", lambda: 4)
+    for name in ("all_reduce", "all_gather"):
+        monkeypatch.setattr(dist, name, lambda *_, **__: None)
+    before = dist.all_reduce, dist.all_gather
+    with count_sent_bytes() as sent:
+        dist.all_reduce(torch.zeros(10), async_op=True)
+        assert sent.total == 2 * 3 / 4 * 40
+        dist.all_gather([], torch.zeros(10, dtype=torch.bfloat16))
+    assert sent.total == 60 + 3 * 20 and (dist.all_reduce, dist.all_gather) == before
+
 
 def test_prepare_is_measured_on_all_texts(small_dataset: str, tmp_path: Path):
     measurements = Measurements()
@@ -100,7 +173,7 @@ def test_groups_of_torchrun_and_of_ray_train_take_turns(cluster, small_dataset: 
     config = Config(data=small_dataset, tagger=TaggerConfig(**SMALL)).model_dump()
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     spec = GroupSpec("torchrun", 2, ("127.0.0.1", store.port), config, 1, steps=10)
-    with by_torchrun(spec, store) as one, by_ray(spec._replace(name="ray"), store, gpu=False) as other:
+    with by_torchrun(spec, store) as one, by_ray(spec._replace(name="ray"), store) as other:
         results = [group.measure() for _ in range(2) for group in (one, other)]
     assert all(each.tokens_per_s > 100 for each in results)
     assert results[0].bytes_per_step > 4 * 2 * 3000  # the network's weights alone, from both

@@ -26,8 +26,8 @@ from distributed.sweep.results import (
 from distributed.train.result import TrainResult
 from jobs.benchmark.accuracy import ComparisonResult, SystemRow
 from jobs.benchmark.communication import ExchangeRow
+from jobs.benchmark.result import BenchmarkResult, Machine
 from jobs.benchmark.single_process import Row
-from jobs.benchmark.speed import BenchmarkResult, Machine
 from model.data.dataset_info import DatasetInfo, PrepareSettings, SourceInfo, SplitInfo, VectorsInfo
 from model.inference.batch_inference import ExtractionInfo, SourceLines
 from model.inference.extractor import Keyphrase

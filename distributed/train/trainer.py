@@ -15,7 +15,7 @@ from model.network.device import with_index
 
 _SECONDS_BETWEEN_RESIZES = 30.0  # of an elastic group that could grow; each costs the work since the last checkpoint
 COLLECTIVE_TIMEOUT_S = 600
-_GPU_BACKEND = "cpu:gloo,cuda:nccl"  # tensors on the CPU, and objects, do not pass through the GPU
+GPU_BACKEND = "cpu:gloo,cuda:nccl"  # tensors on the CPU, and objects, do not pass through the GPU
 Setting = TypeVar("Setting")
 
 
@@ -49,7 +49,7 @@ def make_trainer(
     trainer = TorchTrainer(
         train_loop,
         train_loop_config=dict(settings),
-        torch_config=ClusterTorchConfig(backend=_GPU_BACKEND if gpu else "gloo", timeout_s=collective_timeout_s),
+        torch_config=ClusterTorchConfig(backend=GPU_BACKEND if gpu else "gloo", timeout_s=collective_timeout_s),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers,
             use_gpu=gpu,

@@ -13,7 +13,7 @@ from jobs.console import command, echo, print_json
 
 if TYPE_CHECKING:
     from jobs.benchmark.accuracy import ComparisonResult
-    from jobs.benchmark.speed import BenchmarkResult
+    from jobs.benchmark.result import BenchmarkResult
 
 
 @command
@@ -43,7 +43,7 @@ def benchmark(
     """
     from jobs.demo_corpus import prepare_corpus, write_corpus
     from model import storage
-    from model.errors import UserError
+    from model.errors import RunFailedError, UserError
 
     if not peers and (systems or seeds):
         raise UserError("--systems and --seeds: only --peers uses them; add --peers, or leave them out")
@@ -61,6 +61,8 @@ def benchmark(
     echo(text)
     if json:
         print_json(result)
+    if result.get("failed"):
+        raise RunFailedError("a part of the benchmark failed, as said above")
 
 
 def _compare(data: str, systems: str | None, seeds: int, repeats: int) -> ComparisonResult:

@@ -24,7 +24,9 @@ import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from distributed.train.process_group import TorchCommunicator
+from distributed.train.trainer import COLLECTIVE_TIMEOUT_S, GPU_BACKEND, make_trainer, worker_device
 from jobs.benchmark.reference import reference_steps, training_steps
+from jobs.benchmark.traffic import count_sent_bytes
 from model.config import make_config
 from model.data.dataset import Dataset
 from model.errors import RunFailedError
@@ -33,6 +35,7 @@ from model.training.communicator import SingleProcess
 from model.training.loop import Training
 
 _STORE_TIMEOUT = timedelta(minutes=5)
+_START_LIMIT_S, _STOP_LIMIT_S = 300, 60
 _RUN, _EXIT = "run", "exit"
 
 
@@ -48,6 +51,7 @@ class GroupSpec(NamedTuple):
         shared_model: train one model together; otherwise each process trains its own.
         reference: train with `jobs.benchmark.reference.reference_steps`, each process for itself.
         steps: steps per round.
+        gpu: whether each process trains on a GPU.
     """
 
     name: str
@@ -58,10 +62,11 @@ class GroupSpec(NamedTuple):
     shared_model: bool = True
     reference: bool = False
     steps: int = 30
+    gpu: bool = False
 
 
 class Measurement(NamedTuple):
-    """The result of one round: tokens per second of the group, and bytes that it sent per step."""
+    """The result of one round: tokens per second of the group, and bytes that its processes sent per step, together."""
 
     tokens_per_s: float
     bytes_per_step: float
@@ -93,16 +98,17 @@ def _steps(spec: GroupSpec, device: torch.device) -> Iterator[int]:
     return training_steps(Training(config.training, tagger, train, train, communicator, device))
 
 
-def _timed_round(steps: Iterator[int], device: torch.device) -> tuple[int, float, int]:
-    """Run steps. Return the tokens, the seconds, and the bytes that this machine sent."""
+def _timed_round(steps: Iterator[int], device: torch.device) -> tuple[int, float, float]:
+    """Run steps. Return the tokens, the seconds, and the bytes that this process sent."""
     dist.barrier()
-    sent, began = psutil.net_io_counters().bytes_sent, time.perf_counter()
-    tokens = sum(steps)
+    began = time.perf_counter()
+    with count_sent_bytes() as sent:
+        tokens = sum(steps)
     if device.type == "cuda":
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
     seconds = time.perf_counter() - began
     dist.barrier()
-    return tokens, seconds, psutil.net_io_counters().bytes_sent - sent
+    return tokens, seconds, sent.total
 
 
 class ProcessGroupHandle:
@@ -114,7 +120,7 @@ class ProcessGroupHandle:
     """
 
     def __init__(self, spec: GroupSpec, store: TCPStore, alive: Callable[[], bool]) -> None:
-        """Wait for a group that was just launched. Raises RunFailedError where it does not start."""
+        """Wait for a group that was just launched. Raises RunFailedError where it does not start in time."""
         self.spec, self.store, self._alive = spec, store, alive
         self.memory: list[float] = []
         self._rounds = 0
@@ -122,17 +128,22 @@ class ProcessGroupHandle:
         while store.add(f"{spec.name} ready", 0) < spec.size:
             if not alive():
                 raise RunFailedError(f"the group {spec.name} did not start")
+            if time.perf_counter() - began > _START_LIMIT_S:
+                raise RunFailedError(
+                    f"the group {spec.name} did not start in {_START_LIMIT_S} s: {spec.size} processes need "
+                    f"{spec.threads} CPU(s){' and a GPU' if spec.gpu else ''} each; use fewer --workers"
+                )
             time.sleep(0.05)
         self.startup_seconds = time.perf_counter() - began
 
     def measure(self) -> Measurement:
-        """Run one round. Raises RunFailedError where the group has died."""
+        """Run one round. Raises RunFailedError where the group has died or takes too long."""
         self.store.set(f"{self.spec.name} round {self._rounds}", _RUN)
         results = [json.loads(self._wait_for(f"result {self._rounds} {rank}")) for rank in range(self.spec.size)]
         self._rounds += 1
         # Each process of a shared model counts the tokens of all.
         rate = sum(tokens / seconds for tokens, seconds, _ in (results[:1] if self.spec.shared_model else results))
-        return Measurement(rate, results[0][2] / self.spec.steps)
+        return Measurement(rate, sum(sent for _, _, sent in results) / self.spec.steps)
 
     def close(self) -> None:
         """Tell the processes to exit. Raises RunFailedError where the group has died."""
@@ -140,9 +151,12 @@ class ProcessGroupHandle:
         self.memory = [float(self._wait_for(f"memory {rank}")) for rank in range(self.spec.size)]
 
     def _wait_for(self, key: str) -> str:
+        began = time.perf_counter()
         while not self.store.check([f"{self.spec.name} {key}"]):
             if not self._alive():
                 raise RunFailedError(f"the group {self.spec.name} died")
+            if time.perf_counter() - began > COLLECTIVE_TIMEOUT_S:
+                raise RunFailedError(f"the group {self.spec.name} gave no {key} in {COLLECTIVE_TIMEOUT_S} s")
             time.sleep(0.1)  # poll rarely: the processes are being timed
         return str(self.store.get(f"{self.spec.name} {key}").decode())
 
@@ -163,17 +177,20 @@ def by_torchrun(spec: GroupSpec, store: TCPStore) -> Iterator[ProcessGroupHandle
         group = ProcessGroupHandle(spec, store, lambda: process.poll() is None)
         yield group
         group.close()
-        process.wait()
+        process.wait(_STOP_LIMIT_S)
+    except subprocess.TimeoutExpired:
+        raise RunFailedError(f"the group {spec.name} did not end in {_STOP_LIMIT_S} s") from None
     finally:
         process.terminate()
-        process.wait()
+        try:
+            process.wait(_STOP_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
 
 
 @contextmanager
-def by_ray(spec: GroupSpec, store: TCPStore, gpu: bool) -> Iterator[ProcessGroupHandle]:
+def by_ray(spec: GroupSpec, store: TCPStore) -> Iterator[ProcessGroupHandle]:
     """Launch a group with Ray Train, configured as by `train`, on the cluster of this process."""
-    from distributed.train.trainer import make_trainer
-
     with tempfile.TemporaryDirectory(prefix="tandem-benchmark-") as scratch:
         trainer = make_trainer(
             _ray_member,
@@ -182,7 +199,7 @@ def by_ray(spec: GroupSpec, store: TCPStore, gpu: bool) -> Iterator[ProcessGroup
             scratch=scratch,
             workers=spec.size,
             cpus=spec.threads,
-            gpu=gpu,
+            gpu=spec.gpu,
         )
         thread = threading.Thread(target=_ignoring_errors, args=(trainer.fit,), daemon=True)
         thread.start()
@@ -191,7 +208,7 @@ def by_ray(spec: GroupSpec, store: TCPStore, gpu: bool) -> Iterator[ProcessGroup
             yield group
         finally:
             group.close()
-            thread.join()
+            thread.join(_STOP_LIMIT_S)
 
 
 def _ignoring_errors(fit: Callable[[], object]) -> None:
@@ -201,20 +218,18 @@ def _ignoring_errors(fit: Callable[[], object]) -> None:
 
 
 def _ray_member(settings: dict[str, GroupSpec]) -> None:
-    import ray.train.torch
-
-    gpu = torch.cuda.is_available()
-    group_member(settings["spec"], ray.train.torch.get_device() if gpu else torch.device("cpu"))
+    group_member(settings["spec"], worker_device(settings["spec"].gpu))
 
 
 def _torchrun_member(text: str) -> None:
     name, size, store, *others = json.loads(text)
     spec = GroupSpec(name, size, tuple(store), *others)
     device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", dist.get_node_local_rank() % torch.cuda.device_count())
+    if spec.gpu:
+        device = torch.device("cuda", dist.get_node_local_rank())
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" and spec.shared_model else "gloo")
+    backend = GPU_BACKEND if spec.gpu and spec.shared_model else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=COLLECTIVE_TIMEOUT_S))
     group_member(spec, device)
     dist.destroy_process_group()
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from itertools import cycle
+from itertools import cycle, islice
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from model.config import TaggerConfig, TrainingConfig
-from model.data.batching import epoch_batches
+from model.data.batching import Batch, epoch_batches, prefetch
 from model.data.dataset import Split
 from model.data.labels import O
 from model.data.tokenizer import PAD
@@ -19,17 +19,28 @@ from model.training.loop import Training
 
 PADDED_TO = 128
 _SECONDS = 0.6  # least duration of a timing
-_ROWS = 2048  # of the matrix product of the ceiling
+_ITEMS_BETWEEN_SYNCS = 20  # of a GPU: a sync after each small item would be timed with it
+_SECONDS_BETWEEN_SYNCS = 0.05
+_ROWS = {"cpu": 2048, "cuda": 65_536}  # of the matrix product of the ceiling; a small one would not fill a GPU
 
 
 def timed(work: Iterator[float], device: torch.device) -> float:
     """Return the rate per second of some work; each item of `work` is the amount that was just done."""
     began, done = time.perf_counter(), 0.0
     while time.perf_counter() - began < _SECONDS:
-        done += next(work)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        done += _items(work) if device.type == "cuda" else next(work)
     return done / (time.perf_counter() - began)
+
+
+def _items(work: Iterator[float]) -> float:
+    """Do some items on a GPU, and wait for it once, after the last. Return their amount."""
+    began, done = time.perf_counter(), 0.0
+    for amount in islice(work, _ITEMS_BETWEEN_SYNCS):
+        done += amount
+        if time.perf_counter() - began > _SECONDS_BETWEEN_SYNCS:
+            break
+    torch.cuda.synchronize()
+    return done
 
 
 def flops_per_token(config: TaggerConfig) -> int:
@@ -41,26 +52,46 @@ def flops_per_token(config: TaggerConfig) -> int:
     return 3 * 2 * (keyword_rnn + keyphrase_rnn + 2 * keyword + 5 * keyphrase)
 
 
-def gemm_roofline(config: TaggerConfig, precision: torch.dtype, device: torch.device) -> Iterator[float]:
-    """Yield the tokens that one large matrix product of the first layer's shape is worth, as if training were nothing else."""
-    inputs = config.window * config.embedding_dim
-    a = torch.randn(_ROWS, inputs, device=device).to(precision)
+def gemm_roofline(
+    config: TaggerConfig, precision: torch.dtype, device: torch.device, tf32: bool = False
+) -> Iterator[float]:
+    """Yield the tokens that one large matrix product of the first layer's shape is worth, as if training were nothing else.
+
+    Args:
+        config: the shape.
+        precision: of the factors.
+        device: that multiplies.
+        tf32: multiply float32 numbers in TF32, as cuDNN does in a recurrence; only on a GPU.
+    """
+    inputs, rows = config.window * config.embedding_dim, _ROWS[device.type]
+    a = torch.randn(rows, inputs, device=device).to(precision)
     outputs = CELLS[config.cell].gates * config.keyword_hidden
     b = torch.randn(inputs, outputs, device=device).to(precision)
     while True:
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
         torch.mm(a, b)
-        yield 2 * _ROWS * inputs * outputs / flops_per_token(config)
+        torch.set_float32_matmul_precision(before)
+        yield 2 * rows * inputs * outputs / flops_per_token(config)
 
 
 def training_steps(training: Training) -> Iterator[int]:
-    """Take training steps without end over the batches of one epoch. Yield the tokens of each global batch."""
+    """Take training steps without end over the batches of one epoch. Yield the tokens of each global batch.
+
+    As in training, the next batch is assembled while a GPU computes.
+    """
     config, lengths = training.config, training.train.lengths
     batches = epoch_batches(lengths, config.global_batch_size, config.seed, 0, config.bucket_by_length)
     training.tagger.train()
-    for step, rows in cycle(enumerate(batches)):
-        tokens = int(lengths[rows].sum())
-        training.train_step(training.local_batches(rows, step), tokens, step, config.lr)
-        yield tokens
+    tokens = [int(lengths[rows].sum()) for rows in batches]
+
+    def assemble(step: int) -> tuple[int, list[Batch]]:
+        return step, training.local_batches(batches[step], step)
+
+    assembled = (prefetch if training.device.type == "cuda" else map)(assemble, cycle(range(len(batches))))
+    for step, local in assembled:
+        training.train_step(local, tokens[step], step, config.lr)
+        yield tokens[step]
 
 
 class ReferenceTagger(nn.Module):

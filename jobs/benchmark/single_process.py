@@ -28,6 +28,7 @@ from model.training.metrics import summarize
 
 # Names of measurements, as the table shows them.
 CEILING, CEILING_HALF = "one matrix product, float32", "one matrix product, bfloat16"
+CEILING_TF32 = "one matrix product, float32 as TF32"
 REFERENCE, STEP, HALF = "reference loop", "Tandem's step", "  bfloat16"
 EXTRACT, PREPARE = "extract", "prepare, per second of a core"
 
@@ -55,10 +56,12 @@ class Measurements:
         self.units[name] = unit
         self.values.setdefault(name, []).append(value)
 
-    def ratio(self, numerator: str, denominator: str) -> float:
-        """Return the median over the rounds of the ratio of two measurements."""
-        pairs = zip(self.values[numerator], self.values[denominator], strict=True)
-        return statistics.median(a / b for a, b in pairs)
+    def ratio(self, numerator: str, denominator: str) -> float | None:
+        """Return the median over the rounds of the ratio of two measurements; None where no round has both."""
+        # A round that failed has only the first values.
+        pairs = zip(self.values.get(numerator, []), self.values.get(denominator, []), strict=False)
+        ratios = [a / b for a, b in pairs]
+        return statistics.median(ratios) if ratios else None
 
     def rows(self) -> list[Row]:
         """Return the rows of the table, in the order in which the measurements were first added."""
@@ -77,11 +80,16 @@ class _Variant(NamedTuple):
 
 def _variants(device: torch.device) -> dict[str, _Variant]:
     """Return the configurations of the step to measure, by name."""
-    batch_sizes = (256, 1024, 4096) if device.type == "cuda" else (256,)
-    variants = {
-        STEP: _Variant({}, {}),
+    gpu = device.type == "cuda"
+    batch_sizes = (256, 1024, 4096) if gpu else (256,)
+    # A GPU uses torch's own in any case.
+    of_cpu = {
         "  torch's recurrence": _Variant({"cpu_kernels": False}, {}),
         "  torch's dropout": _Variant({"cpu_dropout": False}, {}),
+    }
+    variants = {
+        STEP: _Variant({}, {}),
+        **({} if gpu else of_cpu),
         "  whole embedding table at each step": _Variant({}, {"sparse_embedding": False}),
         "  batches at random": _Variant({}, {"bucket_by_length": False}),
         "  all of these": _Variant(
@@ -131,6 +139,8 @@ def measure_in_process(
             texts = {"evaluate": _evaluated(training), EXTRACT: _extracted(data, training, folder)}
     for precision, name in ((torch.float32, CEILING), (torch.bfloat16, CEILING_HALF)):
         steps[name] = reference.gemm_roofline(tagger, precision, device)
+    if device.type == "cuda":
+        steps[CEILING_TF32] = reference.gemm_roofline(tagger, torch.float32, device, tf32=True)
     for round in range(-1, repeats):
         rates = [(REFERENCE, "tokens/s", reference_loop.measure().tokens_per_s)]
         for unit, group in (("tokens/s", steps), ("texts/s", texts)):
