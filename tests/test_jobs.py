@@ -228,6 +228,7 @@ def stop(sign: signal.Signals, moment: str, *arguments: str) -> tuple[int, str]:
 
 
 @pytest.mark.ray
+@pytest.mark.timeout(600)  # three trainings, two of them on a Ray of their own, one after the other
 def test_a_stopped_training_says_how_to_go_on(call_on_cluster, small_dataset: str, tmp_path: Path):
     """Stopped in the middle and gone on with, twice, the run ends with the weights of one that was never stopped."""
     settings = ["--epochs", "30", "--set", "training.patience=0", "--set", "run.cpus_per_worker=1", *TINY]
