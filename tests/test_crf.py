@@ -5,8 +5,10 @@ import pytest
 import torch
 
 from model.data.labels import IGNORED, LEGAL, MAY_END, MAY_START, B, E, I, O, S, tags_to_spans
+from model.network import forward_backward
 from model.network.crf import MAX_SPAN_TOKENS, CrfTransitions, crf_nll, legality_only, span_marginals
 from model.network.decoding import max_over_repeats, predict_spans, select_spans, viterbi_decode
+from model.network.forward_backward import CrfScores
 from model.network.tagger import Logits, SpanDecoding
 
 LENGTHS = [5, 3, 1, 4]
@@ -158,3 +160,61 @@ def test_nothing_is_found_in_the_padding_and_no_span_is_longer_than_the_longest(
         torch.tensor([MAX_SPAN_TOKENS + 4, 3]),
     )
     assert found.spans.tolist() == [[1, 0, 3]]
+
+
+def random_chain(
+    lengths: list[int], emissions: float, transitions: float
+) -> tuple[torch.Tensor, CrfScores, torch.Tensor]:
+    torch.manual_seed(len(lengths))
+    crf = CrfScores(*(transitions * torch.randn(*shape) for shape in ((5,), (5, 5), (5,))))
+    return emissions * torch.randn(len(lengths), max(lengths), 5), crf, torch.tensor(lengths)
+
+
+def log_space(logits: torch.Tensor, crf: CrfScores, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """log Z(x) and the marginals of the tags, by log-sum-exp and autograd."""
+    scores = logits.double().requires_grad_()
+    start, transition, end = (
+        score.double().masked_fill(~legal, float("-inf"))
+        for score, legal in zip(crf, (MAY_START, LEGAL, MAY_END), strict=True)
+    )
+    partitions = []
+    for text, length in zip(scores, lengths.tolist(), strict=True):
+        alpha = start + text[0]
+        for emission in text[1:length]:
+            alpha = (alpha[:, None] + transition).logsumexp(0) + emission
+        partitions.append((alpha + end).logsumexp(0))
+    partition = torch.stack(partitions)
+    return partition.detach(), torch.autograd.grad(partition.sum(), scores)[0]
+
+
+@pytest.mark.parametrize("algorithm", [forward_backward.by_loop, forward_backward.by_scan])
+@pytest.mark.parametrize(
+    ("lengths", "emissions", "transitions"),
+    [([1], 1, 1), ([2, 1], 1, 1), ([7, 1, 4, 8], 3, 2), ([512, 3, 200], 1, 1), ([33, 32, 31], 17, 7)],
+)
+def test_the_scan_and_the_loop_give_what_log_sum_exp_gives(
+    algorithm, lengths: list[int], emissions: float, transitions: float
+):
+    """Emissions up to about 50, transitions up to about 20; lengths about powers of two."""
+    logits, crf, sizes = random_chain(lengths, emissions, transitions)
+    partition, marginals = log_space(logits, crf, sizes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forward_backward, "by_loop", algorithm)
+        found = forward_backward.forward_backward(logits, crf, sizes)
+    torch.testing.assert_close(found.log_partition, partition, atol=1e-5, rtol=1e-9)
+    torch.testing.assert_close((found.alpha * found.beta).transpose(0, 1), marginals, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("lengths", [[1, 1], [20, 3, 11], [300, 1, 64]])
+def test_the_scan_gives_the_losses_gradients_and_spans_of_the_loop(lengths: list[int], monkeypatch: pytest.MonkeyPatch):
+    logits, crf, sizes = random_chain(lengths, 2, 1)
+    inputs = [each.requires_grad_() for each in (logits, *crf)]
+    tags = torch.zeros(len(lengths), max(lengths), dtype=torch.long)
+    tags[:, 0] = S
+    results = []
+    for algorithm in (forward_backward.by_loop, forward_backward.by_scan):
+        monkeypatch.setattr(forward_backward, "by_loop", algorithm)
+        loss = crf_nll(logits, crf, tags, sizes)
+        results.append([loss, *torch.autograd.grad(loss, inputs), span_marginals(logits, crf, sizes)])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-6)

@@ -4,36 +4,20 @@ The emission scores of the keyphrase head and learned transition scores give eac
 score s(x, y) = start[y_1] + sum_t emission[t, y_t] + sum_t transition[y_t, y_t+1] + end[y_T], and so the probability
 p(y | x) = exp(s(x, y)) / Z(x) (Lafferty et al., ICML 2001). Illegal sequences have probability 0.
 
-Sums over sequences are computed by the forward-backward algorithm with scaling (Rabiner 1989, section V.A) on potentials,
-exp(score), in float64: a few small calls a token instead of the many of a log-sum-exp that autograd follows.
-
 Shapes: B texts, T tokens, K tokens of the longest span that has a marginal, 5 tags.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from model.data.labels import LEGAL, MAY_END, MAY_START, B, E, I, O, S
+from model.data.labels import B, E, I, O, S
+from model.network.forward_backward import CrfScores, forward_backward
 
 MAX_SPAN_TOKENS = 12  # K at most: longer spans have no marginal, and are never predicted from one
-
-
-class CrfScores(NamedTuple):
-    """Scores of a linear-chain CRF beside the emissions.
-
-    Attributes:
-        start: (5,) of a text's first tag.
-        transition: (5, 5) of a tag (row) followed by another (column).
-        end: (5,) of a text's last tag.
-    """
-
-    start: torch.Tensor
-    transition: torch.Tensor
-    end: torch.Tensor
 
 
 class CrfTransitions(nn.Module):
@@ -71,56 +55,6 @@ def crf_nll(logits: torch.Tensor, crf: CrfScores, tags: torch.Tensor, lengths: t
     return _CrfNll.apply(logits, *crf, tags, lengths)
 
 
-class _ForwardBackward(NamedTuple):
-    """The variables of the forward-backward algorithm, scaled at each step; emission and beta are 0 in the padding.
-
-    Attributes:
-        potentials: exp(score) of the CRF, 0 where illegal.
-        log_partition: (B,) log Z(x).
-        alpha: (T, B, 5) forward variable of a tag at a step, scaled to sum to 1 over the tags.
-        emission: (T, B, 5) potential of the emission, divided by that scale.
-        beta: (T, B, 5) backward variable: `alpha * beta` is the marginal probability of a tag at a step.
-    """
-
-    potentials: CrfScores
-    log_partition: torch.Tensor
-    alpha: torch.Tensor
-    emission: torch.Tensor
-    beta: torch.Tensor
-
-
-def _forward_backward(logits: torch.Tensor, crf: CrfScores, lengths: torch.Tensor) -> _ForwardBackward:
-    """Run the forward-backward algorithm (Rabiner 1989, equations 19 to 25, scaled as in 91 to 96)."""
-    potentials = CrfScores(
-        *(
-            score.detach().double().exp() * legal.to(score.device)
-            for score, legal in zip(crf, (MAY_START, LEGAL, MAY_END), strict=True)
-        )
-    )
-    scores = logits.detach().double().transpose(0, 1)
-    steps = len(scores)
-    real = (torch.arange(steps, device=logits.device)[:, None] < lengths)[..., None]  # (T, B, 1)
-    max_score = scores.amax(2, keepdim=True)
-    emission = (scores - max_score).exp()
-    alpha, scale = torch.empty_like(emission), torch.ones_like(max_score)
-    unscaled = potentials.start * emission[0]
-    for t in range(steps):
-        if t:
-            unscaled = (alpha[t - 1] @ potentials.transition) * emission[t]
-        scale[t] = unscaled.sum(1, keepdim=True)
-        alpha[t] = torch.where(real[t], unscaled / scale[t], alpha[t - 1] if t else 0)
-    end_scale = alpha[-1] @ potentials.end  # (B,)
-    log_partition = ((scale.log() + max_score) * real).sum((0, 2)) + end_scale.log()
-    emission = torch.where(real, emission / scale, 0)
-    beta = torch.zeros_like(alpha)
-    last = lengths - 1
-    last_beta = potentials.end / end_scale[:, None]
-    for t in range(steps - 1, -1, -1):
-        inner_beta = (emission[t + 1] * beta[t + 1]) @ potentials.transition.t() if t + 1 < steps else last_beta
-        beta[t] = torch.where((last == t)[:, None], last_beta, inner_beta) * real[t]
-    return _ForwardBackward(potentials, log_partition, alpha, emission, beta)
-
-
 class _CrfNll(Function):
     """The loss. Its gradient is expected counts minus gold counts, known as soon as forward-backward has run."""
 
@@ -135,7 +69,7 @@ class _CrfNll(Function):
         lengths: torch.Tensor,
     ) -> torch.Tensor:
         crf = CrfScores(start, transition, end)
-        variables = _forward_backward(logits, crf, lengths)
+        variables = forward_backward(logits, crf, lengths)
         real = torch.arange(logits.shape[1], device=logits.device) < lengths[:, None]
         gold = torch.nn.functional.one_hot(tags.clamp(min=O), 5) * real[..., None]  # (B, T, 5)
         counts = gold.double()
@@ -180,7 +114,7 @@ def span_marginals(logits: torch.Tensor, crf: CrfScores, lengths: torch.Tensor) 
     Returns:
         (B, T, K), by last token and size - 1; 0 for spans that begin before the text or reach into the padding.
     """
-    potentials, _, alpha, emission, beta = _forward_backward(logits, crf, lengths)
+    potentials, _, alpha, emission, beta = forward_backward(logits, crf, lengths)
     emission_beta = emission * beta
     steps = len(emission)
     marginals = emission.new_zeros(*emission.shape[:2], min(MAX_SPAN_TOKENS, steps))

@@ -3,22 +3,16 @@
 Shapes: B texts, T tokens, K tokens of the longest span that has a marginal, 5 tags.
 """
 
-from functools import cache
 from typing import NamedTuple
 
 import torch
 
-from model.data.labels import LEGAL, MAY_END, MAY_START, B, E, I, O, S, tags_to_spans
-from model.network.crf import CrfScores, legality_only, span_marginals
+from model.data.labels import B, E, I, O, S, tags_to_spans
+from model.network.crf import legality_only, span_marginals
+from model.network.forward_backward import CrfScores, legality
 from model.network.tagger import Logits, SpanDecoding
 
 _MULTIPLIER = 6364136223846793005  # of a 64-bit generator: its multiples share no pattern with row and word numbers
-
-
-@cache
-def _legality(device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return which tags may start a text, follow each other and end a text; copied to a device once, not at each call."""
-    return MAY_START.to(device), LEGAL.to(device), MAY_END.to(device)
 
 
 class SpanPredictions(NamedTuple):
@@ -112,7 +106,7 @@ def viterbi_decode(logits: torch.Tensor, lengths: torch.Tensor, crf: CrfScores |
     device = emission.device
     padding = torch.arange(steps, device=device) >= lengths.to(device)[:, None]
     start, transition, end = (
-        torch.where(legal, 0.0 if crf is None else crf[i], float("-inf")) for i, legal in enumerate(_legality(device))
+        torch.where(legal, 0.0 if crf is None else crf[i], float("-inf")) for i, legal in enumerate(legality(device))
     )
     delta = emission[:, 0] + start  # score of the best sequence that ends in a tag
     backpointers = torch.arange(5, device=device).repeat(rows, steps, 1)  # in the padding a tag points to itself

@@ -22,7 +22,8 @@ from model.data.tokenizer import PAD
 from model.network.cpu.dropout import dropout_mask
 from model.network.cpu.layer import packed_rnn_from_ids, packed_rnn_with_head
 from model.network.cpu.packing import gather_windows, pack
-from model.network.crf import CrfScores, CrfTransitions
+from model.network.crf import CrfTransitions
+from model.network.forward_backward import CrfScores
 from model.network.layers import BiRnn, context_windows, packed_id_windows, unpack
 
 # Standard deviation of the initial embedding. With torch's own 1.0 a rare word, which a sparse optimizer moves only when
