@@ -130,7 +130,7 @@ class StorageCheckpointer:
         sums = own.new_zeros(group.size, len(own))
         sums[group.rank] = own
         sums = group.all_reduce(sums)
-        same = torch.isclose(sums, sums[0], rtol=_ROUNDING, atol=_ROUNDING).all(1).tolist()
+        same = torch.isclose(sums, sums[0], rtol=_ROUNDING, atol=_ROUNDING, equal_nan=True).all(1).tolist()
         if not all(same):
             raise RuntimeError(
                 f"{self.folder}: the weights of worker {same.index(False)} differ from those of worker 0 after epoch "
