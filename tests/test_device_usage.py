@@ -42,13 +42,17 @@ def test_the_peak_is_that_since_the_start():
     assert meter.read().peak_memory_mb < before + 100
 
 
-def test_computing_is_told_from_waiting():
-    meter, event = DeviceMeter(CPU), torch.multiprocessing.get_context("spawn").Event()
-    event.wait(0.5)
-    assert meter.read().utilization < 0.3
+def test_computing_is_told_from_waiting(monkeypatch: pytest.MonkeyPatch):
+    clock = {"perf_counter": 10.0, "process_time": 3.0}
+    for name in clock:
+        monkeypatch.setattr(f"model.training.device_usage.time.{name}", lambda name=name: clock[name])
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    meter = DeviceMeter(CPU)
+    clock |= {"perf_counter": 14.0, "process_time": 5.0}
+    assert meter.read().utilization == pytest.approx(2 / (4 * 2))
     meter.start()
-    while meter.read().utilization < 0.7:  # or the test's own time limit ends it
-        sum(range(100_000))
+    clock |= {"perf_counter": 15.0, "process_time": 6.5}
+    assert meter.read().utilization == pytest.approx(1.5 / 2)
 
 
 def test_each_rank_has_its_own_metrics_and_the_run_those_of_all():
