@@ -160,7 +160,8 @@ def main() -> int:
     if asked.check:
         return one_check(asked.check, asked.device, asked.folder)
     if asked.device == "cuda" and not torch.cuda.is_available():
-        print(f"no GPU that torch {torch.__version__} can use is on this machine: make gpu-dry runs instead")
+        why = "is built without CUDA" if torch.version.cuda is None else "finds none on this machine"
+        print(f"no GPU: torch {torch.__version__} {why}; make gpu-dry runs instead", flush=True)
         return dry()
     chosen = [each for each in all_checks()[1:] if asked.only in each.name]
     with tempfile.TemporaryDirectory(prefix="tandem-gpu-", ignore_cleanup_errors=True) as folder:
