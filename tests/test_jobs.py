@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 from helpers import ROOT, SMALL, best_weights, call, disk_of, last_json
 from safetensors.torch import load_file
@@ -213,10 +214,10 @@ def test_extract_into_a_pipe_that_closes_early_ends_quietly(small_bundle: str):
     assert done.stdout.splitlines()[-1] == "0" and not done.stderr
 
 
-def stop(sign: signal.Signals, moment: str, *arguments: str) -> tuple[int, str]:
+def stop(sign: signal.Signals, moment: str, *arguments: str, address: str = "") -> tuple[int, str]:
     """Exit code and stderr of a training, as a process of its own, that gets a signal at its first line of a kind."""
     command = [sys.executable, "-m", "jobs", "train", *arguments]
-    environment = os.environ | {"WANDB_MODE": "offline"}
+    environment = os.environ | {"WANDB_MODE": "offline", "RAY_ADDRESS": address}
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment)
     assert process.stderr
     for line in process.stderr:
@@ -228,17 +229,17 @@ def stop(sign: signal.Signals, moment: str, *arguments: str) -> tuple[int, str]:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(600)  # three trainings, two of them on a Ray of their own, one after the other
+@pytest.mark.timeout(600)  # three trainings, one of them on a Ray of its own, one after the other
 def test_a_stopped_training_says_how_to_go_on(call_on_cluster, small_dataset: str, tmp_path: Path):
     """Stopped in the middle and gone on with, twice, the run ends with the weights of one that was never stopped."""
     settings = ["--epochs", "30", "--set", "training.patience=0", "--set", "run.cpus_per_worker=1", *TINY]
     begin = ["--data", small_dataset, "--name", "stopped", "--storage", str(tmp_path), *settings]
     resume = ["--resume", "stopped", "--storage", str(tmp_path)]
-    for sign, code, moment, arguments in (
-        (signal.SIGINT, 130, "epoch 2/30", begin),
-        (signal.SIGTERM, 143, "epoch", resume),
+    for sign, code, moment, arguments, address in (
+        (signal.SIGINT, 130, "epoch 2/30", begin, ""),
+        (signal.SIGTERM, 143, "epoch", resume, ray.get_runtime_context().gcs_address),
     ):
-        returned, rest = stop(sign, moment, *arguments)
+        returned, rest = stop(sign, moment, *arguments, address=address)
         assert returned == code, rest
         assert "--resume stopped" in rest and "Traceback" not in rest
         assert list((tmp_path / "stopped").glob("checkpoint_epoch_*"))

@@ -1,11 +1,9 @@
 """Sweeps on Ray: proposals, early stopping, finalists, the time budget, the record."""
 
 import json
-import time
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
+import leaks
 import pytest
 from helpers import SHARED
 from ray.tune.experiment import Trial as RayTrial
@@ -13,9 +11,6 @@ from sweeps import Events, carry_out, curves, plan_of
 
 from distributed.sweep.state import SweepState, read_sweep, resumed_sweep
 from distributed.train.events import Note
-from distributed.tune import tuner
-from distributed.tune.driver import tune
-from distributed.tune.events import SweepEvent
 from distributed.tune.recorder import SweepRecorder
 from distributed.tune.schedulers import ResumableASHA
 from model.inference.bundle import load_bundle
@@ -30,9 +25,20 @@ def wandb_offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.ray
-def test_a_sweep_stops_the_worse_and_keeps_the_best(cluster, wandb_offline, small_dataset: str, tmp_path: Path):
+def test_a_sweep_stops_the_worse_keeps_the_best_and_leaves_nothing_in_ray(
+    cluster, small_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The short form of tests/campaigns/leaks.py, in the setting that is hardest: one worker a trial, then two."""
     events: Events = []
-    result = carry_out(plan_of(small_dataset, tmp_path, "s", trials=9, max_epochs=9, max_concurrent=2), events)
+    plan = plan_of(small_dataset, tmp_path, "s", trials=9, max_epochs=9, max_concurrent=2)
+    with leaks.second_ray():
+        with monkeypatch.context() as offline:
+            offline.setenv("WANDB_MODE", "offline")
+            result, one = leaks.watch(plan, events.append)
+        two = leaks.sweep(small_dataset, str(tmp_path), workers=2, trials=4, max_concurrent=2)
+    for row in (one | result, two):
+        assert row["failed"] == 0 and row["stopped"] > 0 and row["longest_silence_s"] < 60
+        assert not any(row["left"].values()), row
     trials = curves(tmp_path / "s")
     assert list(trials) == [f"t{number:03d}" for number in range(1, 10)]
     assert result["trials"] == 9 and result["failed"] == 0 and 0 < result["stopped"] < 9
@@ -93,33 +99,6 @@ def test_a_trial_that_cannot_be_trained_is_ranked_last_and_takes_nothing_down(
     assert result["failed"] == 1 and result["best"]["trial"] == "t002" and result["trials"] == 2
     broken = read_sweep(str(tmp_path / "nan")).ranked[-1]
     assert (broken.name, broken.state) == ("t001", "diverged") and "no longer a number" in str(broken.error)
-
-
-@pytest.mark.ray
-def test_the_time_budget_ends_a_sweep_which_can_go_on(
-    cluster, small_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    late = 0.0
-    monkeypatch.setattr(tuner, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + late))
-
-    def let_an_hour_pass(event: SweepEvent) -> None:
-        nonlocal late
-        known = event.all if isinstance(event, SweepState) else []
-        if any(len(trial.metrics) >= 2 for trial in known):
-            late = 3600.0
-
-    hour: dict[str, Any] = {"time_budget": 3600, "max_concurrent": 2}
-    plan = plan_of(small_dataset, tmp_path, "t", trials=2, max_epochs=20, stopping=False, **hour)
-    result = tune(plan, let_an_hour_pass).as_dict()
-    assert (
-        result["unfinished"] > 0 and result["epochs_spent"] < result["epochs_full"] and Path(result["bundle"]).exists()
-    )
-    spent = curves(tmp_path / "t")
-    assert spent["t001"][1]
-    again = carry_out(resumed_sweep("t", str(tmp_path), {"time_budget": None, "max_concurrent": 1}))
-    assert again["unfinished"] == 0 and again["epochs_spent"] == again["epochs_full"] == 40
-    for name, (_, f1, _) in curves(tmp_path / "t").items():
-        assert f1[: len(spent[name][1])] == spent[name][1]
 
 
 @pytest.mark.ray

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import leaks
@@ -21,7 +22,7 @@ from distributed.sweep.journal import Journal
 from distributed.sweep.metric import Metric
 from distributed.sweep.state import SweepState, read_sweep, resumed_sweep
 from distributed.train.events import Note
-from distributed.tune import placement_groups, trainable
+from distributed.tune import placement_groups, trainable, tuner
 from distributed.tune.driver import tune
 from distributed.tune.events import SweepEvent
 from distributed.tune.placement_groups import PlacementGroupCleaner
@@ -38,47 +39,39 @@ def processes(kind: str) -> list[psutil.Process]:
 
 
 @pytest.mark.ray
-def test_a_killed_trial_goes_on_from_its_checkpoint_to_the_same_figures(cluster, small_dataset: str, tmp_path: Path):
-    settings: dict[str, Any] = {"trials": 3, "max_epochs": 12, "stopping": False, "max_concurrent": 2}
+def test_a_killed_trial_goes_on_from_its_checkpoint_and_fails_when_killed_again(
+    cluster, small_dataset: str, tmp_path: Path
+):
     events: Events = []
-    killed: list[int] = []
+    killed: list[str] = []
 
-    def kill_once(event: SweepEvent) -> None:
+    def kill(event: SweepEvent) -> None:
+        """The process of the first trial whenever it runs, that of the second once."""
         events.append(event)
-        known = event.all if isinstance(event, SweepState) else []
-        if not killed and any(len(trial.metrics) >= 3 for trial in known):
-            victim = processes(leaks.TRIAL)[0]
-            killed.append(victim.pid)
-            victim.kill()
+        running = [trial for trial in event.all if trial.state == "running"] if isinstance(event, SweepState) else []
+        for trial in running[:1]:
+            if trial.name == "t001" or (trial.name == "t002" not in killed and len(trial.metrics) >= 3):
+                for process in processes(leaks.TRIAL):
+                    killed.append(trial.name)
+                    process.kill()
 
-    result = tune(plan_of(small_dataset, tmp_path, "killed", **settings), kill_once).as_dict()
-    assert killed and result["failed"] == 0
-    assert curves(tmp_path / "killed") == undisturbed(tmp_path / "killed")
-    assert sum(trial.retries for trial in read_sweep(str(tmp_path / "killed")).all) == 1
+    once: dict[str, Any] = {"run": {"retries": 1}, "max_concurrent": 1}
+    plan = plan_of(small_dataset, tmp_path, "killed", trials=3, max_epochs=12, stopping=False, **once)
+    result = tune(plan, kill).as_dict()
+    first, second, third = read_sweep(str(tmp_path / "killed")).all
+    assert result["failed"] == 1 and result["best"]["trial"] != "t001"
+    assert first.state == "failed" and first.retries == 1 and first.error
+    assert "t002" in killed and (second.retries, third.retries) == (1, 0)
+    went_on, whole = curves(tmp_path / "killed"), undisturbed(tmp_path / "killed")
+    assert all(went_on[name] == whole[name] for name in ("t002", "t003"))
     assert any("restarting from its last checkpoint" in event.text for event in events if isinstance(event, Note))
 
 
 @pytest.mark.ray
-def test_a_trial_that_is_killed_again_and_again_is_reported_as_failed(cluster, small_dataset: str, tmp_path: Path):
-    def kill_the_first(event: SweepEvent) -> None:
-        trials = event.all if isinstance(event, SweepState) else []
-        running = [trial.name for trial in trials if trial.state == "running"]
-        if running[:1] == ["t001"]:
-            for process in processes(leaks.TRIAL):
-                process.kill()
-
-    once: dict[str, Any] = {"run": {"retries": 1}, "max_concurrent": 1}
-    plan = plan_of(small_dataset, tmp_path, "again", trials=2, max_epochs=30, stopping=False, **once)
-    result = tune(plan, kill_the_first).as_dict()
-    trials = read_sweep(str(tmp_path / "again")).trials
-    assert result["failed"] == 1 and result["best"]["trial"] == "t002"
-    assert trials["t001"].state == "failed" and trials["t001"].retries == 1 and trials["t001"].error
-    assert trials["t002"].state == "finished"
-
-
-@pytest.mark.ray
-def test_a_full_disk_ends_a_sweep_with_its_name(cluster, small_dataset: str, tmp_path: Path, monkeypatch):
-    write, written = Journal.write, []
+def test_a_full_disk_and_a_spent_time_budget_end_a_sweep_which_can_go_on(
+    cluster, small_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write, written, late = Journal.write, [], 0.0
 
     def write_four(journal: Journal, event: dict[str, Any]) -> None:
         written.append(event)
@@ -86,11 +79,26 @@ def test_a_full_disk_ends_a_sweep_with_its_name(cluster, small_dataset: str, tmp
             raise OSError(errno.ENOSPC, "No space left on device")
         write(journal, event)
 
-    monkeypatch.setattr(Journal, "write", write_four)
-    with pytest.raises(OSError, match="No space left"):
-        carry_out(plan_of(small_dataset, tmp_path, "full", trials=2, max_epochs=9, max_concurrent=1))
-    monkeypatch.undo()
-    assert carry_out(resumed_sweep("full", str(tmp_path), {}))["trials"] == 2
+    def let_an_hour_pass(event: SweepEvent) -> None:
+        nonlocal late
+        known = event.all if isinstance(event, SweepState) else []
+        if any(len(trial.metrics) >= 2 for trial in known):
+            late = 3600.0
+
+    with monkeypatch.context() as full, pytest.raises(OSError, match="No space left"):
+        full.setattr(Journal, "write", write_four)
+        carry_out(plan_of(small_dataset, tmp_path, "t", trials=2, max_epochs=20, stopping=False, max_concurrent=1))
+    monkeypatch.setattr(tuner, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + late))
+    hour = resumed_sweep("t", str(tmp_path), {"time_budget": 3600, "max_concurrent": 2})
+    result = tune(hour, let_an_hour_pass).as_dict()
+    assert result["trials"] == 2 and result["unfinished"] > 0 and Path(result["bundle"]).exists()
+    assert result["epochs_spent"] < result["epochs_full"]
+    spent = curves(tmp_path / "t")
+    assert spent["t001"][1]
+    again = carry_out(resumed_sweep("t", str(tmp_path), {"time_budget": None, "max_concurrent": 1}))
+    assert again["unfinished"] == 0 and again["epochs_spent"] == again["epochs_full"] == 40
+    for name, (_, f1, _) in curves(tmp_path / "t").items():
+        assert f1[: len(spent[name][1])] == spent[name][1]
 
 
 def test_ray_never_restarts_a_trials_worker_group_itself(small_dataset: str, monkeypatch: pytest.MonkeyPatch):
@@ -168,66 +176,56 @@ def test_a_worker_group_that_nobody_uses_is_removed(cluster, monkeypatch: pytest
     ray.util.remove_placement_group(of_tune)
 
 
-@pytest.mark.ray
-def test_sweeps_leave_nothing_behind(cluster, small_dataset: str, tmp_path: Path):
-    """The short form of tests/campaigns/leaks.py, in the setting that is hardest."""
-    with leaks.second_ray():
-        rows = [
-            leaks.sweep(small_dataset, str(tmp_path), workers, trials, max_concurrent=2)
-            for workers, trials in ((1, 8), (2, 4))
-        ]
-    for row in rows:
-        assert row["failed"] == 0 and row["stopped"] > 0 and row["longest_silence_s"] < 60
-        assert not any(row["left"].values()), row
-
-
-def start(small_dataset: str, where: Path, *arguments: str) -> subprocess.Popen[str]:
-    """`python -m jobs tune` as a process of its own."""
+def start(small_dataset: str, where: Path, *arguments: str, address: str = "") -> subprocess.Popen[str]:
+    """`python -m jobs tune` as a process of its own, on a Ray of its own or on that of an address."""
     sizes = [f"--set=tagger.{name}={size}" for name, size in SMALL.items()]
     command = [sys.executable, "-m", "jobs", "tune", *arguments, "--storage", str(where)]
     if "--resume" not in arguments:
-        command += ["--data", small_dataset, "--trials", "5", "--max-epochs", "12", "--no-stopping", *sizes]
+        command += ["--data", small_dataset, "--trials", "5", "--max-epochs", "15", "--no-stopping", *sizes]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"WANDB_MODE": "offline"}, **pipes)
+    environment = os.environ | {"WANDB_MODE": "offline", "RAY_ADDRESS": address}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
 
 
-def wait_for_epochs(folder: Path, number: int) -> None:
-    """Until the journal holds some epochs."""
+def wait_for_epochs(folder: Path, more: int) -> None:
+    """Until the journal holds some epochs more than now."""
     deadline = time.monotonic() + 120
     journal = folder / "journal.jsonl"
-    while not journal.exists() or journal.read_text().count('"event": "epoch"') < number:
+
+    def known() -> int:
+        return journal.read_text().count('"event": "epoch"') if journal.exists() else 0
+
+    until = known() + more
+    while known() < until:
         assert time.monotonic() < deadline, "the sweep does not get on"
         time.sleep(0.05)
 
 
 @pytest.mark.ray
-def test_a_sweep_whose_driver_is_killed_again_and_again_ends_the_same(cluster, small_dataset: str, tmp_path: Path):
-    draw = random.Random(0)
+def test_a_sweep_whose_driver_is_killed_and_stopped_again_and_again_ends_the_same(
+    cluster, small_dataset: str, tmp_path: Path
+):
+    """Some drivers have a Ray of their own, which ends with them, the others join a cluster, which does not."""
+    draw, folder = random.Random(0), tmp_path / "k"
+    arguments = ["--name", "k", "--max-concurrent", "2"]
+    here = ray.get_runtime_context().gcs_address
     kills = int(os.environ.get("TANDEM_KILLS", "2"))
     for number in range(kills):
-        name = ["--resume", "k"] if number else ["--name", "k"]
-        driver = start(small_dataset, tmp_path, *name)
-        known = sum(len(f1) for _, f1, _ in curves(tmp_path / "k").values()) if number else 0
-        wait_for_epochs(tmp_path / "k", known + draw.randint(1, 50 // kills))
-        time.sleep(draw.random())
+        driver = start(small_dataset, tmp_path, *arguments, address=here if number % 2 else "")
+        wait_for_epochs(folder, draw.randint(1, 20 // kills))
+        time.sleep(draw.random() / 4)
         driver.kill()
         driver.communicate()
-    assert carry_out(resumed_sweep("k", str(tmp_path), {}))["epochs_spent"] == 60
-    assert curves(tmp_path / "k") == undisturbed(tmp_path / "k")
-    proposals = [
-        line for line in (tmp_path / "k" / "journal.jsonl").read_text().splitlines() if '"event": "trial"' in line
-    ]
+        arguments = ["--resume", "k", "--max-concurrent", "1"]
+    for stop, code, address in ((signal.SIGINT, 130, ""), (signal.SIGTERM, 143, here)):
+        driver = start(small_dataset, tmp_path, *arguments, address=address)
+        wait_for_epochs(folder, 4)
+        driver.send_signal(stop)
+        _, errors = driver.communicate(timeout=60)
+        assert driver.returncode == code and "Traceback" not in errors, errors
+        assert "tune --resume k" in errors and load_bundle(str(folder / "bundle")).metrics["split"] == "valid"
+        (folder / "bundle").rename(tmp_path / f"bundle{code}")
+    assert carry_out(resumed_sweep("k", str(tmp_path), {"max_concurrent": 1}))["epochs_spent"] == 75
+    assert curves(folder) == undisturbed(folder)
+    proposals = [line for line in (folder / "journal.jsonl").read_text().splitlines() if '"event": "trial"' in line]
     assert len(proposals) == 5
-
-
-@pytest.mark.ray
-@pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_sweep_leaves_a_bundle_and_the_way_to_go_on(
-    small_dataset: str, tmp_path: Path, stop: signal.Signals, code: int
-):
-    driver = start(small_dataset, tmp_path, "--name", "c", "--max-concurrent", "1")
-    wait_for_epochs(tmp_path / "c", 4)
-    driver.send_signal(stop)
-    _, errors = driver.communicate(timeout=60)
-    assert driver.returncode == code and "Traceback" not in errors, errors
-    assert "tune --resume c" in errors and load_bundle(str(tmp_path / "c" / "bundle")).metrics["split"] == "valid"

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from pathlib import Path
@@ -55,9 +55,7 @@ def wait_until_nothing_is_left() -> tuple[dict[str, Any], float]:
 def sweep(data: str, storage: str, workers: int, trials: int, **plan: Any) -> dict[str, Any]:
     """Carries a sweep out in the Ray of this process. Returns what it did and what it left."""
     from distributed.sweep.plan import make_plan, new_sweep
-    from distributed.tune.driver import tune
 
-    told = [time.monotonic()]
     config = {
         "data": data,
         "tagger": {"embedding_dim": 16, "keyword_hidden": 16, "keyphrase_hidden": 16},
@@ -65,13 +63,25 @@ def sweep(data: str, storage: str, workers: int, trials: int, **plan: Any) -> di
         "run": {"name": f"w{workers}", "storage": storage, "device": "cpu"},
     }
     asked = {"config": config, "trials": trials, "max_epochs": 9, "workers_per_trial": workers}
-    result = tune(new_sweep(make_plan(asked | plan)), lambda event: told.append(time.monotonic())).as_dict()
+    result, seen = watch(new_sweep(make_plan(asked | plan)))
+    names = ("trials", "stopped", "failed", "epochs_spent", "seconds", "trial_start_s")
+    return {"workers": workers, **{name: result[name] for name in names}, **seen}
+
+
+def watch(plan: Any, on_event: Callable[[Any], None] = lambda event: None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Carries a sweep out in the Ray of this process. Returns its result, and its longest silence and what it left."""
+    from distributed.tune.driver import tune
+
+    told = [time.monotonic()]
+
+    def take(event: Any) -> None:
+        told.append(time.monotonic())
+        on_event(event)
+
+    result = tune(plan, take).as_dict()
     left, after = wait_until_nothing_is_left()
     silence = max(later - earlier for earlier, later in pairwise(told))
-    metrics = {
-        name: result[name] for name in ("trials", "stopped", "failed", "epochs_spent", "seconds", "trial_start_s")
-    }
-    return {"workers": workers, **metrics, "longest_silence_s": round(silence, 1), "left": left, "after_s": after}
+    return result, {"longest_silence_s": round(silence, 1), "left": left, "after_s": after}
 
 
 def in_setting(setting: str, data: str, one: int, two: int) -> None:
@@ -112,7 +122,8 @@ def campaign(data: str, settings: list[str], one: int, two: int) -> list[dict[st
 @contextmanager
 def second_ray() -> Iterator[None]:
     """Another Ray on this host."""
-    code = "import ray, sys; ray.init(address='local', num_cpus=1); print('up', flush=True); sys.stdin.read()"
+    start = "ray.init(address='local', num_cpus=1, include_dashboard=False)"
+    code = f"import ray, sys; {start}; print('up', flush=True); sys.stdin.read()"
     other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert other.stdin is not None and other.stdout is not None
     while other.stdout.readline() not in (b"up\n", b""):
