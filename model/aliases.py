@@ -71,5 +71,8 @@ def current_keys(values: Mapping[str, Value], names: Mapping[str, str]) -> dict[
 
 
 def current_weights(weights: Mapping[str, Value]) -> dict[str, Value]:
-    """Return a tagger's state_dict under the present names of its modules."""
-    return {".".join(WEIGHTS.get(part, part) for part in name.split(".")): value for name, value in weights.items()}
+    """Return a tagger's state_dict under the present names of its modules; those of an encoder are never renamed."""
+    return {
+        name if name.startswith("encoder.") else ".".join(WEIGHTS.get(part, part) for part in name.split(".")): value
+        for name, value in weights.items()
+    }

@@ -36,11 +36,31 @@ class _Section(_Tree):
 
 
 class TaggerConfig(_Section):
-    """The joint-layer RNN."""
+    """The joint-layer RNN, the pretrained encoder below it, or the encoder alone with the two heads."""
 
-    cell: Literal["rnn", "gru", "lstm"] = "rnn"
+    encoder: str | None = Field(
+        None,
+        description="pretrained encoder in the Hugging Face layout: path, URI, or name on the hub; default: none",
+    )
+    encoder_digest: str | None = Field(
+        None, pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the encoder's model.safetensors; set when a run starts"
+    )
+    encoder_frozen: bool = Field(
+        False, description="do not train the encoder: compute its states once, and train what is above it"
+    )
+    pooling: Literal["first", "mean"] = Field(
+        "first", description="state of a word: that of its first sub-word, or the mean over all of them"
+    )
+    keyword_layer: PositiveInt | None = Field(
+        None, description="layer of the encoder that the keyword head reads, from 1; default: the last one"
+    )
+    cell: Literal["rnn", "gru", "lstm", "none"] = Field(
+        "rnn", description="recurrent cell; none: linear heads on the encoder"
+    )
     bidirectional: bool = False
-    embedding_dim: PositiveInt = Field(300, description="size of a word vector")
+    embedding_dim: Annotated[int, Field(ge=0)] = Field(
+        300, description="size of a word vector; 0: none, beside an encoder only"
+    )
     keyword_hidden: PositiveInt = Field(300, description="size of the recurrent layer below the keyword head")
     keyphrase_hidden: PositiveInt = Field(300, description="size of the recurrent layer below the keyphrase head")
     window: PositiveInt = Field(3, description="tokens in the context window, centred; odd")
@@ -67,9 +87,19 @@ class TaggerConfig(_Section):
     cpu_dropout: bool = Field(True, description="draw dropout masks on a CPU from random bytes; false: torch's dropout")
 
     @model_validator(mode="after")
-    def _odd_window(self) -> "TaggerConfig":
+    def _consistent(self) -> "TaggerConfig":
         if self.window % 2 == 0:
             raise ValueError(f"window is {self.window}, but must be odd: the token and equally many on each side")
+        for name, needs_encoder in (
+            ("embedding_dim=0", not self.embedding_dim),
+            ("cell=none", self.cell == "none"),
+            ("encoder_frozen=true", self.encoder_frozen),
+            ("keyword_layer", self.keyword_layer is not None),
+        ):
+            if needs_encoder and self.encoder is None:
+                raise ValueError(f"{name} needs an encoder; add --set tagger.encoder=PATH-or-NAME")
+        if self.word_feature_dim and not self.embedding_dim:
+            raise ValueError("word_feature_dim needs word vectors; set embedding_dim, or word_feature_dim to 0")
         return self
 
     @property
@@ -83,12 +113,20 @@ class TrainingConfig(_Section):
 
     alpha: Fraction = Field(0.3, description="weight of the keyword loss; the keyphrase loss has 1 - alpha")
     lr: Annotated[float, Field(gt=0)] = Field(1e-3, description="learning rate")
+    encoder_lr: Annotated[float, Field(gt=0)] = Field(
+        1e-4, description="learning rate of the last layer of a pretrained encoder; follows the same schedule"
+    )
+    encoder_lr_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="factor from each layer of the encoder to the learning rate of the one below"
+    )
     epochs: PositiveInt = Field(8, description="maximum number of passes over the training split")
     global_batch_size: PositiveInt = Field(64, description="texts per batch, over all workers")
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="adamw only; not applied to the embedding")
-    schedule: Literal["constant", "step", "cosine"] = "constant"
-    warmup: Fraction = Field(0.1, description="cosine only: fraction of all steps over which lr rises from 0")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        0.01, description="adamw only; not applied to embedding, biases and norms"
+    )
+    schedule: Literal["constant", "step", "linear", "cosine"] = "constant"
+    warmup: Fraction = Field(0.1, description="linear and cosine: fraction of all steps over which lr rises from 0")
     step_epochs: PositiveInt = Field(3, description="step only: epochs after which lr is multiplied by step_factor")
     step_factor: Annotated[float, Field(gt=0, le=1)] = 0.5
     max_grad_norm: Annotated[float, Field(ge=0)] = Field(5.0, description="maximum gradient norm; 0: no limit")
@@ -99,6 +137,9 @@ class TrainingConfig(_Section):
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of matrix products; weights stay float32")
     accumulate: PositiveInt = Field(
         1, description="parts that a worker computes its share of a batch in, one after the other, to save memory"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="compute the encoder's states again in the backward pass, to save memory"
     )
     gradient_dtype: Literal["float32", "bfloat16"] = Field("float32", description="of gradients between workers")
     gradient_sync: Literal["auto", "ddp", "flat"] = Field(

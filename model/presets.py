@@ -20,6 +20,19 @@ PRESETS: dict[str, dict[str, object]] = {
         "training.schedule": "cosine",
         "training.global_batch_size": 32,
     },
+    "encoder": {
+        "tagger.encoder": "sentence-transformers/all-MiniLM-L6-v2",
+        "tagger.cell": "none",
+        "tagger.embedding_dim": 0,
+        "tagger.dropout": 0.1,
+        "tagger.crf": True,
+        "tagger.decoding": "spans",
+        "training.optimizer": "adamw",
+        "training.schedule": "linear",
+        "training.epochs": 4,
+        "training.global_batch_size": 32,
+        "training.max_grad_norm": 1.0,
+    },
 }
 
 

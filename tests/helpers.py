@@ -41,13 +41,14 @@ def generated_dataset(folder: Path, count: int) -> str:
 
 def alone(config: Any, on_epoch: Callable[[Any], None] = lambda training: None, communicator: Any = None) -> Any:
     """The training of a configuration in this process, without Ray; a worker with one CPU ends with the same bits."""
-    from model.data.dataset import Dataset
-    from model.network.tagger import new_tagger
+    import torch
+
+    from distributed.train.shared_data import SharedData
     from model.training.loop import Training
 
-    dataset = Dataset(config.data)
-    tagger = new_tagger(config.tagger, dataset.info["words"], config.training.seed)
-    train, valid = (dataset.load(split, bool(config.tagger.word_feature_dim)) for split in ("train", "valid"))
+    data = SharedData.load(config.data, config.tagger)
+    tagger = data.new_tagger(config.tagger, config.training.seed)
+    train, valid = data.splits_for(config.tagger, torch.device("cpu"))
     training = Training(config.training, tagger, train, valid, communicator)
     for _ in training.epochs():
         on_epoch(training)

@@ -34,7 +34,7 @@ def test_defaults_are_the_records():
         ("training.epochs=0", ["training.epochs"]),
         ("training.global_batch_size=0", ["training.global_batch_size"]),
         ("tagger.window=4", ["tagger", "odd"]),
-        ("tagger.cell=transformer", ["tagger.cell", "'rnn', 'gru' or 'lstm'"]),
+        ("tagger.cell=transformer", ["tagger.cell", "'rnn', 'gru', 'lstm' or 'none'"]),
         ("tagger.dropout=1", ["tagger.dropout"]),
         ("run.workers=0", ["run.workers"]),
         ("run.name=../x", ["run.name"]),

@@ -9,7 +9,7 @@ from model.network import forward_backward
 from model.network.crf import MAX_SPAN_TOKENS, CrfTransitions, crf_nll, legality_only, span_marginals
 from model.network.decoding import max_over_repeats, predict_spans, select_spans, viterbi_decode
 from model.network.forward_backward import CrfScores
-from model.network.tagger import Logits, SpanDecoding
+from model.network.logits import Logits, SpanDecoding
 
 LENGTHS = [5, 3, 1, 4]
 

@@ -11,7 +11,8 @@ from model.data.batching import collate, epoch_batches
 from model.data.dataset import Dataset, Split
 from model.data.labels import IGNORED
 from model.errors import DivergedError
-from model.network.tagger import EmbeddingRows, new_tagger
+from model.network.logits import EmbeddingRows
+from model.network.tagger import new_tagger
 from model.training.communicator import NoSync
 from model.training.evaluation import evaluate
 from model.training.loop import Training

@@ -6,7 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.data.batching import Batch
 from model.data.labels import IGNORED, B, E, I, O, S
-from model.network.tagger import Logits
+from model.network.logits import Logits
 from model.training.legacy_metrics import batch_sums, evaluation_metrics, training_metrics
 from model.training.metrics import KEYPHRASE, KEYWORD, Column, count, precision_recall_f1, summarize
 

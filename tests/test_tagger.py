@@ -11,7 +11,8 @@ from model.data.labels import IGNORED
 from model.data.tokenizer import UNKNOWN
 from model.network.cells import CELLS
 from model.network.layers import context_windows
-from model.network.tagger import Logits, new_tagger
+from model.network.logits import Logits
+from model.network.tagger import new_tagger
 from model.training.loss import dual_loss
 
 LAYERS = [(cell, both) for cell in CELLS for both in (False, True)]
@@ -25,7 +26,7 @@ def small(cell: str = "rnn", bidirectional: bool = False, **fields: float):
 
 
 def test_every_cell_of_the_table_can_be_configured():
-    assert get_args(TaggerConfig.model_fields["cell"].annotation) == tuple(CELLS)
+    assert get_args(TaggerConfig.model_fields["cell"].annotation) == (*CELLS, "none")
 
 
 @pytest.mark.parametrize(("cell", "both"), LAYERS)

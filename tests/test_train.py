@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from encoders import tiny_encoder
 from helpers import SMALL, alone, best_weights_together, refused, title_of
 from safetensors.torch import load_file
 
@@ -62,6 +63,9 @@ def train_workers() -> list[psutil.Process]:
     return [process for process in children if "ray::RayTrainWorker" in title_of(process)]
 
 
+ENCODER = {"cell": "none", "embedding_dim": 0, "crf": True, "decoding": "spans", "pooling": "mean"}
+
+
 def test_two_processes_end_with_the_weights_of_one(small_dataset: str, tmp_path: Path):
     """Without Ray, whose workers end with the bits of such processes, as the test of three of them shows."""
     config = config_of(small_dataset, tmp_path, "two", {"dropout": 0.0})
@@ -76,9 +80,15 @@ def test_two_processes_end_with_the_weights_of_one(small_dataset: str, tmp_path:
 
 
 @pytest.mark.ray
-def test_two_workers_end_with_the_weights_of_one(cluster, small_dataset: str, tmp_path: Path):
+@pytest.mark.parametrize(("tagger", "sync"), [(BEST, "auto"), (ENCODER, "ddp")], ids=["best", "encoder"])
+def test_two_workers_end_with_the_weights_of_one(
+    cluster, small_dataset: str, tmp_path: Path, tagger: dict[str, Any], sync: str
+):
     events: list[Event] = []
-    config = config_of(small_dataset, tmp_path, "two", {"dropout": 0.0, **BEST}, {"workers": 2}, batch=33)
+    fields = {"dropout": 0.0, **tagger}
+    if tagger is ENCODER:
+        fields["encoder"] = tiny_encoder(tmp_path / "bert", "bert", dropout=False)
+    config = config_of(small_dataset, tmp_path, "two", fields, {"workers": 2}, batch=33, gradient_sync=sync)
     two, one = train(config, events.append), alone(config)
     weights = load_file(Path(two.bundle) / "weights.safetensors")
     best = one.history[one.best]

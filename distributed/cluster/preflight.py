@@ -22,7 +22,7 @@ def check_data(config: Config, dataset: Dataset) -> None:
         )
     vectors = dataset.info.get("vectors")
     size = vectors["size"] if vectors else config.tagger.embedding_dim
-    if config.tagger.pretrained_vectors and size != config.tagger.embedding_dim:
+    if config.tagger.pretrained_vectors and config.tagger.embedding_dim and size != config.tagger.embedding_dim:
         raise UserError(
             f"{config.data}: its word vectors have {size} values, and tagger.embedding_dim is {config.tagger.embedding_dim}; "
             f"use --set tagger.embedding_dim={size}, or --set tagger.pretrained_vectors=false to train without them"

@@ -48,7 +48,9 @@ def _samples(bundle: Bundle, dataset: Dataset) -> Section:
     """Return texts of the test split (without one, of the validation split) with gold and predicted keyphrases."""
     split = "test" if dataset.rows("test") else "valid"
     chosen = _spread(dataset, split, SAMPLES)
-    predicted = Extractor(bundle.tagger, bundle.tokenizer).pipe(labeled.text for labeled in chosen)
+    predicted = Extractor(bundle.tagger, bundle.tokenizer, subwords=bundle.subwords).pipe(
+        labeled.text for labeled in chosen
+    )
     texts = []
     for labeled, found in zip(chosen, predicted, strict=True):
         gold, has = sorted(labeled.spans or ()), [(each.start, each.end) for each in found]
@@ -65,7 +67,7 @@ def _mistakes(bundle: Bundle, dataset: Dataset) -> Section:
         train = training_split(bundle, dataset.location)
     except UserError as error:
         return {"text": f"They cannot be shown: {error}", "kinds": []}
-    found = find_errors(bundle.tagger, read, train, resolve_device("cpu"))
+    found = find_errors(bundle.tagger, read, train, resolve_device("cpu"), bundle.subwords)
     counts = by_kind(found)
     kinds = [
         {"name": kind, "text": KINDS[kind], "examples": _examples(list(some)), **counts[kind]}

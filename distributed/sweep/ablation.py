@@ -13,6 +13,8 @@ from distributed.train.checkpoint import load_best
 from model import storage
 from model.config import TaggerConfig
 from model.data.dataset import Dataset
+from model.network.encoder import Encoder, build_model
+from model.network.encoder_files import read_encoder_config
 from model.network.tagger import Tagger
 from model.training.metrics import Counts
 from model.training.significance import SIGNIFICANCE_LEVEL, describe_test
@@ -95,7 +97,8 @@ def _row(sweep: SweepState, name: str, finished: list[Trial], groups: SeedGroups
 def count_parameters(config: TaggerConfig, words: int) -> ParameterCount:
     """Count the parameters of a tagger with a vocabulary of so many words."""
     with torch.device("meta"):  # shapes alone
-        tagger = Tagger(config, words)
+        encoder = Encoder(config, build_model(read_encoder_config(config.encoder))) if config.encoder else None
+        tagger = Tagger(config, words, encoder=encoder, encoder_outputs=encoder.outputs if encoder else 0)
     tables = sum(table.weight.numel() for table in tagger.tables)
     return ParameterCount(tables, sum(each.numel() for each in tagger.parameters()) - tables)
 

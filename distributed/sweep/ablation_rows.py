@@ -8,6 +8,7 @@ from model.config import Config
 from model.errors import UserError
 
 FULL, RECORD = "whole", "record"
+_FOLLOWS = ("encoder_digest",)  # from another field
 _COMMON = ("training.epochs", "training.patience", "training.seed")  # budget and seeds are the same in all rows
 
 
@@ -67,7 +68,7 @@ def ablation_rows(base: Config, space: Space, check: Callable[[Config], None]) -
 def _numbers(config: Config) -> Values:
     """Return the fields that change the metrics, by dotted name."""
     parts = {"tagger": config.tagger, "training": config.training}
-    return {f"{part}.{name}": value for part, tree in parts.items() for name, value in tree}
+    return {f"{part}.{name}": value for part, tree in parts.items() for name, value in tree if name not in _FOLLOWS}
 
 
 def _row(name: str, value: Value) -> str:

@@ -106,6 +106,8 @@ def check_space(space: Space, base: Config) -> None:
     for name, domain in space.items():
         if name == "training.epochs":
             raise UserError("--space training.epochs: every trial's curve shows every epoch; use --max-epochs")
+        if name in ("tagger.encoder", "tagger.encoder_digest"):
+            raise UserError(f"--space {name}: all trials of a sweep share one encoder; start a sweep for each")
         if name not in known:
             raise UserError(f"--space {name}: is unknown or does not change the result; known are {', '.join(known)}")
         for value in domain.bounds:

@@ -78,7 +78,7 @@ def _fit(config: Config, request: WorkerRequest, folder: str, on_event: EventHan
     from distributed.train.worker import WorkerSettings, train_loop_per_worker
 
     events, control = driver_queue(), driver_queue()
-    data = ray.put(SharedData.load(config.data, config.tagger.uses_word_features))
+    data = ray.put(SharedData.load(config.data, config.tagger))
     settings = WorkerSettings(config.model_dump(), folder, data, request.cpus, request.gpu, events, control)
     limit = NoProgressLimit(config.run.retries, on_event)
 

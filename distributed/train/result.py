@@ -10,6 +10,7 @@ from model import storage
 from model.config import Config
 from model.data.dataset import Dataset
 from model.inference.bundle import save_bundle
+from model.network.encoder_files import encoder_of
 from model.training.device_usage import usage_of
 from model.training.loop import SELECTION_METRIC, Metrics
 
@@ -69,7 +70,8 @@ def write_result(config: Config, seconds: float) -> TrainResult:
         if name.startswith(("valid/keyphrase_", "valid/keyword_")) and not name.endswith("_loss")
     }
     bundle = storage.join(folder, "bundle")
-    save_bundle(bundle, config, Dataset(config.data).tokenizer_bytes(), weights, {"split": "valid", **valid})
+    tokenizer, encoder = Dataset(config.data).tokenizer_bytes(), encoder_of(config.tagger)
+    save_bundle(bundle, config, tokenizer, weights, {"split": "valid", **valid}, encoder)
     speed = statistics.median(metrics["train/tokens_per_s"] for metrics in history)
     usage = usage_of(history)
     result = TrainResult(

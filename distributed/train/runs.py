@@ -19,6 +19,7 @@ from typing import Any
 from model import storage
 from model.config import Config, current_tree, make_config
 from model.errors import UserError
+from model.network.encoder_files import with_digest
 
 _MARKS = ("config.json", "sweep.json")  # one of them is in the folder of every run and sweep
 
@@ -37,11 +38,12 @@ def new_run(config: Config, kind: str = "run") -> Config:
         kind: `run` or `sweep`, with which a name made from the time begins.
 
     Raises:
-        UserError: a run or sweep of this name exists.
+        UserError: a run or sweep of this name exists, or the encoder cannot be read.
     """
     name = config.run.name or time.strftime(f"{kind}-%Y%m%d-%H%M%S")
     run = config.run.model_copy(update={"name": name, "storage": storage.absolute(config.run.storage)})
-    config = config.model_copy(update={"data": storage.absolute(config.data), "run": run})
+    tagger = with_digest(config.tagger)
+    config = config.model_copy(update={"data": storage.absolute(config.data), "tagger": tagger, "run": run})
     folder = run_folder(config)
     if any(storage.exists(storage.join(folder, mark)) for mark in _MARKS):
         raise UserError(

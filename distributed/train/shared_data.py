@@ -8,6 +8,9 @@ import torch
 
 from model.config import TaggerConfig
 from model.data.dataset import Dataset, Split
+from model.network.encoder_files import EncoderFiles, load_encoder
+from model.network.tagger import Tagger, new_tagger
+from model.training.encoder_states import with_encoder_states
 
 
 class SharedData(NamedTuple):
@@ -18,22 +21,57 @@ class SharedData(NamedTuple):
         valid: the validation split.
         words: size of the vocabulary.
         vectors: (words, size) pretrained word vectors; None where the dataset has none.
+        encoder: pretrained, for taggers with one.
     """
 
     train: Split
     valid: Split
     words: int
     vectors: npt.NDArray[np.float32] | None
+    encoder: EncoderFiles | None = None
 
     @classmethod
-    def load(cls, location: str, word_features: bool) -> "SharedData":
-        """Read a dataset directory; `word_features` as in `Dataset.load`."""
+    def load(cls, location: str, tagger: TaggerConfig, word_features: bool = False) -> "SharedData":
+        """Read a dataset directory, and the encoder of a tagger.
+
+        Args:
+            location: path or URI of the dataset.
+            tagger: what its taggers need.
+            word_features: whether some of them need word features, even if this one does not.
+
+        Raises:
+            UserError: the dataset or the encoder cannot be read.
+        """
         dataset = Dataset(location)
-        train, valid = (dataset.load(split, word_features) for split in ("train", "valid"))
-        return cls(train, valid, dataset.info["words"], dataset.vectors())
+        encoder = (
+            load_encoder(tagger.encoder, tagger.encoder_digest, not tagger.encoder_frozen) if tagger.encoder else None
+        )
+        subwords = encoder.subwords() if encoder else None
+        train, valid = (
+            dataset.load(split, word_features or tagger.uses_word_features, subwords) for split in ("train", "valid")
+        )
+        return cls(train, valid, dataset.info["words"], dataset.vectors(), encoder)
+
+    def new_tagger(self, config: TaggerConfig, seed: int) -> Tagger:
+        """Return a tagger with its initial weights."""
+        return new_tagger(config, self.words, seed, self.vectors_for(config), self.encoder if config.encoder else None)
+
+    def splits_for(self, config: TaggerConfig, device: torch.device) -> tuple[Split, Split]:
+        """Return the training and the validation split with what a tagger reads.
+
+        Args:
+            config: of the tagger. The states of a frozen encoder are computed, unless this node has them already.
+            device: where to compute them.
+        """
+        if not (self.encoder and config.encoder and config.encoder_frozen):
+            return self.train, self.valid
+        return (
+            with_encoder_states(self.train, self.encoder, config, device),
+            with_encoder_states(self.valid, self.encoder, config, device),
+        )
 
     def vectors_for(self, config: TaggerConfig) -> torch.Tensor | None:
         """Return the initial embedding of a tagger, (words, size); None for random numbers."""
-        if not config.pretrained_vectors or self.vectors is None:
+        if not config.pretrained_vectors or self.vectors is None or not config.embedding_dim:
             return None
         return torch.from_numpy(self.vectors.copy())  # shared memory is read-only, which torch does not support

@@ -29,6 +29,7 @@ from model.data.dataset import Dataset
 from model.errors import RunFailedError
 from model.inference.bundle import load_bundle, save_bundle
 from model.network.device import resolve_device
+from model.network.encoder_files import encoder_of
 from model.training.device_usage import usage_of
 from model.training.evaluation import evaluate
 from model.training.metrics import summarize
@@ -94,8 +95,8 @@ def _search(
     plan: SweepConfig, space: Space, resources: TrialResources, recorder: SweepRecorder, on_event: SweepEventHandler
 ) -> None:
     """Train the trials, then the finalists."""
-    word_features = plan.config.tagger.uses_word_features or "tagger.word_feature_dim" in space
-    data = ray.put(SharedData.load(plan.config.data, word_features))
+    word_features = "tagger.word_feature_dim" in space
+    data = ray.put(SharedData.load(plan.config.data, plan.config.tagger, word_features))
     events = driver_queue()
     settings = TrialSettings(data, events, plan.workers_per_trial, resources.cpus, resources.gpus, plan.ranking)
     tuner = TunerRun(plan, settings, resources, recorder, on_event)
@@ -131,7 +132,7 @@ def write_bundle(sweep: SweepState, trial: Trial) -> str:
     weights, counts = load_best(sweep.folder_of(trial))
     location, config = storage.join(sweep.plan.folder, "bundle"), sweep.config_of(trial)
     metrics = {"split": "valid", **summarize(counts)}
-    save_bundle(location, config, Dataset(config.data).tokenizer_bytes(), weights, metrics)
+    save_bundle(location, config, Dataset(config.data).tokenizer_bytes(), weights, metrics, encoder_of(config.tagger))
     return location
 
 
@@ -205,6 +206,6 @@ def _test_metrics(bundle: str, data: str, on_event: SweepEventHandler) -> dict[s
     if not dataset.rows("test"):
         return None
     on_event(Note("the choice is made; reading the test split once"))
-    tagger = load_bundle(bundle).tagger
-    test = dataset.load("test", tagger.config.uses_word_features)
-    return {**summarize(evaluate(tagger, test, resolve_device("cpu")).counts)}
+    loaded = load_bundle(bundle)
+    test = dataset.load("test", loaded.config.tagger.uses_word_features, loaded.subwords)
+    return {**summarize(evaluate(loaded.tagger, test, resolve_device("cpu")).counts)}

@@ -14,6 +14,7 @@ import torch
 
 from model.data.dataset import Split
 from model.data.labels import IGNORED, O
+from model.data.subword_batches import EncoderInputs, WordStates, subword_batch, word_keys
 from model.data.tokenizer import PAD
 
 RowIds = npt.NDArray[np.int64]
@@ -45,6 +46,7 @@ class Batch(NamedTuple):
         keyphrase: (B, T) BIOES tags, IGNORED in the padding.
         word_features: (B, T, NUM_FEATURES) rows of the feature table, 0 in the padding; None where the split has none.
         tables: in training by rows, the rows of each embedding table; else empty.
+        encoder_inputs: for a tagger with an encoder, what it reads, or its states.
     """
 
     ids: torch.Tensor
@@ -53,6 +55,7 @@ class Batch(NamedTuple):
     keyphrase: torch.Tensor
     word_features: torch.Tensor | None = None
     tables: tuple[TableRows, ...] = ()
+    encoder_inputs: EncoderInputs | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on a device; the copy to a GPU does not wait for what the GPU computes."""
@@ -65,7 +68,8 @@ class Batch(NamedTuple):
         ids, lengths, keyword, keyphrase = map(copy, self[:4])
         features = None if self.word_features is None else copy(self.word_features)
         tables = tuple(TableRows(*map(copy, table)) for table in self.tables)
-        return Batch(ids, lengths, keyword, keyphrase, features, tables)
+        inputs = None if self.encoder_inputs is None else type(self.encoder_inputs)(*map(copy, self.encoder_inputs))
+        return Batch(ids, lengths, keyword, keyphrase, features, tables, inputs)
 
 
 def collate(split: Split, rows: RowIds) -> Batch:
@@ -74,16 +78,38 @@ def collate(split: Split, rows: RowIds) -> Batch:
     ids, tags = (padded(values, begins, lengths, fill) for values, fill in ((split.ids, PAD), (split.tags, IGNORED)))
     keyword = torch.where(tags == IGNORED, IGNORED, (tags != O).long())
     features = None if split.word_features is None else padded(split.word_features, begins, lengths, PAD)
-    return Batch(ids, torch.from_numpy(lengths), keyword, tags, features)
+    inputs = encoder_inputs(split, rows, ids)
+    return Batch(ids, torch.from_numpy(lengths), keyword, tags, features, encoder_inputs=inputs)
 
 
-def padded(values: npt.NDArray[np.integer], begins: RowIds, lengths: RowIds, fill: int) -> torch.Tensor:
-    """Return slices of an array as one padded tensor of 64-bit integers.
+def encoder_inputs(split: Split, rows: RowIds, ids: torch.Tensor) -> EncoderInputs | None:
+    """Return what an encoder reads of some rows of a split, or its states where the split has them.
+
+    Args:
+        split: with sub-words, or the result is None.
+        rows: (B,).
+        ids: (B, T) their vocabulary ids, padded.
+    """
+    if split.subwords is None:
+        return None
+    begins, lengths = split.begins[rows], split.begins[rows + 1] - split.begins[rows]
+    subwords = split.subwords.of_rows(rows, begins, lengths)
+    if split.encoder_states is None:
+        return subword_batch(subwords, ids, lengths)
+    states = padded(split.encoder_states, begins, lengths, 0, np.float32)
+    return WordStates(states, word_keys(subwords, ids, lengths))
+
+
+def padded(
+    values: npt.NDArray[np.generic], begins: RowIds, lengths: RowIds, fill: int, dtype: type[np.generic] = np.int64
+) -> torch.Tensor:
+    """Return slices of an array as one padded tensor.
 
     Args:
         values: (values, ...).
         begins, lengths: (B,) where each slice begins, and its length.
         fill: the value of the padding.
+        dtype: of the tensor.
 
     Returns:
         (B, T, ...), T being the greatest length.
@@ -92,7 +118,7 @@ def padded(values: npt.NDArray[np.integer], begins: RowIds, lengths: RowIds, fil
     mask = steps < lengths[:, None]
     index = np.where(mask, begins[:, None] + steps, 0)
     mask = mask.reshape(*mask.shape, *[1] * (values.ndim - 1))
-    return torch.from_numpy(np.where(mask, values[index], fill).astype(np.int64))
+    return torch.from_numpy(np.where(mask, values[index], fill).astype(dtype))
 
 
 def unique_ids(ids: npt.NDArray[np.integer], rows: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

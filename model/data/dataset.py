@@ -28,6 +28,7 @@ from model.data.examples import Example
 from model.data.features import FeatureIds, WordFeatures
 from model.data.labeled_text import LabeledText
 from model.data.labels import spans_to_tags
+from model.data.subwords import Subwords, SubwordTokenizer
 from model.data.tokenizer import parse_tokenizer
 from model.errors import UserError
 
@@ -61,12 +62,16 @@ class Split:
         begins: (rows + 1,) index of the first token of each text; the last entry is the number of tokens.
         word_features: (tokens, NUM_FEATURES) rows of the feature table, see model/data/features.py, or None if not
             requested.
+        subwords: of a pretrained encoder, or None if not requested.
+        encoder_states: (tokens, D) of a frozen encoder, where they are computed before.
     """
 
     ids: npt.NDArray[np.int32]
     tags: npt.NDArray[np.int8]
     begins: npt.NDArray[np.int64]
     word_features: FeatureIds | None = None
+    subwords: Subwords | None = None
+    encoder_states: npt.NDArray[np.float16] | None = None
 
     def __len__(self) -> int:
         return len(self.begins) - 1
@@ -76,8 +81,14 @@ class Split:
         begins, lengths = self.begins[rows], self.begins[rows + 1] - self.begins[rows]
         own = np.concatenate([[0], lengths.cumsum()])
         tokens = np.repeat(begins - own[:-1], lengths) + np.arange(own[-1])
-        features = None if self.word_features is None else self.word_features[tokens]
-        return Split(self.ids[tokens], self.tags[tokens], own, features)
+        return Split(
+            self.ids[tokens],
+            self.tags[tokens],
+            own,
+            None if self.word_features is None else self.word_features[tokens],
+            None if self.subwords is None else self.subwords.take(rows, tokens, lengths),
+            None if self.encoder_states is None else self.encoder_states[tokens],
+        )
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
@@ -145,25 +156,35 @@ class Dataset:
                 f"{self.location}: has no {split} split (it has {available}); prepare it with --{split} FILE"
             )
 
-    def load(self, split: str, word_features: bool = False) -> Split:
-        """Return a split, in the order of its files, with word features if requested.
+    def load(self, split: str, word_features: bool = False, subwords: SubwordTokenizer | None = None) -> Split:
+        """Return a split, in the order of its files.
+
+        Args:
+            split: its name.
+            word_features: whether to add the features of words.
+            subwords: adds the sub-words of a pretrained encoder.
 
         Raises:
             UserError: the split is missing or damaged.
         """
         self.require(split)
         columns = ["ids", "span_starts", "span_ends"]
-        table = self._table(split, [*columns, "text", "starts", "ends"] if word_features else columns)
+        needs_text = word_features or subwords is not None
+        table = self._table(split, [*columns, "text", "starts", "ends"] if needs_text else columns)
         ids, begins = _flatten(table["ids"])
         span_starts, span_begins = _flatten(table["span_starts"])
         span_ends, _ = _flatten(table["span_ends"])
         first_tokens = np.repeat(begins[:-1], np.diff(span_begins))  # spans are relative to their own text
         tags = spans_to_tags(np.stack([span_starts + first_tokens, span_ends + first_tokens], axis=1), len(ids))
-        if not word_features:
+        if not needs_text:
             return Split(ids, tags, begins)
-        starts, ends = _flatten(table["starts"])[0], _flatten(table["ends"])[0]
-        texts = (text for chunk in table["text"].chunks for text in chunk.to_pylist())
-        return Split(ids, tags, begins, WordFeatures()(texts, starts, ends, begins))
+        place = (_flatten(table["starts"])[0], _flatten(table["ends"])[0], begins)
+
+        def texts() -> Iterator[str]:
+            return (text for chunk in table["text"].chunks for text in chunk.to_pylist())
+
+        features = WordFeatures()(texts(), *place) if word_features else None
+        return Split(ids, tags, begins, features, subwords(texts(), *place) if subwords else None)
 
     def texts(self, split: str) -> Iterator[LabeledText]:
         """Yield a split's texts with their keyphrases as character spans, so that any tokenizer can read them.
@@ -213,8 +234,11 @@ def _flatten(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int32], npt.NDArra
     return np.asarray(lists.flatten()), begins
 
 
-def split_from_examples(examples: Iterable[Example], word_features: bool = False) -> Split:
-    """Return examples in memory as a split, with word features if requested."""
+def split_from_examples(
+    examples: Iterable[Example], word_features: bool = False, subwords: SubwordTokenizer | None = None
+) -> Split:
+    """Return examples in memory as a split, with what `Dataset.load` adds."""
+    needs_text = word_features or subwords is not None
     ids: list[int] = []
     texts: list[str] = []
     offsets: list[tuple[int, int]] = []
@@ -224,12 +248,14 @@ def split_from_examples(examples: Iterable[Example], word_features: bool = False
         spans += [(start + bounds[-1], end + bounds[-1]) for start, end in example.spans]
         ids += example.ids
         bounds.append(len(ids))
-        if word_features:
+        if needs_text:
             texts.append(example.text)
             offsets += example.offsets
     tags = spans_to_tags(np.array(spans, np.int64).reshape(-1, 2), len(ids))
     begins = np.array(bounds, np.int64)
-    if not word_features:
+    if not needs_text:
         return Split(np.array(ids, np.int32), tags, begins)
     starts, ends = np.array(offsets, np.int32).reshape(-1, 2).T
-    return Split(np.array(ids, np.int32), tags, begins, WordFeatures()(texts, starts, ends, begins))
+    features = WordFeatures()(texts, starts, ends, begins) if word_features else None
+    found = subwords(texts, starts, ends, begins) if subwords else None
+    return Split(np.array(ids, np.int32), tags, begins, features, found)

@@ -42,7 +42,7 @@ class TrainingBatches:
         """
         self.split, self.tagger, self.training = split, tagger, training
         self.table_rows, self.rank, self.size = table_rows, rank, size
-        self.counts = np.bincount(split.ids, minlength=table_rows[0]).clip(min=1)
+        self.counts = np.bincount(split.ids, minlength=table_rows[0] if table_rows else 0).clip(min=1)
 
     def __call__(self, rows: RowIds, epoch: int, step: int) -> list[Batch]:
         """Return this worker's share of a global batch, in `training.accumulate` parts.

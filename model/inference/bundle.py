@@ -2,7 +2,8 @@
 
     config.json          format version and configuration
     tokenizer.json       vocabulary and offsets
-    weights.safetensors  the network
+    weights.safetensors  the network, with the encoder
+    encoder/             config.json and tokenizer.json of a pretrained encoder, where it has one
     metrics.json         its metrics on the validation split
     README.md            the model card
 
@@ -11,18 +12,22 @@ A local bundle is moved into place when it is complete; on other storage `config
 
 import json
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import load, save
 from tokenizers import Tokenizer
 
 from model import staging, storage
 from model.aliases import current_weights
-from model.config import Config, make_config
+from model.config import Config, TaggerConfig, make_config
+from model.data.subwords import SubwordTokenizer
 from model.data.tokenizer import parse_tokenizer
 from model.errors import UserError
+from model.network.encoder import Encoder, build_model
+from model.network.encoder_files import EncoderFiles, subword_tokenizer
 from model.network.tagger import Tagger
 
 BUNDLE_FORMAT = 2  # that is written; 1 is read too, by model/aliases.py
@@ -37,16 +42,23 @@ class Bundle:
         tokenizer: of the dataset that it was trained on.
         tagger: on the CPU, in evaluation mode.
         metrics: of the epoch that the weights come from, on the validation split.
+        subwords: what finds the sub-words of words, for a tagger with an encoder.
     """
 
     config: Config
     tokenizer: Tokenizer
     tagger: Tagger
     metrics: dict[str, Any]
+    subwords: SubwordTokenizer | None = None
 
 
 def save_bundle(
-    location: str, config: Config, tokenizer: bytes, weights: dict[str, torch.Tensor], metrics: dict[str, Any]
+    location: str,
+    config: Config,
+    tokenizer: bytes,
+    weights: dict[str, torch.Tensor],
+    metrics: dict[str, Any],
+    encoder: EncoderFiles | None = None,
 ) -> None:
     """Write a bundle, completely or not at all; an existing one is replaced.
 
@@ -54,15 +66,24 @@ def save_bundle(
         location: path or URI of the folder.
         config: the run's configuration.
         tokenizer: content of the dataset's tokenizer.json.
-        weights: the tagger's state_dict.
+        weights: the tagger's state_dict; of a frozen encoder they are added.
         metrics: of the epoch that the weights come from; the keys of `model.training.metrics.summarize`, and others.
+        encoder: that the tagger was trained with.
     """
-    about = {"format_version": BUNDLE_FORMAT, **config.model_dump()}
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in weights.items()}
+    if encoder and config.tagger.encoder_frozen:
+        tensors |= {f"encoder.model.{name}": torch.tensor(values) for name, values in encoder.weights.items()}
+    content = save(tensors)
+    about = {"format_version": BUNDLE_FORMAT, "weights_sha256": sha256(content).hexdigest(), **config.model_dump()}
     with staging.staged_local_directory(location, marker="config.json") as folder:
-        save_file({name: tensor.cpu().contiguous() for name, tensor in weights.items()}, folder / "weights.safetensors")
+        (folder / "weights.safetensors").write_bytes(content)
+        if encoder:
+            (folder / "encoder").mkdir()
+            (folder / "encoder" / "config.json").write_text(json.dumps(encoder.config, indent=2), "utf-8")
+            (folder / "encoder" / "tokenizer.json").write_bytes(encoder.tokenizer)
         (folder / "tokenizer.json").write_bytes(tokenizer)
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=2), "utf-8")
-        (folder / "README.md").write_text(_model_card(config, metrics), "utf-8")
+        (folder / "README.md").write_text(_model_card(config, metrics, encoder), "utf-8")
         (folder / "config.json").write_text(json.dumps(about, indent=2), "utf-8")
 
 
@@ -84,14 +105,30 @@ def load_bundle(location: str) -> Bundle:
             f"{location}/config.json: has bundle format {version}, and this Tandem reads up to {BUNDLE_FORMAT}; "
             f"update Tandem, or train again"
         )
+    digest = about.pop("weights_sha256", None)  # bundles of earlier versions have none
     config = make_config(about, f"{location}/config.json")
     tokenizer = parse_tokenizer(_file(location, "tokenizer.json"), f"{location}/tokenizer.json")
-    tagger = Tagger(config.tagger, tokenizer.get_vocab_size())
+    tagger, subwords = _empty_tagger(location, config.tagger, tokenizer.get_vocab_size())
+    content = _file(location, "weights.safetensors")
+    if digest is not None and sha256(content).hexdigest() != digest:
+        raise UserError(
+            f"{location}/weights.safetensors: does not match its digest in config.json; copy the bundle again"
+        )
     try:
-        tagger.load_state_dict(current_weights(load(_file(location, "weights.safetensors"))))
+        tagger.load_state_dict(current_weights(load(content)))
     except (SafetensorError, RuntimeError) as error:
         raise UserError(f"{location}/weights.safetensors: is damaged ({error}); copy the bundle again") from error
-    return Bundle(config, tokenizer, tagger.eval(), _json(location, "metrics.json"))
+    return Bundle(config, tokenizer, tagger.eval(), _json(location, "metrics.json"), subwords)
+
+
+def _empty_tagger(location: str, config: TaggerConfig, words: int) -> tuple[Tagger, SubwordTokenizer | None]:
+    """Return a tagger with random weights, and what finds sub-words for it."""
+    if config.encoder is None:
+        return Tagger(config, words), None
+    encoder_config = _json(location, "encoder/config.json")
+    encoder = Encoder(config, build_model(encoder_config))
+    subwords = subword_tokenizer(_file(location, "encoder/tokenizer.json"), encoder_config)
+    return Tagger(config, words, encoder=encoder, encoder_outputs=encoder.outputs), subwords
 
 
 def _file(location: str, name: str) -> bytes:
@@ -111,9 +148,9 @@ def _json(location: str, name: str) -> dict[str, Any]:
     return content
 
 
-def _model_card(config: Config, metrics: dict[str, Any]) -> str:
-    tagger, training = config.tagger, config.training
-    directions = "both directions" if tagger.bidirectional else "left to right"
+def _model_card(config: Config, metrics: dict[str, Any], encoder: EncoderFiles | None) -> str:
+    training = config.training
+    beside = ", after the encoder's own pretraining" if encoder else ""
     rows = "\n".join(
         f"| {head} | {metrics[f'{head}_precision']:.4f} | {metrics[f'{head}_recall']:.4f} | {metrics[f'{head}_f1']:.4f} "
         f"| {metrics[f'{head}_f1_low']:.4f} to {metrics[f'{head}_f1_high']:.4f} | {metrics[f'{head}_exact_match']:.4f} |"
@@ -121,14 +158,11 @@ def _model_card(config: Config, metrics: dict[str, Any]) -> str:
     )
     return f"""---
 library_name: tandem
-tags: [keyphrase-extraction, token-classification]
+tags: [keyphrase-extraction, token-classification]{_base_model(config.tagger, encoder)}
 ---
 # Keyphrase tagger
 
-A joint-layer RNN (Zhang et al., EMNLP 2016) that finds the keyphrases of short texts.
-
-- cell {tagger.cell}, {directions}; {tagger.keyword_hidden} and {tagger.keyphrase_hidden} hidden units
-- a window of {tagger.window} words of {tagger.embedding_dim} values, dropout {tagger.dropout:g}
+{_architecture(config.tagger, encoder)}
 - objective {training.alpha:g} * keyword loss + {1 - training.alpha:g} * keyphrase loss
 - {training.optimizer}, lr {training.lr:g} ({training.schedule}), batch {training.global_batch_size}, seed {training.seed}
 
@@ -144,6 +178,33 @@ Metrics on the validation split, with 95 % bootstrap intervals:
     extractor = Extractor.load("BUNDLE")
     extractor("what a match by Roger Federer tonight")
 
-It was trained on `{config.data}` and nothing else. Before you rely on it, measure it on your own texts:
+It was trained on `{config.data}` and nothing else{beside}. Before you rely on it, measure it on your own texts:
 `python -m jobs evaluate BUNDLE --data FILE`.
 """
+
+
+def _base_model(tagger: TaggerConfig, encoder: EncoderFiles | None) -> str:
+    """Return the lines of a card's header that name a pretrained encoder and its licence."""
+    return f"\nbase_model: {tagger.encoder}\nlicense: {encoder.license or 'unknown'}" if encoder else ""
+
+
+def _architecture(tagger: TaggerConfig, encoder: EncoderFiles | None) -> str:
+    """Return the part of a card that describes the network."""
+    lines = []
+    if encoder:
+        frozen = "frozen" if tagger.encoder_frozen else "fine-tuned"
+        lines.append(
+            f"- pretrained encoder {tagger.encoder} ({encoder.config['model_type']}), {frozen}; licence: "
+            f"{encoder.license or 'see its own card'}; SHA-256 of its weights {encoder.digest}"
+        )
+        lines.append(f"- state of a word: {tagger.pooling} of its sub-words, dropout {tagger.dropout:g}")
+    if tagger.embedding_dim:
+        lines.append(
+            f"- a window of {tagger.window} words of {tagger.embedding_dim} values, dropout {tagger.dropout:g}"
+        )
+    if tagger.cell == "none":
+        return "\n".join(["A pretrained encoder with two heads that finds the keyphrases of short texts.", "", *lines])
+    directions = "both directions" if tagger.bidirectional else "left to right"
+    cell = f"- cell {tagger.cell}, {directions}; {tagger.keyword_hidden} and {tagger.keyphrase_hidden} hidden units"
+    title = "A joint-layer RNN (Zhang et al., EMNLP 2016) that finds the keyphrases of short texts."
+    return "\n".join([title, "", cell, *lines])

@@ -9,6 +9,7 @@ import torch
 from model.data.dataset import Split, split_from_examples
 from model.data.examples import CHUNK_TEXTS, Example, Span
 from model.data.labels import O
+from model.data.subwords import SubwordTokenizer
 from model.inference.extractor import Keyphrase
 from model.inference.mistakes import HIGH_CONFIDENCE, KINDS, MIN_OCCURRENCES, Mistake
 from model.inference.training_stats import Phrase, Rate, TrainingStats
@@ -130,7 +131,13 @@ def _distance(mistake: Mistake) -> float:
     return mistake.score if mistake.predicted else 1 - mistake.score
 
 
-def find_errors(tagger: Tagger, examples: Iterable[Example], train: Split, device: torch.device) -> list[Mistake]:
+def find_errors(
+    tagger: Tagger,
+    examples: Iterable[Example],
+    train: Split,
+    device: torch.device,
+    subwords: SubwordTokenizer | None = None,
+) -> list[Mistake]:
     """Return the mistakes of a tagger, by kind, the most informative of each kind first.
 
     Args:
@@ -138,18 +145,20 @@ def find_errors(tagger: Tagger, examples: Iterable[Example], train: Split, devic
         examples: labeled texts, tokenized by the tagger's tokenizer.
         train: the split that it was trained on.
         device: where to compute.
+        subwords: for a tagger with an encoder.
     """
-    return classify_errors(_annotated(tagger, examples, device), train)
+    return classify_errors(_annotated(tagger, examples, device, subwords), train)
 
 
-def _annotated(tagger: Tagger, examples: Iterable[Example], device: torch.device) -> Iterator[AnnotatedText]:
+def _annotated(
+    tagger: Tagger, examples: Iterable[Example], device: torch.device, subwords: SubwordTokenizer | None
+) -> Iterator[AnnotatedText]:
     """Yield the texts in which the tagger differs from the data."""
     examples = iter(examples)
     while chunk := list(islice(examples, CHUNK_TEXTS)):
         found: list[tuple[list[ScoredSpan], list[ScoredSpan]]] = [([], []) for _ in chunk]
-        for rows, batch, logits in predict_batches(
-            tagger, split_from_examples(chunk, tagger.config.uses_word_features), device
-        ):
+        split = split_from_examples(chunk, tagger.config.uses_word_features, subwords)
+        for rows, batch, logits in predict_batches(tagger, split, device):
             gold = score_tags(logits, batch.lengths, batch.keyphrase.clamp(min=O))
             for side, (spans, scores) in enumerate((gold, predict_spans(logits, batch.lengths))):
                 for (row, start, end), score in zip(spans.tolist(), scores.tolist(), strict=True):

@@ -17,6 +17,8 @@ from tokenizers import Tokenizer
 
 from model.data.batching import length_sorted_batches, padded
 from model.data.features import WordFeatures
+from model.data.subword_batches import SubwordBatch, subword_batch
+from model.data.subwords import Subwords, SubwordTokenizer
 from model.data.tokenizer import PAD, UNKNOWN, CachedTokenizer, TokenizedTexts
 from model.inference.bundle import load_bundle
 from model.network.decoding import predict_spans
@@ -63,12 +65,15 @@ class Extractor:
     a text does not depend on the texts beside it. An extractor is not safe to share between threads.
     """
 
-    def __init__(self, tagger: Tagger, tokenizer: Tokenizer, device: str = "cpu") -> None:
+    def __init__(
+        self, tagger: Tagger, tokenizer: Tokenizer, device: str = "cpu", subwords: SubwordTokenizer | None = None
+    ) -> None:
         """
         Args:
             tagger: moved to the device and set to evaluation mode.
             tokenizer: of the dataset that the tagger was trained on.
             device: `cpu`, `cuda` or `cuda:N`.
+            subwords: what finds the sub-words of words, for a tagger with an encoder.
 
         Raises:
             UserError: there is no such device.
@@ -77,7 +82,7 @@ class Extractor:
         self.device = resolve_device(device)
         self.tagger = tagger.to(self.device).eval()
         vocabulary = tokenizer.get_vocab()
-        self._word_features = WordFeatures()
+        self._word_features, self._subwords = WordFeatures(), subwords
         self._tokenize = CachedTokenizer(lambda word: vocabulary.get(word, UNKNOWN), tokenizer)
 
     @classmethod
@@ -92,7 +97,7 @@ class Extractor:
             UserError: the bundle is missing, incomplete, damaged or of a newer format, or there is no such device.
         """
         loaded = load_bundle(bundle)
-        return cls(loaded.tagger, loaded.tokenizer, device)
+        return cls(loaded.tagger, loaded.tokenizer, device, loaded.subwords)
 
     def __call__(self, text: str) -> list[Keyphrase]:
         """Return the keyphrases of a text, in the order of their first characters; they do not overlap.
@@ -123,11 +128,16 @@ class Extractor:
         if self.tagger.config.uses_word_features:
             features = self._word_features(texts, tokens.starts, tokens.ends, tokens.begins)
         text_of, begins, lengths = _chunks(tokens)
+        subwords = self._subwords_of_chunks(texts, tokens, begins) if self._subwords and len(begins) else None
         for rows in length_sorted_batches(lengths, _NETWORK_BATCH_SIZE):
             batch = [padded(tokens.ids, begins[rows], lengths[rows], PAD)]
             if features is not None:
                 batch.append(padded(features, begins[rows], lengths[rows], PAD))
-            spans, scores = self._predict(lengths[rows], *batch)
+            inputs = None
+            if subwords is not None:
+                of_rows = subwords.of_rows(rows, begins[rows], lengths[rows])
+                inputs = subword_batch(of_rows, batch[0], lengths[rows])
+            spans, scores = self._predict(lengths[rows], batch, inputs)
             row, start, end = spans.T
             chunk = rows[row]
             firsts = tokens.starts[begins[chunk] + start].tolist()
@@ -136,13 +146,20 @@ class Extractor:
                 found[number].append(Keyphrase(texts[number][first:last], first, last, score))
         return [sorted(keyphrases, key=lambda each: each.start) for keyphrases in found]
 
+    def _subwords_of_chunks(self, texts: list[str], tokens: TokenizedTexts, begins: npt.NDArray[np.int64]) -> Subwords:
+        assert self._subwords is not None
+        found = self._subwords(texts, tokens.starts, tokens.ends, tokens.begins)
+        return found.divide(np.append(begins, len(tokens.ids)))
+
     def _predict(
-        self, lengths: npt.NDArray[np.int64], *batch: torch.Tensor
+        self, lengths: npt.NDArray[np.int64], batch: list[torch.Tensor], inputs: SubwordBatch | None
     ) -> tuple[npt.NDArray[np.int64], list[float]]:
         """Return the spans (spans, 3) of a batch and their scores (spans,), given ids and perhaps word features."""
         on_device = torch.from_numpy(lengths).to(self.device)
         ids, *features = (each.to(self.device) for each in batch)
-        spans, scores = predict_spans(self.tagger(ids, on_device, *features), on_device)
+        if inputs is not None:
+            inputs = SubwordBatch(*(each.to(self.device) for each in inputs))
+        spans, scores = predict_spans(self.tagger(ids, on_device, *features, encoder_inputs=inputs), on_device)
         return spans.cpu().numpy(), scores.tolist()
 
 

@@ -10,7 +10,7 @@ import torch
 from model.data.labels import B, E, I, O, S, tags_to_spans
 from model.network.crf import legality_only, span_marginals
 from model.network.forward_backward import CrfScores, legality
-from model.network.tagger import Logits, SpanDecoding
+from model.network.logits import Logits, SpanDecoding
 
 _MULTIPLIER = 6364136223846793005  # of a 64-bit generator: its multiples share no pattern with row and word numbers
 

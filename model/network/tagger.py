@@ -4,11 +4,13 @@
                                                         |
                                                  recurrent layer 2 -> keyphrase head (BIOES, 5 classes)
 
+The states of a pretrained encoder can take the place of the embedding, or stand beside it; without recurrent layers, both
+heads read them.
+
 Shapes: B texts, T tokens, N packed tokens, W window, D embedding, V words of the vocabulary.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,13 +20,16 @@ from model.config import TaggerConfig
 from model.data.batching import TableRows
 from model.data.features import NUM_FEATURES
 from model.data.features import ROWS as FEATURE_ROWS
+from model.data.subword_batches import EncoderInputs, WordStates
 from model.data.tokenizer import PAD
 from model.network.cpu.dropout import dropout_mask
 from model.network.cpu.layer import packed_rnn_from_ids, packed_rnn_with_head
 from model.network.cpu.packing import gather_windows, pack
 from model.network.crf import CrfTransitions
-from model.network.forward_backward import CrfScores
+from model.network.encoder import Encoder, build_config, encoder_outputs
+from model.network.encoder_files import EncoderFiles
 from model.network.layers import BiRnn, context_windows, packed_id_windows, unpack
+from model.network.logits import EmbeddingRows, Logits, SpanDecoding
 
 # Standard deviation of the initial embedding. With torch's own 1.0 a rare word, which a sparse optimizer moves only when
 # it occurs, hardly leaves its random place: F1 0.44 against 0.50 on 10,722 tweets after 8 epochs.
@@ -32,86 +37,59 @@ _EMBEDDING_STD = 0.1
 _INITIAL_THRESHOLD = 0.5  # until an evaluation on the validation split has tuned it
 
 
-class SpanDecoding(NamedTuple):
-    """How marginal probabilities of spans become keyphrases.
-
-    Attributes:
-        threshold: scalar; keyphrases are spans with a higher marginal.
-        agreement: scalar; 1 where equal spans of a text share the highest of their marginals, else 0.
-        word_ids: (B, T) int64, equal for equal words.
-    """
-
-    threshold: torch.Tensor
-    agreement: torch.Tensor
-    word_ids: torch.Tensor
-
-
-class EmbeddingRows(NamedTuple):
-    """Rows of an embedding table, and which of them a batch looks up.
-
-    Attributes:
-        vectors: (U, D) the whole table, or those of its rows that a step uses; row 0 is that of PAD.
-        indices: (B, T), or (B, T, NUM_FEATURES) row of each token.
-    """
-
-    vectors: torch.Tensor
-    indices: torch.Tensor
-
-
-class Logits(NamedTuple):
-    """What the heads give for each token, and how keyphrases are decoded from it.
-
-    Attributes:
-        keyword: (B, T, 2).
-        keyphrase: (B, T, 5), by BIOES tag.
-        crf: learned transition scores; None where each tag is predicted by itself.
-        decoding: of span marginals; None for Viterbi decoding.
-    """
-
-    keyword: torch.Tensor
-    keyphrase: torch.Tensor
-    crf: CrfScores | None = None
-    decoding: SpanDecoding | None = None
-
-
 class Tagger(nn.Module):
     """The dual-loss keyphrase tagger.
 
     Attributes:
+        encoder: pretrained; None where there is none, and where a frozen one's states are computed before.
         threshold, agreement: buffers of span decoding, saved with the weights: they are learned, but not by gradients.
     """
 
+    encoder: Encoder | None
     threshold: torch.Tensor | None
     agreement: torch.Tensor | None
 
-    def __init__(self, config: TaggerConfig, words: int, vectors: torch.Tensor | None = None) -> None:
+    def __init__(
+        self,
+        config: TaggerConfig,
+        words: int,
+        vectors: torch.Tensor | None = None,
+        encoder: Encoder | None = None,
+        encoder_outputs: int = 0,
+    ) -> None:
         """
         Args:
             config: the architecture.
             words: V.
             vectors: (V, D) initial embedding; random where None.
+            encoder: of a tagger with one.
+            encoder_outputs: size of the encoder's states of a word.
         """
         super().__init__()
-        self.config = config
-        self.embedding = _embedding(words, config.embedding_dim, vectors)
+        self.config, self.encoder_outputs = config, encoder_outputs
+        self.embedding = _embedding(words, config.embedding_dim, vectors) if config.embedding_dim else None
         self.word_feature_embedding = (
             _embedding(FEATURE_ROWS, config.word_feature_dim) if config.word_feature_dim else None
         )
         self.crf = CrfTransitions() if config.crf else None
-        inputs = config.window * (config.embedding_dim + NUM_FEATURES * config.word_feature_dim)
-        self.keyword_rnn = BiRnn(config.cell, inputs, config.keyword_hidden, config.bidirectional)
-        self.keyphrase_rnn = BiRnn(config.cell, self.keyword_rnn.outputs, config.keyphrase_hidden, config.bidirectional)
+        inputs = config.window * (config.embedding_dim + NUM_FEATURES * config.word_feature_dim) + encoder_outputs
+        self.keyword_rnn = self.keyphrase_rnn = None
+        keyword_inputs = keyphrase_inputs = inputs
+        if config.cell != "none":
+            self.keyword_rnn = BiRnn(config.cell, inputs, config.keyword_hidden, config.bidirectional)
+            keyword_inputs = self.keyword_rnn.outputs
+            self.keyphrase_rnn = BiRnn(config.cell, keyword_inputs, config.keyphrase_hidden, config.bidirectional)
+            keyphrase_inputs = self.keyphrase_rnn.outputs
         for name, value in (("threshold", _INITIAL_THRESHOLD), ("agreement", 0.0)):
             self.register_buffer(name, torch.tensor(value) if config.decoding == "spans" else None)
-        self.keyword_head = nn.Linear(self.keyword_rnn.outputs, 2)
-        self.keyphrase_head = nn.Linear(self.keyphrase_rnn.outputs, 5)
+        self.keyword_head = nn.Linear(keyword_inputs, 2)
+        self.keyphrase_head = nn.Linear(keyphrase_inputs, 5)
+        self.encoder = encoder
 
     @property
     def tables(self) -> list[nn.Embedding]:
         """Return the embedding tables: weights of which a step uses few rows."""
-        if self.word_feature_embedding is None:
-            return [self.embedding]
-        return [self.embedding, self.word_feature_embedding]
+        return [each for each in (self.embedding, self.word_feature_embedding) if each is not None]
 
     def train_by_rows(self, by_rows: bool) -> None:
         """Choose how the embedding tables are trained: by the rows that `gather_rows` takes out, or as whole tables."""
@@ -143,6 +121,7 @@ class Tagger(nn.Module):
         lengths: torch.Tensor,
         word_features: torch.Tensor | None = None,
         rows: Sequence[EmbeddingRows] = (),
+        encoder_inputs: EncoderInputs | None = None,
     ) -> Logits:
         """Return the logits of a batch.
 
@@ -151,58 +130,92 @@ class Tagger(nn.Module):
             lengths: (B,) tokens of each text, at least 1.
             word_features: (B, T, NUM_FEATURES) rows of the feature table, for a tagger that uses them.
             rows: in training by rows, of each embedding table; then the tables themselves are not used.
+            encoder_inputs: for a tagger with an encoder, what it reads, or its states.
         """
-        keyword, keyphrase = self._heads(ids, lengths, rows or self._whole_tables(ids, word_features))
-        crf = self.crf() if self.crf else None
-        return Logits(keyword, keyphrase, crf, self._decoding(ids, word_features))
+        lookups = rows or self._whole_tables(ids, word_features)
+        keyword, keyphrase = self._heads(ids, lengths, lookups, self._encoder_states(encoder_inputs))
+        word_ids = encoder_inputs.word_keys if encoder_inputs else self._word_ids(ids, word_features)
+        return Logits(keyword, keyphrase, self.crf() if self.crf else None, self._decoding(word_ids))
+
+    def _encoder_states(self, inputs: EncoderInputs | None) -> torch.Tensor | None:
+        if inputs is None or isinstance(inputs, WordStates):
+            return inputs and inputs.states
+        assert self.encoder is not None
+        return self.encoder(inputs)
 
     def _whole_tables(self, ids: torch.Tensor, word_features: torch.Tensor | None) -> list[EmbeddingRows]:
-        lookups = [EmbeddingRows(self.embedding.weight, ids)]
+        lookups = [] if self.embedding is None else [EmbeddingRows(self.embedding.weight, ids)]
         if self.word_feature_embedding is not None:
             assert word_features is not None
             lookups.append(EmbeddingRows(self.word_feature_embedding.weight, word_features))
         return lookups
 
-    def _decoding(self, ids: torch.Tensor, word_features: torch.Tensor | None) -> SpanDecoding | None:
+    def _decoding(self, word_ids: torch.Tensor) -> SpanDecoding | None:
         if self.threshold is None or self.agreement is None:
             return None
-        word_ids = ids
-        if self.word_feature_embedding is not None and word_features is not None:
-            # Words outside the vocabulary are distinguished by two of their features: first three letters and last three.
-            word_ids = (ids * FEATURE_ROWS + word_features[..., 1]) * FEATURE_ROWS + word_features[..., 2]
         return SpanDecoding(self.threshold, self.agreement, word_ids)
 
+    def _word_ids(self, ids: torch.Tensor, word_features: torch.Tensor | None) -> torch.Tensor:
+        """Return equal numbers (B, T) for equal words."""
+        if self.word_feature_embedding is None or word_features is None:
+            return ids
+        # Words outside the vocabulary are distinguished by two of their features: first three letters and last three.
+        return (ids * FEATURE_ROWS + word_features[..., 1]) * FEATURE_ROWS + word_features[..., 2]
+
     def _heads(
-        self, ids: torch.Tensor, lengths: torch.Tensor, lookups: Sequence[EmbeddingRows]
+        self,
+        ids: torch.Tensor,
+        lengths: torch.Tensor,
+        lookups: Sequence[EmbeddingRows],
+        encoder_states: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if self._uses_cpu_kernels(ids):
-            return self._packed_heads(ids, lengths, lookups)
+            return self._packed_heads(ids, lengths, lookups, encoder_states)
         vectors = [F.embedding(indices, table, padding_idx=PAD) for table, indices in lookups]
-        inputs = torch.cat([context_windows(each.flatten(2), self.config.window) for each in vectors], dim=-1)
-        keyword_states = self.keyword_rnn(self._dropout(inputs), lengths)
+        parts = [context_windows(each.flatten(2), self.config.window) for each in vectors]
+        if encoder_states is not None:
+            parts.append(encoder_states)
+        inputs = self._dropout(torch.cat(parts, dim=-1))
+        if self.keyword_rnn is None or self.keyphrase_rnn is None:
+            return self.keyword_head(inputs), self.keyphrase_head(inputs)
+        keyword_states = self.keyword_rnn(inputs, lengths)
         keyphrase_states = self.keyphrase_rnn(keyword_states, lengths)
         return self.keyword_head(keyword_states), self.keyphrase_head(keyphrase_states)
 
     def _uses_cpu_kernels(self, ids: torch.Tensor) -> bool:
         """Return whether the packed recurrence of model/network/cpu/ replaces torch's: in float32 on a CPU."""
-        full_precision = self.embedding.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-        return self.config.cpu_kernels and full_precision and ids.device.type == "cpu"
+        full_precision = self.keyword_head.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        return self.config.cpu_kernels and self.config.cell != "none" and full_precision and ids.device.type == "cpu"
 
     def _packed_heads(
-        self, ids: torch.Tensor, lengths: torch.Tensor, lookups: Sequence[EmbeddingRows]
+        self,
+        ids: torch.Tensor,
+        lengths: torch.Tensor,
+        lookups: Sequence[EmbeddingRows],
+        encoder_states: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        assert self.keyword_rnn is not None and self.keyphrase_rnn is not None
         positions, steps = pack(lengths.numpy(), ids.shape[1])
         windows = [packed_id_windows(indices, self.config.window, positions) for _, indices in lookups]
         keyword_layer = (steps, self.keyword_rnn.kernel, self.keyword_rnn.directions, self.keyword_head)
         keyphrase_layer = (steps, self.keyphrase_rnn.kernel, self.keyphrase_rnn.directions, self.keyphrase_head)
-        if self.training or torch.is_grad_enabled() or len(lookups) > 1:
+        if self.training or torch.is_grad_enabled() or len(lookups) != 1 or encoder_states is not None:
             parts = [self._packed_inputs(table, each) for (table, _), each in zip(lookups, windows, strict=True)]
+            if encoder_states is not None:
+                parts.append(self._packed_states(encoder_states, positions))
             inputs = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
             states, keyword = packed_rnn_with_head(inputs, *keyword_layer)
         else:
-            states, keyword = packed_rnn_from_ids(self.embedding.weight, windows[0], *keyword_layer)
+            states, keyword = packed_rnn_from_ids(lookups[0].vectors, windows[0], *keyword_layer)
         _, keyphrase = packed_rnn_with_head(states, *keyphrase_layer)
         return unpack(keyword, positions, ids.shape), unpack(keyphrase, positions, ids.shape)
+
+    def _packed_states(self, states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Return the encoder's states with dropout: (B, T, outputs) to (N, outputs)."""
+        flat = F.pad(states.flatten(0, 1), (0, 0, 0, 1))  # what fills steps up points to one row more
+        mask = self._dropout_mask((len(positions), states.shape[2]))
+        packed = flat.index_select(0, positions)
+        return packed if mask is None else packed * mask
 
     def _packed_inputs(self, table: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
         """Return the rows of a table with dropout: (N, rows) to (N, rows * D)."""
@@ -235,8 +248,26 @@ def _embedding(rows: int, size: int, vectors: torch.Tensor | None = None) -> nn.
     return table
 
 
-def new_tagger(config: TaggerConfig, words: int, seed: int, vectors: torch.Tensor | None = None) -> Tagger:
-    """Return a tagger with initial weights that depend on the seed alone; see `Tagger` for the arguments."""
+def new_tagger(
+    config: TaggerConfig,
+    words: int,
+    seed: int,
+    vectors: torch.Tensor | None = None,
+    encoder: EncoderFiles | None = None,
+) -> Tagger:
+    """Return a tagger with initial weights that depend on the seed and the pretrained encoder alone.
+
+    A frozen encoder is not a part of it: its states are computed once, by `model.training.encoder_states`.
+
+    Args:
+        config, words, vectors: see `Tagger`.
+        seed: of the random weights.
+        encoder: for a tagger with one.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Tagger(config, words, vectors)
+        if encoder is None:
+            return Tagger(config, words, vectors)
+        outputs = encoder_outputs(config, build_config(encoder.config))
+        trained = None if config.encoder_frozen else encoder.build(config)
+        return Tagger(config, words, vectors, trained, outputs)

@@ -7,7 +7,8 @@ import torch
 
 from model.data.batching import Batch, RowIds, collate, length_sorted_batches
 from model.data.dataset import Split
-from model.network.tagger import Logits, Tagger
+from model.network.logits import Logits
+from model.network.tagger import Tagger
 from model.training.communicator import Communicator, SingleProcess
 from model.training.loss import dual_loss
 from model.training.metrics import (
@@ -54,7 +55,7 @@ def predict_batches(
     tagger.eval()
     for rows in length_sorted_batches(split.lengths, EVALUATION_BATCH)[share]:
         batch = collate(split, rows).to(device)
-        yield rows, batch, tagger(batch.ids, batch.lengths, batch.word_features)
+        yield rows, batch, tagger(batch.ids, batch.lengths, batch.word_features, encoder_inputs=batch.encoder_inputs)
 
 
 @torch.no_grad()

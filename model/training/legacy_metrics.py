@@ -9,7 +9,7 @@ head, "sequence" the keyphrase head.
 import torch
 
 from model.data.batching import Batch
-from model.network.tagger import Logits
+from model.network.logits import Logits
 from model.training.metrics import KEYPHRASE, KEYWORD, Column, Counts, count
 
 BATCH = 64  # texts of the record's evaluation batch

@@ -18,7 +18,8 @@ from model.data.dataset import Split
 from model.data.training_batches import TrainingBatches
 from model.errors import DivergedError
 from model.network.device import check_precision, seed_dropout, tune_malloc, with_index
-from model.network.tagger import EmbeddingRows, Logits, Tagger
+from model.network.logits import EmbeddingRows, Logits
+from model.network.tagger import Tagger
 from model.training import legacy_metrics
 from model.training.communicator import Communicator, SingleProcess
 from model.training.device_usage import DeviceMeter, out_of_memory_as_user_error, usage_metrics
@@ -89,6 +90,8 @@ class Training:
         check_precision(config.precision, self.device)
         self.on_progress, self.checkpointer = on_progress, checkpointer
         self.tagger = tagger.to(self.device)
+        if config.gradient_checkpointing and tagger.encoder:
+            tagger.encoder.model.activation_checkpointing_enable()
         self.optimizers = make_optimizers(self.tagger, config)
         self.sync = self.communicator.sync_gradients(self.tagger, config)
         table_rows = [table.num_embeddings for table in self.tagger.tables]
@@ -244,7 +247,9 @@ class Training:
         """Add the gradients of a batch to those of the step, and return its loss sums (2,)."""
         lookups = [EmbeddingRows(each, table.indices) for each, table in zip(rows, batch.tables, strict=False)]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-            logits: Logits = self.sync.module(batch.ids, batch.lengths, batch.word_features, lookups)
+            logits: Logits = self.sync.module(
+                batch.ids, batch.lengths, batch.word_features, lookups, batch.encoder_inputs
+            )
         sums = dual_loss(logits, batch)
         # The workers' gradients are summed, and the objective is a mean over the tokens of the global batch.
         (sums.total(self.config.alpha) / tokens).backward()

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from model.data.batching import Batch
 from model.data.labels import IGNORED
 from model.network.crf import crf_nll
-from model.network.tagger import Logits
+from model.network.logits import Logits
 
 
 class LossSums(NamedTuple):

@@ -1,7 +1,8 @@
 """Optimizers, learning-rate schedules and gradient clipping."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -20,17 +21,46 @@ def make_optimizers(tagger: Tagger, config: TrainingConfig) -> list[Optimizer]:
     tables are parameters like the others. The tagger is set to what the optimizers expect.
     """
     tagger.train_by_rows(config.sparse_embedding)
-    table: list[torch.Tensor] = [each.weight for each in tagger.tables]
-    network: list[torch.Tensor] = [each for each in tagger.parameters() if all(each is not one for one in table)]
+    tables: list[torch.Tensor] = [each.weight for each in tagger.tables]
+    network = parameter_groups(tagger, config, [] if config.sparse_embedding else tables)
     if not config.sparse_embedding:
-        network, table = network + table, []
+        tables = []
     if config.optimizer == "sgd":
-        return [SGD(each, config.lr) for each in (network, table) if each]
+        return [SGD(network, config.lr, weight_decay=0.0), *([SGD(tables, config.lr)] if tables else [])]
     if config.optimizer == "adamw":
         whole: Optimizer = AdamW(network, config.lr, weight_decay=config.weight_decay, fused=True)
     else:
         whole = Adam(network, config.lr, fused=True)
-    return [whole, LazyAdam(table, config.lr)] if table else [whole]
+    return [whole, LazyAdam(tables, config.lr)] if tables else [whole]
+
+
+def parameter_groups(tagger: Tagger, config: TrainingConfig, tables: list[torch.Tensor]) -> list[dict[str, Any]]:
+    """Return the parameters of the network in groups of equal learning rate and weight decay.
+
+    The layers of an encoder have `encoder_lr`, multiplied by `encoder_lr_decay` for each layer further down (Howard and
+    Ruder, ACL 2018, section 3.2). Biases and norms do not decay.
+
+    Args:
+        tagger: whose parameters.
+        config: of the optimizer.
+        tables: those of the embedding tables that are trained like the others.
+    """
+    layers = tagger.encoder.layers() if tagger.encoder else []
+    apart = {id(each) for each in (*(table.weight for table in tagger.tables), *chain.from_iterable(layers))}
+    rest: list[torch.Tensor] = [each for each in tagger.parameters() if id(each) not in apart]
+    groups = _by_decay(rest + tables, 1.0, config)
+    for depth, layer in enumerate(reversed(layers)):
+        groups += _by_decay(layer, config.encoder_lr / config.lr * config.encoder_lr_decay**depth, config)
+    return groups
+
+
+def _by_decay(parameters: Sequence[torch.Tensor], scale: float, config: TrainingConfig) -> list[dict[str, Any]]:
+    """Return groups whose learning rate is that of a step times a scale."""
+    if config.optimizer != "adamw":
+        return [{"params": parameters, "lr_scale": scale}]
+    matrices, vectors = ([each for each in parameters if (each.dim() > 1) is wanted] for wanted in (True, False))
+    groups = ({"params": matrices}, {"params": vectors, "weight_decay": 0.0})
+    return [{**group, "lr_scale": scale} for group in groups if group["params"]]
 
 
 class LazyAdam(Optimizer):
@@ -71,8 +101,9 @@ class LazyAdam(Optimizer):
 def learning_rate(config: TrainingConfig, step: int, steps_per_epoch: int) -> float:
     """Return the learning rate of a step.
 
-    Constant: lr. Step: multiplied by `step_factor` after every `step_epochs`. Cosine: rises linearly from 0 to lr over the
-    fraction `warmup` of all steps, then falls to 0 along half a cosine (Loshchilov and Hutter, ICLR 2017, without restarts).
+    Constant: lr. Step: multiplied by `step_factor` after every `step_epochs`. Linear and cosine: rises linearly from 0 to lr
+    over the fraction `warmup` of all steps, then falls to 0, linearly or along half a cosine (Loshchilov and Hutter, ICLR
+    2017, without restarts).
 
     Args:
         config: schedule and budget.
@@ -81,12 +112,13 @@ def learning_rate(config: TrainingConfig, step: int, steps_per_epoch: int) -> fl
     """
     if config.schedule == "step":
         return config.lr * config.step_factor ** (step // (config.step_epochs * steps_per_epoch))
-    if config.schedule == "cosine":
+    if config.schedule in ("linear", "cosine"):
         steps = config.epochs * steps_per_epoch
         warmup = config.warmup * steps
         if step < warmup:
             return config.lr * (step + 1) / math.ceil(warmup)
-        return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
+        done = (step - warmup) / max(steps - warmup, 1)
+        return config.lr * (1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done)))
     return config.lr
 
 
@@ -102,6 +134,6 @@ def apply_gradients(optimizers: list[Optimizer], lr: float) -> None:
     """Update the weights with a learning rate, and clear their gradients."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         optimizer.step()
         optimizer.zero_grad()

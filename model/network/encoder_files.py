@@ -1,0 +1,223 @@
+"""The files of a pretrained encoder in the Hugging Face layout: checking and loading them.
+
+    config.json          the architecture
+    model.safetensors    the weights
+    tokenizer.json       the tokenizer, with offsets
+
+Pickled weights are refused, since loading them can run any code.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
+
+from model import storage
+from model.config import TaggerConfig
+from model.data.subwords import SubwordTokenizer
+from model.errors import UserError
+from model.network.encoder import Encoder, EncoderConfig, build_config, build_model, import_transformers, without_pooler
+from model.network.encoder_location import CARD, CONFIG, TOKENIZER, WEIGHTS, local_folder
+
+# Their position ids begin after the padding's.
+_OFFSET_POSITIONS = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet"}
+_COPIES_IN_TRAINING = 4  # weights, gradients and the two moments of Adam
+
+
+class EncoderFiles(NamedTuple):
+    """A pretrained encoder in memory.
+
+    Attributes:
+        config: the content of config.json.
+        tokenizer: the content of tokenizer.json.
+        weights: by name of the parameter or buffer in the model of `transformers`.
+        digest: SHA-256 of model.safetensors.
+        license: as the encoder's own card has it; None where it does not say.
+    """
+
+    config: EncoderConfig
+    tokenizer: bytes
+    weights: dict[str, npt.NDArray[np.generic]]
+    digest: str
+    license: str | None = None
+
+    def build(self, config: TaggerConfig) -> Encoder:
+        """Return the encoder with its pretrained weights."""
+        model = build_model(self.config)
+        # A copy, since the arrays may be in shared memory, which is read-only.
+        model.load_state_dict({name: torch.from_numpy(values.copy()) for name, values in self.weights.items()})
+        return Encoder(config, model)
+
+    def subwords(self) -> SubwordTokenizer:
+        """Return what finds the sub-words of words."""
+        return subword_tokenizer(self.tokenizer, self.config)
+
+
+def subword_tokenizer(content: bytes, config: EncoderConfig) -> SubwordTokenizer:
+    """Return what finds the sub-words of words, given tokenizer.json and config.json. Raises UserError."""
+    try:
+        tokenizer = Tokenizer.from_str(content.decode("utf-8"))
+    except Exception as error:  # the library raises bare Exception for any malformed content
+        raise UserError(f"the encoder's {TOKENIZER} is damaged: {error}; copy the file again") from None
+    kind = build_config(config)
+    ids, rows = tokenizer.get_vocab_size(), int(getattr(kind, "vocab_size", 0))
+    if ids > rows:
+        raise UserError(
+            f"the encoder's {TOKENIZER} has {ids:,} sub-words, and its {CONFIG} has room for {rows:,}: the files belong to "
+            f"different encoders; copy all of them from one"
+        )
+    pad = int(kind.pad_token_id or 0)
+    positions = int(getattr(kind, "max_position_embeddings", 512))
+    if kind.model_type in _OFFSET_POSITIONS:
+        positions -= pad + 1
+    return SubwordTokenizer(tokenizer, positions, pad)
+
+
+def load_encoder(location: str, digest: str | None = None, trained: bool = True) -> EncoderFiles:
+    """Read a pretrained encoder.
+
+    Args:
+        location: path or URI of a folder, or a name on the hub.
+        digest: that the weights must have; any where None.
+        trained: whether it will be trained, for which there has to be enough memory.
+
+    Raises:
+        UserError: a file is missing, damaged or refused, the files do not belong together, the weights are not those of
+            the digest, the architecture has no state for each sub-word, or the memory is too small.
+    """
+    transformers = import_transformers()
+    with local_folder(location) as folder:
+        config = _read_config(folder, location)
+        found = _sha256(folder / WEIGHTS)
+        if digest is not None and found != digest:
+            raise UserError(
+                f"{location}/{WEIGHTS}: has the SHA-256 {found[:12]}..., and the run was started with {digest[:12]}...; restore "
+                f"the encoder, or start a new run"
+            )
+        _check_memory(folder / WEIGHTS, location, trained)
+        model = _load_model(transformers, folder, location)
+        tokenizer = (folder / TOKENIZER).read_bytes()
+        license = _license(folder / CARD)
+    weights = {name: each.numpy() for name, each in model.state_dict().items()}
+    files = EncoderFiles(config, tokenizer, weights, found, license)
+    _check_states(model, files, location)
+    return files
+
+
+def encoder_of(config: TaggerConfig) -> EncoderFiles | None:
+    """Return the encoder that a run was started with; None for a tagger without one. Raises UserError."""
+    return load_encoder(config.encoder, config.encoder_digest, trained=False) if config.encoder else None
+
+
+def read_encoder_config(location: str) -> EncoderConfig:
+    """Return the content of an encoder's config.json. Raises UserError."""
+    with local_folder(location) as folder:
+        return _read_config(folder, location)
+
+
+def _license(card: Path) -> str | None:
+    """Return the licence in the header of a model card."""
+    lines = card.read_text("utf-8").splitlines() if card.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines[:40] if line.startswith("license:")), None)
+
+
+def with_digest(config: TaggerConfig) -> TaggerConfig:
+    """Return the configuration of a new run: the encoder's location valid in every folder, and the digest of its weights.
+
+    Raises:
+        UserError: the encoder cannot be read, or has another digest than the configuration gives.
+    """
+    if config.encoder is None:
+        return config
+    location = storage.absolute(config.encoder) if storage.exists(config.encoder) else config.encoder
+    files = load_encoder(location, config.encoder_digest, not config.encoder_frozen)
+    return config.model_copy(update={"encoder": location, "encoder_digest": files.digest})
+
+
+def _read_config(folder: Path, location: str) -> EncoderConfig:
+    try:
+        config = json.loads((folder / CONFIG).read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(f"{location}/{CONFIG}: is damaged ({error}); copy the file again") from None
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise UserError(f"{location}/{CONFIG}: names no model_type; it is not the configuration of an encoder")
+    if config.get("is_encoder_decoder"):
+        raise UserError(
+            f"{location}: a {config['model_type']} translates one text into another; use an encoder such as BERT, RoBERTa, "
+            f"DeBERTa-v3, ModernBERT, XLM-R or DistilBERT"
+        )
+    return {name: value for name, value in config.items() if name != "_name_or_path"}
+
+
+def _load_model(transformers: Any, folder: Path, location: str) -> Any:
+    """Return the encoder of a folder, with all of its weights from there. Raises UserError."""
+    try:
+        with safe_open(folder / WEIGHTS, "pt"):  # a damaged file: the library's own error does not name it
+            pass
+        model, info = transformers.AutoModel.from_pretrained(
+            str(folder), local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        )
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{location}/{WEIGHTS}: is damaged or incomplete ({error}); copy the file again") from None
+    except (ValueError, KeyError, RuntimeError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{location}: cannot be loaded: {reason}; check that its files belong to one encoder") from None
+    missing = sorted(name for name in info["missing_keys"] if not name.startswith("pooler."))
+    if missing:
+        raise UserError(
+            f"{location}/{WEIGHTS}: lacks {len(missing)} of the weights that {CONFIG} describes, such as {missing[0]}; copy both "
+            f"files from one encoder"
+        )
+    return without_pooler(model).eval()
+
+
+def _check_states(model: Any, files: EncoderFiles, location: str) -> None:
+    """Check that an encoder gives a state for each sub-word, and that its tokenizer fits. Raises UserError."""
+    try:
+        files.subwords()
+    except UserError as error:
+        raise UserError(f"{location}: {error}") from None
+    ids = torch.zeros(1, 3, dtype=torch.long)
+    try:
+        with torch.no_grad():
+            shape = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state.shape
+    except (AttributeError, TypeError, ValueError, RuntimeError):
+        shape = None
+    if shape != (1, 3, getattr(model.config, "hidden_size", None)):
+        raise UserError(
+            f"{location}: a {model.config.model_type} gives no state for each sub-word; use an encoder such as BERT, RoBERTa, "
+            f"DeBERTa-v3, ModernBERT, XLM-R or DistilBERT"
+        )
+
+
+def _check_memory(weights: Path, location: str, trained: bool) -> None:
+    """Check that the machine has the memory for an encoder, before it is loaded. Raises UserError."""
+    needed = weights.stat().st_size * (_COPIES_IN_TRAINING if trained else 1)
+    available = available_memory()
+    if available is not None and needed > available:
+        what = "to train it: weights, gradients and two moments of each" if trained else "to load it"
+        raise UserError(
+            f"{location}: needs {needed / 2**30:,.1f} GiB of memory {what}; this machine has {available / 2**30:,.1f} GiB "
+            f"left; use a smaller encoder" + (", or tagger.encoder_frozen=true" if trained else "")
+        )
+
+
+def available_memory() -> int | None:
+    """Return the bytes of memory that are left on this machine; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    sizes = dict(line.split(":") for line in lines)
+    return int(sizes["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in sizes else None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,100 @@
+"""The states of a frozen encoder: computed once for each split on each node, and mapped into memory.
+
+They are files below TANDEM_CACHE (default: ~/.cache/tandem), named by a digest of all that they depend on.
+"""
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from model.config import TaggerConfig
+from model.data.batching import encoder_inputs, length_sorted_batches, padded
+from model.data.dataset import Split
+from model.data.tokenizer import PAD
+from model.errors import UserError
+from model.network.encoder import Encoder
+from model.network.encoder_files import EncoderFiles
+
+_BATCH = 256
+
+
+def cache_folder() -> Path:
+    """Return the folder of this node that encoder states are kept in."""
+    return Path(os.environ.get("TANDEM_CACHE") or Path.home() / ".cache" / "tandem").expanduser() / "encoder-states"
+
+
+def with_encoder_states(split: Split, files: EncoderFiles, config: TaggerConfig, device: torch.device) -> Split:
+    """Return a split with the states of a frozen encoder, (tokens, outputs) float16, mapped into memory.
+
+    Several processes of a node may call it at once: one computes, and the others wait for it.
+
+    Args:
+        split: with sub-words.
+        files: the encoder.
+        config: of the tagger.
+        device: where to compute.
+
+    Raises:
+        UserError: the states cannot be written.
+    """
+    path = cache_folder() / f"{_digest(split, files, config)}.npy"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(path.with_suffix(".lock")):
+            if not path.exists():
+                _write(path, split, files.build(config).to(device).eval())
+    except OSError as error:
+        raise UserError(
+            f"{path.parent}: the states of the encoder cannot be written ({error}); set TANDEM_CACHE to a folder with "
+            f"more space"
+        ) from error
+    return replace(split, encoder_states=np.load(path, mmap_mode="r"))
+
+
+def _digest(split: Split, files: EncoderFiles, config: TaggerConfig) -> str:
+    """Return a name for all that the states depend on."""
+    assert split.subwords is not None
+    found = hashlib.sha256(f"{files.digest} {config.pooling} {config.keyword_layer} {split.subwords.layout}".encode())
+    for values in (split.begins, *split.subwords[:-1]):
+        found.update(np.ascontiguousarray(values).tobytes())
+    return found.hexdigest()[:32]
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@torch.no_grad()
+def _write(path: Path, split: Split, encoder: Encoder) -> None:
+    """Write the states of a split; the file is complete as soon as it has its name."""
+    unfinished = path.with_suffix(".unfinished")
+    states = np.lib.format.open_memmap(unfinished, "w+", np.float16, (len(split.ids), encoder.outputs))
+    try:
+        for rows in length_sorted_batches(split.lengths, _BATCH):
+            _states(states, split, rows, encoder)
+        states.flush()
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _states(states: npt.NDArray[np.float16], split: Split, rows: npt.NDArray[np.int64], encoder: Encoder) -> None:
+    """Compute the states of some texts."""
+    begins, lengths = split.begins[rows], split.begins[rows + 1] - split.begins[rows]
+    inputs = encoder_inputs(split, rows, padded(split.ids, begins, lengths, PAD))
+    device = next(encoder.parameters()).device
+    assert inputs is not None
+    found = encoder(type(inputs)(*(each.to(device) for each in inputs))).half().cpu().numpy()
+    for begin, length, of_text in zip(begins, lengths, found, strict=True):
+        states[begin : begin + length] = of_text[:length]

@@ -1,0 +1,375 @@
+"""Taggers with a pretrained encoder: logits, training, bundles, and what is refused."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from encoders import KINDS, edit_config, tiny_encoder
+from helpers import ROOT, call, refused
+
+from model.config import Config, make_config
+from model.data.batching import collate, encoder_inputs
+from model.data.dataset import Dataset
+from model.inference.bundle import load_bundle, save_bundle
+from model.inference.extractor import Extractor
+from model.network import encoder_files
+from model.network.encoder_files import EncoderFiles, load_encoder
+from model.network.tagger import Tagger, new_tagger
+from model.training.encoder_states import with_encoder_states
+from model.training.evaluation import evaluate
+from model.training.loop import Training
+from model.training.optimizer import learning_rate
+
+CPU = torch.device("cpu")
+HEADS = {"cell": "none", "embedding_dim": 0, "dropout": 0.1}
+RECIPE = {"optimizer": "adamw", "schedule": "linear", "encoder_lr": 1e-3, "global_batch_size": 32}
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_encoder(tmp_path_factory.mktemp("encoder") / "bert", "bert")
+
+
+def config_of(data: str, encoder: str, tagger: dict[str, Any] | None = None, **training: Any) -> Config:
+    fields = {"encoder": encoder, **HEADS, **(tagger or {})}
+    return make_config({"data": data, "tagger": fields, "training": {**RECIPE, "epochs": 1, **training}})
+
+
+def training_of(config: Config, files: EncoderFiles | None = None, **more: Any) -> Training:
+    files = files or load_encoder(str(config.tagger.encoder))
+    data = Dataset(config.data)
+    splits = [data.load(name, config.tagger.uses_word_features, files.subwords()) for name in ("train", "valid")]
+    if config.tagger.encoder_frozen:
+        splits = [with_encoder_states(split, files, config.tagger, CPU) for split in splits]
+    tagger = new_tagger(config.tagger, data.info["words"], config.training.seed, encoder=files)
+    return Training(config.training, tagger, *splits, **more)
+
+
+@pytest.mark.parametrize("pooling", ["first", "mean"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_logits_are_those_of_the_reference_implementation(
+    kind: str, pooling: str, small_dataset: str, tmp_path: Path
+):
+    """Reference: transformers reads each text alone, and a loop takes the states of its words."""
+    transformers = pytest.importorskip("transformers")
+    folder = tiny_encoder(tmp_path / kind, kind, positions=200)
+    files = load_encoder(folder)
+    config = config_of(small_dataset, folder, {"pooling": pooling, "keyword_layer": 1}).tagger
+    tagger = new_tagger(config, 50, 0, encoder=files).eval()
+    split = Dataset(small_dataset).load("valid", subwords=files.subwords())
+    rows = np.array([3, 0, 7])
+    batch = collate(split, rows)
+    with torch.no_grad():
+        logits = tagger(batch.ids, batch.lengths, encoder_inputs=batch.encoder_inputs)
+    model, subwords = transformers.AutoModel.from_pretrained(folder).eval(), split.subwords
+    assert subwords is not None
+    layout = subwords.layout
+    for i, row in enumerate(rows):
+        begin, end = subwords.begins[row], subwords.ends[row]
+        ids = torch.tensor([[*layout.prefix, *subwords.ids[begin:end].tolist(), *layout.suffix]])
+        with torch.no_grad():
+            read = model(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True)
+        lower, last = read.hidden_states[1][0], read.last_hidden_state[0]
+        for t, word in enumerate(range(split.begins[row], split.begins[row + 1])):
+            at = range(subwords.firsts[word] - begin + 1, subwords.lasts[word] - begin + 1)
+            at = list(at)[:1] if pooling == "first" else list(at)
+            state = torch.cat([lower[at].mean(0), last[at].mean(0)])
+            for head, name in ((logits.keyword, "keyword_head"), (logits.keyphrase, "keyphrase_head")):
+                assert torch.allclose(head[i, t], getattr(tagger, name)(state), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "layers", [{}, {"cell": "gru", "bidirectional": True, "keyword_hidden": 8, "keyphrase_hidden": 8}]
+)
+def test_a_resumed_training_is_that_of_an_uninterrupted_one(layers: dict[str, Any], bert: str, small_dataset: str):
+    config = config_of(small_dataset, bert, layers, epochs=2)
+    whole = training_of(config)
+    list(whole.epochs())
+    first = training_of(config)
+    first.run_epoch()
+    second = training_of(config)
+    second.restore(first.state())
+    list(second.epochs())
+    assert second.history[-1]["train/loss"] == whole.history[-1]["train/loss"]
+    for name, weights in whole.tagger.state_dict().items():
+        assert torch.equal(weights, second.tagger.state_dict()[name]), name
+
+
+def test_training_moves_the_encoder_and_learns(bert: str, small_dataset: str):
+    training = training_of(config_of(small_dataset, bert, {"crf": True, "decoding": "spans"}, epochs=3))
+    before = {name: each.clone() for name, each in training.tagger.state_dict().items()}
+    losses = [metrics["train/loss"] for metrics in training.epochs()]
+    assert losses[-1] < 0.8 * losses[0]
+    still = [name for name, each in training.tagger.state_dict().items() if torch.equal(each, before[name])]
+    assert all("position" in name or "token_type" in name or name == "agreement" for name in still), still
+
+
+def test_checkpointing_changes_nothing_but_memory(bert: str, small_dataset: str):
+    one, other = (training_of(config_of(small_dataset, bert, gradient_checkpointing=on)) for on in (False, True))
+    for training in (one, other):
+        batch = training.local_batches(np.arange(8), 0)
+        training.train_step(batch, int(batch[0].lengths.sum()), 0, 1e-3)
+    for name, weights in one.tagger.state_dict().items():
+        assert torch.allclose(weights, other.tagger.state_dict()[name], atol=1e-6), name
+
+
+def test_learning_rates_fall_from_layer_to_layer_and_norms_do_not_decay(bert: str, small_dataset: str):
+    config = config_of(small_dataset, bert, lr=1e-2, encoder_lr=1e-3, encoder_lr_decay=0.5, weight_decay=0.1)
+    training = training_of(config)
+    batch = training.local_batches(np.arange(8), 0)
+    training.train_step(batch, int(batch[0].lengths.sum()), 0, 1e-2)
+    names = {id(each): name for name, each in training.tagger.named_parameters()}
+    [optimizer] = training.optimizers
+    rates, decays = {}, {}
+    for group in optimizer.param_groups:
+        for each in group["params"]:
+            rates[names[id(each)]], decays[names[id(each)]] = group["lr"], group["weight_decay"]
+    assert set(rates) == set(names.values())
+    of = {
+        part: {rate for name, rate in rates.items() if part in name}
+        for part in ("head", "layer.1.", "layer.0.", "embeddings")
+    }
+    expected = {"head": 1e-2, "layer.1.": 1e-3, "layer.0.": 5e-4, "embeddings": 2.5e-4}
+    assert {part: pytest.approx(values.pop()) for part, values in of.items()} == expected and not any(of.values())
+    assert all((decay == 0) is ("bias" in name or "LayerNorm" in name) for name, decay in decays.items())
+
+
+def test_the_linear_schedule_rises_and_falls(small_dataset: str, bert: str):
+    config = config_of(small_dataset, bert, lr=1.0, epochs=2, warmup=0.2).training
+    rates = [learning_rate(config, step, 10) for step in range(20)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0] and rates[4] == 1.0
+    assert rates[5:] == pytest.approx([1 - i / 16 for i in range(1, 16)])
+
+
+def test_a_frozen_encoder_is_read_once(bert: str, small_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TANDEM_CACHE", str(tmp_path / "cache"))
+    layers = {
+        "encoder_frozen": True,
+        "cell": "gru",
+        "embedding_dim": 8,
+        "keyword_hidden": 8,
+        "keyphrase_hidden": 8,
+        "pooling": "mean",
+    }
+    config = config_of(small_dataset, bert, layers, epochs=2)
+    files = load_encoder(bert)
+    training = training_of(config, files)
+    list(training.epochs())
+    assert not [name for name in training.state()["tagger"] if name.startswith("encoder.")]
+    cached = sorted((tmp_path / "cache").rglob("*.npy"))
+    times = [path.stat().st_mtime_ns for path in cached]
+    monkeypatch.setattr(EncoderFiles, "build", lambda *_: pytest.fail("the states are there already"))
+    again = training_of(config, files)
+    assert [path.stat().st_mtime_ns for path in cached] == times and len(times) == 2
+    assert not list((tmp_path / "cache").rglob("*.unfinished"))
+    list(again.epochs())
+    assert again.history[-1]["train/loss"] == training.history[-1]["train/loss"]
+
+
+def test_the_states_of_a_frozen_encoder_are_those_that_extraction_computes(
+    bert: str, small_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("TANDEM_CACHE", str(tmp_path))
+    config = config_of(small_dataset, bert, {"encoder_frozen": True, "pooling": "mean"})
+    files = load_encoder(bert)
+    split = Dataset(small_dataset).load("valid", subwords=files.subwords())
+    cached = with_encoder_states(split, files, config.tagger, CPU)
+    rows = np.arange(20)
+    batch = collate(cached, rows)
+    assert batch.encoder_inputs is not None
+    read = files.build(config.tagger).eval()(encoder_inputs(split, rows, batch.ids))
+    real = torch.arange(batch.ids.shape[1]) < batch.lengths[:, None]
+    assert torch.allclose(read[real], batch.encoder_inputs.states[real], atol=2e-3)
+    assert torch.equal(batch.encoder_inputs.word_keys, encoder_inputs(split, rows, batch.ids).word_keys)
+
+
+@pytest.fixture(scope="module", params=["trained", "frozen"])
+def bundle(
+    request: pytest.FixtureRequest, bert: str, small_dataset: str, tmp_path_factory: pytest.TempPathFactory
+) -> str:
+    place = tmp_path_factory.mktemp("bundle")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TANDEM_CACHE", str(place / "cache"))
+        frozen = {
+            "encoder_frozen": True,
+            "cell": "gru",
+            "embedding_dim": 8,
+            "word_feature_dim": 4,
+            "keyword_hidden": 8,
+            "keyphrase_hidden": 8,
+        }
+        tagger = {"decoding": "spans", **(frozen if request.param == "frozen" else {"crf": True})}
+        config, files = config_of(small_dataset, bert, tagger, epochs=3), load_encoder(bert)
+        training = training_of(config, files)
+        list(training.epochs())
+    metrics = {name.removeprefix("valid/"): value for name, value in training.history[-1].items()}
+    tokenizer = Dataset(small_dataset).tokenizer_bytes()
+    save_bundle(str(place / "bundle"), config, tokenizer, training.tagger.state_dict(), metrics, files)
+    return str(place / "bundle")
+
+
+def test_a_bundle_holds_the_whole_tagger(bundle: str, small_dataset: str):
+    loaded = load_bundle(bundle)
+    data = Dataset(small_dataset)
+    split = data.load("valid", loaded.config.tagger.uses_word_features, loaded.subwords)
+    f1 = evaluate(loaded.tagger, split, CPU).counts.sum(0)
+    assert f1[0] > 0
+    extractor = Extractor.load(bundle)
+    texts = [*(each.text for each in islice(data.texts("valid"), 40)), "", " ", "a " * 1500, "\x01"]
+    alone = [extractor(text) for text in texts]
+    assert sum(map(len, alone)) > 10
+    for one, together in zip(alone, extractor.pipe(texts), strict=True):
+        assert [each[:3] for each in one] == [each[:3] for each in together]
+        assert [each.score for each in one] == pytest.approx([each.score for each in together], abs=1e-4)
+    card = (Path(bundle) / "README.md").read_text()
+    assert (
+        hashlib.sha256((Path(str(loaded.config.tagger.encoder)) / "model.safetensors").read_bytes()).hexdigest() in card
+    )
+    assert "license: unknown" in card and "base_model" in card
+
+
+def test_a_bundle_is_used_without_ray_and_without_its_encoders_folder(bundle: str, tmp_path: Path):
+    copy = tmp_path / "copy"
+    shutil.copytree(bundle, copy)
+    about = json.loads((copy / "config.json").read_text())
+    about["tagger"]["encoder"] = "somewhere/else"
+    (copy / "config.json").write_text(json.dumps(about))
+    script = (
+        "import sys; sys.modules['ray'] = None\n"
+        "from model.inference.extractor import Extractor\n"
+        f"print(len(Extractor.load({str(copy)!r})('What a match by Roger Federer tonight')))"
+    )
+    environment = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and done.stdout.strip().isdigit(), done.stderr
+
+
+def test_a_changed_bundle_is_refused(bundle: str, tmp_path: Path):
+    copy = tmp_path / "copy"
+    shutil.copytree(bundle, copy)
+    content = bytearray((copy / "weights.safetensors").read_bytes())
+    content[-1] ^= 1
+    (copy / "weights.safetensors").write_bytes(content)
+    refused(lambda: load_bundle(str(copy)), "weights.safetensors", "digest", "copy the bundle again")
+
+
+def test_evaluate_and_extract_take_such_a_bundle(bundle: str, small_dataset: str, tmp_path: Path):
+    found = call("evaluate", bundle, "--data", small_dataset, "--json")
+    assert found.exit_code == 0 and json.loads(found.stdout.splitlines()[-1])["mistakes"] is not None
+    texts = tmp_path / "texts.txt"
+    texts.write_text("what a match by Roger Federer tonight\n")
+    assert call("extract", bundle, str(texts), "--out", str(tmp_path / "out")).exit_code == 0
+    assert json.loads((tmp_path / "out" / "part-00000.jsonl").read_text())["text"].startswith("what a match")
+
+
+def broken(folder: Path, case: str) -> None:
+    """Damage an encoder's folder."""
+    weights = folder / "model.safetensors"
+    if case == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-1000])
+    elif case == "pickle":
+        weights.rename(folder / "pytorch_model.bin")
+    elif case == "no offsets":
+        (folder / "tokenizer.json").rename(folder / "vocab.txt")
+    elif case == "vocabulary":
+        tokenizer = json.loads((folder / "tokenizer.json").read_text())
+        vocabulary = tokenizer["model"]["vocab"]
+        vocabulary |= {f"extra{i}": len(vocabulary) + i for i in range(200)}
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    elif case == "other weights":
+        edit_config(str(folder), num_hidden_layers=3)
+    elif case == "other sizes":
+        edit_config(str(folder), intermediate_size=64)
+    elif case == "no states":
+        edit_config(str(folder), model_type="t5", is_encoder_decoder=True)
+    elif case == "unknown":
+        edit_config(str(folder), model_type="berta")
+    elif case == "no type":
+        (folder / "config.json").write_text("{}")
+    elif case == "damaged":
+        (folder / "tokenizer.json").write_text("{")
+    else:
+        (folder / case).unlink()
+
+
+@pytest.mark.parametrize(
+    ("case", "parts"),
+    [
+        ("config.json", ["has no config.json", "tokenizer.json"]),
+        ("model.safetensors", ["has no model.safetensors"]),
+        ("truncated", ["model.safetensors", "damaged or incomplete", "copy the file again"]),
+        ("pickle", ["no model.safetensors", "pickle", "save_pretrained"]),
+        ("no offsets", ["no tokenizer.json", "without offsets", "save_pretrained"]),
+        ("vocabulary", ["600 sub-words", "room for 400", "different encoders"]),
+        ("other weights", ["lacks", "encoder.layer.2"]),
+        ("other sizes", ["belong to one encoder"]),
+        ("no states", ["t5", "DeBERTa-v3"]),
+        ("unknown", ["berta"]),
+        ("no type", ["model_type"]),
+        ("damaged", ["tokenizer.json", "damaged"]),
+    ],
+)
+def test_a_bad_encoder_is_refused(case: str, parts: list[str], bert: str, tmp_path: Path):
+    folder = tmp_path / "encoder"
+    shutil.copytree(bert, folder)
+    broken(folder, case)
+    refused(lambda: load_encoder(str(folder)), str(folder), *parts)
+
+
+def test_what_cannot_be_had_is_refused(bert: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    refused(lambda: load_encoder("no-one/no-encoder"), "no-one/no-encoder", "model.safetensors", "into a folder")
+    refused(lambda: load_encoder("./no/such/folder"), "./no/such/folder", "no such folder")
+    refused(lambda: load_encoder(bert, "0" * 64), "000000000000", "restore the encoder")
+    monkeypatch.setattr(encoder_files, "available_memory", lambda: 1000)
+    refused(lambda: load_encoder(bert), "GiB", "encoder_frozen")
+    monkeypatch.setattr(encoder_files, "available_memory", lambda: None)
+    load_encoder(bert)
+
+
+def test_without_the_extra_a_line_says_how_to_install_it(bert: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    refused(lambda: load_encoder(bert), "transformers", "pip install")
+
+
+@pytest.mark.parametrize(
+    ("fields", "parts"),
+    [
+        ({"cell": "none"}, ["cell=none", "tagger.encoder"]),
+        ({"embedding_dim": 0}, ["embedding_dim=0"]),
+        ({"encoder_frozen": True}, ["encoder_frozen"]),
+        ({"encoder": "e", "embedding_dim": 0, "word_feature_dim": 4}, ["word_feature_dim"]),
+    ],
+)
+def test_fields_that_need_an_encoder_say_so(fields: dict[str, Any], parts: list[str]):
+    refused(lambda: make_config({"data": "d", "tagger": fields}), *parts)
+
+
+def test_a_layer_that_the_encoder_does_not_have_is_refused(bert: str, small_dataset: str):
+    config = config_of(small_dataset, bert, {"keyword_layer": 3})
+    refused(lambda: training_of(config), "keyword_layer is 3", "2 layers")
+
+
+def test_record_and_best_need_no_transformers():
+    script = (
+        "import sys; sys.modules['transformers'] = None\n"
+        "from model.config import make_config; from model.presets import preset_values\n"
+        "from model.network.tagger import Tagger; import model.inference.extractor, model.training.loop\n"
+        "for name in ('record', 'best'): Tagger(make_config({'data': 'd', **preset_values(name)}).tagger, 100)\n"
+        "assert 'huggingface_hub' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_tagger_without_a_table_has_no_embedding(bert: str, small_dataset: str):
+    tagger = training_of(config_of(small_dataset, bert)).tagger
+    assert isinstance(tagger, Tagger) and tagger.tables == [] and tagger.embedding is None
