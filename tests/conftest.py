@@ -67,21 +67,24 @@ def command() -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
-@pytest.fixture
-def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine without a GPU, whatever this one has."""
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+@pytest.fixture(autouse=True)
+def no_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without a GPU, whatever this one has, but for tests of one."""
+    if request.node.get_closest_marker("gpu") is None:
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Any]:
-    """A local Ray with four CPUs by name, so that two workers fit on any machine; ends with the tests."""
+    """A local Ray with four CPUs by name, so that two workers fit on any machine, and no GPU; ends with the tests."""
     import ray
 
     from distributed.cluster.connection import connect
 
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.1"
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(
+        address="local", num_cpus=4, num_gpus=0, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+    )
     yield connect()
     ray.shutdown()
 

@@ -92,7 +92,7 @@ def test_what_cannot_be_used_is_refused_with_exit_code_2(small_bundle: str, smal
     assert not Path(out).exists()
 
 
-def test_a_sweep_that_cannot_be_is_refused_before_ray_starts(no_gpu, small_dataset: str, tmp_path: Path):
+def test_a_sweep_that_cannot_be_is_refused_before_ray_starts(small_dataset: str, tmp_path: Path):
     tune = ("tune", "--data", small_dataset, "--storage", str(tmp_path / "runs"))
     refused("tune", parts=("data is missing", "--data"))
     refused(*tune, "--gpus-per-trial", "1", parts=("1 x (1 CPU, 1 GPU)", "0 GPUs", "room for 0"))
@@ -137,7 +137,7 @@ def test_a_sweep_can_be_looked_at_before_it_runs(small_dataset: str, tmp_path: P
     assert len(plan["first"]) == 5 and plan["plan"]["config"]["training"]["patience"] == 0
 
 
-def test_a_training_that_cannot_be_is_refused_before_ray_starts(no_gpu, small_dataset: str, tmp_path: Path):
+def test_a_training_that_cannot_be_is_refused_before_ray_starts(small_dataset: str, tmp_path: Path):
     train = ("train", "--data", small_dataset, "--storage", str(tmp_path / "runs"))
     refused("train", parts=("data is missing", "--data"))
     refused("train", "--data", str(tmp_path), parts=("no dataset.json", "prepare"))

@@ -48,7 +48,7 @@ from model.training.loop import Training
 
 dist.init_process_group("gloo")
 torch.set_num_threads(1)
-found = {}
+found, group = {}, TorchCommunicator()  # one serves all trials of a sweep
 for preset in ("record", "best"):
     def training(way):
         tree = {"data": sys.argv[1]}
@@ -57,7 +57,7 @@ for preset in ("record", "best"):
         config = make_config(tree)
         data = Dataset(config.data)
         split = data.load("train", config.tagger.uses_word_features)
-        made = Training(config.training, new_tagger(config.tagger, data.info["words"], 0), split, split, TorchCommunicator())
+        made = Training(config.training, new_tagger(config.tagger, data.info["words"], 0), split, split, group)
         assert isinstance(made.sync, {"ddp": DdpSync, "flat": FlatSync, "auto": FlatSync}[way])
         made.tagger.train()
         return made
@@ -79,7 +79,7 @@ for preset in ("record", "best"):
     done = [take(training(way), 0, 2) for way in ("flat", "ddp")]
     alive = [weakref.ref(each.tagger.embedding.weight) for each in done]
     done.clear(), gc.collect()
-    assert not any(table() is not None for table in alive)  # one process group serves all trials of a sweep
+    assert not any(table() is not None for table in alive), "the communicator keeps the tables of finished trainings"
     found[preset] = {
         way: max(float((one - flat[name]).abs().max()) for name, one in weights.items()) if list(weights) == list(flat) else -1
         for way, weights in after.items()

@@ -1,6 +1,7 @@
 """Ray's trainer as this project builds it, and the network that its workers use."""
 
 import socket
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -109,6 +110,21 @@ def test_trials_that_share_a_gpu_give_memory_back_between_them(
     for name in ("a", "a", "b"):
         runner.epoch(TrialSpec(name, {}, ""), 1)
     assert len(calls) == freed
+
+
+def test_requests_to_a_worker_group_do_not_pass_through_the_gpu(monkeypatch: pytest.MonkeyPatch):
+    devices: list[object] = []
+
+    def broadcast(taken: list[object], **options: object) -> None:
+        devices.append(options.get("device"))
+        taken[0] = trainable.EpochRequest(None, 0)
+
+    monkeypatch.setattr(trainable.dist, "broadcast_object_list", broadcast)
+    monkeypatch.setattr(trainable, "TorchCommunicator", lambda: SimpleNamespace(rank=1, size=2))
+    monkeypatch.setattr(trainable.ray, "get", lambda _: None)
+    settings = TrialSettings(None, None, 2, 1, 1.0, Metric.parse("valid/keyphrase_f1"))
+    trainable.worker_group_loop({"settings": settings, "requests": None, "results": None})
+    assert devices == [torch.device("cpu")]
 
 
 def test_dropout_is_seeded_on_the_device_that_trains(monkeypatch: pytest.MonkeyPatch):
