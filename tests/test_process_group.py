@@ -89,9 +89,11 @@ if dist.get_rank() == 0:
 dist.destroy_process_group()
 """
 
-# What each of two workers says when a checkpoint is due, by what was added to one weight of worker 1.
+# What each of two workers says when a checkpoint is due, by what worker 1 has otherwise: nothing, the last bit of a weight,
+# and on a processor of another kind a rounded or a different weight.
 APART = """
 import json, sys, torch, torch.distributed as dist
+from distributed.train import checkpoint
 from distributed.train.checkpoint import StorageCheckpointer, checkpoints
 from distributed.train.process_group import TorchCommunicator
 from helpers import SMALL
@@ -101,21 +103,27 @@ from model.network.tagger import new_tagger
 from model.training.loop import Training
 
 dist.init_process_group("cpu:gloo")
-data, group, said = Dataset(sys.argv[1]), TorchCommunicator(), []
+data, group, said, saved = Dataset(sys.argv[1]), TorchCommunicator(), [], []
 train = data.load("train")
-for added in (0.0, 1e-7, 0.01):
+for bit, added, alike in ((0, 0.0, True), (1, 0.0, True), (0, 1e-7, False), (0, 0.01, False)):
     tagger = new_tagger(TaggerConfig(**SMALL), data.info["words"], 0)
     training = Training(TrainingConfig(), tagger, train, train, group)
-    tagger.keyphrase_head.bias.data[0] += added * group.rank
+    if not alike:
+        checkpoint.processor = lambda device: f"processor {group.rank}"
+    if group.rank:
+        tagger.embedding.weight.data.view(torch.int32)[7, 1] ^= bit
+        tagger.keyphrase_head.bias.data[0] += added
+    folder = f"{sys.argv[2]}/{len(said)}"
     try:
-        StorageCheckpointer(f"{sys.argv[2]}/{added}", "valid/keyphrase_f1", group).save(training)
+        StorageCheckpointer(folder, "valid/keyphrase_f1", group).save(training)
         said.append(None)
     except RuntimeError as error:
         said.append(str(error))
+    saved.append(len(checkpoints(folder)))
 every = [None, None]
 dist.all_gather_object(every, said)
 if group.rank == 0:
-    print(json.dumps([every, [len(checkpoints(f"{sys.argv[2]}/{added}")) for added in (0.0, 1e-7, 0.01)]]))
+    print(json.dumps([every, saved]))
 dist.destroy_process_group()
 """
 
@@ -145,6 +153,9 @@ def test_ddp_gives_the_weights_of_one_all_reduce_and_resumes_it(small_dataset: s
 
 def test_workers_whose_weights_differ_save_no_checkpoint(small_dataset: str, tmp_path: Path):
     said, saved = processes(2, APART, tmp_path, small_dataset, str(tmp_path))
-    for same, rounded, different in said:  # by both workers, so that neither waits for the other
-        assert same is None and rounded is None and "weights of worker 1 differ from those of worker 0" in different
-    assert saved == [1, 1, 0]
+    for same, bit, rounded, different in said:  # by both workers, so that neither waits for the other
+        assert same is None and "weights of worker 1 differ from those of worker 0 in embedding.weight" in bit
+        assert (
+            rounded is None and "weights of worker 1 differ from those of worker 0 in keyphrase_head.bias" in different
+        )
+    assert saved == [1, 0, 1, 0]

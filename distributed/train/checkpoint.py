@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -25,6 +26,7 @@ from model import staging, storage
 from model.aliases import current_weights
 from model.config import Config
 from model.errors import UserError
+from model.network.device import processor
 from model.training.communicator import Communicator
 from model.training.loop import Training
 from model.training.metrics import Counts
@@ -38,6 +40,7 @@ STOP: CheckpointRequest = "stop"  # save first
 MAX_CHECKPOINTS = 2
 _SECONDS_BETWEEN_REQUESTS = 0.5
 _ROUNDING = 1e-4  # of sums of weights that processors of different kinds have updated with the same gradients
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 _PREFIX = "checkpoint_epoch_"
 _BEST, _COUNTS = "best.safetensors", "counts"
 
@@ -121,20 +124,33 @@ class StorageCheckpointer:
             raise StoppedError
 
     def _compare_weights(self, training: Training) -> None:
-        """Check that all workers have the same weights, but for rounding on unlike processors. Raises RuntimeError."""
-        group = self.communicator
-        if group.size == 1:
+        """Check that all workers have the same weights. Raises RuntimeError.
+
+        All of them apply the same sums of gradients, so their weights are equal to the last bit; those of processors of
+        different kinds may differ by rounding.
+        """
+        if self.communicator.size == 1:
             return
-        own = weight_sums(training.tagger.state_dict())
-        sums = own.new_zeros(group.size, len(own))
-        sums[group.rank] = own
-        sums = group.all_reduce(sums)
-        same = torch.isclose(sums, sums[0], rtol=_ROUNDING, atol=_ROUNDING, equal_nan=True).all(1).tolist()
-        if not all(same):
+        weights = training.tagger.state_dict()
+        kind = torch.tensor([zlib.crc32(processor(training.device).encode())], device=training.device)
+        found = self._gather(torch.cat([kind, weight_bits(weights)]))
+        same = found == found[0]
+        if not same[:, 0].all():
+            sums = self._gather(weight_sums(weights))
+            same[:, 1:] = torch.isclose(sums, sums[0], rtol=_ROUNDING, atol=_ROUNDING, equal_nan=True)
+        differ = (~same[:, 1:]).nonzero().tolist()
+        if differ:
+            worker, tensor = differ[0]
             raise RuntimeError(
-                f"{self.folder}: the weights of worker {same.index(False)} differ from those of worker 0 after epoch "
-                f"{training.epoch}, step {training.step}: a gradient was lost or changed between them"
+                f"{self.folder}: the weights of worker {worker} differ from those of worker 0 in {list(weights)[tensor]} after "
+                f"epoch {training.epoch}, step {training.step}: a gradient was lost or changed between them"
             )
+
+    def _gather(self, own: torch.Tensor) -> torch.Tensor:
+        """Return a tensor (N,) of each worker, (workers, N) on the CPU."""
+        every = own.new_zeros(self.communicator.size, len(own))
+        every[self.communicator.rank] = own
+        return self.communicator.all_reduce(every).cpu()
 
     def _write(self, training: Training, state: TrainingState) -> None:
         if training.step == 0 and training.epoch:
@@ -172,8 +188,13 @@ def resume_training(
     return training
 
 
+def weight_bits(weights: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return the sum of the bits of each weight tensor, read as whole numbers, (tensors,): one changed bit changes it."""
+    return torch.stack([each.view(_INTEGERS[each.element_size()]).sum() for each in weights.values()])
+
+
 def weight_sums(weights: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Return the sum of the absolute values of each weight tensor, (tensors,) on their device: a cheap checksum."""
+    """Return the sum of the absolute values of each weight tensor, (tensors,) on their device."""
     return torch.stack([torch.linalg.vector_norm(each, 1, dtype=torch.float64) for each in weights.values()])
 
 

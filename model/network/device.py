@@ -1,6 +1,7 @@
 """The device that computes: its name, its precision, its random numbers, and how the C library keeps its memory."""
 
 import ctypes
+import platform
 import sys
 
 import numpy as np
@@ -49,6 +50,13 @@ def resolve_device(name: str) -> torch.device:
             f"device {name}: cannot be used here ({reason}); choose cpu, or cuda on a machine that has a GPU"
         ) from None
     return with_index(device)
+
+
+def processor(device: torch.device) -> str:
+    """Return the kind of a device's processor. The same operations give the same bits on two of one kind."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def check_precision(precision: str, device: torch.device) -> None:
