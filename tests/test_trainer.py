@@ -1,6 +1,7 @@
 """Ray's trainer as this project builds it, and the network that its workers use."""
 
 import socket
+from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
@@ -9,8 +10,9 @@ import torch
 from ray.exceptions import ActorDiedError
 from ray.train.torch import TorchConfig
 
+from distributed.cluster.resources import ClusterResources
 from distributed.sweep.metric import Metric
-from distributed.train import failures, trainer
+from distributed.train import driver, failures, trainer
 from distributed.train.trainer import (
     ClusterTorchConfig,
     interface_of,
@@ -20,6 +22,7 @@ from distributed.train.trainer import (
 )
 from distributed.tune import trainable, trial_run
 from distributed.tune.trial_run import TrialRun, TrialSettings, TrialSpec
+from model.config import make_config
 from model.network.device import seed_dropout
 from model.training.communicator import SingleProcess
 
@@ -110,6 +113,21 @@ def test_trials_that_share_a_gpu_give_memory_back_between_them(
     for name in ("a", "a", "b"):
         runner.epoch(TrialSpec(name, {}, ""), 1)
     assert len(calls) == freed
+
+
+def test_a_training_that_leaves_gpus_unused_says_so(
+    small_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    told: list[object] = []
+    for name in ("inspect_cluster", "connect"):
+        monkeypatch.setattr(driver, name, lambda: ClusterResources(cpus=8, gpus=2, nodes=1))
+    monkeypatch.setattr(driver, "_fit", lambda *_: None)
+    monkeypatch.setattr(driver, "write_result", lambda *_: SimpleNamespace(as_json=dict))
+    for workers, notes in ((2, 0), (4, 1)):
+        told.clear()
+        run = {"workers": workers, "name": f"of-{workers}", "storage": str(tmp_path)}
+        driver.train(make_config({"data": small_dataset, "run": run}), told.append)
+        assert sum("use --workers 2 to train on GPUs" in str(each) for each in told) == notes
 
 
 def test_requests_to_a_worker_group_do_not_pass_through_the_gpu(monkeypatch: pytest.MonkeyPatch):
