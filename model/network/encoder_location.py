@@ -26,7 +26,7 @@ def local_folder(location: str) -> Iterator[Path]:
                 (Path(scratch) / name).write_bytes(storage.read(storage.join(location, name)))
             yield Path(scratch)
         return
-    folder = Path(location) if Path(location).exists() else _from_hub(location)
+    folder = Path(storage.absolute(location)) if storage.exists(location) else _from_hub(location)
     _check_files(folder, location)
     yield folder
 
