@@ -124,14 +124,18 @@ class StorageCheckpointer:
             raise StoppedError
 
     def _compare_weights(self, training: Training) -> None:
-        """Check that all workers have the same weights, but for rounding on unlike processors. Raises RuntimeError."""
+        """Check that all workers have the same weights. Raises RuntimeError.
+
+        All of them apply the same sums of gradients, so their weights are equal to the last bit; those of processors of
+        different kinds may differ by rounding.
+        """
         if self.communicator.size == 1:
             return
         weights = training.tagger.state_dict()
         kind = torch.tensor([zlib.crc32(processor(training.device).encode())], device=training.device)
         found = self._gather(torch.cat([kind, weight_bits(weights)]))
         same = found == found[0]
-        if not same[:, 0].all():  # the same gradients give the same bits on processors of one kind only
+        if not same[:, 0].all():
             sums = self._gather(weight_sums(weights))
             same[:, 1:] = torch.isclose(sums, sums[0], rtol=_ROUNDING, atol=_ROUNDING, equal_nan=True)
         differ = (~same[:, 1:]).nonzero().tolist()
@@ -185,10 +189,8 @@ def resume_training(
 
 
 def weight_bits(weights: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Return the sum of each weight tensor read as integers, (tensors,): one changed bit changes it."""
-    integers = [(each, _INTEGERS[each.element_size()]) for each in weights.values()]
-    # The sums wrap around: in int64 they would take 60 times as long.
-    return torch.stack([each.view(dtype).sum(dtype=dtype).long() for each, dtype in integers])
+    """Return the sum of the bits of each weight tensor, read as whole numbers, (tensors,): one changed bit changes it."""
+    return torch.stack([each.view(_INTEGERS[each.element_size()]).sum() for each in weights.values()])
 
 
 def weight_sums(weights: dict[str, torch.Tensor]) -> torch.Tensor:
