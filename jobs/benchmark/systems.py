@@ -9,19 +9,20 @@ from functools import partial
 from itertools import chain, islice
 from typing import NamedTuple
 
+from distributed.train.shared_data import SharedData
 from jobs.benchmark.baselines import PACKAGES, Log, Stopwatch, TagTexts, fit_crf, fit_spacy
-from model.config import make_config, set_dotted
+from jobs.benchmark.token_classification import fit_token_classifier
+from model.config import Config, Tree, make_config, set_dotted
 from model.data.dataset import SPLITS, Dataset
 from model.data.examples import Example, Span, examples
 from model.data.labeled_text import SkipCounts
 from model.data.tokenizer import UNKNOWN, CachedTokenizer
 from model.inference.extractor import PIPE_BATCH_SIZE, Extractor
-from model.network.tagger import new_tagger
 from model.presets import preset_values
 from model.training.loop import SELECTION_METRIC, Training
 from model.training.metrics import Counts, counts_of_spans
 
-_BASELINES = {"crf": fit_crf, "spacy": fit_spacy}
+_BASELINES = ("crf", "spacy", "transformers")
 _TEXTS_TIMED = 10_000
 ExtractSpans = Callable[[list[str]], list[list[Span]]]  # raw texts -> the characters of their keyphrases
 
@@ -60,17 +61,18 @@ class SystemResult(NamedTuple):
     use_cores: float
 
 
-def measure(data: Dataset, system: str, seed: int, repeats: int, log: Log) -> SystemResult:
+def measure(data: Dataset, system: str, seed: int, repeats: int, log: Log, encoder: str | None = None) -> SystemResult:
     """Train a system and measure it.
 
     Args:
         data: a dataset with all three splits.
-        system: `crf`, `spacy` or a preset.
+        system: `crf`, `spacy`, `transformers` or a preset.
         seed: seed of the training.
         repeats: passes over the texts for the throughput, of which the median counts.
         log: receives a line per epoch.
+        encoder: pretrained, for the systems that need one.
     """
-    trained = (_train_baseline if system in _BASELINES else _train_preset)(data, system, seed, log)
+    trained = (_train_baseline if system in _BASELINES else _train_preset)(data, system, seed, log, encoder)
     test = list(data.texts("test"))
     predicted = trained.load()([each.text for each in test])
     counts = counts_of_spans(predicted, [each.spans or () for each in test])
@@ -88,15 +90,12 @@ def _throughput(extract: ExtractSpans, texts: list[str]) -> tuple[float, float]:
     return len(texts) / stopwatch.seconds, stopwatch.cores
 
 
-def _train_preset(data: Dataset, preset: str, seed: int, log: Log) -> TrainedSystem:
-    tree = preset_values(preset)
-    for dotted, value in {"data": data.location, "training.seed": seed, "tagger.pretrained_vectors": False}.items():
-        set_dotted(tree, dotted, value)
-    config = make_config(tree)
-    train, valid = (data.load(split, config.tagger.uses_word_features) for split in ("train", "valid"))
+def _train_preset(data: Dataset, preset: str, seed: int, log: Log, encoder: str | None) -> TrainedSystem:
+    config = _preset_config(data, preset, seed, encoder)
+    shared = SharedData.load(data.location, config.tagger)
     stopwatch = Stopwatch()
-    tagger = new_tagger(config.tagger, data.info["words"], seed)
-    training = Training(config.training, tagger, train, valid)
+    tagger = shared.new_tagger(config.tagger, seed)
+    training = Training(config.training, tagger, shared.train, shared.valid)
     best_s, weights = 0.0, tagger.state_dict()
     for metrics in training.epochs():
         if training.best == len(training.history) - 1:
@@ -107,20 +106,42 @@ def _train_preset(data: Dataset, preset: str, seed: int, log: Log) -> TrainedSys
     tagger.load_state_dict(weights)
 
     def load() -> ExtractSpans:
-        extractor = Extractor(tagger, data.tokenizer())
+        subwords = shared.encoder.subwords() if shared.encoder else None
+        extractor = Extractor(tagger, data.tokenizer(), "cpu", subwords)
         return lambda texts: [[(each.start, each.end) for each in found] for found in extractor.pipe(texts)]
 
     return TrainedSystem(load, best_s, stopped_s, cores)
 
 
-def _train_baseline(data: Dataset, system: str, seed: int, log: Log) -> TrainedSystem:
+def _preset_config(data: Dataset, preset: str, seed: int, encoder: str | None) -> Config:
+    tree = preset_values(preset)
+    values: Tree = {"data": data.location, "training.seed": seed, "tagger.pretrained_vectors": False}
+    if "encoder" in tree.get("tagger", {}):
+        values["tagger.encoder"] = encoder
+    for dotted, value in values.items():
+        set_dotted(tree, dotted, value)
+    return make_config(tree)
+
+
+def _train_baseline(data: Dataset, system: str, seed: int, log: Log, encoder: str | None) -> TrainedSystem:
     train, valid = (_examples(data, split) for split in ("train", "valid"))
-    importlib.import_module(PACKAGES[system][0])  # before the stopwatch starts
+    fit = _imported_fit(system, encoder)  # before the stopwatch starts
     stopwatch = Stopwatch()
-    tag, best_s = _BASELINES[system](train, valid, seed, stopwatch, log)
+    tag, best_s = fit(train, valid, seed, stopwatch, log)
     stopped_s, cores = stopwatch.seconds, stopwatch.cores
 
     return TrainedSystem(lambda: raw_text_adapter(tag, data), best_s, stopped_s, cores)
+
+
+def _imported_fit(system: str, encoder: str | None) -> Callable[..., tuple[TagTexts, float]]:
+    """Return the function that trains a baseline, with its packages imported."""
+    for module in PACKAGES[system]:
+        importlib.import_module(module)
+    if system != "transformers":
+        return {"crf": fit_crf, "spacy": fit_spacy}[system]
+    assert encoder is not None
+    importlib.import_module("transformers.trainer")  # the package imports its parts when they are used
+    return partial(fit_token_classifier, encoder)
 
 
 def _examples(data: Dataset, split: str) -> list[Example]:
