@@ -24,7 +24,7 @@ from model.training.metrics import (
 )
 
 EVALUATION_BATCH = 256
-_THRESHOLDS = torch.arange(0.1, 0.61, 0.05)
+_THRESHOLDS = torch.arange(0.1, 0.91, 0.05)
 
 
 class Evaluation(NamedTuple):
