@@ -97,7 +97,7 @@ def test_storage_on_one_node_alone_is_refused_before_anything_is_held(nodes: Nod
 def test_a_node_that_is_lost_costs_no_bit(nodes: Nodes, training: list[str]):
     one = [*training, "--workers", "1", *LONG, "--json"]
     nodes.submit(*one, "--name", "node", job="node", wait=False)
-    nodes.wait(lambda: f"epoch 2/{EPOCHS}" in nodes.job_logs("node"))
+    nodes.wait(lambda: f"epoch 2/{EPOCHS}" in nodes.job_logs("node"), 180)
     [worker] = nodes.running("ray::RayTrainWorker")
     nodes.kill(next(node for node in nodes.processes if node.pid in [parent.pid for parent in worker.parents()]))
     nodes.wait(lambda: nodes.status("node") not in ("PENDING", "RUNNING"), 180)

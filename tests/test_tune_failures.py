@@ -122,6 +122,7 @@ def test_ray_never_restarts_a_trials_worker_group_itself(small_dataset: str, mon
 
 
 @pytest.mark.ray
+@pytest.mark.timeout(600)
 def test_two_worker_trials_share_a_group_and_survive_its_loss(cluster, small_dataset: str, tmp_path: Path):
     groups: set[int] = set()
     killed: list[str] = []
@@ -189,7 +190,7 @@ def start(small_dataset: str, where: Path, *arguments: str, address: str = "") -
 
 def wait_for_epochs(folder: Path, more: int) -> None:
     """Until the journal holds some epochs more than now."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 180
     journal = folder / "journal.jsonl"
 
     def known() -> int:
@@ -202,6 +203,7 @@ def wait_for_epochs(folder: Path, more: int) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.timeout(600)
 def test_a_sweep_whose_driver_is_killed_and_stopped_again_and_again_ends_the_same(
     cluster, small_dataset: str, tmp_path: Path
 ):
