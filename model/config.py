@@ -52,7 +52,9 @@ class TaggerConfig(_Section):
         "first", description="state of a word: that of its first sub-word, or the mean over all of them"
     )
     keyword_layer: PositiveInt | None = Field(
-        None, description="layer of the encoder that the keyword head reads, from 1; default: the last one"
+        None,
+        description="layer of the encoder that the keyword head reads, from 1, or that a recurrent layer reads beside the last "
+        "one; default: the last one alone",
     )
     cell: Literal["rnn", "gru", "lstm", "none"] = Field(
         "rnn", description="recurrent cell; none: linear heads on the encoder"

@@ -83,9 +83,11 @@ def test_the_logits_are_those_of_the_reference_implementation(
         for t, word in enumerate(range(split.begins[row], split.begins[row + 1])):
             at = range(subwords.firsts[word] - begin + 1, subwords.lasts[word] - begin + 1)
             at = list(at)[:1] if pooling == "first" else list(at)
-            state = torch.cat([lower[at].mean(0), last[at].mean(0)])
-            for head, name in ((logits.keyword, "keyword_head"), (logits.keyphrase, "keyphrase_head")):
-                assert torch.allclose(head[i, t], getattr(tagger, name)(state), atol=1e-5)
+            for head, name, layer in (
+                (logits.keyword, "keyword_head", lower),
+                (logits.keyphrase, "keyphrase_head", last),
+            ):
+                assert torch.allclose(head[i, t], getattr(tagger, name)(layer[at].mean(0)), atol=1e-5)
 
 
 @pytest.mark.parametrize(

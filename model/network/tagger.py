@@ -74,7 +74,8 @@ class Tagger(nn.Module):
         self.crf = CrfTransitions() if config.crf else None
         inputs = config.window * (config.embedding_dim + NUM_FEATURES * config.word_feature_dim) + encoder_outputs
         self.keyword_rnn = self.keyphrase_rnn = None
-        keyword_inputs = keyphrase_inputs = inputs
+        # Linear heads read one layer of the encoder each.
+        keyword_inputs = keyphrase_inputs = inputs - (encoder_outputs // 2 if config.keyword_layer else 0)
         if config.cell != "none":
             self.keyword_rnn = BiRnn(config.cell, inputs, config.keyword_hidden, config.bidirectional)
             keyword_inputs = self.keyword_rnn.outputs
@@ -177,10 +178,19 @@ class Tagger(nn.Module):
             parts.append(encoder_states)
         inputs = self._dropout(torch.cat(parts, dim=-1))
         if self.keyword_rnn is None or self.keyphrase_rnn is None:
-            return self.keyword_head(inputs), self.keyphrase_head(inputs)
+            lower, upper = self._head_inputs(inputs)
+            return self.keyword_head(lower), self.keyphrase_head(upper)
         keyword_states = self.keyword_rnn(inputs, lengths)
         keyphrase_states = self.keyphrase_rnn(keyword_states, lengths)
         return self.keyword_head(keyword_states), self.keyphrase_head(keyphrase_states)
+
+    def _head_inputs(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what linear heads read: with a `keyword_layer`, that layer of the encoder, and its last one."""
+        if self.config.keyword_layer is None:
+            return inputs, inputs
+        half = self.encoder_outputs // 2
+        *beside, lower, upper = inputs.split([inputs.shape[-1] - 2 * half, half, half], dim=-1)
+        return torch.cat([*beside, lower], dim=-1), torch.cat([*beside, upper], dim=-1)
 
     def _uses_cpu_kernels(self, ids: torch.Tensor) -> bool:
         """Return whether the packed recurrence of model/network/cpu/ replaces torch's: in float32 on a CPU."""
