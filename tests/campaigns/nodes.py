@@ -23,6 +23,7 @@ from helpers import OF_THE_CLUSTER, title_of
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
+_STARTS = 3  # tries to start a node: Ray gives it 30 seconds, which a busy machine may not
 START = (str(BIN / "ray"), "start", "--disable-usage-stats", "--block", "--object-store-memory=100000000")
 
 
@@ -88,10 +89,16 @@ class Nodes:
         own = tempfile.mkdtemp(prefix="node-", dir=self.base)
         ray = [*START, f"--dashboard-agent-listen-port={free_port()}", *arguments]
         command = ["unshare", "--mount", "sh", "-c", f'mount --bind {own} {self.scratch} && exec "$@"', "sh", *ray]
-        with path.open("wb") as log:
-            process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-        self.processes.append(process)
-        self.wait(lambda: "will now block forever" in path.read_text())  # one after the other, or they take one port
+        for _ in range(_STARTS):
+            with path.open("wb") as log:
+                process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+            self.processes.append(process)
+            # One after the other, or they take one port.
+            self.wait(lambda: "will now block forever" in path.read_text() or process.poll() is not None)  # noqa: B023
+            if process.poll() is None:
+                return
+            self.processes.remove(process)
+        raise AssertionError(path.read_text())
 
     def kill(self, node: subprocess.Popen[bytes]) -> None:
         """Ends a node as a power cut would."""
