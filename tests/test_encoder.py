@@ -17,13 +17,14 @@ import torch
 from encoders import KINDS, edit_config, tiny_encoder
 from helpers import ROOT, call, refused
 
+from distributed.train.shared_data import SharedData
 from model.config import Config, make_config
 from model.data.batching import collate, encoder_inputs
 from model.data.dataset import Dataset
 from model.inference.bundle import load_bundle, save_bundle
 from model.inference.extractor import Extractor
 from model.network import encoder_files
-from model.network.encoder_files import EncoderFiles, load_encoder
+from model.network.encoder_files import EncoderFiles, load_encoder, read_encoder_config
 from model.network.tagger import Tagger, new_tagger
 from model.training.encoder_states import with_encoder_states
 from model.training.evaluation import evaluate
@@ -32,6 +33,7 @@ from model.training.optimizer import learning_rate
 
 CPU = torch.device("cpu")
 HEADS = {"cell": "none", "embedding_dim": 0, "dropout": 0.1}
+FROZEN = {"encoder_frozen": True, "cell": "gru", "embedding_dim": 8, "keyword_hidden": 8, "keyphrase_hidden": 8}
 RECIPE = {"optimizer": "adamw", "schedule": "linear", "encoder_lr": 1e-3, "global_batch_size": 32}
 
 
@@ -45,14 +47,10 @@ def config_of(data: str, encoder: str, tagger: dict[str, Any] | None = None, **t
     return make_config({"data": data, "tagger": fields, "training": {**RECIPE, "epochs": 1, **training}})
 
 
-def training_of(config: Config, files: EncoderFiles | None = None, **more: Any) -> Training:
-    files = files or load_encoder(str(config.tagger.encoder))
-    data = Dataset(config.data)
-    splits = [data.load(name, config.tagger.uses_word_features, files.subwords()) for name in ("train", "valid")]
-    if config.tagger.encoder_frozen:
-        splits = [with_encoder_states(split, files, config.tagger, CPU) for split in splits]
-    tagger = new_tagger(config.tagger, data.info["words"], config.training.seed, encoder=files)
-    return Training(config.training, tagger, *splits, **more)
+def training_of(config: Config) -> Training:
+    data = SharedData.load(config.data, config.tagger)
+    splits = data.splits_for(config.tagger, CPU)
+    return Training(config.training, data.new_tagger(config.tagger, config.training.seed), *splits)
 
 
 @pytest.mark.parametrize("pooling", ["first", "mean"])
@@ -155,23 +153,14 @@ def test_the_linear_schedule_rises_and_falls(small_dataset: str, bert: str):
 
 def test_a_frozen_encoder_is_read_once(bert: str, small_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TANDEM_CACHE", str(tmp_path / "cache"))
-    layers = {
-        "encoder_frozen": True,
-        "cell": "gru",
-        "embedding_dim": 8,
-        "keyword_hidden": 8,
-        "keyphrase_hidden": 8,
-        "pooling": "mean",
-    }
-    config = config_of(small_dataset, bert, layers, epochs=2)
-    files = load_encoder(bert)
-    training = training_of(config, files)
+    config = config_of(small_dataset, bert, FROZEN | {"pooling": "mean"}, epochs=2)
+    training = training_of(config)
     list(training.epochs())
     assert not [name for name in training.state()["tagger"] if name.startswith("encoder.")]
     cached = sorted((tmp_path / "cache").rglob("*.npy"))
     times = [path.stat().st_mtime_ns for path in cached]
     monkeypatch.setattr(EncoderFiles, "build", lambda *_: pytest.fail("the states are there already"))
-    again = training_of(config, files)
+    again = training_of(config)
     assert [path.stat().st_mtime_ns for path in cached] == times and len(times) == 2
     assert not list((tmp_path / "cache").rglob("*.unfinished"))
     list(again.epochs())
@@ -202,21 +191,13 @@ def bundle(
     place = tmp_path_factory.mktemp("bundle")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TANDEM_CACHE", str(place / "cache"))
-        frozen = {
-            "encoder_frozen": True,
-            "cell": "gru",
-            "embedding_dim": 8,
-            "word_feature_dim": 4,
-            "keyword_hidden": 8,
-            "keyphrase_hidden": 8,
-        }
-        tagger = {"decoding": "spans", **(frozen if request.param == "frozen" else {"crf": True})}
-        config, files = config_of(small_dataset, bert, tagger, epochs=3), load_encoder(bert)
-        training = training_of(config, files)
+        of_kind = {"frozen": FROZEN | {"word_feature_dim": 4}, "trained": {"crf": True}}
+        config = config_of(small_dataset, bert, {"decoding": "spans", **of_kind[request.param]}, epochs=3)
+        training = training_of(config)
         list(training.epochs())
     metrics = {name.removeprefix("valid/"): value for name, value in training.history[-1].items()}
     tokenizer = Dataset(small_dataset).tokenizer_bytes()
-    save_bundle(str(place / "bundle"), config, tokenizer, training.tagger.state_dict(), metrics, files)
+    save_bundle(str(place / "bundle"), config, tokenizer, training.tagger.state_dict(), metrics, load_encoder(bert))
     return str(place / "bundle")
 
 
@@ -348,6 +329,7 @@ def test_an_encoder_is_read_from_any_storage(bert: str, tmp_path: Path, monkeypa
     found = [load_encoder(each) for each in (bert, "memory://an-encoder", f"file://{bert}", "bert")]
     assert len({each.digest for each in found}) == 1 and found[0].license == "apache-2.0"
     place.rm("/an-encoder/tokenizer.json")
+    assert read_encoder_config("memory://an-encoder")["model_type"] == "bert"  # reads nothing else
     refused(lambda: load_encoder("memory://an-encoder"), "memory://an-encoder", "has no tokenizer.json")
 
 
@@ -400,7 +382,7 @@ def test_a_real_encoder_learns_in_a_few_steps(small_dataset: str):
     files = load_encoder(str(folder), "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db")
     assert sum(each.size for each in files.weights.values()) == 22_565_376 and files.license == "apache-2.0"
     config = config_of(small_dataset, str(folder), encoder_lr=1e-4, global_batch_size=16)
-    training = training_of(config, files)
+    training = training_of(config)
     losses = []
     for step in range(12):
         rows = np.arange(16 * step, 16 * step + 16)

@@ -98,7 +98,7 @@ def count_parameters(config: TaggerConfig, words: int) -> ParameterCount:
     """Count the parameters of a tagger with a vocabulary of so many words."""
     with torch.device("meta"):  # shapes alone
         encoder = Encoder(config, build_model(read_encoder_config(config.encoder))) if config.encoder else None
-        tagger = Tagger(config, words, encoder=encoder, encoder_outputs=encoder.outputs if encoder else 0)
+        tagger = Tagger(config, words, encoder=encoder)
     tables = sum(table.weight.numel() for table in tagger.tables)
     return ParameterCount(tables, sum(each.numel() for each in tagger.parameters()) - tables)
 

@@ -28,7 +28,7 @@ from model.data.examples import Example
 from model.data.features import FeatureIds, WordFeatures
 from model.data.labeled_text import LabeledText
 from model.data.labels import spans_to_tags
-from model.data.subwords import Subwords, SubwordTokenizer
+from model.data.subwords import Subwords, SubwordTokenizer, ranges
 from model.data.tokenizer import parse_tokenizer
 from model.errors import UserError
 
@@ -80,7 +80,7 @@ class Split:
         """Return some rows, in their order, as a split of their own."""
         begins, lengths = self.begins[rows], self.begins[rows + 1] - self.begins[rows]
         own = np.concatenate([[0], lengths.cumsum()])
-        tokens = np.repeat(begins - own[:-1], lengths) + np.arange(own[-1])
+        tokens = ranges(begins, lengths)
         return Split(
             self.ids[tokens],
             self.tags[tokens],

@@ -92,7 +92,7 @@ def _windows(subwords: Subwords) -> tuple[Ints, Ints, Ints]:
     step = layout.size - layout.overlap
     counts = 1 + np.maximum(-(-(sizes - layout.size) // step), 0)  # windows of each text
     of_text = np.repeat(np.arange(len(sizes)), counts)
-    number = np.arange(len(of_text)) - np.repeat(np.cumsum(counts) - counts, counts)
+    number = ranges(np.zeros_like(counts), counts)
     # The last window ends with the text, and so is as full as the others.
     first = np.minimum(number * step, np.maximum(sizes[of_text] - layout.size, 0))
     filled = np.minimum(sizes[of_text], layout.size)

@@ -72,17 +72,28 @@ def parse_tokenizer(content: bytes, location: str) -> Tokenizer:
     Raises:
         UserError: the content is damaged, or was not written by `prepare`.
     """
-    try:
-        tokenizer = Tokenizer.from_str(content.decode("utf-8"))
-    except Exception as error:  # the library raises bare Exception for any malformed content
-        raise UserError(
-            f"{location}: is damaged or not a tokenizer: {error}; restore the file, or prepare the dataset again"
-        ) from error
+    tokenizer = read_tokenizer(content, location, "restore the file, or prepare the dataset again")
     if [tokenizer.id_to_token(i) for i in range(len(SPECIAL))] != SPECIAL:
         raise UserError(
             f"{location}: its vocabulary does not begin with {', '.join(SPECIAL)}; use a tokenizer that prepare wrote"
         )
     return tokenizer
+
+
+def read_tokenizer(content: bytes, location: str, remedy: str) -> Tokenizer:
+    """Return any tokenizer of the `tokenizers` library.
+
+    Args:
+        content: the content of its file.
+        location, remedy: of the file, and how to mend it, for messages.
+
+    Raises:
+        UserError: the content is damaged.
+    """
+    try:
+        return Tokenizer.from_str(content.decode("utf-8"))
+    except Exception as error:  # the library raises bare Exception for any malformed content
+        raise UserError(f"{location}: is damaged or not a tokenizer: {error}; {remedy}") from error
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Tokens]:

@@ -128,7 +128,7 @@ def _empty_tagger(location: str, config: TaggerConfig, words: int) -> tuple[Tagg
     encoder_config = _json(location, "encoder/config.json")
     encoder = Encoder(config, build_model(encoder_config))
     subwords = subword_tokenizer(_file(location, "encoder/tokenizer.json"), encoder_config)
-    return Tagger(config, words, encoder=encoder, encoder_outputs=encoder.outputs), subwords
+    return Tagger(config, words, encoder=encoder), subwords
 
 
 def _file(location: str, name: str) -> bytes:

@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
-from tokenizers import Tokenizer
 
 from model import storage
 from model.config import TaggerConfig
 from model.data.subwords import SubwordTokenizer
+from model.data.tokenizer import read_tokenizer
 from model.errors import UserError
 from model.network.encoder import Encoder, EncoderConfig, build_config, build_model, import_transformers, without_pooler
 from model.network.encoder_location import CARD, CONFIG, TOKENIZER, WEIGHTS, local_folder
@@ -61,10 +61,7 @@ class EncoderFiles(NamedTuple):
 
 def subword_tokenizer(content: bytes, config: EncoderConfig) -> SubwordTokenizer:
     """Return what finds the sub-words of words, given tokenizer.json and config.json. Raises UserError."""
-    try:
-        tokenizer = Tokenizer.from_str(content.decode("utf-8"))
-    except Exception as error:  # the library raises bare Exception for any malformed content
-        raise UserError(f"the encoder's {TOKENIZER} is damaged: {error}; copy the file again") from None
+    tokenizer = read_tokenizer(content, f"the encoder's {TOKENIZER}", "copy the file again")
     kind = build_config(config)
     ids, rows = tokenizer.get_vocab_size(), int(getattr(kind, "vocab_size", 0))
     if ids > rows:
@@ -117,7 +114,7 @@ def encoder_of(config: TaggerConfig) -> EncoderFiles | None:
 
 def read_encoder_config(location: str) -> EncoderConfig:
     """Return the content of an encoder's config.json. Raises UserError."""
-    with local_folder(location) as folder:
+    with local_folder(location, (CONFIG,)) as folder:
         return _read_config(folder, location)
 
 

@@ -15,23 +15,30 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 @contextmanager
-def local_folder(location: str) -> Iterator[Path]:
-    """Yield a local folder with the files of an encoder. Raises UserError where they are not to be had."""
+def local_folder(location: str, needed: tuple[str, ...] = FILES) -> Iterator[Path]:
+    """Yield a local folder with the files of an encoder, and with its card if it has one.
+
+    Args:
+        location: path or URI of a folder, or a name on the hub.
+        needed: some of FILES; others are not copied.
+
+    Raises:
+        UserError: a file is not to be had.
+    """
     if storage.is_remote(location):
         with tempfile.TemporaryDirectory(prefix="tandem-encoder-") as scratch:
             present = storage.list_directory(location)
-            for name in FILES if CARD not in present else (*FILES, CARD):
-                if name not in present:
-                    raise UserError(_missing(location, name, present))
+            _check_files(present, needed, location)
+            for name in {*needed, CARD} & set(present):
                 (Path(scratch) / name).write_bytes(storage.read(storage.join(location, name)))
             yield Path(scratch)
         return
-    folder = Path(storage.absolute(location)) if storage.exists(location) else _from_hub(location)
-    _check_files(folder, location)
+    folder = Path(storage.absolute(location)) if storage.exists(location) else _from_hub(location, needed)
+    _check_files([path.name for path in folder.iterdir()] if folder.is_dir() else [], needed, location)
     yield folder
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, needed: tuple[str, ...]) -> Path:
     """Return the folder of an encoder from the hub, or from its cache where HF_HUB_OFFLINE is set or there is no network."""
     if not _HUB_NAME.fullmatch(name):
         raise UserError(
@@ -40,7 +47,7 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=[*FILES, CARD]))
+        return Path(snapshot_download(name, allow_patterns=[*needed, CARD]))
     except Exception as error:  # of the hub's, of its HTTP library or of the operating system
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
@@ -49,11 +56,10 @@ def _from_hub(name: str) -> Path:
         ) from None
 
 
-def _check_files(folder: Path, location: str) -> None:
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    for name in FILES:
-        if name not in names:
-            raise UserError(_missing(location, name, names))
+def _check_files(present: list[str], needed: tuple[str, ...], location: str) -> None:
+    for name in needed:
+        if name not in present:
+            raise UserError(_missing(location, name, present))
 
 
 def _missing(location: str, name: str, present: list[str]) -> str:

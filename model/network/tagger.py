@@ -63,9 +63,10 @@ class Tagger(nn.Module):
             words: V.
             vectors: (V, D) initial embedding; random where None.
             encoder: of a tagger with one.
-            encoder_outputs: size of the encoder's states of a word.
+            encoder_outputs: size of a word's states, where a frozen encoder computes them before and is not given.
         """
         super().__init__()
+        encoder_outputs = encoder.outputs if encoder else encoder_outputs
         self.config, self.encoder_outputs = config, encoder_outputs
         self.embedding = _embedding(words, config.embedding_dim, vectors) if config.embedding_dim else None
         self.word_feature_embedding = (
@@ -278,6 +279,7 @@ def new_tagger(
         torch.manual_seed(seed)
         if encoder is None:
             return Tagger(config, words, vectors)
-        outputs = encoder_outputs(config, build_config(encoder.config))
-        trained = None if config.encoder_frozen else encoder.build(config)
-        return Tagger(config, words, vectors, trained, outputs)
+        if config.encoder_frozen:
+            outputs = encoder_outputs(config, build_config(encoder.config))
+            return Tagger(config, words, vectors, encoder_outputs=outputs)
+        return Tagger(config, words, vectors, encoder.build(config))

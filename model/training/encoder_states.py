@@ -16,9 +16,8 @@ import numpy.typing as npt
 import torch
 
 from model.config import TaggerConfig
-from model.data.batching import encoder_inputs, length_sorted_batches, padded
+from model.data.batching import collate, length_sorted_batches
 from model.data.dataset import Split
-from model.data.tokenizer import PAD
 from model.errors import UserError
 from model.network.encoder import Encoder
 from model.network.encoder_files import EncoderFiles
@@ -91,10 +90,8 @@ def _write(path: Path, split: Split, encoder: Encoder) -> None:
 
 def _states(states: npt.NDArray[np.float16], split: Split, rows: npt.NDArray[np.int64], encoder: Encoder) -> None:
     """Compute the states of some texts."""
-    begins, lengths = split.begins[rows], split.begins[rows + 1] - split.begins[rows]
-    inputs = encoder_inputs(split, rows, padded(split.ids, begins, lengths, PAD))
-    device = next(encoder.parameters()).device
-    assert inputs is not None
-    found = encoder(type(inputs)(*(each.to(device) for each in inputs))).half().cpu().numpy()
-    for begin, length, of_text in zip(begins, lengths, found, strict=True):
-        states[begin : begin + length] = of_text[:length]
+    batch = collate(split, rows).to(next(encoder.parameters()).device)
+    found = encoder(batch.encoder_inputs).half().cpu().numpy()
+    for row, of_text in zip(rows, found, strict=True):
+        begin, end = split.begins[row : row + 2]
+        states[begin:end] = of_text[: end - begin]

@@ -26,7 +26,7 @@ def make_optimizers(tagger: Tagger, config: TrainingConfig) -> list[Optimizer]:
     if not config.sparse_embedding:
         tables = []
     if config.optimizer == "sgd":
-        return [SGD(network, config.lr, weight_decay=0.0), *([SGD(tables, config.lr)] if tables else [])]
+        return [SGD(network, config.lr), *([SGD(tables, config.lr)] if tables else [])]
     if config.optimizer == "adamw":
         whole: Optimizer = AdamW(network, config.lr, weight_decay=config.weight_decay, fused=True)
     else:

@@ -89,16 +89,17 @@ class Nodes:
         own = tempfile.mkdtemp(prefix="node-", dir=self.base)
         ray = [*START, f"--dashboard-agent-listen-port={free_port()}", *arguments]
         command = ["unshare", "--mount", "sh", "-c", f'mount --bind {own} {self.scratch} && exec "$@"', "sh", *ray]
-        for _ in range(_STARTS):
-            with path.open("wb") as log:
-                process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-            self.processes.append(process)
-            # One after the other, or they take one port.
-            self.wait(lambda: "will now block forever" in path.read_text() or process.poll() is not None)  # noqa: B023
-            if process.poll() is None:
-                return
+        assert any(self._stays_up(command, environment, path) for _ in range(_STARTS)), path.read_text()
+
+    def _stays_up(self, command: list[str], environment: dict[str, str], path: Path) -> bool:
+        """Whether a node, started once, has started; one after the other, or they take one port."""
+        with path.open("wb") as log:
+            process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        self.processes.append(process)
+        self.wait(lambda: "will now block forever" in path.read_text() or process.poll() is not None)
+        if process.poll() is not None:
             self.processes.remove(process)
-        raise AssertionError(path.read_text())
+        return process.poll() is None
 
     def kill(self, node: subprocess.Popen[bytes]) -> None:
         """Ends a node as a power cut would."""
@@ -165,7 +166,7 @@ class Nodes:
         """All that a job has printed."""
         return str(json.loads(self.ask(f"/api/jobs/{job}/logs"))["logs"])
 
-    def wait(self, done: Callable[[], bool], seconds: float = 240) -> None:
+    def wait(self, done: Callable[[], bool], seconds: float = 90) -> None:
         """Until something is so; fails with what the nodes say."""
         deadline = time.monotonic() + seconds
         while not done():
