@@ -33,6 +33,7 @@ def split(text: str) -> list[str]:
         ("שלום עולם", ["שלום", "עולם"]),
         ("e\u0301cole İstanbul", ["e\u0301cole", "İstanbul"]),
         ("mail me@x.org", ["mail", "me", "@", "x", ".", "org"]),
+        ("ᩕ@0", ["ᩕ", "@", "0"]),
         ("", []),
         ("  \t ", []),
     ],

@@ -200,5 +200,11 @@ def _repair_offsets(text: str, offsets: list[tuple[int, int]]) -> list[tuple[int
     """Return the offsets with those of links and mentions corrected, of which the library returns the last character."""
     if "@" in text or "http" in text.lower() or "www." in text.lower():
         starts = {match.end(): match.start() for match in _REWRITTEN.finditer(text)}
-        return [(min(start, starts.get(end, start)), end) for start, end in offsets]
+        repaired, end_before = [], 0
+        for start, end in offsets:
+            # Where the library sees no mention, as after some combining signs, `@` is a token of its own.
+            first = starts.get(end, start)
+            repaired.append((first if end_before <= first < start else start, end))
+            end_before = end
+        return repaired
     return offsets
