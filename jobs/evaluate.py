@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jobs.console import command, echo, print_json, table
-from jobs.prepare import FormatOption, echo_skips
+from jobs.prepare import FormatOption, OffsetsOption, TagColumnOption, TokenColumnOption, echo_skips
+from model.readers.formats import ReadOptions
 
 if TYPE_CHECKING:
     from model.data.dataset import Split
@@ -46,6 +47,9 @@ def evaluate(
     data: Annotated[str, typer.Option(help="Dataset directory, or a labeled file, URI or glob.")],
     split: Annotated[str, typer.Option(help="Split of a dataset directory: train, valid or test.")] = "test",
     format: FormatOption = "auto",
+    token_column: TokenColumnOption = None,
+    tag_column: TagColumnOption = None,
+    offsets: OffsetsOption = "characters",
     max_tokens: Annotated[int, typer.Option(min=1, help="Skip longer texts.")] = 1_000,
     mistakes: Annotated[
         str | None, typer.Option(metavar="FILE", help="Write every mistake to this file, as JSON lines.")
@@ -71,9 +75,10 @@ def evaluate(
     loaded = load_bundle(bundle)
     train = _training_split(loaded, data, required=mistakes is not None)
     skips = SkipCounts()
+    reading = ReadOptions(format, token_column, tag_column, offsets)
 
     def read(skips: SkipCounts) -> "Iterator[Example]":
-        return examples(labeled_texts(data, split, format, skips), loaded.tokenizer, skips, max_tokens)
+        return examples(labeled_texts(data, split, reading, skips), loaded.tokenizer, skips, max_tokens)
 
     rows = split_from_examples(read(skips), loaded.config.tagger.uses_word_features, loaded.subwords)
     echo_skips(skips.counts, skips.places)
@@ -97,7 +102,7 @@ def evaluate(
         print_json(EvaluationResult(len(rows), metrics, kinds, skips.counts).as_json())
 
 
-def labeled_texts(data: str, split: str, format: str, skips: "SkipCounts") -> "Iterator[LabeledText]":
+def labeled_texts(data: str, split: str, reading: ReadOptions, skips: "SkipCounts") -> "Iterator[LabeledText]":
     """Return the texts of a dataset directory's split, or of labeled files.
 
     Raises:
@@ -106,13 +111,13 @@ def labeled_texts(data: str, split: str, format: str, skips: "SkipCounts") -> "I
     from model import storage
     from model.data.dataset import SPLITS, Dataset
     from model.errors import UserError
-    from model.prepare.readers import Reader, resolve_inputs
+    from model.readers.readers import Reader, labeled_files, resolve_inputs
 
-    if storage.file_type(data).name == "Directory":
+    if storage.file_type(data).name == "Directory" and not labeled_files(data):
         if split not in SPLITS:
             raise UserError(f"--split {split}: is unknown; choose one of {', '.join(SPLITS)}")
         return Dataset(data).texts(split)
-    return (text for source in resolve_inputs([data], format) for text in Reader(source).read(skips))
+    return (text for source in resolve_inputs([data], reading) for text in Reader(source).read(skips))
 
 
 def _training_split(bundle: "Bundle", data: str, required: bool) -> "Split | None":

@@ -14,7 +14,7 @@ def extract(
     files: Annotated[
         list[str] | None,
         typer.Argument(
-            help='Paths, URIs or globs of files: one text per line, or JSONL with "text". Without them: stdin.'
+            help='Paths, URIs or globs of files: one text per line, or records with "text". Without them: stdin.'
         ),
     ] = None,
     out: Annotated[str | None, typer.Option(help="Directory for parts of JSON lines, instead of stdout.")] = None,
@@ -59,7 +59,7 @@ def _to_stdout(bundle: str, files: list[str], device: str, json: bool) -> None:
     if stdin:
         extracted = extract_from_stream(extractor, sys.stdin.buffer, "stdin", 1 if typed else PIPE_BATCH_SIZE)
     else:
-        extracted = extract_from_files(extractor, files)
+        extracted = extract_from_files(extractor, files, on_note=echo)
     with progress_counter("texts") as show_progress:
         for number, (text, keyphrases) in enumerate(extracted, 1):
             if json:
@@ -79,7 +79,9 @@ def _to_parts(
 
     config = ExtractionConfig(bundle, files, out, device, overwrite)
     with progress_counter("texts") as show_progress:
-        info = extract_to_parts(config, parallel_map(out, workers, actors=True, gpu=device == "cuda"), show_progress)
+        info = extract_to_parts(
+            config, parallel_map(out, workers, actors=True, gpu=device == "cuda"), show_progress, echo
+        )
     echo(f"{info['texts']:,} texts, {info['keyphrases']:,} keyphrases in {info['parts']} part(s); {out} is ready")
     if json:
         print_json({"out": out, **info})

@@ -1,11 +1,13 @@
 """`python -m jobs prepare`: labeled files -> dataset directory."""
 
+import sys
 from typing import TYPE_CHECKING, Annotated
 
+import click
 import typer
 
 from jobs.console import INVOCATION, command, echo, print_json, progress_counter
-from model.prepare.formats import FORMATS
+from model.readers.formats import FORMATS, OFFSETS, ReadOptions
 
 if TYPE_CHECKING:
     from model.data.dataset_info import DatasetInfo
@@ -18,6 +20,16 @@ FormatOption = Annotated[
         + "; ".join(f"{format.name}: {format.summary}" for format in FORMATS.values())
         + ".",
     ),
+]
+
+TokenColumnOption = Annotated[
+    int | None, typer.Option(min=1, help="Column of the tokens in CoNLL files, from 1; detected by default.")
+]
+TagColumnOption = Annotated[
+    int | None, typer.Option(min=1, help="Column of the tags in CoNLL files, from 1; detected by default.")
+]
+OffsetsOption = Annotated[
+    str, typer.Option(metavar="|".join(OFFSETS), help="What the offsets of spans count, in Unicode text.")
 ]
 
 ValidOption = Annotated[
@@ -56,10 +68,13 @@ WorkersOption = Annotated[
 @command
 def prepare(
     train: Annotated[list[str], typer.Argument(help="Training files: paths, URIs or globs.")],
-    out: Annotated[str, typer.Option(help="Dataset directory to create.")],
+    out: Annotated[str | None, typer.Option(help="Dataset directory to create.")] = None,
     valid: ValidOption = None,
     test: TestOption = None,
     format: FormatOption = "auto",
+    token_column: TokenColumnOption = None,
+    tag_column: TagColumnOption = None,
+    offsets: OffsetsOption = "characters",
     min_frequency: Annotated[int, typer.Option(min=1, help="Map less frequent words to <unk>.")] = 1,
     max_words: Annotated[int, typer.Option(min=3, help="Maximum size of the vocabulary.")] = 1_000_000,
     max_tokens: Annotated[int, typer.Option(min=1, help="Skip longer texts.")] = 1_000,
@@ -71,21 +86,33 @@ def prepare(
     strict: Annotated[bool, typer.Option("--strict", help="Refuse the input if anything would be skipped.")] = False,
     skip_bad_lines: SkipBadLinesOption = False,
     workers: WorkersOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what the files are taken for, with examples; write nothing.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing dataset at --out.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Make a dataset directory from labeled files, and report what was skipped and why."""
     from distributed.cluster.ray_data import parallel_map
+    from model.errors import UserError
     from model.prepare.builder import PrepareConfig
     from model.prepare.builder import prepare as build
     from model.prepare.word2vec import PASSES
 
+    reading = ReadOptions(format, token_column, tag_column, offsets)
+    if dry_run:
+        _show(train + (valid or []) + (test or []), reading, max_tokens, skip_bad_lines)
+        return
+    if out is None:
+        raise UserError(
+            "--out is missing: name the dataset directory to create, or add --dry-run to see the texts first"
+        )
     config = PrepareConfig(
         train=train,
         out=out,
         valid=valid or [],
         test=test or [],
-        format=format,
+        reading=reading,
         min_frequency=min_frequency,
         max_words=max_words,
         max_tokens=max_tokens,
@@ -107,10 +134,36 @@ def prepare(
         print_json({"out": out, **info})
 
 
+def _show(patterns: list[str], reading: ReadOptions, max_tokens: int, skip_bad_lines: bool) -> None:
+    """Print how files are read: their format, the first texts with their keyphrases marked, and what is left out."""
+    from model.prepare.preview import preview
+
+    found = preview(patterns, reading, max_tokens, skip_bad_lines)
+    print(f"{', '.join(patterns)}: {found.reading}")
+    for text, spans in found.samples:
+        print(f"  {_marked(text, spans)}")
+    more = " or more" if found.cut else ""
+    print(f"{found.texts:,}{more} texts, {found.keyphrases:,} keyphrases; {found.without:,} texts have none")
+    for line in found.remarks:
+        print(line)
+
+
+def _marked(text: str, spans: list[tuple[int, int]]) -> str:
+    """Return a text on one line with its keyphrases in brackets, and in colour on a terminal."""
+    parts, at = [], 0
+    for start, end in spans:
+        parts += [text[at:start], typer.style(f"[{text[start:end]}]", fg=typer.colors.GREEN, bold=True)]
+        at = end
+    line = " ".join("".join([*parts, text[at:]]).split())
+    return line if sys.stdout.isatty() else click.unstyle(line)
+
+
 def _echo_summary(info: "DatasetInfo") -> None:
     for split, counts in info["splits"].items():
         echo(f"{split}: {counts['rows']:,} texts, {counts['tokens']:,} tokens, {counts['keyphrases']:,} keyphrases")
         echo_skips(counts["skipped"], counts["skipped_places"])
+    for warning in info.get("warnings", []):
+        echo(f"warning: {warning}")
     vectors = info["vectors"]
     if vectors is None:
         return

@@ -102,7 +102,7 @@ def expand(pattern: str) -> list[str]:
         UserError: there are none, or the path is a directory.
     """
     found = file_type(pattern)
-    if found == fs.FileType.File:
+    if found in (fs.FileType.File, fs.FileType.Unknown):  # a pipe is neither a file nor a directory
         return [pattern]
     if found == fs.FileType.Directory:
         raise UserError(f"{pattern}: is a directory; name its files, for example {join(pattern, '*.jsonl')}")

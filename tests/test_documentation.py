@@ -19,7 +19,7 @@ from distributed.train.tracking import WandbRun
 from distributed.tune.tracking import WandbGroup
 from jobs.__main__ import app
 from model.config import fields
-from model.prepare.formats import Format
+from model.readers.formats import Format
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]

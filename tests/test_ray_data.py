@@ -19,9 +19,12 @@ from distributed.cluster.ray_data import parallel_map
 from model import storage
 from model.data.dataset import Dataset
 from model.prepare.builder import PrepareConfig, prepare
-from model.prepare.formats import FORMATS
 from model.prepare.vocabulary import BUCKETS, WordCounts, save_tokenizer
-from model.shards import SHARD_BYTES, FileRange, make_shards, serial_map
+from model.readers.formats import ReadOptions
+from model.readers.readers import resolve_inputs
+from model.shards import SHARD_BYTES, make_shards, serial_map
+
+DIVISIBLE = ("tsv", "jsonl", "conll", "raw")  # formats whose records are found from any byte of a file
 
 WORDS = (
     "Storm storm rain RAIN red car, big dog! Ünïcode ΟΔΟΣ don't 3.5m <url> https://t.co/x @ann e\u0301cole 😀".split()
@@ -85,16 +88,16 @@ def without_parts(info: dict[str, Any]) -> dict[str, Any]:
     return info | {"splits": splits}
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", DIVISIBLE)
 @pytest.mark.parametrize("size", [150, 700])
 def test_rows_words_and_skips_do_not_depend_on_the_size_of_the_shards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str, size: int
 ):
     paths = files(tmp_path, format)
-    whole = prepare(PrepareConfig(paths, str(tmp_path / "whole"), format=format))
+    whole = prepare(PrepareConfig(paths, str(tmp_path / "whole"), reading=ReadOptions(format)))
     assert whole["splits"]["train"]["parts"] == 1
     set_shard_bytes(monkeypatch, size)
-    sharded = prepare(PrepareConfig(paths, str(tmp_path / "sharded"), format=format))
+    sharded = prepare(PrepareConfig(paths, str(tmp_path / "sharded"), reading=ReadOptions(format)))
     assert sharded["splits"]["train"]["parts"] > 5
     assert without_parts(sharded) == without_parts(whole)
     assert rows(tmp_path / "sharded") == rows(tmp_path / "whole")
@@ -102,16 +105,15 @@ def test_rows_words_and_skips_do_not_depend_on_the_size_of_the_shards(
     assert (tmp_path / "sharded" / names).read_bytes() == (tmp_path / "whole" / names).read_bytes()
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", DIVISIBLE)
 def test_every_line_belongs_to_one_range(tmp_path: Path, format: str):
-    [path, *_] = files(tmp_path, format)
-    file = FileRange(path, format, blocks=FORMATS[format].blocks)
+    [file] = resolve_inputs(files(tmp_path, format)[:1], ReadOptions(format))
     lines = list(file.lines())
     for size in (1, 2, 3, 7, 20, 50, 99, 100, 101, 250, 400, 1500):
         shards = make_shards([file], size)
         parts = [list(part.lines()) for ranges in shards for part in ranges]
         assert [line for each in parts for line in each] == lines, size
-        if file.blocks:  # no text is torn
+        if file.layout.blocks:  # no text is torn
             full = [each for each in parts if each]
             assert not any(each[-1].strip() for each in full[:-1])
     assert make_shards([file], SHARD_BYTES)[0][0].end is None
@@ -119,9 +121,10 @@ def test_every_line_belongs_to_one_range(tmp_path: Path, format: str):
 
 def test_small_files_share_a_shard_and_compressed_ones_are_not_divided(tmp_path: Path):
     paths = files(tmp_path, "tsv")
-    small = make_shards([FileRange(path, "tsv") for path in paths], 10**6)
+    inputs = resolve_inputs(paths)
+    small = make_shards(inputs, 10**6)
     assert [[Path(part.path).name for part in ranges] for ranges in small] == [["a", "b", "c.gz", "d", "e"]]
-    large = make_shards([FileRange(path, "tsv") for path in paths], 100)
+    large = make_shards(inputs, 100)
     assert sum(part.path.endswith(".gz") for ranges in large for part in ranges) == 1
 
 
@@ -130,8 +133,8 @@ def test_a_bad_line_is_named_by_its_place_in_the_file(tmp_path: Path, monkeypatc
     set_shard_bytes(monkeypatch, size)
     path, out = tmp_path / "a.tsv", str(tmp_path / "d")
     good = [f"text {i} of rain\train" for i in range(60)]
-    path.write_text("\n".join([*good[:45], "no tab", *good, "nor here"]))
-    refused(lambda: prepare(PrepareConfig([str(path)], out)), f"{path}:46: ", "no tab")
+    path.write_text("\n".join([*good[:45], "two\ttabs\there", *good, "and\there\ttoo"]))
+    refused(lambda: prepare(PrepareConfig([str(path)], out)), f"{path}:46: ", "2 tabs")
     skipped = prepare(PrepareConfig([str(path)], out, skip_bad_lines=True))["splits"]["train"]["skipped_places"]
     assert list(skipped.values()) == [[f"{path}:46", f"{path}:107"]]
 
@@ -198,11 +201,11 @@ def test_other_storage_keeps_the_old_dataset_until_the_new_one_is_read(tmp_path:
     out = "memory://shards/d"
     good, bad = tmp_path / "good.tsv", tmp_path / "bad.tsv"
     good.write_bytes(content("tsv", 60))
-    bad.write_text("no tab\n")
-    refused(lambda: prepare(PrepareConfig([str(bad)], out, format="tsv")), "no tab")
+    bad.write_text("two\ttabs\there\n")
+    refused(lambda: prepare(PrepareConfig([str(bad)], out, reading=ReadOptions("tsv"))), "2 tabs")
     assert not storage.exists(out)
     info = prepare(PrepareConfig([str(good)], out))
-    refused(lambda: prepare(PrepareConfig([str(bad)], out, format="tsv", overwrite=True)), "no tab")
+    refused(lambda: prepare(PrepareConfig([str(bad)], out, reading=ReadOptions("tsv"), overwrite=True)), "2 tabs")
     assert len(Dataset(out).load("train")) == info["splits"]["train"]["rows"]
     good.write_bytes(content("tsv", 90))
     prepare(PrepareConfig([str(good)], out, overwrite=True))

@@ -8,15 +8,20 @@ from helpers import refused, trained_tokenizer
 
 from model.data.examples import examples
 from model.data.labeled_text import LabeledText, SkipCounts
-from model.prepare.formats import FORMATS, Format, Lines
-from model.prepare.hashtags import label_by_hashtag, words
-from model.prepare.readers import Reader, detect_format, resolve_inputs
-from model.shards import FileRange, checksum
+from model.readers.formats import FORMATS, Format, ReadOptions, Record
+from model.readers.hashtags import label_by_hashtag, words
+from model.readers.head import Head, read_head
+from model.readers.readers import Reader, detect_layout, resolve_inputs
+from model.shards import Layout, checksum
 
 
 def read(path: Path, format: str = "auto", **options: bool) -> tuple[list[LabeledText], SkipCounts]:
     skips = SkipCounts()
-    return [text for part in resolve_inputs([str(path)], format) for text in Reader(part, **options).read(skips)], skips
+    return [
+        text
+        for part in resolve_inputs([str(path)], ReadOptions(format))
+        for text in Reader(part, **options).read(skips)
+    ], skips
 
 
 def file(folder: Path, name: str, content: str | bytes) -> Path:
@@ -107,16 +112,18 @@ def test_a_keyphrase_must_be_whole_words(tmp_path: Path):
     ],
 )
 def test_the_format_is_detected_from_the_content(tmp_path: Path, content: str, format: str):
-    assert detect_format(str(file(tmp_path, "a.txt", content))) == format
+    assert detect_layout(read_head(str(file(tmp_path, "a.txt", content)))).format == format
 
 
 def test_a_format_is_added_by_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def parse(lines: Lines, skips: SkipCounts) -> LabeledText:
-        text, _, phrase = (line for _, line in lines)
-        return LabeledText(text, lines[0][0], keyphrases=(phrase,))
+    def detect(head: Head, options: ReadOptions) -> Layout | None:
+        return head.layout._replace(format="triple", blocks=True) if head.lines[1] == "==" else None
 
-    new = Format("triple", "text, ==, keyphrase", lambda lines: lines[1] == "==", parse, blocks=True)
-    monkeypatch.setitem(FORMATS, "triple", new)
+    def parse(record: Record, options: None, skips: SkipCounts) -> LabeledText:
+        text, _, phrase = (line for _, line in record.value)
+        return LabeledText(text, record.place, keyphrases=(phrase,))
+
+    monkeypatch.setitem(FORMATS, "triple", Format("triple", "text, ==, keyphrase", detect, parse))
     content = "a red car\n==\nred car\n\nbig dog\n==\ndog\n"
     assert marked(file(tmp_path, "a.txt", content)) == ([["red car"], ["dog"]], {})
 
@@ -131,19 +138,20 @@ def test_gzip_globs_bom_and_windows_line_ends(tmp_path: Path):
 def test_a_checksum_is_of_the_unpacked_content(tmp_path: Path):
     content = b"a b\tb\n\nc d\td\n"
     (tmp_path / "a.tsv.gz").write_bytes(gzip.compress(content))
-    for path in (file(tmp_path, "a.tsv", content), tmp_path / "a.tsv.gz"):
-        assert checksum(FileRange(str(path), "tsv")) == (13, hashlib.sha256(content).hexdigest())
+    file(tmp_path, "a.tsv", content)
+    for part in resolve_inputs([f"{tmp_path}/a.*"]):
+        assert checksum(part) == (13, hashlib.sha256(content).hexdigest())
 
 
 BAD_LINES = [
-    ("tsv", "good\tgood\nno tab here\nfine\tfine\n", 2, "no tab"),
+    ("tsv", "good\tgood\ntwo\ttabs\there\nfine\tfine\n", 2, "2 tabs"),
     ("tsv", "a\tb\tc\nx y\ty\n", 1, "2 tabs"),
     ("tsv", "x y\ty\n\ty\n", 2, "empty"),
     ("tsv", b"x y\ty\n\xff\xfe y\ty\n", 2, "not UTF-8"),
     ("tsv", "x y\ty\nx \x00 y\ty\n", 2, "NUL"),
     ("jsonl", '{"text": "a", "keyphrases": []}\n{"text": "a", \n', 2, "not JSON"),
     ("jsonl", '{"text": "a", "keyphrases": []}\n[1]\n', 2, "not a JSON object"),
-    ("jsonl", '{"text": "a", "keyphrases": "a"}\n', 1, "keyphrases"),
+    ("jsonl", '{"text": "a", "keyphrases": [{}]}\n', 1, "keyphrases"),
     ("jsonl", '{"keyphrases": ["a"]}\n', 1, "text"),
     ("jsonl", '{"text": "", "keyphrases": ["a"]}\n', 1, "empty"),
     ("jsonl", '{"text": "abc", "spans": [[1, 4]]}\n', 1, "out of range"),
@@ -181,8 +189,8 @@ def test_missing_empty_mixed_and_strange_files_are_refused(tmp_path: Path):
     refused(lambda: read(file(tmp_path, "empty", "\n \n")), "is empty")
     refused(lambda: read(file(tmp_path, "prose", "just words\nand more\n")), "prose:1", "--format")
     refused(lambda: resolve_inputs([str(tsv), str(jsonl)]), "a.tsv is tsv", "b.jsonl is jsonl")
-    refused(lambda: resolve_inputs([str(tsv)], "xml"), "xml", "tsv")
-    refused(lambda: read(file(tmp_path, "bad.tsv.gz", b"no gzip at all")), "bad.tsv.gz", "cannot be read")
+    refused(lambda: resolve_inputs([str(tsv)], ReadOptions("xml")), "xml", "tsv")
+    refused(lambda: read(file(tmp_path, "bad.tsv.gz", b"no gzip at all")), "bad.tsv.gz:1", "none of the formats")
     whole = gzip.compress(b"red car\tcar\n" * 5000)
     refused(lambda: read(file(tmp_path, "cut.tsv.gz", whole[: len(whole) // 2]), "tsv"), "cut.tsv.gz", "cannot be read")
     refused(lambda: read("nothing://x/y"), "nothing://")  # type: ignore[arg-type]

@@ -90,6 +90,7 @@ class DatasetInfo(TypedDict):
         vectors: None where a training draws its embedding at random.
         sources: the input files, by the split for which they were given.
         recipe: the settings.
+        warnings: why the dataset may teach or measure badly; absent where nothing was found.
     """
 
     format_version: int
@@ -98,3 +99,4 @@ class DatasetInfo(TypedDict):
     vectors: VectorsInfo | None
     sources: dict[str, list[SourceInfo]]
     recipe: PrepareSettings
+    warnings: NotRequired[list[str]]

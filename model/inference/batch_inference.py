@@ -7,18 +7,18 @@ Each shard is processed independently, so the concatenated parts equal the strea
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import tee, zip_longest
-from typing import NamedTuple, TypedDict
+from typing import BinaryIO, NamedTuple, TypedDict
 
 from model import staging, storage
-from model.data.labeled_text import shift_line
+from model.data.labeled_text import SkipCounts, shift_line
 from model.errors import LineError, UserError
 from model.inference.extractor import PIPE_BATCH_SIZE, Extractor, Keyphrase
-from model.prepare.formats import text_of_line
+from model.readers.readers import Reader, reading_note, stream_texts, unlabeled_inputs
 from model.shards import FileRange, ParallelMap, make_shards, serial_map
 
 MANIFEST = "extraction.json"
@@ -49,12 +49,14 @@ class PartResult:
     """The result of a shard.
 
     Attributes:
-        lines: lines of each range that was read completely.
+        lines: lines of each range that was read completely, or records where these are no lines.
+        texts: number of texts.
         keyphrases: number of keyphrases written.
         error: what stopped the shard, in the range after those in `lines`.
     """
 
     lines: list[int] = field(default_factory=list)
+    texts: int = 0
     keyphrases: int = 0
     error: UserError | OSError | None = None
 
@@ -67,7 +69,7 @@ class ExtractionShard(NamedTuple):
 
 
 class SourceLines(TypedDict):
-    """An input file and the number of its lines."""
+    """An input file and the number of its lines, or of its records where these are no lines."""
 
     path: str
     lines: int
@@ -87,6 +89,7 @@ def extract(
     config: ExtractionConfig,
     parallel_map: ParallelMap = serial_map,
     on_progress: Callable[[int], None] = lambda texts: None,
+    on_note: Callable[[str], None] = lambda note: None,
 ) -> ExtractionInfo:
     """Write the directory of parts and return the content of its extraction.json.
 
@@ -94,14 +97,15 @@ def extract(
         config: the bundle, the input and the output.
         parallel_map: applies a function to the shards, in this process or elsewhere.
         on_progress: called with the number of texts that are done.
+        on_note: called with what may surprise in how a file is read.
 
     Raises:
         UserError: the bundle, the input or the output cannot be used; nothing is left at `out`.
         OSError: the storage is full or cannot be written; likewise.
     """
     staging.require_absent(config.out, MANIFEST, "extraction", config.overwrite)
-    shards = [ExtractionShard(number, ranges) for number, ranges in enumerate(_input_shards(config.files))]
-    keyphrases = 0
+    shards = [ExtractionShard(number, ranges) for number, ranges in enumerate(_input_shards(config.files, on_note))]
+    texts = keyphrases = 0
     sources: list[SourceLines] = []
     with staging.staged_shared_directory(config.out, MANIFEST) as folder:
         storage.make_directory(folder)
@@ -109,10 +113,10 @@ def extract(
         with closing(parallel_map(write, shards)) as parts:
             for shard, part in zip(shards, parts, strict=True):
                 _add_lines(sources, shard.ranges, part)
-                keyphrases += part.keyphrases
-                on_progress(_total_lines(sources))
+                texts, keyphrases = texts + part.texts, keyphrases + part.keyphrases
+                on_progress(texts)
         info: ExtractionInfo = {
-            "texts": _total_lines(sources),
+            "texts": texts,
             "keyphrases": keyphrases,
             "parts": len(shards),
             "bundle": config.bundle,
@@ -123,21 +127,27 @@ def extract(
     return info
 
 
-def _input_shards(patterns: list[str]) -> list[list[FileRange]]:
+def _input_shards(patterns: list[str], on_note: Callable[[str], None]) -> list[list[FileRange]]:
     """Divide the files that paths, URIs and globs name into shards. Raises UserError where there are no such files."""
-    paths = [path for pattern in patterns for path in storage.expand(pattern)]
-    return make_shards([FileRange(path, _format(next(FileRange(path, "text").lines(), b""))) for path in paths])
+    files = unlabeled_inputs(patterns, may_be_empty=True)
+    for note in filter(None, map(reading_note, files)):
+        on_note(note)
+    return make_shards(files)
 
 
-def extract_from_files(extractor: Extractor, patterns: list[str]) -> Iterator[ExtractedText]:
+def extract_from_files(
+    extractor: Extractor, patterns: list[str], on_note: Callable[[str], None] = lambda note: None
+) -> Iterator[ExtractedText]:
     """Yield the texts of files with their keyphrases, in order: the content of the parts of `extract`.
+
+    `on_note` is called with what may surprise in how a file is read.
 
     Raises:
         UserError: a file is missing.
-        LineError: a line is not UTF-8, or not a JSON object with a text in a file that begins with one.
+        LineError: a line is not UTF-8, or a record has no text.
     """
     sources: list[SourceLines] = []
-    for ranges in _input_shards(patterns):
+    for ranges in _input_shards(patterns, on_note):
         part = PartResult()
         try:
             yield from _with_keyphrases(extractor, _texts(ranges, part.lines))
@@ -146,15 +156,14 @@ def extract_from_files(extractor: Extractor, patterns: list[str]) -> Iterator[Ex
         _add_lines(sources, ranges, part)
 
 
-def extract_from_stream(
-    extractor: Extractor, lines: Iterable[bytes], name: str, batch_size: int
-) -> Iterator[ExtractedText]:
+def extract_from_stream(extractor: Extractor, stream: BinaryIO, name: str, batch_size: int) -> Iterator[ExtractedText]:
     """Yield the texts of a stream with their keyphrases, `batch_size` at a time.
 
     Raises:
-        LineError: a line is not UTF-8, or not a JSON object with a text in a stream that begins with one.
+        UserError: the stream is no text.
+        LineError: a line is not UTF-8, or a record has no text.
     """
-    yield from _with_keyphrases(extractor, _texts_of_stream(lines, name), batch_size)
+    yield from _with_keyphrases(extractor, stream_texts(stream, name), batch_size)
 
 
 def as_json(text: str, keyphrases: list[Keyphrase]) -> str:
@@ -175,7 +184,7 @@ def _write_part(bundle: str, device: str, folder: str, shard: ExtractionShard) -
         with storage.open_atomic(storage.join(folder, f"part-{shard.number:05d}.jsonl")) as file:
             for text, keyphrases in _with_keyphrases(extractor, _texts(shard.ranges, part.lines)):
                 file.write(f"{as_json(text, keyphrases)}\n".encode())
-                part.keyphrases += len(keyphrases)
+                part.texts, part.keyphrases = part.texts + 1, part.keyphrases + len(keyphrases)
     except (UserError, OSError) as error:
         part.error = error
     return part
@@ -195,10 +204,6 @@ def _add_lines(sources: list[SourceLines], ranges: list[FileRange], part: PartRe
         raise part.error
 
 
-def _total_lines(sources: list[SourceLines]) -> int:
-    return sum(source["lines"] for source in sources)
-
-
 def _with_keyphrases(
     extractor: Extractor, texts: Iterator[str], batch_size: int = PIPE_BATCH_SIZE
 ) -> Iterator[ExtractedText]:
@@ -209,18 +214,6 @@ def _with_keyphrases(
 def _texts(ranges: list[FileRange], lines: list[int]) -> Iterator[str]:
     """Yield the texts of a shard; append the lines of each range that was read. Line numbers begin at 1 in each range."""
     for file_range in ranges:
-        number = 0
-        for number, raw in enumerate(file_range.lines(), 1):
-            yield text_of_line(raw.rstrip(b"\r\n"), f"{file_range.path}:{number}", file_range.format == "jsonl")
-        lines.append(number)
-
-
-def _texts_of_stream(lines: Iterable[bytes], name: str) -> Iterator[str]:
-    format = ""
-    for number, raw in enumerate(lines, 1):
-        format = format or _format(raw)
-        yield text_of_line(raw.rstrip(b"\r\n"), f"{name}:{number}", format == "jsonl")
-
-
-def _format(line: bytes) -> str:
-    return "jsonl" if line.lstrip().startswith(b"{") else "text"
+        reader = Reader(file_range)
+        yield from reader.texts(SkipCounts())
+        lines.append(reader.lines)

@@ -21,12 +21,13 @@ from model.data.dataset_info import DatasetInfo, PretrainingInfo, VectorsInfo
 from model.data.tokenizer import SPECIAL
 from model.errors import UserError
 from model.prepare.passes import InputShard, ShardOptions, encode_shard, tokenize_shard
-from model.prepare.readers import resolve_inputs
 from model.prepare.totals import Totals
 from model.prepare.vectors import KeyedVectors, extra_words, initial_embedding, read_vectors
 from model.prepare.vocabulary import save_tokenizer
-from model.prepare.word2vec import MIN_FREQUENCY, train_word2vec, unlabeled_files
+from model.prepare.word2vec import MIN_FREQUENCY, train_word2vec
 from model.prepare.writers import write_vocabulary
+from model.readers.formats import AUTO, ReadOptions
+from model.readers.readers import resolve_inputs, unlabeled_inputs
 from model.shards import ParallelMap, make_shards, serial_map
 
 Progress = Callable[[int], None]
@@ -41,7 +42,7 @@ class PrepareConfig:
             valid; without both, another tenth becomes test. A hash of the text decides, so equal texts stay together
             and a repeated run gives equal splits.
         out: the dataset directory, a path or URI.
-        format: a key of model.prepare.formats.FORMATS, or `auto` to detect it.
+        reading: what the content of the files does not tell.
         min_frequency: words less frequent in training become `<unk>`.
         max_words: the largest size of the vocabulary.
         max_tokens: longer texts are skipped.
@@ -60,7 +61,7 @@ class PrepareConfig:
     out: str
     valid: list[str] = field(default_factory=list)
     test: list[str] = field(default_factory=list)
-    format: str = "auto"
+    reading: ReadOptions = AUTO
     min_frequency: int = 1
     max_words: int = 1_000_000
     max_tokens: int = 1_000
@@ -94,18 +95,17 @@ def prepare(
     """
     staging.require_absent(config.out, "dataset.json", "dataset", config.overwrite)
     inputs = {"train": config.train, "valid": config.valid, "test": config.test}
-    files = {split: resolve_inputs(patterns, config.format) for split, patterns in inputs.items() if patterns}
+    files = {split: resolve_inputs(patterns, config.reading) for split, patterns in inputs.items() if patterns}
     vectors = _InitialVectors(config)
     shards = [
         InputShard(origin, i, ranges) for origin, each in files.items() for i, ranges in enumerate(make_shards(each))
     ]
     with staging.scratch_directory(config.out) as drafts:
-        options = ShardOptions(_split_tenths(inputs), config.max_tokens, config.skip_bad_lines, drafts)
-        totals = Totals(options)
-        with closing(parallel_map(partial(tokenize_shard, options), shards)) as results:
-            for shard, stats in zip(shards, results, strict=True):
-                totals.add(shard, stats)
-                progress(totals.texts)
+        options = ShardOptions(_split_tenths(inputs), config.max_tokens, config.skip_bad_lines, drafts, pinned={})
+        totals = _tokenize(options, shards, parallel_map, progress)
+        if pinned := totals.pins():  # in a small dataset, chance may leave a split empty
+            options = options._replace(pinned=pinned)
+            totals = _tokenize(options, shards, parallel_map, progress)
         splits = totals.splits(config.strict)
         vocabulary = totals.words.vocabulary(config.min_frequency, config.max_words)["word"]
         vocabulary = vectors.extend(vocabulary, pretrain_progress)
@@ -124,12 +124,23 @@ def prepare(
                     "max_tokens": config.max_tokens,
                 },
             }
+            if warnings := totals.advice():
+                info["warnings"] = warnings
             del vocabulary  # the second pass reads it from the drafts
             pa.default_memory_pool().release_unused()
             _write_parts(options, shards, folder, list(splits), parallel_map)
             content = json.dumps(info, indent=2, ensure_ascii=False)
             storage.write(storage.join(folder, "dataset.json"), content.encode())
     return info
+
+
+def _tokenize(options: ShardOptions, shards: list[InputShard], parallel_map: ParallelMap, progress: Progress) -> Totals:
+    totals = Totals(options)
+    with closing(parallel_map(partial(tokenize_shard, options), shards)) as results:
+        for shard, stats in zip(shards, results, strict=True):
+            totals.add(shard, stats)
+            progress(totals.texts)
+    return totals
 
 
 def _write_parts(
@@ -171,7 +182,7 @@ class _InitialVectors:
             raise UserError(f"--join {config.join}: applies to words with vectors; add --pretrain or --vectors")
         if config.vectors is not None and not storage.exists(config.vectors):
             raise UserError(f"{config.vectors}: no such file of word vectors")
-        self._texts = unlabeled_files(config.pretrain)
+        self._texts = unlabeled_inputs(config.pretrain)
         self._vectors: KeyedVectors | None = None
         self._training: PretrainingInfo | None = None
         self._words_joined = 0

@@ -14,8 +14,8 @@ from model.data.examples import Span, locate_keyphrases
 from model.data.labeled_text import LabeledText, SkipCounts
 from model.data.tokenizer import CachedTokenizer, TokenizedTexts
 from model.errors import UserError
-from model.prepare.readers import Reader
 from model.prepare.writers import open_drafts, to_record_batch, vocabulary_ids, write_part, write_words
+from model.readers.readers import Reader
 from model.shards import FileRange, checksum
 
 _CHUNK_TEXTS = 4096  # texts tokenized at a time
@@ -43,12 +43,14 @@ class ShardOptions(NamedTuple):
         max_tokens: longer texts are skipped.
         skip_bad_lines: whether to skip lines that cannot be used instead of raising an error.
         drafts: location of the folder for drafts.
+        pinned: the split of some texts by their digest, so that no split is empty.
     """
 
     tenths: dict[int, str]
     max_tokens: int
     skip_bad_lines: bool
     drafts: str
+    pinned: dict[int, str]
 
     def splits(self, origin: str) -> list[str]:
         """Return the splits that the texts of some files are divided among."""
@@ -64,6 +66,7 @@ class ShardStats:
         checksums: size in bytes and SHA-256 of the whole file, for each range that is the first of its file.
         skips: what was skipped in each range, by split.
         counts: rows, tokens and keyphrases of each split.
+        digests: (rows, 2) of each split: digests of each text and of its keyphrases.
         error: what stopped the pass, in the range after the last of `lines`.
     """
 
@@ -71,6 +74,7 @@ class ShardStats:
     checksums: list[tuple[int, str] | None] = field(default_factory=list)
     skips: list[dict[str, SkipCounts]] = field(default_factory=list)
     counts: dict[str, Counter[str]] = field(default_factory=dict)
+    digests: dict[str, list[npt.NDArray[np.int64]]] = field(default_factory=dict)
     error: UserError | OSError | None = None
 
 
@@ -98,6 +102,11 @@ def encode_shard(options: ShardOptions, folder: str, shard: InputShard) -> OSErr
     except OSError as error:
         return error
     return None
+
+
+def text_digest(text: str) -> int:
+    """Return a number of 64 bits, signed, that is the same for texts that differ in case alone."""
+    return int.from_bytes(hashlib.blake2b(text.lower().encode(), digest_size=8).digest(), "little", signed=True)
 
 
 class _Draft:
@@ -135,7 +144,8 @@ class _Draft:
     def _add_texts(self, chunk: list[LabeledText], skips: dict[str, SkipCounts]) -> None:
         texts = [each.text for each in chunk]
         tokens = self._tokenize(texts)
-        splits = [self._split_of(text) for text in texts]
+        digests = [text_digest(text) for text in texts]
+        splits = [self._split_of(text, digest) for text, digest in zip(texts, digests, strict=True)]
         self._count_words(tokens, np.array([split == "train" for split in splits]))
         rows: dict[str, list[int]] = {split: [] for split in self._writers}
         spans: dict[str, list[list[Span]]] = {split: [] for split in self._writers}
@@ -150,15 +160,19 @@ class _Draft:
             if rows[split]:
                 batch = to_record_batch(texts, tokens, rows[split], spans[split])
                 writer.write_batch(batch)
+                pairs = [(digests[row], hash(tuple(own))) for row, own in zip(rows[split], spans[split], strict=True)]
+                self._stats.digests.setdefault(split, []).append(np.array(pairs, np.int64))
                 self._stats.counts[split].update(
                     rows=len(rows[split]),
                     tokens=len(batch["ids"].values),
                     keyphrases=len(batch["span_starts"].values),
                 )
 
-    def _split_of(self, text: str) -> str:
+    def _split_of(self, text: str, digest: int) -> str:
         if self._shard.origin != "train":
             return self._shard.origin
+        if digest in self._options.pinned:
+            return self._options.pinned[digest]
         return self._options.tenths[int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big") % 10]
 
     def _count_words(self, tokens: TokenizedTexts, is_train: npt.NDArray[np.bool_]) -> None:

@@ -2,10 +2,13 @@
 
 from collections import Counter
 
+import numpy as np
+
 from model.data.dataset import SPLITS
 from model.data.dataset_info import SourceInfo, SplitInfo
 from model.data.labeled_text import SkipCounts, format_skips, shift_line
 from model.errors import LineError, UserError
+from model.prepare.advice import Digests, advice, pins
 from model.prepare.passes import InputShard, ShardOptions, ShardStats
 from model.prepare.vocabulary import WordCounts
 from model.prepare.writers import read_words
@@ -28,6 +31,7 @@ class Totals:
         self._counts: dict[str, Counter[str]] = {}
         self._skips: dict[str, SkipCounts] = {}
         self._parts: Counter[str] = Counter()
+        self._digests: dict[str, list[Digests]] = {}
 
     def add(self, shard: InputShard, stats: ShardStats) -> None:
         """Add the statistics of the next shard.
@@ -42,6 +46,7 @@ class Totals:
         for split, counts in stats.counts.items():
             self._counts.setdefault(split, Counter()).update(counts)
             self._parts[split] += 1
+            self._digests.setdefault(split, []).extend(stats.digests.get(split, []))
             self.texts += counts["rows"]
         if shard.origin == "train":
             self.words.add(read_words(self._options.drafts, shard.origin, shard.number))
@@ -55,11 +60,22 @@ class Totals:
                     raise LineError(shift_line(stats.error.place, lines_before), stats.error.problem)
                 return
             if first := stats.checksums[i]:
-                path, format = file_range.path, file_range.format
+                path, format = file_range.path, file_range.layout.format
                 files.append({"path": path, "format": format, "lines": 0, "bytes": first[0], "sha256": first[1]})
             files[-1]["lines"] += stats.lines[i]
             for split, skips in stats.skips[i].items():
                 self._skips.setdefault(split, SkipCounts()).merge(skips, lines_before)
+
+    def pins(self) -> dict[int, str]:
+        """Return the texts to move to another split, see `advice.pins`."""
+        return pins(self._all_digests(), self._options.splits("train"))
+
+    def advice(self) -> list[str]:
+        """Return what is wrong with the splits, see `advice.advice`."""
+        return advice(self._all_digests(), {split: counts["keyphrases"] for split, counts in self._counts.items()})
+
+    def _all_digests(self) -> dict[str, Digests]:
+        return {split: np.concatenate(parts) for split, parts in self._digests.items() if parts}
 
     def splits(self, strict: bool) -> dict[str, SplitInfo]:
         """Return what dataset.json contains about each split.
@@ -75,8 +91,9 @@ class Totals:
         if skipped and strict:
             raise UserError(f"{split}: --strict is set, and this would be skipped: {skipped}")
         if not counts["rows"]:
-            reason = skipped or "there are too few texts to set some aside"
-            raise UserError(f"{split}: no text is left: {reason}; fix the files, or give more texts")
+            reason = skipped or "there are too few different texts to set some aside"
+            remedy = "" if split == "train" else f", or name files with --{split}"
+            raise UserError(f"{split}: no text is left: {reason}; fix the files, give more texts{remedy}")
         return {
             "rows": counts["rows"],
             "tokens": counts["tokens"],

@@ -11,15 +11,13 @@ from itertools import islice, pairwise
 from typing import IO, NamedTuple
 from zlib import crc32
 
-from model import storage
 from model.data.dataset_info import PretrainingInfo, PretrainingTexts, UnlabeledSourceInfo
 from model.data.labeled_text import SkipCounts
 from model.data.tokenizer import CachedTokenizer
-from model.errors import LineError, UserError
-from model.prepare.formats import FORMATS, is_json, text_of_line
-from model.prepare.readers import Reader, first_lines
+from model.errors import UserError
 from model.prepare.vectors import KeyedVectors
 from model.prepare.vocabulary import MAX_COUNTED_WORDS
+from model.readers.readers import Reader
 from model.shards import FileRange, checksum
 
 MIN_FREQUENCY = 5  # default; less frequent words get no vector
@@ -36,18 +34,6 @@ class TrainedVectors(NamedTuple):
     info: PretrainingInfo
 
 
-def unlabeled_files(patterns: list[str]) -> list[FileRange]:
-    """Return the files that paths, URIs and globs match.
-
-    Their format is `jsonl`, a labeled format of blocks such as `conll`, or `text`, whose lines end at the first tab.
-
-    Raises:
-        UserError: a file is missing or empty.
-    """
-    paths = [path for pattern in patterns for path in storage.expand(pattern)]
-    return [_unlabeled_file(path) for path in paths]
-
-
 def train_word2vec(
     files: list[FileRange],
     vector_size: int,
@@ -59,7 +45,7 @@ def train_word2vec(
     """Train word vectors.
 
     Args:
-        files: from `unlabeled_files`.
+        files: from `unlabeled_inputs`.
         vector_size: dimensions of a vector.
         min_frequency: less frequent words get no vector.
         skip_bad_lines: whether to skip lines that cannot be read.
@@ -138,7 +124,9 @@ def _tokenize_files(
             progress(total_texts)
         size, digest = checksum(file)
         texts_read = total_texts - texts_before
-        sources.append({"path": file.path, "format": file.format, "texts": texts_read, "bytes": size, "sha256": digest})
+        sources.append(
+            {"path": file.path, "format": file.layout.format, "texts": texts_read, "bytes": size, "sha256": digest}
+        )
     spool.flush()
     return {
         "sources": sources,
@@ -151,27 +139,8 @@ def _tokenize_files(
 
 def _texts(file: FileRange, skip_bad_lines: bool, skips: SkipCounts) -> Iterator[str]:
     """Yield the texts of a file. Raises LineError."""
-    if file.blocks:
-        yield from (labeled.text for labeled in Reader(file, skip_bad_lines).read(skips))
-        return
-    for number, raw in enumerate(file.lines(), 1):
-        try:
-            text = text_of_line(raw.rstrip(b"\r\n"), f"{file.path}:{number}", file.format == "jsonl")
-        except LineError as error:
-            if not skip_bad_lines:
-                raise
-            skips.add(f"bad line: {error.problem}", error.place)
-            continue
-        if file.format == "text":
+    for text in Reader(file, skip_bad_lines).texts(skips):
+        if file.layout.format == "text":
             text = text.partition("\t")[0]
         if text.strip():
             yield text
-
-
-def _unlabeled_file(path: str) -> FileRange:
-    lines = first_lines(path)
-    if is_json(lines):
-        return FileRange(path, "jsonl")
-    # A line of a block is a token, not a text: such files are read as labeled ones.
-    labeled = next((format for format in FORMATS.values() if format.blocks and format.sniff(lines)), None)
-    return FileRange(path, labeled.name, blocks=True) if labeled else FileRange(path, "text")

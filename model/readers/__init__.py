@@ -1,0 +1,1 @@
+"""Labeled files of any known format -> labeled texts."""

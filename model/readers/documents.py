@@ -1,0 +1,142 @@
+"""Annotated documents: brat and other pairs of files, WebAnno TSV 3, and spaCy's DocBin."""
+
+import importlib
+from collections.abc import Iterator
+from pathlib import PurePath
+
+from model import storage
+from model.data.labeled_text import LabeledText, SkipCounts
+from model.errors import LineError, UserError
+from model.readers.conll import characters, join_tokens
+from model.readers.records import checked_text, phrases_of
+from model.shards import FileRange
+
+# Suffix of a text -> that of its keyphrases: brat, Inspec, and SemEval-2010 and its like.
+PAIRS = {".txt": (".ann", ".key"), ".abstr": (".uncontr", ".contr")}
+WEBANNO = "#FORMAT=WebAnno TSV 3"
+
+
+def companion(path: str) -> str | None:
+    """Return the path of the keyphrases that belong to a text, or None where there is no such file."""
+    base, options = path.partition("?")[0], path.partition("?")[2]
+    stem, suffix = base[: -len(PurePath(base).suffix)], PurePath(base).suffix
+    for other in PAIRS.get(suffix, ()):
+        beside = stem + other + (f"?{options}" if options else "")
+        if storage.exists(beside):
+            return beside
+    return None
+
+
+def pair(file: FileRange) -> Iterator[tuple[str, tuple[str, str, str]]]:
+    """Yield the one record of a text and its keyphrases: its place, then both contents, and the path of the second."""
+    beside = companion(file.location or file.path)
+    if beside is None:
+        raise UserError(f"{file.path}: its keyphrases are missing; put the .ann, .key or .uncontr file beside it")
+    yield f"{file.path}:1", (_read(file.location or file.path), _read(beside), beside)
+
+
+def _read(path: str) -> str:
+    """Return the content of a file with its line ends as they are, because offsets count them. Raises UserError."""
+    try:
+        return storage.read(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 (byte {error.start}: {error.reason}); convert it to UTF-8") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
+
+
+def parse_pair(record: tuple[str, str, str], place: str, unit: str, skips: SkipCounts) -> LabeledText:
+    """Return the labeled text of a pair of files. Raises LineError where the annotations cannot be used."""
+    text, annotations, beside = record
+    checked_text(text, place)
+    if not beside.partition("?")[0].endswith(".ann"):
+        return LabeledText(text, place, keyphrases=_listed(annotations, text))
+    spans = []
+    for number, line in enumerate(annotations.splitlines(), 1):
+        if not line.startswith("T"):  # relations, events, notes
+            continue
+        span = _text_bound(line, text, f"{beside}:{number}", unit)
+        if span is None:
+            skips.add("annotation in several parts", f"{beside}:{number}")
+        else:
+            spans.append(span)
+    return LabeledText(text, place, spans=tuple(spans))
+
+
+def _listed(annotations: str, text: str) -> tuple[str, ...]:
+    """Return keyphrases that stand one a line, or separated by ";", where a line may break within one."""
+    if ";" in annotations:
+        return phrases_of(" ".join(annotations.split()), text)
+    return tuple(line.strip() for line in annotations.splitlines() if line.strip())
+
+
+def _text_bound(line: str, text: str, place: str, unit: str) -> tuple[int, int] | None:
+    """Return the span of a line `T1<TAB>Type 8 17<TAB>words`, or None where it has several parts. Raises LineError."""
+    columns = line.split("\t")
+    parts = columns[1].split(" ", 1)[1].split(";") if len(columns) > 1 and " " in columns[1] else []
+    bounds = [bound for part in parts for bound in part.split()]
+    if len(bounds) < 2 or len(bounds) % 2 or not all(bound.isdigit() for bound in bounds):
+        raise LineError(place, "is no annotation of brat; write T1<TAB>Type start end<TAB>words")
+    start, end = int(bounds[0]), int(bounds[-1])
+    if not 0 <= start < end <= len(text):
+        raise LineError(place, f"span {[start, end]} is out of range: the text has {len(text)} characters")
+    # A span over a line break is written in two parts, with only blanks between them.
+    inner = zip(bounds[1:-1:2], bounds[2::2], strict=True)
+    return (start, end) if all(not text[int(a) : int(b)].strip() for a, b in inner) else None
+
+
+def span_columns(lines: list[str]) -> tuple[int, ...]:
+    """Return the columns of a WebAnno file that hold annotations of words, from the lines that name its layers."""
+    columns: list[int] = []
+    at = 3  # after the number, the characters and the word
+    for line in lines:
+        name, _, layer = line.partition("=")
+        features = max(layer.count("|"), 1)
+        if name == "#T_SP":
+            columns += range(at, at + features)
+        if name in ("#T_SP", "#T_CH", "#T_RL"):
+            at += features + (name == "#T_RL")
+    return tuple(columns)
+
+
+def parse_webanno(lines: list[tuple[str, str]], columns: tuple[int, ...]) -> LabeledText | None:
+    """Return the text of a sentence, or None where the block has none. Raises LineError."""
+    tokens: list[str] = []
+    ids: list[set[str]] = []
+    for place, line in lines:
+        cells = line.split("\t")
+        if line.startswith("#") or "." in cells[0]:  # a sentence, a layer; a part of a word
+            continue
+        if len(cells) < 3 or "-" not in cells[0]:
+            raise LineError(place, "is no word of WebAnno TSV 3; write sentence-word<TAB>start-end<TAB>word<TAB>labels")
+        tokens.append(cells[2])
+        labels = {label for column in columns if column < len(cells) for label in cells[column].split("|")}
+        # A label without a number is an annotation of this word alone.
+        ids.append({label.rpartition("[")[2] if label.endswith("]") else cells[0] for label in labels - {"_", "*", ""}})
+    if not tokens:
+        return None
+    text, offsets = join_tokens(tokens)
+    spans = {(at[0], at[-1] + 1) for each in set().union(*ids) if (at := [i for i, of in enumerate(ids) if each in of])}
+    return LabeledText(text, lines[0][0], spans=characters(sorted(spans), offsets))
+
+
+def doc_bin(file: FileRange) -> Iterator[tuple[str, LabeledText]]:
+    """Yield the documents of spaCy's DocBin: their place, and their entities or spans as keyphrases.
+
+    Raises:
+        UserError: spaCy is not installed, or the file is damaged.
+    """
+    try:
+        spacy, tokens = importlib.import_module("spacy"), importlib.import_module("spacy.tokens")
+    except ImportError:
+        raise UserError(f"{file.path}: is a DocBin of spaCy, which is not installed; run pip install spacy") from None
+    try:
+        documents = list(
+            tokens.DocBin().from_bytes(storage.read(file.location or file.path)).get_docs(spacy.blank("xx").vocab)
+        )
+    except Exception as error:  # the library raises whatever its parsers do
+        raise UserError(f"{file.path}: is damaged or no DocBin of spaCy: {error}; save it again") from error
+    for number, document in enumerate(documents, 1):
+        groups = document.spans.values() if document.spans and not document.ents else [document.ents]
+        spans = tuple((each.start_char, each.end_char) for group in groups for each in group)
+        yield f"{file.path}:{number}", LabeledText(document.text, f"{file.path}:{number}", spans=spans)

@@ -1,0 +1,360 @@
+"""The formats of labeled files. A new format is one record in FORMATS; everything else reads that table.
+
+Files are UTF-8, or UTF-16 with its mark; what gzip, bzip2, lz4 and zstd have compressed is decompressed.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import PurePath
+from typing import Any, NamedTuple
+
+from model.data.labeled_text import LabeledText, SkipCounts
+from model.errors import LineError, UserError
+from model.readers import conll, documents, records, tables
+from model.readers.head import Head, is_binary_table
+from model.shards import FileRange, Layout
+
+OFFSETS = ("characters", "utf16", "bytes")
+_SAMPLE_RECORDS = 200
+
+
+class ReadOptions(NamedTuple):
+    """What a user may say about files, where their content does not.
+
+    Attributes:
+        format: a key of FORMATS, or `auto` to detect it from the content.
+        token_column, tag_column: of CoNLL files, from 1; None to detect them.
+        offsets: what spans count: `characters`, `utf16` units or `bytes` of UTF-8.
+    """
+
+    format: str = "auto"
+    token_column: int | None = None
+    tag_column: int | None = None
+    offsets: str = "characters"
+
+
+AUTO = ReadOptions()
+
+
+class Record(NamedTuple):
+    """What a text is read from.
+
+    Attributes:
+        place: `file:line` where it begins.
+        value: a line, the lines of a block with their places, or a value of another kind.
+        unit: what offsets count, see `ReadOptions`.
+    """
+
+    place: str
+    value: Any
+    unit: str = "characters"
+
+
+@dataclass(frozen=True)
+class Format:
+    """How one format is recognized and read.
+
+    Attributes:
+        name: its name for `--format` and in dataset.json.
+        summary: what a record looks like, for help texts.
+        detect: returns the layout of a file that has this format by its beginning, else None.
+        parse: turns a record into a text, or None where it skips the record, which it may count. It raises LineError.
+        records: yields the place and the value of each record of a file, where these are neither lines nor blocks.
+        text: returns the text of a record alone, where it is not the whole line.
+    """
+
+    name: str
+    summary: str
+    detect: Callable[[Head, ReadOptions], Layout | None]
+    parse: Callable[[Record, Any, SkipCounts], LabeledText | None]
+    records: Callable[[Any], Iterator[tuple[str, Any]]] | None = None
+    text: Callable[[Any, str], str] | None = None
+
+
+def decode_line(raw: bytes, place: str) -> str:
+    """Return a line as text. Raises LineError where it is not UTF-8 text."""
+    try:
+        text = raw.decode().removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise LineError(
+            place, f"is not UTF-8 (byte {error.start}: {error.reason}); convert the file to UTF-8"
+        ) from None
+    if "\x00" in text:
+        raise LineError(place, "contains a NUL byte; if the file is binary or UTF-16, convert it to UTF-8 text")
+    return text
+
+
+def is_json(lines: list[str]) -> bool:
+    """Return whether the lines begin JSON objects or an array."""
+    return lines[0].lstrip().startswith(("{", "["))
+
+
+def json_layout(head: Head, format: str) -> Layout | None:
+    """Return the layout of JSON lines, or of a file that is one JSON value; None for anything else."""
+    if not head.lines or not is_json(head.lines):
+        return None
+    return head.layout._replace(format=format, whole=_is_one_value(head.lines))
+
+
+def _is_one_value(lines: list[str]) -> bool:
+    """Return whether a JSON file is one value, rather than a value per line, of which some may be damaged."""
+    first = lines[0].strip()
+    if _is_json_line(first):
+        return len(lines) == 1 and records.is_list(first)
+    return first.endswith(("[", "{", ",")) or not any(map(_is_json_line, lines))
+
+
+def json_sample(head: Head, layout: Layout) -> list[Any]:
+    """Return some records from the beginning of a JSON file; none where they cannot be parsed."""
+    sample = []
+    try:
+        if layout.whole:
+            file = FileRange(head.path, layout, location=head.location)
+            sample = [value for _, value in islice(_json_file(file), _SAMPLE_RECORDS)]
+        else:
+            sample = [records.parse_json(line, head.path) for line in head.lines if _is_json_line(line)]
+    except UserError:
+        pass  # reading the file tells what is wrong with it, and where
+    return sample
+
+
+def _is_json_line(line: str) -> bool:
+    try:
+        return isinstance(records.parse_json(line, ""), dict | list)
+    except LineError:
+        return False
+
+
+def _detect_json(head: Head, options: ReadOptions) -> Layout | None:
+    layout = json_layout(head, "jsonl")
+    if options.format != "auto":
+        return layout or head.layout._replace(format="jsonl")
+    sample = json_sample(head, layout) if layout else []
+    return layout if not sample or any(map(records.is_labeled, sample)) else None
+
+
+def _detect_raw(head: Head, options: ReadOptions) -> Layout | None:
+    layout = json_layout(head, "raw")
+    if layout is None:
+        tweets = options.format == "raw" or any("#" in line or "＃" in line for line in head.lines)
+        return head.layout._replace(format="raw") if tweets else None
+    sample = json_sample(head, layout)
+    if options.format == "auto" and sample and not any(map(_has_hashtag, sample)):
+        raise records.unusable_fields(sample[0], head.path)
+    return layout
+
+
+def _has_hashtag(value: object) -> bool:
+    try:
+        return not {"#", "＃"}.isdisjoint(records.text_of_record(value, ""))
+    except LineError:
+        return False
+
+
+def _json_file(file: FileRange) -> Iterator[tuple[str, Any]]:
+    content = b"".join(file.lines())
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise LineError(f"{file.path}:{line}", f"is not UTF-8 ({error.reason}); convert the file to UTF-8") from None
+    return records.json_items(text, file.path)
+
+
+def _value(record: Record) -> Any:
+    return records.parse_json(record.value, record.place) if isinstance(record.value, str) else record.value
+
+
+def _parse_json(record: Record, options: None, skips: SkipCounts) -> LabeledText | None:
+    return records.parse_record(_value(record), record.place, record.unit, skips)
+
+
+def _text_of_json(value: Any, place: str) -> str:
+    return records.text_of_record(_value(Record(place, value)), place)
+
+
+def _detect_conll(head: Head, options: ReadOptions) -> Layout | None:
+    if not head.lines or (options.format == "auto" and is_json(head.lines)):
+        return None
+    columns = conll.find_columns(head.lines, options.token_column, options.tag_column)
+    if columns is None and options.format == "auto":
+        return None
+    if columns is None:
+        columns = conll.Columns(tabs=any("\t" in line for line in head.lines))
+    return head.layout._replace(format="conll", blocks=True, options=columns)
+
+
+def _parse_conll(record: Record, options: conll.Columns, skips: SkipCounts) -> LabeledText | None:
+    return conll.parse_block(record.value, options)
+
+
+def _detect_webanno(head: Head, options: ReadOptions) -> Layout | None:
+    if not any(line.startswith(documents.WEBANNO) for line in head.lines[:3]):
+        return None
+    return head.layout._replace(format="webanno", blocks=True, options=documents.span_columns(head.lines))
+
+
+def _parse_webanno(record: Record, options: tuple[int, ...], skips: SkipCounts) -> LabeledText | None:
+    return documents.parse_webanno(record.value, options)
+
+
+def _detect_csv(head: Head, options: ReadOptions) -> Layout | None:
+    if not head.lines or is_json(head.lines):
+        return None
+    dialect = tables.find_dialect(head.lines, PurePath(head.path.partition("?")[0]).suffix)
+    if dialect is None and options.format == "csv":
+        dialect = tables.Dialect(max(",;\t", key=head.lines[0].count), None)
+    if dialect and not dialect.labeled and "#" not in "".join(head.lines):
+        raise records.unusable_fields(dict.fromkeys(dialect.names or ()), head.path)
+    return head.layout._replace(format="csv", whole=True, options=dialect) if dialect else None
+
+
+def _parse_row(record: Record, options: tables.Dialect, skips: SkipCounts) -> LabeledText | None:
+    match record.value:
+        case str():
+            raise LineError(record.place, record.value)
+        case dict() if options.labeled:
+            return records.parse_record(record.value, record.place, record.unit, skips)
+        case dict():
+            return records.parse_tweet(record.value, record.place, skips)
+    return _parse_cells(record.value, record.place, skips)
+
+
+def _text_of_row(value: Any, place: str) -> str:
+    match value:
+        case str():
+            raise LineError(place, value)
+        case dict():
+            return records.text_of_record(value, place)
+    return str(value[0])
+
+
+def _detect_tsv(head: Head, options: ReadOptions) -> Layout | None:
+    if options.format == "auto" and (
+        is_json(head.lines) or 2 * sum("\t" in line for line in head.lines) < len(head.lines)
+    ):
+        return None
+    return head.layout._replace(format="tsv")
+
+
+def _parse_tsv(record: Record, options: None, skips: SkipCounts) -> LabeledText:
+    return _parse_cells(record.value.split("\t"), record.place, skips)
+
+
+def _parse_cells(cells: list[str], place: str, skips: SkipCounts) -> LabeledText:
+    """Read a text and its keyphrases, separated by semicolons."""
+    text = records.checked_text(cells[0], place)
+    if len(cells) == 1:
+        skips.add("line without a tab, read as a text without keyphrases", place)
+        return LabeledText(text, place)
+    if len(cells) != 2:
+        problem = f"{len(cells) - 1} tabs in the line; write text<TAB>keyphrase[;keyphrase...] with exactly one tab"
+        raise LineError(place, f"{problem}, or name the columns in the first line")
+    return LabeledText(text, place, keyphrases=records.phrases_of(cells[1], text))
+
+
+def _parse_raw(record: Record, options: None, skips: SkipCounts) -> LabeledText | None:
+    value = record.value
+    if isinstance(value, str) and not value.lstrip().startswith("{"):
+        return records.label_tweet(records.checked_text(value, record.place), record.place, skips)
+    return records.parse_tweet(_value(record), record.place, skips)
+
+
+def _detect_binary(head: Head, options: ReadOptions) -> Layout | None:
+    if not is_binary_table(head.content):
+        return None
+    return head.layout._replace(format="parquet" if head.content.startswith(b"PAR1") else "arrow", whole=True)
+
+
+def _parse_binary(record: Record, options: None, skips: SkipCounts) -> LabeledText | None:
+    return records.parse_record(record.value, record.place, record.unit, skips)
+
+
+def _detect_pair(head: Head, options: ReadOptions) -> Layout | None:
+    beside = documents.companion(head.location or head.path)
+    if beside is None:
+        return None
+    name = "brat" if beside.partition("?")[0].endswith(".ann") else "keyfiles"
+    return head.layout._replace(format=name, whole=True)
+
+
+def _parse_pair(record: Record, options: None, skips: SkipCounts) -> LabeledText:
+    return documents.parse_pair(record.value, record.place, record.unit, skips)
+
+
+def _detect_docbin(head: Head, options: ReadOptions) -> Layout | None:
+    is_docbin = head.path.partition("?")[0].endswith(".spacy")
+    return head.layout._replace(format="docbin", whole=True) if is_docbin else None
+
+
+# In the order in which they are tried: the first that detects its own layout is the format of a file.
+FORMATS = {
+    format.name: format
+    for format in (
+        Format("parquet", "records as rows", _detect_binary, _parse_binary, tables.binary_rows, records.text_of_record),
+        Format("arrow", "records as rows", lambda *_: None, _parse_binary, tables.binary_rows, records.text_of_record),
+        Format(
+            "docbin",
+            "documents of spaCy",
+            _detect_docbin,
+            lambda record, *_: record.value,
+            documents.doc_bin,
+            lambda value, place: value.text,
+        ),
+        # Entities of brat are characters of the text.
+        Format(
+            "brat", "text.txt beside text.ann", _detect_pair, _parse_pair, documents.pair, lambda value, place: value[0]
+        ),
+        Format(
+            "keyfiles",
+            "text.txt beside text.key, or text.abstr beside text.uncontr",
+            lambda *_: None,
+            _parse_pair,
+            documents.pair,
+            lambda value, place: value[0],
+        ),
+        Format("webanno", "WebAnno TSV 3", _detect_webanno, _parse_webanno),
+        # Lists of keyphrases mark every occurrence; spans are characters, half-open, and take precedence.
+        Format("jsonl", records.KNOWN, _detect_json, _parse_json, _json_file, _text_of_json),
+        # BIO, BIOES, BILOU or BMES tags, with or without a type (`B-person`).
+        Format("conll", "token<TAB>tag, a blank line between texts", _detect_conll, _parse_conll),
+        # The first occurrence of each keyphrase is marked.
+        Format(
+            "csv",
+            "text,keyphrases by the names of the columns",
+            _detect_csv,
+            _parse_row,
+            tables.table_rows,
+            _text_of_row,
+        ),
+        Format("tsv", "text<TAB>keyphrase[;keyphrase...]", _detect_tsv, _parse_tsv),
+        # Labeled by their hashtag, see model/readers/hashtags.py.
+        Format(
+            "raw",
+            'tweets, plain or {"text"}, with exactly one hashtag',
+            _detect_raw,
+            _parse_raw,
+            _json_file,
+            _text_of_json,
+        ),
+    )
+}
+
+
+def describe(layout: Layout) -> str:
+    """Return what a file is taken for, in words."""
+    parts = [f"{layout.format} ({FORMATS[layout.format].summary})"]
+    match layout.options:
+        case conll.Columns() as columns:
+            separator = "tabs" if columns.tabs else "blanks"
+            parts.append(
+                f"token in column {columns.token + 1}, tag in column {columns.tag + 1}, separated by {separator}"
+            )
+        case tables.Dialect(names=tuple(names)):
+            parts.append(f"columns {', '.join(names)}")
+    if layout.encoding != "utf-8":
+        parts.append(layout.encoding.upper())
+    if layout.compression:
+        parts.append(layout.compression)
+    return "; ".join(parts)

@@ -1,0 +1,128 @@
+"""The beginning of a file: what holds for every format, and what a format is recognized by."""
+
+import atexit
+import os
+import shutil
+import tempfile
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+from pyarrow import fs
+
+from model import storage
+from model.errors import UserError
+from model.shards import FileRange, Layout
+
+_SAMPLE_LINES = 200
+_SAMPLE_BYTES = 2**16
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+_COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"(\xb5/\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4"}
+# What people have instead of a text file, by its first bytes, and what to do.
+_REFUSED = {
+    b"\xd0\xcf\x11\xe0": "is an old office document; save it as CSV UTF-8, and give that file",
+    b"%PDF": "is a PDF; give its text in a file, one text per line",
+    b"\xfd7zXZ": "is compressed with xz; unpack it with unxz, and give that file",
+    b"7z\xbc\xaf": "is a 7z archive; unpack it, and give its files",
+    b"Rar!": "is a RAR archive; unpack it, and give its files",
+    b"SQLite format 3": "is a database; export its table as CSV, and give that file",
+    b"\x89HDF": "is an HDF5 file; export its table as CSV or Parquet, and give that file",
+    b"\x80\x04": "is a pickle, which can run code when it is read; save the data as Parquet or JSON lines",
+    b"\x80\x05": "is a pickle, which can run code when it is read; save the data as Parquet or JSON lines",
+}
+_ZIPPED = {
+    b"xl/": "is an Excel workbook; save the sheet as CSV UTF-8, and give that file",
+    b"word/": "is a Word document; save it as plain text in UTF-8, and give that file",
+    b"opendocument": "is an office document; save it as CSV UTF-8, and give that file",
+}
+
+
+class Head(NamedTuple):
+    """The beginning of a file.
+
+    Attributes:
+        path: path or URI as the user gave it.
+        content: first bytes, decompressed.
+        lines: the lines that are not blank among the first ones, without their ends.
+        layout: what was found out without knowing the format.
+        location: where the file is read, see `FileRange`.
+    """
+
+    path: str
+    content: bytes
+    lines: list[str]
+    layout: Layout
+    location: str = ""
+
+
+def read_head(path: str, may_be_empty: bool = False) -> Head:
+    """Read the beginning of a file.
+
+    Raises:
+        UserError: the file is missing, of a kind that is never read, or empty, unless it may be.
+    """
+    location = _copied(path) if storage.file_type(path) == fs.FileType.Unknown else ""
+    layout = Layout()
+    content = _first_bytes(path, layout, location)
+    if compression := next((name for mark, name in _COMPRESSIONS.items() if content.startswith(mark)), None):
+        layout = layout._replace(compression=compression)
+        content = _first_bytes(path, layout, location)
+    if not content.strip() and not may_be_empty:
+        raise UserError(f"{path}: is empty; give a file with at least one text")
+    _refuse(path, content)
+    layout = _text_layout(content, layout)
+    sample = islice(FileRange(path, layout, location=location).lines(), _SAMPLE_LINES)
+    lines = [line.decode("utf-8", "replace").strip("\r\n\ufeff") for line in sample] if _is_text(content) else []
+    return Head(path, content, [line for line in lines if line.strip(" \t\x1a")], layout, location)
+
+
+def stream_layout(content: bytes, name: str) -> Layout:
+    """Return the layout of a stream by its first bytes. Raises UserError where it is no text."""
+    _refuse(name, content)
+    return _text_layout(content, Layout())
+
+
+def is_binary_table(content: bytes) -> bool:
+    """Return whether the bytes begin a Parquet file, an Arrow file or an Arrow stream."""
+    return content.startswith((b"PAR1", b"ARROW1", b"\xff\xff\xff\xff"))
+
+
+def _is_text(content: bytes) -> bool:
+    return not is_binary_table(content)
+
+
+def _text_layout(content: bytes, layout: Layout) -> Layout:
+    if content.startswith(_UTF16_MARKS):
+        return layout._replace(encoding="utf-16")
+    return layout._replace(cr=b"\r" in content and b"\n" not in content)
+
+
+def _first_bytes(path: str, layout: Layout, location: str) -> bytes:
+    with FileRange(path, layout, location=location).open() as stream:
+        return stream.read(_SAMPLE_BYTES)
+
+
+def _refuse(path: str, content: bytes) -> None:
+    if content.startswith(b"PK\x03\x04"):
+        found = next((what for mark, what in _ZIPPED.items() if mark in content), None)
+        raise UserError(f"{path}: {found or 'is a ZIP archive; unpack it, and give its files'}")
+    if content[257:262] == b"ustar":
+        raise UserError(f"{path}: is a tar archive; unpack it, and give its files")
+    for mark, what in _REFUSED.items():
+        if content.startswith(mark):
+            raise UserError(f"{path}: {what}")
+
+
+def _copied(path: str) -> str:
+    """Copy a pipe, which can be read only once, to a file that ends with this process; return its path."""
+    handle, copy = tempfile.mkstemp(prefix="tandem-pipe-")
+    atexit.register(_delete, copy)
+    with os.fdopen(handle, "wb") as file, Path(path).open("rb") as pipe:
+        shutil.copyfileobj(pipe, file)
+    return copy
+
+
+def _delete(path: str) -> None:
+    with suppress(FileNotFoundError):
+        Path(path).unlink()

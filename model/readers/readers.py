@@ -1,0 +1,244 @@
+"""Readers: the texts of input files, labeled or not, see model/readers/formats.py for the formats."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from io import BytesIO
+from itertools import chain
+from typing import Any, BinaryIO, NamedTuple
+
+from model import storage
+from model.data.labeled_text import LabeledText, SkipCounts
+from model.errors import LineError, UserError
+from model.readers import documents
+from model.readers.formats import AUTO, FORMATS, ReadOptions, Record, decode_line, json_layout
+from model.readers.head import Head, read_head, stream_layout
+from model.readers.records import KNOWN
+from model.shards import FileRange, Layout, decoded_lines
+
+_OPEN_FILES = 16  # whose beginnings are read at a time
+_TABS = "tabs"  # option of unlabeled lines that have them
+
+
+class TextStream(NamedTuple):
+    """A stream in place of a file; `lines` can be called once."""
+
+    path: str
+    layout: Layout
+    content: Iterator[bytes]
+
+    def lines(self) -> Iterator[bytes]:
+        """Yield the lines as UTF-8."""
+        return self.content
+
+
+class Reader:
+    """Reads the texts of one range of a file, or of a stream.
+
+    Attributes:
+        lines: number of lines, or of records where these are no lines; known once all texts are read.
+    """
+
+    def __init__(self, file_range: FileRange | TextStream, skip_bad_lines: bool = False) -> None:
+        """Read a range; with `skip_bad_lines`, count lines that cannot be used instead of raising LineError."""
+        self.file_range = file_range
+        self.skip_bad_lines = skip_bad_lines
+        self.lines = 0
+
+    def read(self, skips: SkipCounts) -> Iterator[LabeledText]:
+        """Yield the labeled texts in file order, with line numbers counted from 1 at the start of the range.
+
+        Raises:
+            LineError: a line cannot be used.
+        """
+        layout = self.file_range.layout
+        format, unit = FORMATS[layout.format], layout.offsets
+        for place, value in self._records():
+            try:
+                record = Record(place, _decoded(value, place, layout), unit)
+                labeled = format.parse(record, layout.options, skips)
+            except LineError as error:
+                if not self.skip_bad_lines:
+                    raise
+                skips.add(f"bad line: {error.problem}", error.place)
+                continue
+            if labeled is not None:
+                yield labeled
+
+    def texts(self, skips: SkipCounts) -> Iterator[str]:
+        """Yield the texts without their labels, in file order; a blank line is an empty text.
+
+        Raises:
+            LineError: a line cannot be used.
+        """
+        layout = self.file_range.layout
+        text_of = FORMATS[layout.format].text if layout.format in FORMATS else None
+        if layout.blocks:
+            yield from (labeled.text for labeled in self.read(skips))
+            return
+        for place, value in self._records() if layout.whole else self._lines():
+            try:
+                decoded = _decoded(value, place, layout)
+                text = text_of(decoded, place) if text_of and decoded else decoded
+            except LineError as error:
+                if not self.skip_bad_lines:
+                    raise
+                skips.add(f"bad line: {error.problem}", error.place)
+                continue
+            yield text
+
+    def _records(self) -> Iterator[tuple[str, Any]]:
+        """Yield the place and the value of each record that is not blank."""
+        layout = self.file_range.layout
+        if layout.whole:
+            records = FORMATS[layout.format].records
+            assert records is not None
+            for record in records(self.file_range):
+                self.lines += 1
+                yield record
+        elif layout.blocks:
+            yield from self._blocks()
+        else:
+            for place, line in self._lines():
+                if line.strip(b" \t\x1a"):
+                    yield place, line
+
+    def _blocks(self) -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
+        """Yield the lines of each block that a blank line ends, and the place of the first."""
+        block: list[tuple[str, bytes]] = []
+        for place, line in self._lines():
+            if line.strip(b" \t\x1a"):
+                block.append((place, line))
+            elif block:
+                yield block[0][0], block
+                block = []
+        if block:
+            yield block[0][0], block
+
+    def _lines(self) -> Iterator[tuple[str, bytes]]:
+        path, number = self.file_range.path, 0
+        for number, raw in enumerate(self.file_range.lines(), 1):
+            yield f"{path}:{number}", raw.rstrip(b"\r\n")
+        self.lines = number
+
+
+def stream_texts(stream: BinaryIO, name: str) -> Iterator[str]:
+    """Yield the texts of a stream, one per line or JSON object, or of one JSON array; a blank line is an empty text.
+
+    Raises:
+        UserError: the stream is no text.
+        LineError: a line is not UTF-8, or a record has no text.
+    """
+    start = stream.readline()
+    if not start:
+        return
+    layout = stream_layout(start, name)
+    lines: Iterator[bytes] = chain([start], stream)
+    if layout.rewritten:  # what ends a line may not be what ends `start`
+        lines = decoded_lines(BytesIO(start + stream.read()), layout.encoding, name)
+    first = next(lines)
+    head = Head(name, first, [first.decode("utf-8", "replace").strip("\r\n\ufeff")], layout)
+    layout = (json_layout(head, "jsonl") if head.lines[0].strip() else None) or layout
+    yield from Reader(TextStream(name, layout, chain([first], lines))).texts(SkipCounts())
+
+
+def _decoded(value: Any, place: str, layout: Layout) -> Any:
+    """Return the lines of a record as text. Raises LineError."""
+    if layout.whole:
+        return value
+    if layout.blocks:
+        return [(each, decode_line(raw, each)) for each, raw in value]
+    return decode_line(value, place)
+
+
+def resolve_inputs(patterns: list[str], options: ReadOptions = AUTO) -> list[FileRange]:
+    """Return the labeled files that paths, URIs, globs and directories match, with their layouts.
+
+    Args:
+        patterns: at least one. A directory stands for the pairs of files in it, or for its Parquet or Arrow files.
+        options: what their content does not tell.
+
+    Raises:
+        UserError: a file is missing, empty or of no known format, or the files differ in format.
+    """
+    if options.format != "auto" and options.format not in FORMATS:
+        raise UserError(f"format {options.format!r} is unknown; choose one of {', '.join(['auto', *FORMATS])}")
+    files = _files(patterns, read_head, lambda head: detect_layout(head, options)._replace(offsets=options.offsets))
+    if len({file.layout.format for file in files}) > 1:
+        listed = ", ".join(f"{file.path} is {file.layout.format}" for file in files[:10])
+        raise UserError(f"the input files differ in format: {listed}; prepare them separately, or set --format")
+    return files
+
+
+def unlabeled_inputs(patterns: list[str], may_be_empty: bool = False) -> list[FileRange]:
+    """Return the files that paths, URIs, globs and directories match, to be read without labels.
+
+    Their format is that of their records, or `text` for lines.
+
+    Raises:
+        UserError: a file is missing, of a kind that is never read, or empty, unless it may be.
+    """
+    return _files(patterns, partial(read_head, may_be_empty=may_be_empty), unlabeled_layout)
+
+
+def _files(patterns: list[str], read: Callable[[str], Head], layout_of: Callable[[Head], Layout]) -> list[FileRange]:
+    paths = [path for pattern in patterns for path in _expand(pattern)]
+    with ThreadPoolExecutor(_OPEN_FILES) as threads:  # remote files are mostly waited for
+        heads = list(threads.map(read, paths))
+    return [FileRange(head.path, layout_of(head), location=head.location) for head in heads]
+
+
+def _expand(pattern: str) -> list[str]:
+    """Return the files of a path, URI, glob or directory. Raises UserError where there are none."""
+    if storage.file_type(pattern).name != "Directory":
+        return storage.expand(pattern)
+    return labeled_files(pattern) or storage.expand(pattern)
+
+
+def labeled_files(directory: str) -> list[str]:
+    """Return the files of a directory that can only be labeled ones: pairs of files, else tables, else DocBins."""
+    paths = [storage.join(directory, name) for name in storage.list_directory(directory)]
+    pairs = [path for path in paths if path.endswith(tuple(documents.PAIRS)) and documents.companion(path)]
+    tables = ([path for path in paths if path.endswith(suffix)] for suffix in (".parquet", ".arrow", ".spacy"))
+    return next((files for files in (pairs, *tables) if files), [])
+
+
+def detect_layout(head: Head, options: ReadOptions = AUTO) -> Layout:
+    """Return the layout of a labeled file.
+
+    Raises:
+        UserError: it looks like none of the formats, or its records hold no keyphrases.
+    """
+    if options.format != "auto":
+        format = FORMATS[options.format]
+        return format.detect(head, options) or head.layout._replace(
+            format=options.format, whole=format.records is not None
+        )
+    for format in FORMATS.values():
+        if layout := format.detect(head, options):
+            return layout
+    raise UserError(
+        f"{head.path}:1: looks like none of the formats; write text<TAB>keyphrase;keyphrase, or {KNOWN}, one per line, or "
+        f"set --format ({', '.join(FORMATS)})"
+    )
+
+
+def unlabeled_layout(head: Head) -> Layout:
+    """Return how to read the texts of a file without their labels."""
+    if layout := json_layout(head, "jsonl"):
+        return layout
+    for name in ("parquet", "docbin", "webanno", "conll", "csv"):
+        layout = FORMATS[name].detect(head, AUTO)
+        if layout and not (name == "csv" and layout.options.names is None):
+            return layout
+    tabs = head.lines and FORMATS["tsv"].detect(head, AUTO)
+    return head.layout._replace(options=_TABS if tabs else None)
+
+
+def reading_note(file: FileRange) -> str | None:
+    """Return what may surprise in how an unlabeled file is read, or None."""
+    layout = file.layout
+    if layout.format in ("jsonl", "text"):
+        surprise = "looks like text<TAB>keyphrases, but each line is read whole, as a text"
+        return f"{file.path}: {surprise}" if layout.options == _TABS else None
+    return f"{file.path}: is read as {layout.format}, without its labels"

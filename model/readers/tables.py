@@ -1,0 +1,158 @@
+"""Tables: CSV and TSV files with or without names of columns, Parquet and Arrow files."""
+
+import csv
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from model import storage
+from model.errors import UserError
+from model.readers.records import LABEL_FIELDS, TEXT_FIELDS
+from model.shards import FileRange
+
+_DELIMITERS = ("\t", ",", ";")
+_QUOTED = re.compile(r'"(?:[^"]|"")*"')
+_BATCH_ROWS = 1024
+csv.field_size_limit(2**27)
+
+
+class Dialect(NamedTuple):
+    """How the cells of a table are written, which may stand in double quotes, with line breaks and doubled quotes in them.
+
+    Attributes:
+        delimiter: between cells.
+        names: of the columns, from the first line; None where the cells are a text and its keyphrases.
+        labeled: whether a column holds keyphrases.
+    """
+
+    delimiter: str
+    names: tuple[str, ...] | None
+    labeled: bool = True
+
+
+def find_dialect(lines: list[str], suffix: str) -> Dialect | None:
+    """Return the dialect of a table, or None where the lines are none, or text<TAB>keyphrases without quotes.
+
+    Without names of columns, quotes count only where they hold a doubled quote or a delimiter: a text may begin with one.
+    """
+    for delimiter in _DELIMITERS:
+        names = tuple(name.strip().strip('"').strip().lower() for name in lines[0].split(delimiter))
+        texts, labels = TEXT_FIELDS.intersection(names), LABEL_FIELDS.intersection(names)
+        # A text of one word may be in these tables too, but not as one of several columns with commas.
+        if len(set(names)) == len(names) > 1 and (len(texts | labels) > 1 or (texts and delimiter != "\t")):
+            return Dialect(delimiter, names, bool(labels))
+    if suffix == ".csv":
+        for delimiter in (",", ";"):
+            if all(len(row) == 2 for row in csv.reader(lines, delimiter=delimiter)):
+                return Dialect(delimiter, None)
+    return Dialect("\t", None) if _has_quoted_cells(lines) else None
+
+
+def _has_quoted_cells(lines: list[str]) -> bool:
+    cells = [line.split("\t")[0] for line in lines if line.startswith('"') and "\t" in line]
+    return any('""' in cell[1:-1] for cell in cells) and all(map(_QUOTED.fullmatch, cells))
+
+
+def table_rows(file: FileRange) -> Iterator[tuple[str, Any]]:
+    """Yield `file:line` and the cells of each row, by the names of the columns if there are any.
+
+    Raises:
+        UserError: a row cannot be read.
+    """
+    dialect: Dialect = file.layout.options
+    lines = (_text(raw, f"{file.path}:{number}") for number, raw in enumerate(file.lines(), 1))
+    reader = csv.reader(lines, delimiter=dialect.delimiter, strict=True)
+    before, header = 0, dialect.names is not None
+    while True:
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise UserError(f"{file.path}:{before + 1}: is not a row of a table: {error}; mend its quotes") from None
+        place, before = f"{file.path}:{before + 1}", reader.line_num
+        if not any(cell.strip(" \t\x1a") for cell in row):
+            continue
+        if header:
+            header = False
+            continue
+        yield place, row if dialect.names is None else _named(dialect.names, row, place)
+
+
+def _text(raw: bytes, place: str) -> str:
+    try:
+        return raw.decode().removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{place}: is not UTF-8 (byte {error.start}: {error.reason}); convert the file to UTF-8"
+        ) from None
+
+
+def _named(names: tuple[str, ...], row: list[str], place: str) -> dict[str, Any] | str:
+    """Return a row by the names of its columns, or what is wrong with it."""
+    if len(row) > len(names):
+        return f"has {len(row)} cells, but there are {len(names)} columns; put cells with a delimiter in quotes"
+    return {name: _cell(value) for name, value in zip(names, row, strict=False)}
+
+
+def _cell(value: str) -> Any:
+    """Return the content of a cell; a list is written as JSON."""
+    if value.lstrip().startswith(("[", "{")):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value
+
+
+def binary_rows(file: FileRange) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield `file:row` and the fields of each row of a Parquet or Arrow file; class labels by their names.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    number = 0
+    try:
+        for batch in _batches(file):
+            names = _class_names(batch.schema)
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{file.path}:{number}", {name: _labeled(value, names.get(name)) for name, value in row.items()}
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{file.path}: cannot be read: {error}; is it damaged or incomplete?") from None
+
+
+def _batches(file: FileRange) -> Iterator[pa.RecordBatch]:
+    filesystem, path = storage.resolve(file.location or file.path)
+    with filesystem.open_input_file(path) as stream:
+        start = stream.read(6)
+        stream.seek(0)
+        if start.startswith(b"PAR1"):
+            yield from pq.ParquetFile(stream).iter_batches(_BATCH_ROWS)
+        elif start == b"ARROW1":
+            reader = pa.ipc.open_file(stream)
+            yield from (reader.get_batch(i) for i in range(reader.num_record_batches))
+        else:
+            yield from pa.ipc.open_stream(stream)
+
+
+def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
+    """Return the names of class labels that the `datasets` library keeps in the schema, by column."""
+    content = (schema.metadata or {}).get(b"huggingface")
+    features = json.loads(content)["info"]["features"] if content else {}
+    names = {}
+    for column, feature in features.items():
+        inner = feature.get("feature", feature) if isinstance(feature, dict) else feature[0]
+        if isinstance(inner, dict) and inner.get("names"):
+            names[column] = inner["names"]
+    return names
+
+
+def _labeled(value: Any, names: list[str] | None) -> Any:
+    if names is None or not isinstance(value, list):
+        return value
+    return [names[each] if isinstance(each, int) and 0 <= each < len(names) else each for each in value]

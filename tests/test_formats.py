@@ -1,0 +1,401 @@
+"""The files that annotation tools, collections and spreadsheets write: each holds the same texts and keyphrases."""
+
+import csv
+import gzip
+import io
+import json
+import lzma
+import os
+import random
+import threading
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from helpers import call, refused
+
+from model.data.examples import examples
+from model.data.labeled_text import SkipCounts
+from model.data.tokenizer import new_tokenizer
+from model.errors import UserError
+from model.readers.formats import ReadOptions
+from model.readers.readers import Reader, resolve_inputs, stream_texts, unlabeled_inputs
+
+# Words that no text repeats, so that it does not matter which occurrence is marked.
+TEXTS = [
+    ("the river ferry stops at Elmbridge pier", ["river ferry", "Elmbridge"]),
+    ("we baked rye bread in a clay oven", ["rye bread", "clay oven"]),
+    ("nothing happened on Tuesday", []),
+    ("Hollis paints the lighthouse , then sleeps", ["Hollis", "lighthouse"]),
+    ("old maps of the salt road", ["salt road"]),
+]
+EXPECTED = [phrases for _, phrases in TEXTS]
+Write = Callable[[Path], Any]
+
+
+def spans(text: str, phrases: list[str]) -> list[list[int]]:
+    return [[text.index(phrase), text.index(phrase) + len(phrase)] for phrase in phrases]
+
+
+def tags(text: str, phrases: list[str], scheme: str = "BIO", type_: str = "-KEY") -> list[str]:
+    """The tags of the words; a scheme is the letters of begin, inside, end and single."""
+    begin, inside, end, single = {"BIO": "BIIB", "IO": "IIII", "BIOES": "BIES", "BILOU": "BILU", "BMES": "BMES"}[scheme]
+    words = text.split()
+    found = ["O"] * len(words)
+    for phrase in (each.split() for each in phrases):
+        first = next(i for i in range(len(words)) if words[i : i + len(phrase)] == phrase)
+        letters = [begin, *inside * (len(phrase) - 2), end] if len(phrase) > 1 else [single]
+        found[first : first + len(phrase)] = [letter + type_ for letter in letters]
+    return found
+
+
+def json_lines(record: Callable[[str, list[str]], Any]) -> str:
+    return "".join(json.dumps(record(text, phrases), ensure_ascii=False) + "\n" for text, phrases in TEXTS)
+
+
+def array(record: Callable[[str, list[str]], Any], indent: int | None = None) -> str:
+    return json.dumps([record(text, phrases) for text, phrases in TEXTS], indent=indent)
+
+
+def conll(line: Callable[[int, str, str], str], scheme: str = "BIO", between: str = "\n", **options: str) -> str:
+    """A line for each word, by its number in the text from 1, the word and the tag."""
+    blocks = []
+    for text, phrases in TEXTS:
+        rows = zip(text.split(), tags(text, phrases, scheme, **options), strict=True)
+        blocks.append("".join(line(i, word, tag) + "\n" for i, (word, tag) in enumerate(rows, 1)))
+    return between.join(blocks)
+
+
+def sheet(delimiter: str, header: list[str], row: Callable[[str, list[str]], list[str]]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, delimiter=delimiter, quoting=csv.QUOTE_ALL)
+    writer.writerows([header] * bool(header) + [row(text, phrases) for text, phrases in TEXTS])
+    return out.getvalue()
+
+
+def webanno(text: str, phrases: list[str], number: int) -> str:
+    rows, at, ids = [f"#Text={text}"], 0, dict.fromkeys(phrases)
+    for i, (word, tag) in enumerate(zip(text.split(), tags(text, phrases), strict=True), 1):
+        own = next((n for n, phrase in enumerate(ids, 1) if word in phrase.split()), 0) if tag != "O" else 0
+        rows.append(f"{number}-{i}\t{at}-{at + len(word)}\t{word}\t{f'KEY[{own}]' if own else '_'}\t")
+        at += len(word) + 1
+    return "\n".join(rows) + "\n"
+
+
+def own(text: str, phrases: list[str]) -> dict[str, Any]:
+    return {"text": text, "keyphrases": phrases}
+
+
+def label_studio(text: str, phrases: list[str]) -> dict[str, Any]:
+    results = [{"type": "labels", "value": {"start": s, "end": e, "labels": ["KEY"]}} for s, e in spans(text, phrases)]
+    return {"id": 1, "data": {"text": text}, "annotations": [{"was_cancelled": False, "result": results}]}
+
+
+def entity(text: str, phrases: list[str]) -> list[list[Any]]:
+    return [[start, end, "KEY"] for start, end in spans(text, phrases)]
+
+
+TSV = "".join(f"{text}\t{'; '.join(phrases)}\n" for text, phrases in TEXTS)
+CONTENTS: dict[str, str | bytes] = {
+    "own spans": json_lines(lambda t, p: {"text": t, "spans": spans(t, p), "keyphrases": None}),
+    "spans as floats": json_lines(lambda t, p: {"text": t, "spans": [[float(a), float(b)] for a, b in spans(t, p)]}),
+    "keyphrases, null spans": json_lines(lambda t, p: {"text": t, "spans": None, "keyphrases": p}),
+    "keyphrases in one string": json_lines(lambda t, p: {"text": t, "keyphrases": ";".join(p)}),
+    "array of own records": array(own),
+    "indented array": array(own, indent=1),
+    "array, an item a line": "[\n" + ",\n".join(json.dumps(own(*each)) for each in TEXTS) + "\n]\n",
+    "doccano": json_lines(lambda t, p: {"id": 1, "text": t, "label": entity(t, p), "Comments": []}),
+    "doccano, labels": json_lines(lambda t, p: {"text": t, "labels": entity(t, p)}),
+    "doccano, relations": json_lines(
+        lambda t, p: {
+            "text": t,
+            "entities": [{"start_offset": a, "end_offset": b} for a, b in spans(t, p)],
+            "relations": [],
+        }
+    ),
+    "prodigy": json_lines(
+        lambda t, p: {
+            "text": t,
+            "answer": "accept",
+            "tokens": [{"text": word} for word in t.split()],
+            "spans": [{"start": a, "end": b, "token_start": 0, "label": "KEY"} for a, b in spans(t, p)],
+        }
+    ),
+    "label studio": array(label_studio),
+    "label studio, min": array(
+        lambda t, p: {"text": t, "label": [{"start": a, "end": b, "labels": ["KEY"]} for a, b in spans(t, p)]}
+    ),
+    "midas": json_lines(
+        lambda t, p: {"document": t.split(), "doc_bio_tags": tags(t, p, type_=""), "extractive_keyphrases": p}
+    ),
+    "tokens and ner_tags": json_lines(lambda t, p: {"tokens": t.split(), "ner_tags": tags(t, p)}),
+    "tokens and labels": json_lines(lambda t, p: {"tokens": t.split(), "labels": tags(t, p, "BILOU")}),
+    "kp20k": json_lines(lambda t, p: {"title": "On it", "abstract": t, "keywords": ";".join(p)}),
+    "openkp": json_lines(lambda t, p: {"url": "x", "text": t, "KeyPhrases": [phrase.split() for phrase in p]}),
+    "spacy 3": array(lambda t, p: [t, {"entities": entity(t, p)}]),
+    "spacy 3, a pair a line": json_lines(lambda t, p: [t, {"entities": entity(t, p)}]),
+    "spacy annotator": json.dumps(
+        {"classes": ["KEY"], "annotations": [[t, {"entities": entity(t, p)}] for t, p in TEXTS]}
+    ),
+    "spacy 2": array(
+        lambda t, p: {
+            "paragraphs": [
+                {
+                    "raw": t,
+                    "sentences": [
+                        {"tokens": [{"orth": w, "ner": g} for w, g in zip(t.split(), tags(t, p, "BILOU"), strict=True)]}
+                    ],
+                }
+            ]
+        }
+    ),
+    "viewer of datasets": json.dumps({"features": [], "rows": [{"row_idx": 0, "row": own(*each)} for each in TEXTS]}),
+    "labels beside a hashtag": json_lines(lambda t, p: {"text": t + " #Monday", "label": entity(t, p)}),
+    "conll": conll(lambda i, w, t: f"{w}\t{t}"),
+    "conll by blanks": conll(lambda i, w, t: f"{w} {t}"),
+    "conll with IO": conll(lambda i, w, t: f"{w}\t{t}", "IO"),
+    "conll with BMES": conll(lambda i, w, t: f"{w} {t}", "BMES"),
+    "conll in lower case": conll(lambda i, w, t: f"{w}\t{t.lower()}", "BIOES"),
+    "conll with types of two words": conll(lambda i, w, t: f"{w}\t{t}", type_="-two words"),
+    "conll 2003": "-DOCSTART- -X- O O\n\n" + conll(lambda i, w, t: f"{w} NN I-NP {t}"),
+    "label studio's conll": "-DOCSTART- -X- O\n" + conll(lambda i, w, t: f"{w} -X- _ {t}"),
+    "germeval": conll(lambda i, w, t: f"{i}\t{w}\t{t}\tO", between="\n#\thttp://x.org [2009-10-17]\n"),
+    "conllu": "# newdoc\n# text = x\n" + conll(lambda i, w, t: f"{i}\t{w}\t{w}\tNOUN\t_\t_\t0\tdep\t_\t{t}"),
+    "conllu with ranges": conll(lambda i, w, t: "1-2\tit\t_\tO\n" * (i == 1) + f"{i}\t{w}\t_\t{t}"),
+    "tag first": conll(lambda i, w, t: f"{t}\t{w}"),
+    "webanno": "#FORMAT=WebAnno TSV 3.3\n#T_SP=custom.Key|value\n\n\n"
+    + "\n".join(webanno(*each, number) for number, each in enumerate(TEXTS, 1)),
+    "tsv": TSV,
+    "tsv with commas": TSV.replace("; ", ", "),
+    "tsv without the last tab": TSV.replace("Tuesday\t", "Tuesday"),
+    "tsv with a mark and Windows line ends": "\ufeff" + TSV.replace("\n", "\r\n") + "\x1a",
+    "tsv with line ends of the old Macintosh": TSV.replace("\n", "\r"),
+    "tsv after blank lines": "\n \n" + TSV,
+    "tsv in UTF-16": TSV.encode("utf-16"),
+    "tsv in UTF-16, big-endian": b"\xfe\xff" + TSV.encode("utf-16-be"),
+    "tsv in gzip without its suffix": gzip.compress(TSV.encode()),
+    "csv": "\ufeff" + sheet(",", ["text", "keyphrases"], lambda t, p: [t, ";".join(p)]),
+    "csv with semicolons": sheet(";", ["Text", "Keyphrases"], lambda t, p: [t, ";".join(p)]),
+    "csv with three columns": sheet("\t", ["id", "text", "keyphrases"], lambda t, p: ["1", t, ";".join(p)]),
+    "csv with spans": sheet(",", ["text", "spans"], lambda t, p: [t, json.dumps(spans(t, p))]),
+    "csv with line breaks": sheet(",", ["text", "keyphrases"], lambda t, p: [t.replace(" ", "\n", 1), ";".join(p)]),
+}
+
+
+def read(paths: list[Path], **options: Any) -> tuple[list[list[str]], dict[str, int]]:
+    """The keyphrases of each text as they stand in it, and what was counted."""
+    skips = SkipCounts()
+    files = resolve_inputs([str(path) for path in paths], ReadOptions(**options))
+    texts = [text for each in files for text in Reader(each).read(skips)]
+    found = examples(texts, new_tokenizer(), skips, 1000)
+    marked = [[e.text[e.offsets[a][0] : e.offsets[b - 1][1]] for a, b in e.spans] for e in found]
+    return [[" ".join(phrase.split()) for phrase in phrases] for phrases in marked], skips.counts
+
+
+def write(folder: Path, name: str, content: str | bytes) -> Path:
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+@pytest.mark.parametrize("name", CONTENTS)
+def test_the_same_keyphrases_are_read_from_every_kind_of_file(tmp_path: Path, name: str):
+    found, counts = read([write(tmp_path, "file", CONTENTS[name])])
+    assert found == EXPECTED
+    assert counts == ({"line without a tab, read as a text without keyphrases": 1} if "last tab" in name else {})
+
+
+def test_parquet_and_arrow_have_the_names_of_their_tags(tmp_path: Path):
+    names = ["O", "B-KEY", "I-KEY"]
+    rows = [{"tokens": t.split(), "ner_tags": [names.index(tag) for tag in tags(t, p)]} for t, p in TEXTS]
+    table = pa.Table.from_pylist(rows)
+    refused_table = tmp_path / "numbers.parquet"
+    pq.write_table(table, refused_table)
+    refused(lambda: read([refused_table]), f"{refused_table}:1: ", "their names are not in the file")
+    features = {"ner_tags": {"feature": {"names": names, "_type": "ClassLabel"}, "_type": "Sequence"}}
+    named = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(named, tmp_path / "train-0.parquet")
+    with pa.ipc.new_stream(str(tmp_path / "stream.arrow"), named.schema) as stream:
+        stream.write_table(named)
+    with pa.ipc.new_file(str(tmp_path / "file.arrow"), named.schema) as file:
+        file.write_table(named)
+    for path in ("train-0.parquet", "stream.arrow", "file.arrow"):
+        assert read([tmp_path / path]) == (EXPECTED, {})
+    refused_table.unlink()
+    assert read([tmp_path])[0] == EXPECTED, "a directory stands for its tables"
+
+
+@pytest.mark.parametrize("kind", ["brat", "inspec", "key"])
+def test_a_directory_of_pairs_is_read(tmp_path: Path, kind: str):
+    suffixes = {"brat": (".txt", ".ann"), "inspec": (".abstr", ".uncontr"), "key": (".txt", ".key")}[kind]
+    for number, (text, phrases) in enumerate(TEXTS):
+        lines = [f"T{i}\tKey {a} {b}\t{text[a:b]}" for i, (a, b) in enumerate(spans(text, phrases), 1)]
+        contents = {
+            ".ann": "\n".join([*lines, "*\tSynonym-of T1 T2", "#1\tAnnotatorNotes T1\tsure"]),
+            ".key": "\n".join(phrases),
+        }
+        write(tmp_path, f"{number}{suffixes[0]}", text)
+        write(tmp_path, f"{number}{suffixes[1]}", contents.get(suffixes[1], "\t" + ";\r\n\t".join(phrases) + "\r\n"))
+    write(tmp_path, "README.md", "about these files")
+    assert read([tmp_path]) == (EXPECTED, {})
+    assert read([tmp_path / f"0{suffixes[0]}"])[0] == EXPECTED[:1]
+
+
+def test_annotations_in_parts_are_counted_and_wrong_ones_are_named(tmp_path: Path):
+    write(tmp_path, "a.txt", "red and blue\npaint")
+    write(tmp_path, "a.ann", "T1\tKey 0 3;8 12\tred blue\nT2\tKey 8 12;13 18\tblue paint\n")
+    found, counts = read([tmp_path])
+    assert found == [["blue paint"]] and counts == {"annotation in several parts": 1}
+    write(tmp_path, "a.ann", "T1\tKey 0 3\tred\nT2\tKey 8 120\tblue\n")
+    refused(lambda: read([tmp_path]), "a.ann:2: ", "out of range", "18 characters")
+
+
+def test_a_change_of_type_begins_a_keyphrase_and_columns_can_be_named(tmp_path: Path):
+    path = write(tmp_path, "a", "Ostby\tI-LOC\tO\nHale\tI-PER\tB-X\nruns\tO\tO\n")
+    assert read([path])[0] == [["Hale"]]
+    assert read([path], tag_column=2)[0] == [["Ostby", "Hale"]]
+    refused(lambda: read([path], tag_column=4), "--tag-column 4", "3 columns")
+
+
+def test_rejected_and_empty_records_are_counted(tmp_path: Path):
+    records = [own(*TEXTS[0]), own(*TEXTS[1]) | {"answer": "reject"}, own(*TEXTS[1]) | {"answer": "ignore"}]
+    records += [{"text": None, "keyphrases": []}, {"text": "no label yet", "keyphrases": None}]
+    found, counts = read([write(tmp_path, "a", "\n".join(map(json.dumps, records)))])
+    assert found == EXPECTED[:1]
+    assert counts == {"answer is reject": 1, "answer is ignore": 1, "text is null": 1, "keyphrases are null": 1}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {
+            "full_text": "we love #RyeBread in winter",
+            "entities": {"hashtags": [{"text": "RyeBread"}]},
+            "truncated": False,
+        },
+        {"text": "we love #Rye…", "truncated": True, "extended_tweet": {"full_text": "we love #RyeBread in winter"}},
+        {"data": {"id": "1", "text": "we love #RyeBread in winter"}},
+    ],
+)
+def test_tweets_of_the_api_are_labeled_by_their_hashtag(tmp_path: Path, record: dict[str, Any]):
+    assert read([write(tmp_path, "a", f"{json.dumps(record)}\n" * 2)])[0] == [["Rye Bread"]] * 2
+    page = json.dumps({"data": [record.get("data", record)] * 2, "meta": {}}, indent=1)
+    assert read([write(tmp_path, "b", page)])[0] == [["Rye Bread"]] * 2
+
+
+def test_records_without_keyphrases_are_refused_with_their_fields(tmp_path: Path):
+    path = write(tmp_path, "a", '{"text": "no label", "score": 5}\n')
+    refused(lambda: read([path]), f"{path}:1: ", "text, score", "none holds keyphrases")
+    path = write(tmp_path, "b.csv", "id,tweet\n1,no label\n")
+    refused(lambda: read([path]), f"{path}:1: ", "id, tweet", "none holds keyphrases")
+    assert read([write(tmp_path, "c.csv", "id,tweet\n1,we love #RyeBread in winter\n")])[0] == [["Rye Bread"]]
+
+
+def zipped(name: str) -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr(name, "x")
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        (zipped("xl/workbook.xml"), ("Excel", "CSV UTF-8")),
+        (zipped("a.tsv"), ("ZIP archive", "unpack")),
+        (lzma.compress(b"a b\tb\n"), ("xz", "unxz")),
+        (b"%PDF-1.7\n", ("PDF",)),
+        (b"\x80\x04\x95", ("pickle", "Parquet")),
+        (b"\xd0\xcf\x11\xe0" + b"\0" * 20, ("office",)),
+        (b"x" * 257 + b"ustar", ("tar archive",)),
+        ("Caf\u00e9 in town\tCaf\u00e9\n".encode("cp1252"), (":1: ", "not UTF-8", "convert")),
+        (b"PAR1 and no more", ("cannot be read", "damaged")),
+        (b'[{"text": "a b", "keyphrases": ["b"]},\n{"text"', (":2: ", "JSON")),
+        (b'text,keyphrases\n"a b,b\n', ("row of a table", "quotes")),
+        (b"text,keyphrases\na,b,c\n", (":2: ", "3 cells", "2 columns")),
+    ],
+)
+def test_what_is_no_labeled_text_is_named(tmp_path: Path, content: bytes, parts: tuple[str, ...]):
+    refused(lambda: read([write(tmp_path, "file", content)]), *parts)
+
+
+def test_a_pipe_is_read_once(tmp_path: Path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(TSV.encode(),))
+    writer.start()
+    assert read([pipe]) == (EXPECTED, {})
+    writer.join()
+
+
+def unlabeled(content: str | bytes) -> list[str]:
+    return list(stream_texts(io.BytesIO(content if isinstance(content, bytes) else content.encode()), "stdin"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "one two\nthree\n",
+        "\ufeffone two\r\nthree\r\n",
+        "one two\rthree",
+        "one two\nthree".encode("utf-16"),
+        '{"text": "one two"}\n{"tweet": "three", "text": null}\n',
+        '\ufeff[{"text": "one two"},\n {"text": "three"}]',
+        '[\n {\n  "text": "one two"\n },\n {"tokens": ["three"]}\n]\n',
+    ],
+)
+def test_texts_without_labels_are_read_from_streams_and_files_alike(tmp_path: Path, content: str | bytes):
+    assert unlabeled(content) == ["one two", "three"]
+    [file] = unlabeled_inputs([str(write(tmp_path, "file", content))])
+    assert list(Reader(file).texts(SkipCounts())) == ["one two", "three"]
+
+
+@pytest.mark.parametrize("name", ["conll", "conllu", "csv", "webanno", "kp20k", "spacy 3", "label studio"])
+def test_the_texts_of_labeled_files_are_read_without_their_labels(tmp_path: Path, name: str):
+    [file] = unlabeled_inputs([str(write(tmp_path, "file", CONTENTS[name]))])
+    texts = [text.removeprefix("On it\n") for text in Reader(file).texts(SkipCounts())]
+    assert texts == [text for text, _ in TEXTS]
+
+
+def test_blank_lines_and_empty_streams_keep_their_number():
+    assert unlabeled("one\n\nthree\n") == ["one", "", "three"] and unlabeled("") == [] and unlabeled("\n") == [""]
+
+
+def test_a_dry_run_shows_the_keyphrases_and_writes_nothing(tmp_path: Path):
+    path = write(tmp_path, "a", CONTENTS["conllu"])
+    done = call("prepare", str(path), "--dry-run")
+    assert done.exit_code == 0 and "token in column 2, tag in column 10" in done.stdout, done.output
+    assert "[Hollis] paints the [lighthouse] , then sleeps" in done.stdout and "5 texts, 7 keyphrases" in done.stdout
+    assert "1 texts have none" in done.stdout and list(tmp_path.iterdir()) == [path]
+    assert call("prepare", str(path)).exit_code == 2
+
+
+@pytest.mark.parametrize("seed", range(int(os.environ.get("TANDEM_FUZZ", "4"))))
+def test_damaged_files_are_read_or_refused(tmp_path: Path, seed: int):
+    """Change bytes, cut, repeat: every reader returns texts or raises UserError. TANDEM_FUZZ sets the number of rounds."""
+    rng = random.Random(seed)
+    for name, content in CONTENTS.items():
+        data = bytearray(content if isinstance(content, bytes) else content.encode())
+        for _ in range(rng.randint(1, 6)):
+            at = rng.randrange(len(data))
+            match rng.randrange(5):
+                case 0:
+                    data[at] = rng.randrange(256)
+                case 1:
+                    del data[at : at + rng.randint(1, 40)]
+                case 2:
+                    data[at:at] = rng.choice([b'"', b"\t", b"\n", b"\r", b"\0", b"{", b"]", b"#", b"\xff", b"O", b","])
+                case 3:
+                    data[at:at] = data[: rng.randint(1, 200)]
+                case _:
+                    del data[max(at, 1) :]
+            data = data or bytearray(b"x")
+        path = write(tmp_path, f"{name}-{seed}", bytes(data))
+        try:
+            read([path])
+        except UserError as error:
+            assert str(path) in str(error)
