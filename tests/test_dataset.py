@@ -79,10 +79,10 @@ def test_dataset_json_contains_the_sources_and_what_was_skipped(tmp_path: Path):
 
 def test_what_cannot_be_prepared_leaves_nothing_behind(tmp_path: Path):
     good, bad = tsv(tmp_path / "a.tsv", 20), tmp_path / "bad.tsv"
-    bad.write_text("red car\tcar\nred car\tdog\nno tab\n")
+    bad.write_text("red car\tcar\nred car\tdog\ntwo\ttabs\there\n")
     out = str(tmp_path / "out" / "d")
     before = sorted(tmp_path.iterdir())
-    refused(lambda: prepare(PrepareConfig([good], out, [str(bad)])), "bad.tsv:3", "no tab")
+    refused(lambda: prepare(PrepareConfig([good], out, [str(bad)])), "bad.tsv:3", "2 tabs")
     bad.write_text("red car\tcar\nred car\tdog\n")
     refused(lambda: prepare(PrepareConfig([good], out, [str(bad)], strict=True)), "--strict", "bad.tsv:2")
     bad.write_text("red car\tdog\n")

@@ -76,8 +76,8 @@ def test_extract_prints_places_and_scores_from_stdin_and_files(small_bundle: str
 
 def test_what_cannot_be_used_is_refused_with_exit_code_2(small_bundle: str, small_dataset: str, tmp_path: Path):
     bad, out = tmp_path / "bad.tsv", str(tmp_path / "out")
-    bad.write_text("good text\tgood\nno tab here\nmore text\tmore\n")
-    refused("prepare", str(bad), "--out", out, parts=(f"{bad}:2", "no tab"))
+    bad.write_text("good text\tgood\ntwo\ttabs\there\nmore text\tmore\n")
+    refused("prepare", str(bad), "--out", out, parts=(f"{bad}:2", "2 tabs"))
     refused("prepare", str(tmp_path / "none"), "--out", out, parts=("no such file",))
     refused("prepare", str(bad), "--out", small_dataset, parts=("exists already", "--overwrite"))
     refused("prepare", str(bad), "--out", f"{bad}/inside", "--skip-bad-lines", parts=("bad.tsv",))

@@ -308,7 +308,7 @@ def test_the_first_bad_line_is_reported_whichever_worker_met_one_first(
     set_shard_bytes(monkeypatch, 2000)
     path = tmp_path / "a.tsv"
     good = [f"text {i} of rain\train" for i in range(500)]
-    path.write_text("\n".join([*good, "no tab", "x\ty", *good, "a\tb\tc"]))
+    path.write_text("\n".join([*good, "two\ttabs\there", "x\ty", *good, "a\tb\tc"]))
     done = call("prepare", str(path), "--out", str(tmp_path / "d"), "--workers", "2")
     assert done.exit_code == 2 and f"error: {path}:501: " in done.stderr and "Traceback" not in done.output
     assert not done.stdout and [each.name for each in tmp_path.iterdir()] == ["a.tsv"]

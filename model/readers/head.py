@@ -68,13 +68,18 @@ def read_head(path: str, may_be_empty: bool = False) -> Head:
     if compression := next((name for mark, name in _COMPRESSIONS.items() if content.startswith(mark)), None):
         layout = layout._replace(compression=compression)
         content = _first_bytes(path, layout, location)
-    if not content.strip() and not may_be_empty:
-        raise UserError(f"{path}: is empty; give a file with at least one text")
     _refuse(path, content)
     layout = _text_layout(content, layout)
-    sample = islice(FileRange(path, layout, location=location).lines(), _SAMPLE_LINES)
-    lines = [line.decode("utf-8", "replace").strip("\r\n\ufeff") for line in sample] if _is_text(content) else []
-    return Head(path, content, [line for line in lines if line.strip(" \t\x1a")], layout, location)
+    lines = [] if is_binary_table(content) else _first_lines(FileRange(path, layout, location=location))
+    if not lines and not is_binary_table(content) and not may_be_empty:
+        raise UserError(f"{path}: is empty; give a file with at least one text")
+    return Head(path, content, lines, layout, location)
+
+
+def _first_lines(file: FileRange) -> list[str]:
+    """Return the first lines that are not blank."""
+    lines = (line.decode("utf-8", "replace").strip("\r\n\ufeff") for line in file.lines())
+    return list(islice((line for line in lines if line.strip(" \t\x1a")), _SAMPLE_LINES))
 
 
 def stream_layout(content: bytes, name: str) -> Layout:
@@ -86,10 +91,6 @@ def stream_layout(content: bytes, name: str) -> Layout:
 def is_binary_table(content: bytes) -> bool:
     """Return whether the bytes begin a Parquet file, an Arrow file or an Arrow stream."""
     return content.startswith((b"PAR1", b"ARROW1", b"\xff\xff\xff\xff"))
-
-
-def _is_text(content: bytes) -> bool:
-    return not is_binary_table(content)
 
 
 def _text_layout(content: bytes, layout: Layout) -> Layout:
