@@ -8,7 +8,7 @@ from helpers import refused, trained_tokenizer
 
 from model.data.examples import examples
 from model.data.labeled_text import LabeledText, SkipCounts
-from model.readers.formats import FORMATS, Format, ReadOptions, Record
+from model.readers.formats import FORMATS, Format, ReadOptions
 from model.readers.hashtags import label_by_hashtag, words
 from model.readers.head import Head, read_head
 from model.readers.readers import Reader, detect_layout, resolve_inputs
@@ -119,9 +119,9 @@ def test_a_format_is_added_by_its_record(tmp_path: Path, monkeypatch: pytest.Mon
     def detect(head: Head, options: ReadOptions) -> Layout | None:
         return head.layout._replace(format="triple", blocks=True) if head.lines[1] == "==" else None
 
-    def parse(record: Record, options: None, skips: SkipCounts) -> LabeledText:
-        text, _, phrase = (line for _, line in record.value)
-        return LabeledText(text, record.place, keyphrases=(phrase,))
+    def parse(lines: list[tuple[str, str]], place: str, layout: Layout, skips: SkipCounts) -> LabeledText:
+        text, _, phrase = (line for _, line in lines)
+        return LabeledText(text, place, keyphrases=(phrase,))
 
     monkeypatch.setitem(FORMATS, "triple", Format("triple", "text, ==, keyphrase", detect, parse))
     content = "a red car\n==\nred car\n\nbig dog\n==\ndog\n"

@@ -102,7 +102,7 @@ def span_columns(lines: list[str]) -> tuple[int, ...]:
 def parse_webanno(lines: list[tuple[str, str]], columns: tuple[int, ...]) -> LabeledText | None:
     """Return the text of a sentence, or None where the block has none. Raises LineError."""
     tokens: list[str] = []
-    ids: list[set[str]] = []
+    ids: list[set[tuple[int, str]]] = []  # of each token: the annotations that contain it, by column
     for place, line in lines:
         cells = line.split("\t")
         if line.startswith("#") or "." in cells[0]:  # a sentence, a layer; a part of a word
@@ -110,14 +110,18 @@ def parse_webanno(lines: list[tuple[str, str]], columns: tuple[int, ...]) -> Lab
         if len(cells) < 3 or "-" not in cells[0]:
             raise LineError(place, "is no word of WebAnno TSV 3; write sentence-word<TAB>start-end<TAB>word<TAB>labels")
         tokens.append(cells[2])
-        labels = {label for column in columns if column < len(cells) for label in cells[column].split("|")}
-        # A label without a number is an annotation of this word alone.
-        ids.append({label.rpartition("[")[2] if label.endswith("]") else cells[0] for label in labels - {"_", "*", ""}})
+        labels = [(column, label) for column in columns for label in cells[column : column + 1] if label not in "_*"]
+        ids.append({(column, _id(each, cells[0])) for column, label in labels for each in label.split("|")})
     if not tokens:
         return None
     text, offsets = join_tokens(tokens)
     spans = {(at[0], at[-1] + 1) for each in set().union(*ids) if (at := [i for i, of in enumerate(ids) if each in of])}
     return LabeledText(text, lines[0][0], spans=characters(sorted(spans), offsets))
+
+
+def _id(label: str, word: str) -> str:
+    """Return the number of an annotation, `KEY[3]`; one without a number is of its word alone."""
+    return label.rpartition("[")[2] if label.endswith("]") else word
 
 
 def doc_bin(file: FileRange) -> Iterator[tuple[str, LabeledText]]:

@@ -37,20 +37,6 @@ class ReadOptions(NamedTuple):
 AUTO = ReadOptions()
 
 
-class Record(NamedTuple):
-    """What a text is read from.
-
-    Attributes:
-        place: `file:line` where it begins.
-        value: a line, the lines of a block with their places, or a value of another kind.
-        unit: what offsets count, see `ReadOptions`.
-    """
-
-    place: str
-    value: Any
-    unit: str = "characters"
-
-
 @dataclass(frozen=True)
 class Format:
     """How one format is recognized and read.
@@ -59,7 +45,9 @@ class Format:
         name: its name for `--format` and in dataset.json.
         summary: what a record looks like, for help texts.
         detect: returns the layout of a file that has this format by its beginning, else None.
-        parse: turns a record into a text, or None where it skips the record, which it may count. It raises LineError.
+        parse: turns a record into a text, or None where it skips the record, which it may count. It gets the record, a line
+            or a block of lines with their places, or whatever `records` yields; its place; and the layout. It raises
+            LineError.
         records: yields the place and the value of each record of a file, where these are neither lines nor blocks.
         text: returns the text of a record alone, where it is not the whole line.
     """
@@ -67,7 +55,7 @@ class Format:
     name: str
     summary: str
     detect: Callable[[Head, ReadOptions], Layout | None]
-    parse: Callable[[Record, Any, SkipCounts], LabeledText | None]
+    parse: Callable[[Any, str, Layout, SkipCounts], LabeledText | None]
     records: Callable[[Any], Iterator[tuple[str, Any]]] | None = None
     text: Callable[[Any, str], str] | None = None
 
@@ -162,16 +150,16 @@ def _json_file(file: FileRange) -> Iterator[tuple[str, Any]]:
     return records.json_items(text, file.path)
 
 
-def _value(record: Record) -> Any:
-    return records.parse_json(record.value, record.place) if isinstance(record.value, str) else record.value
+def _value(record: Any, place: str) -> Any:
+    return records.parse_json(record, place) if isinstance(record, str) else record
 
 
-def _parse_json(record: Record, options: None, skips: SkipCounts) -> LabeledText | None:
-    return records.parse_record(_value(record), record.place, record.unit, skips)
+def _parse_json(record: Any, place: str, layout: Layout, skips: SkipCounts) -> LabeledText | None:
+    return records.parse_record(_value(record, place), place, layout.offsets, skips)
 
 
 def _text_of_json(value: Any, place: str) -> str:
-    return records.text_of_record(_value(Record(place, value)), place)
+    return records.text_of_record(_value(value, place), place)
 
 
 def _detect_conll(head: Head, options: ReadOptions) -> Layout | None:
@@ -185,8 +173,8 @@ def _detect_conll(head: Head, options: ReadOptions) -> Layout | None:
     return head.layout._replace(format="conll", blocks=True, options=columns)
 
 
-def _parse_conll(record: Record, options: conll.Columns, skips: SkipCounts) -> LabeledText | None:
-    return conll.parse_block(record.value, options)
+def _parse_conll(record: conll.Lines, place: str, layout: Layout, skips: SkipCounts) -> LabeledText | None:
+    return conll.parse_block(record, layout.options)
 
 
 def _detect_webanno(head: Head, options: ReadOptions) -> Layout | None:
@@ -195,8 +183,8 @@ def _detect_webanno(head: Head, options: ReadOptions) -> Layout | None:
     return head.layout._replace(format="webanno", blocks=True, options=documents.span_columns(head.lines))
 
 
-def _parse_webanno(record: Record, options: tuple[int, ...], skips: SkipCounts) -> LabeledText | None:
-    return documents.parse_webanno(record.value, options)
+def _parse_webanno(record: conll.Lines, place: str, layout: Layout, skips: SkipCounts) -> LabeledText | None:
+    return documents.parse_webanno(record, layout.options)
 
 
 def _detect_csv(head: Head, options: ReadOptions) -> Layout | None:
@@ -210,15 +198,15 @@ def _detect_csv(head: Head, options: ReadOptions) -> Layout | None:
     return head.layout._replace(format="csv", whole=True, options=dialect) if dialect else None
 
 
-def _parse_row(record: Record, options: tables.Dialect, skips: SkipCounts) -> LabeledText | None:
-    match record.value:
+def _parse_row(record: Any, place: str, layout: Layout, skips: SkipCounts) -> LabeledText | None:
+    match record:
         case str():
-            raise LineError(record.place, record.value)
-        case dict() if options.labeled:
-            return records.parse_record(record.value, record.place, record.unit, skips)
+            raise LineError(place, record)
+        case dict() if layout.options.labeled:
+            return records.parse_record(record, place, layout.offsets, skips)
         case dict():
-            return records.parse_tweet(record.value, record.place, skips)
-    return _parse_cells(record.value, record.place, skips)
+            return records.parse_tweet(record, place, skips)
+    return _parse_cells(record, place, skips)
 
 
 def _text_of_row(value: Any, place: str) -> str:
@@ -238,8 +226,8 @@ def _detect_tsv(head: Head, options: ReadOptions) -> Layout | None:
     return head.layout._replace(format="tsv")
 
 
-def _parse_tsv(record: Record, options: None, skips: SkipCounts) -> LabeledText:
-    return _parse_cells(record.value.split("\t"), record.place, skips)
+def _parse_tsv(record: str, place: str, layout: Layout, skips: SkipCounts) -> LabeledText:
+    return _parse_cells(record.split("\t"), place, skips)
 
 
 def _parse_cells(cells: list[str], place: str, skips: SkipCounts) -> LabeledText:
@@ -254,21 +242,16 @@ def _parse_cells(cells: list[str], place: str, skips: SkipCounts) -> LabeledText
     return LabeledText(text, place, keyphrases=records.phrases_of(cells[1], text))
 
 
-def _parse_raw(record: Record, options: None, skips: SkipCounts) -> LabeledText | None:
-    value = record.value
-    if isinstance(value, str) and not value.lstrip().startswith("{"):
-        return records.label_tweet(records.checked_text(value, record.place), record.place, skips)
-    return records.parse_tweet(_value(record), record.place, skips)
+def _parse_raw(record: Any, place: str, layout: Layout, skips: SkipCounts) -> LabeledText | None:
+    if isinstance(record, str) and not record.lstrip().startswith("{"):
+        return records.label_tweet(records.checked_text(record, place), place, skips)
+    return records.parse_tweet(_value(record, place), place, skips)
 
 
 def _detect_binary(head: Head, options: ReadOptions) -> Layout | None:
     if not is_binary_table(head.content):
         return None
     return head.layout._replace(format="parquet" if head.content.startswith(b"PAR1") else "arrow", whole=True)
-
-
-def _parse_binary(record: Record, options: None, skips: SkipCounts) -> LabeledText | None:
-    return records.parse_record(record.value, record.place, record.unit, skips)
 
 
 def _detect_pair(head: Head, options: ReadOptions) -> Layout | None:
@@ -279,8 +262,8 @@ def _detect_pair(head: Head, options: ReadOptions) -> Layout | None:
     return head.layout._replace(format=name, whole=True)
 
 
-def _parse_pair(record: Record, options: None, skips: SkipCounts) -> LabeledText:
-    return documents.parse_pair(record.value, record.place, record.unit, skips)
+def _parse_pair(record: tuple[str, str, str], place: str, layout: Layout, skips: SkipCounts) -> LabeledText:
+    return documents.parse_pair(record, place, layout.offsets, skips)
 
 
 def _detect_docbin(head: Head, options: ReadOptions) -> Layout | None:
@@ -292,8 +275,8 @@ def _detect_docbin(head: Head, options: ReadOptions) -> Layout | None:
 FORMATS = {
     format.name: format
     for format in (
-        Format("parquet", "records as rows", _detect_binary, _parse_binary, tables.binary_rows, records.text_of_record),
-        Format("arrow", "records as rows", lambda *_: None, _parse_binary, tables.binary_rows, records.text_of_record),
+        Format("parquet", "records as rows", _detect_binary, _parse_json, tables.binary_rows, records.text_of_record),
+        Format("arrow", "records as rows", lambda *_: None, _parse_json, tables.binary_rows, records.text_of_record),
         Format(
             "docbin",
             "documents of spaCy",

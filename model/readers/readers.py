@@ -11,7 +11,7 @@ from model import storage
 from model.data.labeled_text import LabeledText, SkipCounts
 from model.errors import LineError, UserError
 from model.readers import documents
-from model.readers.formats import AUTO, FORMATS, ReadOptions, Record, decode_line, json_layout
+from model.readers.formats import AUTO, FORMATS, ReadOptions, decode_line, json_layout
 from model.readers.head import Head, read_head, stream_layout
 from model.readers.records import KNOWN
 from model.shards import FileRange, Layout, decoded_lines
@@ -52,11 +52,10 @@ class Reader:
             LineError: a line cannot be used.
         """
         layout = self.file_range.layout
-        format, unit = FORMATS[layout.format], layout.offsets
+        parse = FORMATS[layout.format].parse
         for place, value in self._records():
             try:
-                record = Record(place, _decoded(value, place, layout), unit)
-                labeled = format.parse(record, layout.options, skips)
+                labeled = parse(_decoded(value, place, layout), place, layout, skips)
             except LineError as error:
                 if not self.skip_bad_lines:
                     raise
