@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import importlib.util
 import io
 import json
 import lzma
@@ -352,6 +353,29 @@ def test_texts_without_labels_are_read_from_streams_and_files_alike(tmp_path: Pa
     assert unlabeled(content) == ["one two", "three"]
     [file] = unlabeled_inputs([str(write(tmp_path, "file", content))])
     assert list(Reader(file).texts(SkipCounts())) == ["one two", "three"]
+
+
+def test_the_texts_of_a_table_without_labels_are_read_by_its_columns(tmp_path: Path):
+    [file] = unlabeled_inputs([str(write(tmp_path, "file", 'id,text\n1,"one, two"\n2,three\n'))])
+    assert list(Reader(file).texts(SkipCounts())) == ["one, two", "three"]
+
+
+def test_documents_of_spacy_are_read_where_it_is_installed(tmp_path: Path):
+    path = write(tmp_path, "a.spacy", b"x\x9c")
+    if importlib.util.find_spec("spacy") is None:
+        refused(lambda: read([path]), "a.spacy: ", "pip install spacy")
+        return
+    refused(lambda: read([path]), "a.spacy: ", "damaged")
+    import spacy
+    from spacy.tokens import DocBin
+
+    documents = DocBin()
+    for text, phrases in TEXTS:
+        document = spacy.blank("en")(text)
+        document.ents = [document.char_span(start, end, "KEY") for start, end in spans(text, phrases)]
+        documents.add(document)
+    documents.to_disk(path)
+    assert read([path]) == (EXPECTED, {})
 
 
 @pytest.mark.parametrize("name", ["conll", "conllu", "csv", "webanno", "kp20k", "spacy 3", "label studio"])

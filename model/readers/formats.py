@@ -187,15 +187,22 @@ def _parse_webanno(record: conll.Lines, place: str, layout: Layout, skips: SkipC
     return documents.parse_webanno(record, layout.options)
 
 
-def _detect_csv(head: Head, options: ReadOptions) -> Layout | None:
+def csv_layout(head: Head) -> Layout | None:
+    """Return the layout of a table with names of columns or quotes; None for anything else."""
     if not head.lines or is_json(head.lines):
         return None
     dialect = tables.find_dialect(head.lines, PurePath(head.path.partition("?")[0]).suffix)
-    if dialect is None and options.format == "csv":
-        dialect = tables.Dialect(max(",;\t", key=head.lines[0].count), None)
-    if dialect and not dialect.labeled and "#" not in "".join(head.lines):
-        raise records.unusable_fields(dict.fromkeys(dialect.names or ()), head.path)
     return head.layout._replace(format="csv", whole=True, options=dialect) if dialect else None
+
+
+def _detect_csv(head: Head, options: ReadOptions) -> Layout | None:
+    layout = csv_layout(head)
+    if layout is None and options.format == "csv":
+        delimiter = max(",;\t", key=head.lines[0].count)
+        return head.layout._replace(format="csv", whole=True, options=tables.Dialect(delimiter, None))
+    if layout and not layout.options.labeled and "#" not in "".join(head.lines):
+        raise records.unusable_fields(dict.fromkeys(layout.options.names), head.path)
+    return layout
 
 
 def _parse_row(record: Any, place: str, layout: Layout, skips: SkipCounts) -> LabeledText | None:

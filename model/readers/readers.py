@@ -11,7 +11,7 @@ from model import storage
 from model.data.labeled_text import LabeledText, SkipCounts
 from model.errors import LineError, UserError
 from model.readers import documents
-from model.readers.formats import AUTO, FORMATS, ReadOptions, decode_line, json_layout
+from model.readers.formats import AUTO, FORMATS, ReadOptions, csv_layout, decode_line, json_layout
 from model.readers.head import Head, read_head, stream_layout
 from model.readers.records import KNOWN
 from model.shards import FileRange, Layout, decoded_lines
@@ -226,10 +226,11 @@ def unlabeled_layout(head: Head) -> Layout:
     """Return how to read the texts of a file without their labels."""
     if layout := json_layout(head, "jsonl"):
         return layout
-    for name in ("parquet", "docbin", "webanno", "conll", "csv"):
-        layout = FORMATS[name].detect(head, AUTO)
-        if layout and not (name == "csv" and layout.options.names is None):
+    for name in ("parquet", "docbin", "webanno", "conll"):
+        if layout := FORMATS[name].detect(head, AUTO):
             return layout
+    if (layout := csv_layout(head)) and layout.options.names:
+        return layout
     tabs = head.lines and FORMATS["tsv"].detect(head, AUTO)
     return head.layout._replace(options=_TABS if tabs else None)
 
