@@ -200,3 +200,37 @@ def test_a_location_with_a_credential_is_refused_without_showing_it(location: st
 def test_a_location_with_other_options_is_no_credential():
     location = "s3://bucket/runs?endpoint_override=127.0.0.1:5055&scheme=http&region=x"
     assert storage.resolve(location)[1] == "bucket/runs"
+
+
+@pytest.mark.parametrize("texts", [3, 4, 7, 25])
+@pytest.mark.parametrize("word", ["rain", "snow", "fog"])
+def test_from_three_texts_on_no_split_is_empty(tmp_path: Path, texts: int, word: str):
+    source = tsv(tmp_path / "a.tsv", texts, word)
+    info = prepare(PrepareConfig([source], str(tmp_path / "d")))
+    rows = [counts["rows"] for counts in info["splits"].values()]
+    assert sum(rows) == texts and len(rows) == 3 and min(rows) > 0
+    assert prepare(PrepareConfig([source], str(tmp_path / "e"))) == info
+    (tmp_path / "same.tsv").write_text("same text\ttext\n" * 40)
+    refused(
+        lambda: prepare(PrepareConfig([str(tmp_path / "same.tsv")], str(tmp_path / "f"))), "too few different", "--"
+    )
+
+
+def test_data_that_cannot_teach_or_measure_is_said(tmp_path: Path):
+    def warnings(train: str, valid: str) -> list[str]:
+        (tmp_path / "train.tsv").write_text(train)
+        (tmp_path / "valid.tsv").write_text(valid)
+        files = [str(tmp_path / "train.tsv")], str(tmp_path / "d"), [str(tmp_path / "valid.tsv")]
+        return prepare(PrepareConfig(*files, overwrite=True)).get("warnings", [])
+
+    good = "".join(f"text {i} of rain\train\n" for i in range(40))
+    other = good.replace("text", "note")
+    assert warnings(good, other) == []
+    [shared] = warnings(good, other + "Text 7 of rain\train\n")
+    assert shared.startswith("valid: 1 of 41 texts are in train too")
+    [contradiction] = warnings(good + "text 3 of rain\ttext\n", other)
+    assert contradiction.startswith("1 texts occur with different keyphrases")
+    [few] = warnings(good, other[:60])
+    assert few.startswith("valid: too few texts (3)")
+    [unlabeled, unmeasured] = warnings(good.replace("\train", "\t"), other.replace("\train", "\t"))
+    assert unlabeled.startswith("train: no text has a keyphrase") and unmeasured.startswith("valid: no text has")
