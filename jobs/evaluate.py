@@ -1,7 +1,7 @@
 """`python -m jobs evaluate`: bundle + labeled texts -> metrics, and the mistakes by kind."""
 
 import json as encoder
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import compress
 from typing import TYPE_CHECKING, Annotated
@@ -75,10 +75,10 @@ def evaluate(
     loaded = load_bundle(bundle)
     train = _training_split(loaded, data, required=mistakes is not None)
     skips = SkipCounts()
-    reading = ReadOptions(format, token_column, tag_column, offsets)
+    texts = labeled_texts(data, split, ReadOptions(format, token_column, tag_column, offsets))
 
     def read(skips: SkipCounts) -> "Iterator[Example]":
-        return examples(labeled_texts(data, split, reading, skips), loaded.tokenizer, skips, max_tokens)
+        return examples(texts(skips), loaded.tokenizer, skips, max_tokens)
 
     rows = split_from_examples(read(skips), loaded.config.tagger.uses_word_features, loaded.subwords)
     echo_skips(skips.counts, skips.places)
@@ -102,8 +102,8 @@ def evaluate(
         print_json(EvaluationResult(len(rows), metrics, kinds, skips.counts).as_json())
 
 
-def labeled_texts(data: str, split: str, reading: ReadOptions, skips: "SkipCounts") -> "Iterator[LabeledText]":
-    """Return the texts of a dataset directory's split, or of labeled files.
+def labeled_texts(data: str, split: str, reading: ReadOptions) -> "Callable[[SkipCounts], Iterator[LabeledText]]":
+    """Return a function that reads the texts of a dataset directory's split, or of labeled files, as often as it is called.
 
     Raises:
         UserError: there is no such split, or no such files.
@@ -116,8 +116,9 @@ def labeled_texts(data: str, split: str, reading: ReadOptions, skips: "SkipCount
     if storage.file_type(data).name == "Directory" and not labeled_files(data):
         if split not in SPLITS:
             raise UserError(f"--split {split}: is unknown; choose one of {', '.join(SPLITS)}")
-        return Dataset(data).texts(split)
-    return (text for source in resolve_inputs([data], reading) for text in Reader(source).read(skips))
+        return lambda skips: Dataset(data).texts(split)
+    files = resolve_inputs([data], reading)  # once: a pipe cannot be opened again
+    return lambda skips: (text for file in files for text in Reader(file).read(skips))
 
 
 def _training_split(bundle: "Bundle", data: str, required: bool) -> "Split | None":
