@@ -19,6 +19,8 @@ Labels = dict[str, Any]  # arguments of LabeledText
 KNOWN = '{"text": ..., "keyphrases": [...]} or {"text": ..., "spans": [[start, end], ...]}'
 _TEXTS = ("text", "full_text", "document", "sentence", "tweet", "content", "data")
 _TOKENS = ("tokens", "document", "words", "sentence")
+_WHOLE_TWEETS = ("extended_tweet", "note_tweet")  # of a tweet whose text is cut off
+_BEFORE_TEXT = {*_TOKENS, *_WHOLE_TWEETS}  # what counts rather than "text"
 _LISTS = ("annotations", "data", "examples", "rows", "documents", "records")  # fields that hold all records of a file
 _START, _END = ("start", "start_offset", "startOffset", "begin"), ("end", "end_offset", "endOffset")
 _REJECTED = ("reject", "ignore")  # answers of Prodigy
@@ -210,10 +212,10 @@ def _unwrapped(value: object) -> Record | None:
         return {"text": value[0], **value[1]}  # type: ignore[index]
     if not isinstance(value, dict):
         return None
-    record = {name: field for name, field in value.items() if field is not None}
+    record = value if None not in value.values() else {n: field for n, field in value.items() if field is not None}
     for name in ("data", "row"):  # of the Twitter API v2 and Label Studio; of a page of a dataset's viewer
         if isinstance(record.get(name), dict):
-            return {**record.pop(name), **record}
+            return {**record[name], **{n: field for n, field in record.items() if n != name}}
     return record
 
 
@@ -239,7 +241,9 @@ def _names(record: Record) -> str:
 
 def _source(record: Record, place: str, unit: str = "characters") -> _Source:
     """Return the text of a record. Raises LineError where there is none."""
-    for whole in ("extended_tweet", "note_tweet"):  # of a tweet whose text is cut off
+    if "text" in record and _BEFORE_TEXT.isdisjoint(record):
+        return _Source(checked_text(record["text"], place), place, unit)
+    for whole in _WHOLE_TWEETS:
         if isinstance(record.get(whole), dict):
             inner = record[whole]
             return _Source(checked_text(inner.get("full_text", inner.get("text")), place), place, unit)
@@ -307,7 +311,7 @@ def _phrases(name: str, value: Any, source: _Source) -> Labels | None:
     """Read a list of phrases, of which every occurrence is marked, or one string, of which the first one is."""
     if isinstance(value, str):
         return {"keyphrases": phrases_of(value, source.text)}
-    phrases = [_phrase(item) for item in value] if isinstance(value, list) else [None]
+    phrases = [item if type(item) is str else _phrase(item) for item in value] if isinstance(value, list) else [None]
     if None in phrases:
         raise LineError(source.place, f'"{name}" is not a list of strings; write ["one keyphrase", "another"]')
     return {"keyphrases": tuple(phrase for phrase in phrases if phrase and phrase.strip()), "every": True}
@@ -315,8 +319,6 @@ def _phrases(name: str, value: Any, source: _Source) -> Labels | None:
 
 def _phrase(item: Any) -> str | None:
     match item:
-        case str():
-            return item
         case int() | float():
             return f"{item:g}" if isinstance(item, float) else str(item)
         case [*words] if words and all(isinstance(word, str) for word in words):
