@@ -3,6 +3,7 @@
 import typer
 
 from jobs.benchmark.command import benchmark
+from jobs.console import keep_warnings, write_utf8
 from jobs.demo import demo
 from jobs.evaluate import evaluate
 from jobs.extract import extract
@@ -22,4 +23,6 @@ for job in (prepare, train, tune, evaluate, extract, report, benchmark, demo):
     app.command()(job)
 
 if __name__ == "__main__":
+    write_utf8()
+    keep_warnings()
     app(prog_name="python -m jobs")

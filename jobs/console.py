@@ -5,22 +5,24 @@ stdout carries results, stderr everything else. Exit codes: 0 done, 1 failed run
 """
 
 import errno
+import io
 import json
 import os
+import shlex
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from typing import NoReturn, ParamSpec
 
 import typer
 
-from model.errors import RunFailedError, UserError
+from model.errors import RunFailedError, StorageError, UserError
 
 _PYTHON = os.path.relpath(sys.executable)
-INVOCATION = f"{'python' if _PYTHON.startswith('..') else _PYTHON} -m jobs"  # how to call a command from here
 SECONDS_PER_LINE = 20  # between lines of progress where there is no terminal
 FAILED, MISTAKE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 # Errors that the user has to resolve, not the program.
@@ -44,6 +46,27 @@ class Terminated(BaseException):
     """SIGTERM arrived."""
 
 
+def invocation(*arguments: str) -> str:
+    """Return the line that runs a command from here, to be pasted into a shell."""
+    return shlex.join(["python" if _PYTHON.startswith("..") else _PYTHON, "-m", "jobs", *arguments])
+
+
+def write_utf8() -> None:
+    """Make stdout and stderr UTF-8 whatever the locale: results are the same on every machine.
+
+    Half of a surrogate pair, as JSON may contain, is written as an escape, which is JSON again.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
+def keep_warnings() -> None:
+    """Show warnings that PYTHONWARNINGS or -W would make errors: those of Ray and other libraries would end a command."""
+    if any(option.startswith("error") for option in sys.warnoptions):
+        warnings.simplefilter("default")
+
+
 def echo(text: str) -> None:
     """Print a line for the user, to stderr."""
     print(text, file=sys.stderr, flush=True)
@@ -59,6 +82,8 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
 
     @wraps(function)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
+        if sys.flags.optimize > 1:
+            _stop("error: PYTHONOPTIMIZE=2 removes docstrings, which Ray reads; unset it, or set it to 1", MISTAKE)
         signal.signal(signal.SIGTERM, _terminate)
         try:
             function(*args, **kwargs)
@@ -70,14 +95,16 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
         except BrokenPipeError:  # the reader of stdout, such as head, has ended
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None
+        except StorageError as error:
+            echo(f"error: {error}")
+            leave(FAILED)
         except OSError as error:
-            if error.errno not in _USERS_ERRNO:
-                raise
-            _stop(f"error: {error}; make room or choose another place", MISTAKE)
-        except KeyboardInterrupt:
-            _stop("interrupted", INTERRUPTED)
-        except Terminated:
-            _stop("terminated", TERMINATED)
+            if error.errno in _USERS_ERRNO:
+                _stop(f"error: {error}; make room or choose another place", MISTAKE)
+            _stop(f"error: {error}", FAILED)  # a disk or a server that fails
+        except (KeyboardInterrupt, Terminated) as stop:
+            echo("interrupted" if isinstance(stop, KeyboardInterrupt) else "terminated")
+            leave(exit_code(stop))
 
     return guarded
 
@@ -92,10 +119,13 @@ def exit_code(stop: BaseException) -> int:
 
 
 def leave(code: int) -> NoReturn:
-    """End this process at once, while a thread of it still uses Ray.
+    """End this process at once, while a thread of it still uses Ray, or waits for storage that does not answer.
 
-    Ray ends a process with code 1 that calls it after a shutdown. Ray's own processes end with this one.
+    Ray ends a process with code 1 that calls it after a shutdown. Ray's own processes end with this one. Clients of storage
+    would hold the end of the process for minutes.
     """
+    with suppress(OSError):  # where its reader has ended
+        sys.stdout.flush()
     os._exit(code)
 
 

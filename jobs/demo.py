@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.console import INVOCATION, command, echo, print_json, table
+from jobs.console import command, echo, invocation, print_json, table
 from jobs.demo_corpus import prepare_corpus, write_corpus
 
 # The corpus has none of these names, and each sentence has one that is not a keyphrase: only the context decides.
@@ -59,11 +59,12 @@ def demo(
         print(sentence)
         for each in extractor(sentence):
             print(f"    {each.text}  [{each.start}:{each.end}]  {each.score:.3f}")
+    train_mine = invocation("train", "--data", "data/mine", "--workers", str(workers))
     echo(
         f"\ncorpus   {place / 'corpus'}\ndataset  {data}\nbundle   {result.bundle}\n\nNext:\n"
-        f'  echo "one of your texts" | {INVOCATION} extract {result.bundle}\n'
-        f"  {INVOCATION} prepare YOUR.tsv --out data/mine       # text<TAB>keyphrase;keyphrase\n"
-        f"  {INVOCATION} train --data data/mine --workers {workers}"
+        f"  echo 'one of your texts' | {invocation('extract', result.bundle)}\n"
+        f"  {invocation('prepare', 'YOUR.tsv', '--out', 'data/mine')}       # text<TAB>keyphrase;keyphrase\n"
+        f"  {train_mine}"
     )
     if json:
         print_json({"name": result.name, "bundle": result.bundle, "seconds": result.seconds, "test": metrics})

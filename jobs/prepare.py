@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import click
 import typer
 
-from jobs.console import INVOCATION, command, echo, print_json, progress_counter
+from jobs.console import command, echo, invocation, print_json, progress_counter
 from model.readers.formats import FORMATS, OFFSETS, ReadOptions
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def prepare(
     with progress_counter("texts") as progress, progress_counter(passes) as pretrain_progress:
         info = build(config, parallel_map(out, workers), progress, pretrain_progress)
     _echo_summary(info)
-    echo(f"{info['words']:,} words; {out} is ready: {INVOCATION} train --data {out}")
+    echo(f"{info['words']:,} words; {out} is ready: {invocation('train', '--data', out)}")
     if json:
         print_json({"out": out, **info})
 

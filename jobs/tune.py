@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from distributed.sweep.samplers import SAMPLERS
-from jobs.console import FAILED, INVOCATION, Terminated, command, echo, exit_code, leave, print_json
+from jobs.console import FAILED, Terminated, command, echo, exit_code, invocation, leave, print_json
 from jobs.progress import SweepProgress
 from jobs.train import merge_sources
 
@@ -172,7 +172,7 @@ def run(plan: "SweepConfig") -> "TuneResult":
     from distributed.tune.driver import write_best_bundle
     from model.errors import NotGrantedError
 
-    resume = f"{plan.config.run.name} --storage {plan.config.run.storage}"
+    resume = invocation("tune", "--resume", f"{plan.config.run.name}", "--storage", plan.config.run.storage)
     try:
         with SweepProgress() as view:
             return run_sweep(plan, view.event)
@@ -181,12 +181,12 @@ def run(plan: "SweepConfig") -> "TuneResult":
             echo("stopped; writing the bundle of the best trial so far ...")
             bundle = write_best_bundle(plan.folder)
             echo(f"bundle: {bundle}" if bundle else "no trial has finished an epoch yet: there is no bundle")
-            echo(f"resume with: {INVOCATION} tune --resume {resume}")
+            echo(f"resume with: {resume}")
         else:
             echo("stopped before the sweep began")
         leave(exit_code(stop))
     except NotGrantedError as error:  # Tune still waits
-        echo(f"error: {error}; resume with: {INVOCATION} tune --resume {resume}")
+        echo(f"error: {error}; resume with: {resume}")
         leave(FAILED)
     finally:
         import ray

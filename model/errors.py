@@ -13,6 +13,10 @@ class NotGrantedError(RunFailedError):
     """The cluster did not grant the resources of a run in time."""
 
 
+class StorageError(OSError):
+    """Storage that does not answer (exit code 1); the message names the location."""
+
+
 class LineError(UserError):
     """A line of an input file that cannot be used.
 

@@ -1,4 +1,4 @@
-"""Files by path or URI: the only module that knows about file systems.
+"""Files by path or URI.
 
 A location is a local path or a URI of any scheme that pyarrow (`s3://`, `gs://`, `hdfs://`, `file://`) or an installed
 fsspec package (`memory://`, `az://`, ...) supports. A file is written completely or not at all.
@@ -13,10 +13,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-import pyarrow as pa
 from pyarrow import fs
 
 from model.errors import UserError
+from model.filesystems import open_filesystem, require_answer
 
 # A user with a password before an @, or an option such as secret_key=...
 _CREDENTIAL = re.compile(r"://[^/?]*:[^/?@]+@|[?&][^=&]*(key|secret|token|password)[^=&]*=", re.IGNORECASE)
@@ -38,7 +38,9 @@ def resolve(location: str) -> tuple[fs.FileSystem, str]:
     """Return the file system of a location and the path inside it.
 
     Raises:
-        UserError: the scheme is unknown, its package is not installed, or the location contains a credential.
+        UserError: the scheme is unknown, its package is not installed, the location contains a credential, or the storage
+            refuses access.
+        StorageError: the storage does not answer.
     """
     if not is_remote(location):
         return fs.LocalFileSystem(), absolute(location)
@@ -47,17 +49,8 @@ def resolve(location: str) -> tuple[fs.FileSystem, str]:
             f"{location.partition('://')[0]}://...: contains a credential, but locations are saved and displayed; remove it, "
             f"and set it in the environment or in the storage's own configuration files on every node"
         )
-    try:
-        return fs.FileSystem.from_uri(location)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        pass  # not one of pyarrow's own schemes
-    import fsspec
-
-    try:
-        filesystem, path = fsspec.core.url_to_fs(location)
-    except (ValueError, ImportError) as error:
-        raise UserError(f"{location}: cannot open this kind of storage: {error}") from error
-    return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path
+    require_answer(location)
+    return open_filesystem(location)
 
 
 def join(location: str, *parts: str) -> str:

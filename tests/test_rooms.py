@@ -11,6 +11,7 @@ GROUND = {
     "model.aliases",
     "model.config",
     "model.errors",
+    "model.filesystems",
     "model.presets",
     "model.shards",
     "model.staging",
@@ -22,7 +23,8 @@ DISTRIBUTED = {f"distributed.{room}" for room in ("cluster", "train", "sweep", "
 # A row a room, from the ground up: what it may import besides itself.
 MAY_IMPORT: dict[str, set[str]] = {
     "model.errors": set(),
-    "model.storage": {"model.errors"},
+    "model.filesystems": {"model.errors"},
+    "model.storage": {"model.errors", "model.filesystems"},
     "model.staging": {"model.errors", "model.storage"},
     "model.shards": {"model.errors", "model.storage"},
     "model.aliases": {"model.errors"},
