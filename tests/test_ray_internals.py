@@ -4,6 +4,7 @@ import ast
 import inspect
 import logging
 import os
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +26,16 @@ def no_fallback(caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest
     yield
     warned = [record for record in caplog.get_records("call") if record.name == ray_internals.__name__]
     assert bool(warned) == ("vanish" in request.node.name), warned
+
+
+def test_a_check_of_the_address_that_vanished_costs_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    for name in ("ray._private.grpc_utils", "ray._private.services"):
+        monkeypatch.setitem(sys.modules, name, None)
+    head = ray_internals.find_head("10.0.0.1:6379")
+    assert head == "10.0.0.1:6379" and ray_internals.ask_head(head) is ray_internals.HeadReply.ALIVE
+    assert "RAY_ADDRESS" in caplog.text
 
 
 def trainer() -> Any:

@@ -4,19 +4,18 @@ import os
 import signal
 import sys
 import threading
+from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
+from distributed.cluster.address import cluster_address, require_cluster
 from distributed.cluster.autoscaler import autoscaler_limits
-from distributed.cluster.ray_internals import JOB_CONFIG, set_train_defaults
+from distributed.cluster.ray_internals import JOB_CONFIG, environment, set_train_defaults
 from distributed.cluster.resources import ClusterResources, sum_resources, with_autoscaler
+from model.errors import RunFailedError, UserError
 
 if TYPE_CHECKING:
     from ray.util.queue import Queue
-
-
-def cluster_address() -> str | None:
-    """Return the address in RAY_ADDRESS, which Ray sets for a submitted job; None for a cluster on this machine alone."""
-    return os.environ.get("RAY_ADDRESS") or None
 
 
 def this_machine() -> ClusterResources:
@@ -47,6 +46,10 @@ def connect(cpus: int | None = None) -> ClusterResources:
 
     Returns:
         The resources of the cluster.
+
+    Raises:
+        UserError: RAY_ADDRESS is wrong, or Ray may not write its files.
+        RunFailedError: the cluster does not answer, or Ray does not start.
     """
     set_train_defaults()
     import ray
@@ -55,20 +58,39 @@ def connect(cpus: int | None = None) -> ClusterResources:
         on_sigterm = signal.getsignal(signal.SIGTERM)  # Ray replaces the handler
         address = cluster_address()
         if address:
+            require_cluster(address)
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         else:
-            local = this_machine()
+            _start_ray(this_machine(), cpus)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)
+    return current_resources()
+
+
+def _start_ray(machine: ClusterResources, cpus: int | None) -> None:
+    """Start a Ray on this machine. Its processes do not inherit PYTHONWARNINGS: with `error` they would end at once."""
+    import ray
+
+    try:
+        with environment({"PYTHONWARNINGS": ""}):
             ray.init(
                 address="local",
-                num_cpus=cpus or local.cpus,
-                num_gpus=local.gpus,
+                num_cpus=cpus or machine.cpus,
+                num_gpus=machine.gpus,
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level="ERROR",
             )
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, on_sigterm)
-    return current_resources()
+    except OSError as error:
+        raise UserError(
+            f"Ray cannot write its files: {error}; set RAY_TMPDIR (now {os.environ.get('RAY_TMPDIR', '/tmp')}) or HOME (now "
+            f"{Path.home()}) to a folder that you may write to"
+        ) from error
+    except Exception as error:  # Ray has many kinds
+        reason = shorten(str(error), 300)
+        raise RunFailedError(
+            f"Ray does not start: {reason}; its log is in ray/session_latest/logs of RAY_TMPDIR"
+        ) from error
 
 
 def current_resources() -> ClusterResources:

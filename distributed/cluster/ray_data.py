@@ -9,7 +9,8 @@ import pickle
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from distributed.cluster.connection import cluster_address, connect, inspect_cluster
+from distributed.cluster.address import cluster_address
+from distributed.cluster.connection import connect, inspect_cluster
 from model import storage
 from model.errors import RunFailedError, UserError
 from model.shards import ParallelMap, serial_map

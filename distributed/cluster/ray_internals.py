@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from enum import Enum
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from ray.train import PreemptionInfo
     from ray.train.torch import TorchTrainer
 
+ANSWER_S = 10.0  # the most that a head node takes to answer
 HEAD_NODE_RESOURCE = "node:__internal_head__"  # a resource that the head node of every Ray has; it costs no CPU
 
 # Environment variables that Ray reads in the process that starts a trainer, and passes to its controller and workers.
@@ -73,6 +75,65 @@ def set_train_defaults() -> None:
     """Set the environment variables that Ray Train reads, except those that the user has set."""
     for name, value in TRAIN_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+
+
+class HeadReply(Enum):
+    """What the head node of a cluster answers."""
+
+    ALIVE = "alive"
+    UNAUTHENTICATED = "unauthenticated"
+    SILENT = "silent"
+
+
+def find_head(address: str) -> str:
+    """Return the HOST:PORT of a cluster's head node. For `auto`, use the user's token if there is one, as `ray.init` does.
+
+    Args:
+        address: HOST:PORT, or `auto` for the cluster that runs on this machine.
+
+    Raises:
+        ConnectionError: no cluster runs on this machine.
+        ValueError: the address is neither.
+    """
+    try:
+        from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+        from ray._private.services import canonicalize_bootstrap_address
+    except ImportError:
+        _warn("a wrong RAY_ADDRESS is reported late")
+        return address
+    if address == "auto":
+        logging.getLogger("ray").setLevel(logging.ERROR)  # no advice about tokens
+        maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    head: str = canonicalize_bootstrap_address(address)
+    return head
+
+
+def ask_head(head: str) -> HeadReply:
+    """Return what the head node at HOST:PORT answers, with the token of this process where it has one."""
+    try:
+        import grpc
+        from ray._private.grpc_utils import init_grpc_channel
+        from ray.core.generated.gcs_service_pb2 import CheckAliveRequest
+        from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
+    except ImportError:
+        _warn("a wrong RAY_ADDRESS is reported late")
+        return HeadReply.ALIVE
+    from ray.exceptions import AuthenticationError
+
+    try:
+        channel = init_grpc_channel(head)
+    except AuthenticationError:  # RAY_AUTH_MODE is token, and there is none
+        return HeadReply.UNAUTHENTICATED
+    try:
+        NodeInfoGcsServiceStub(channel).CheckAlive(CheckAliveRequest(), timeout=ANSWER_S)
+    except AuthenticationError:
+        return HeadReply.UNAUTHENTICATED
+    except grpc.RpcError as error:
+        refused = error.code() is grpc.StatusCode.UNAUTHENTICATED
+        return HeadReply.UNAUTHENTICATED if refused else HeadReply.SILENT
+    finally:
+        channel.close()
+    return HeadReply.ALIVE
 
 
 @contextmanager
