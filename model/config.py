@@ -7,11 +7,12 @@ paper (Zhang et al., EMNLP 2016) and of the recorded runs of its earlier impleme
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
@@ -22,6 +23,7 @@ Tree = dict[str, Any]  # nested plain values, as YAML and JSON have them
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 class _Tree(BaseModel):
@@ -158,11 +160,9 @@ class TrainingConfig(_Section):
 class RunConfig(_Section):
     """Where a run is stored and which resources it uses."""
 
-    name: str | None = Field(
-        None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="default: derived from the time"
-    )
+    name: str | None = Field(None, description="default: derived from the time")
     storage: str = Field(
-        default_factory=lambda: os.environ.get("TANDEM_STORAGE", "runs"),
+        default_factory=lambda: os.environ.get("TANDEM_STORAGE") or "runs",
         description="path or URI of the folder that contains the run's folder; default: TANDEM_STORAGE, else runs",
     )
     workers: PositiveInt = Field(1, description="processes that share each batch")
@@ -180,7 +180,19 @@ class RunConfig(_Section):
     wait_minutes: Annotated[float, Field(gt=0)] = Field(
         30.0, description="maximum wait for the cluster to start the workers, at first or after nodes are lost"
     )
-    wandb_project: str = Field("tandem", description="W&B project")
+    wandb_project: str | None = Field(
+        None, description="W&B project; default: that of WANDB_PROJECT or W&B's settings file, else tandem"
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _usable_as_a_folder(cls, name: str | None) -> str | None:
+        if name is not None and not _NAME.fullmatch(name):
+            raise ValueError(
+                "a name has at most 100 of the letters a to z and A to Z, digits, dots, '_' and '-', and begins with a letter "
+                "or a digit"
+            )
+        return name
 
     @model_validator(mode="after")
     def _fewest_and_most(self) -> "RunConfig":
@@ -196,6 +208,9 @@ class Config(_Tree):
     """The complete configuration of a run."""
 
     data: str = Field(description="path or URI of a dataset directory made by `prepare`")
+    data_digest: str | None = Field(
+        None, pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the dataset; set when a run starts"
+    )
     tagger: TaggerConfig = TaggerConfig()
     training: TrainingConfig = TrainingConfig()
     run: RunConfig = RunConfig()

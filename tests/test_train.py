@@ -261,6 +261,9 @@ def logged(folder: Path) -> str:
 
 
 def track(tmp_path: Path, bundle: str) -> WandbRun:
+    import wandb
+
+    wandb.teardown()  # it keeps the settings that it has read for an earlier test
     config = make_config({"data": "d", "run": {"name": "t", "storage": str(tmp_path), "wandb_project": "mine"}})
     with WandbRun(config, str(tmp_path / "t")) as tracker:
         tracker.epoch({"epoch": 1, "valid/keyphrase_f1": 0.25, "train_sentence_precision": 0.5})
@@ -287,7 +290,7 @@ def test_wandb_mode_disabled_is_honoured(small_bundle: str, tmp_path: Path, monk
 def test_an_unreachable_server_neither_blocks_nor_ends_a_run(
     small_bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
-    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("WANDB_MODE", " ")  # as not set
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setattr("distributed.train.tracking.CONNECT_TIMEOUT_S", 3)

@@ -15,7 +15,7 @@ from distributed.train.tracking import (
     log_artifact,
     run_id,
     start_run,
-    wandb_mode,
+    wandb_settings,
     warn,
 )
 from model.config import Config
@@ -37,8 +37,8 @@ class WandbGroup:
 
     def __init__(self, plan: SweepConfig) -> None:
         self.plan, self.local = plan, local_folder(plan.folder)
-        self.mode = wandb_mode()
-        self.where = describe_location(self.mode, plan.config, self.local)
+        self.mode, self.project = wandb_settings(plan.config)
+        self.where = describe_location(self.mode, self.project, self.local)
         self.events: queue.SimpleQueue[_TrialEvent | tuple[str, TuneResult] | None] = queue.SimpleQueue()
         self.runs: dict[str, Run] = {}
         self.thread = threading.Thread(target=self._work, name="wandb", daemon=True)
@@ -104,7 +104,7 @@ class WandbGroup:
         run = start_run(
             self.mode,
             self.local,
-            project=self.plan.config.run.wandb_project,
+            project=self.project,
             group=sweep,
             name=f"{sweep}-{name}",
             id=run_id(f"{sweep}-{name}", self.plan.folder),
