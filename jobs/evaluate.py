@@ -87,6 +87,8 @@ def evaluate(
     place = resolve_device(device)
     counts = measure(loaded.tagger.to(place), rows, place).counts
     metrics = summarize(counts)
+    if not rows.tags.any():
+        echo(f"warning: {data}: has no keyphrases, so that recall and F1 are 0 whatever is found")
     echo(f"{len(rows):,} texts of {data}")
     echo(table(metrics))
     kinds = None

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs.console import FAILED, INVOCATION, Terminated, command, echo, exit_code, leave, print_json, table
+from jobs.console import FAILED, Terminated, command, echo, exit_code, invocation, leave, print_json, table
 from jobs.progress import TrainingProgress
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def train(
 def _print_result(result: "TrainResult", config: "Config", json: bool) -> None:
     echo(table(result.valid))
     echo(f"bundle: {result.bundle} (epoch {result.best_epoch} of {result.epochs})")
-    echo(f"next: {INVOCATION} evaluate {result.bundle} --data {config.data}")
+    echo(f"next: {invocation('evaluate', result.bundle, '--data', config.data)}")
     if json:
         print_json(result.as_json())
 
@@ -127,13 +127,18 @@ def resolve(tree: dict[str, Any], resume: str | None) -> "Config":
 def run(config: "Config") -> "TrainResult":
     """Train with progress output; where the training is stopped, print how to resume it."""
     from distributed.train.driver import train as fit
+    from distributed.train.runs import run_exists
     from model.errors import NotGrantedError
 
     try:
         with TrainingProgress(config.training.epochs) as progress:
             return fit(config, progress.event)
     except (KeyboardInterrupt, Terminated) as stop:
-        echo(f"stopped; resume with: {INVOCATION} train --resume {config.run.name} --storage {config.run.storage}")
+        if run_exists(config):
+            resume = invocation("train", "--resume", f"{config.run.name}", "--storage", config.run.storage)
+            echo(f"stopped; resume with: {resume}")
+        else:
+            echo("stopped before the run began")
         leave(exit_code(stop))
     except NotGrantedError as error:  # Ray Train still waits
         echo(f"error: {error}")

@@ -11,9 +11,14 @@ from model.errors import UserError
 
 
 def check_data(config: Config, dataset: Dataset) -> None:
-    """Check that a dataset has its splits and suits the configuration. Raises UserError."""
+    """Check that a dataset has its splits, suits the configuration and is still the same. Raises UserError."""
     dataset.require("train")
     dataset.require("valid")
+    if config.data_digest not in (None, dataset.digest):
+        raise UserError(
+            f"{config.data}: is no longer the dataset that the run was started on; prepare that one again, or start a new run "
+            f"with another --name"
+        )
     smallest = min_batch_size(dataset.rows("train"), config.training.global_batch_size)
     if config.run.workers > smallest:
         raise UserError(
@@ -27,6 +32,14 @@ def check_data(config: Config, dataset: Dataset) -> None:
             f"{config.data}: its word vectors have {size} values, and tagger.embedding_dim is {config.tagger.embedding_dim}; "
             f"use --set tagger.embedding_dim={size}, or --set tagger.pretrained_vectors=false to train without them"
         )
+
+
+def missing_keyphrases(dataset: Dataset) -> list[str]:
+    """Return a warning for each split of a dataset that has no keyphrases, which nothing can be learned or chosen from."""
+    splits = dataset.info["splits"]
+    without = [name for name in ("train", "valid") if not splits[name]["keyphrases"]]
+    effects = {"train": "nothing can be learned from it", "valid": "F1 stays 0, and no epoch is better than another"}
+    return [f"warning: {dataset.location}: {name} has no keyphrases; {effects[name]}" for name in without]
 
 
 def check_storage(location: str, cluster: ClusterResources, option: str = "--storage") -> None:

@@ -3,22 +3,24 @@
 import json
 import tempfile
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from distributed.cluster.connection import connect, driver_queue, inspect_cluster
-from distributed.cluster.preflight import check_storage
+from distributed.cluster.preflight import check_storage, missing_keyphrases
 from distributed.cluster.ray_internals import START_TIMEOUT, TRAIN_ENVIRONMENT, environment
-from distributed.cluster.resources import WorkerRequest, plan_workers
-from distributed.train.checkpoint import STOP
+from distributed.cluster.resources import ClusterResources, WorkerRequest, plan_workers
+from distributed.train.checkpoint import STOP, checkpoints
 from distributed.train.events import EpochEnd, Event, EventHandler, Note, close_queues, drain
 from distributed.train.failures import NoProgressLimit, WorkerLossCallback, to_user_error
 from distributed.train.preflight import validate_run
 from distributed.train.result import TrainResult, read_result, write_result
-from distributed.train.runs import run_folder
-from distributed.train.tracking import WandbRun
+from distributed.train.runs import run_exists, run_folder
+from distributed.train.tracking import WandbRun, wandb_settings
 from model import storage
 from model.config import Config, RunConfig
+from model.data.dataset import Dataset
 from model.errors import DivergedError
 
 if TYPE_CHECKING:
@@ -46,10 +48,40 @@ def train(config: Config, on_event: EventHandler) -> TrainResult:
         on_event(Note(f"{folder} is finished already; nothing to do"))
         return finished
     validate_run(config, inspect_cluster())  # a mistake is reported at once, not after Ray's start
+    wandb_settings(config)
     cluster = connect()
     request = plan_workers(config.run, cluster)
     check_storage(config.run.storage, cluster)
-    storage.write(storage.join(folder, "config.json"), json.dumps(config.model_dump(), indent=2).encode())
+    dataset = Dataset(config.data)
+    config = config.model_copy(update={"data_digest": dataset.digest})
+    for warning in missing_keyphrases(dataset):
+        on_event(Note(warning))
+    with _saved(config, folder):
+        return _train(config, request, cluster, folder, on_event)
+
+
+@contextmanager
+def _saved(config: Config, folder: str) -> Iterator[None]:
+    """Save the configuration of a run, which marks its folder.
+
+    A new run that fails before its first checkpoint is not kept, so that the same command can be given again.
+    """
+    place = storage.join(folder, "config.json")
+    new = not run_exists(config)
+    storage.write(place, json.dumps(config.model_dump(), indent=2).encode())
+    try:
+        yield
+    except Exception:
+        with suppress(OSError):  # of storage that fails, which is what ends the run
+            if new and not checkpoints(folder):
+                storage.remove(place)
+        raise
+
+
+def _train(
+    config: Config, request: WorkerRequest, cluster: ClusterResources, folder: str, on_event: EventHandler
+) -> TrainResult:
+    """Train with tracking, and write the bundle and the result."""
     began = time.perf_counter()
     with WandbRun(config, folder) as tracker:
         on_event(Note(f"run {config.run.name}: {request} on {cluster.describe_count('node')}, {tracker.where}"))

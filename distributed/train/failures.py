@@ -6,6 +6,7 @@ import ray.train
 from ray.exceptions import RayActorError
 from ray.train import ControllerError, WorkerGroupError
 
+from distributed.train.checkpoint import checkpoints
 from distributed.train.events import Event, EventHandler, Note, TrainingStarted, WorkersLost, send
 from distributed.train.trainer import COLLECTIVE_TIMEOUT_S
 from model.errors import RunFailedError, UserError
@@ -79,7 +80,9 @@ def worker_error(folder: str, failures: dict[int, Exception], gpu: bool) -> User
         if isinstance(error, UserError):
             return error
         if isinstance(error, OSError) and error.errno is not None:
-            return UserError(f"{folder}: worker {rank} could not read or write: {error}; make room, then use --resume")
+            return UserError(
+                f"{folder}: worker {rank} could not read or write: {error}; make room, then {_next(folder)}"
+            )
     return _failed(folder, describe(failures, gpu))
 
 
@@ -93,4 +96,13 @@ def to_user_error(error: Exception, folder: str, gpu: bool) -> UserError | RunFa
 
 
 def _failed(folder: str, reason: str) -> RunFailedError:
-    return RunFailedError(f"{folder}: the training failed: {reason}; resume from its last checkpoint with --resume")
+    return RunFailedError(f"{folder}: the training failed: {reason}; {_next(folder)}")
+
+
+def _next(folder: str) -> str:
+    """Return how to go on after a failure; a run without a checkpoint is not kept."""
+    try:
+        saved = bool(checkpoints(folder))
+    except OSError:  # the storage may be what failed
+        saved = True
+    return "resume from its last checkpoint with --resume" if saved else "start it again, since nothing was saved yet"

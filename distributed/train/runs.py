@@ -30,6 +30,11 @@ def run_folder(config: Config) -> str:
     return storage.join(config.run.storage, config.run.name)
 
 
+def run_exists(config: Config) -> bool:
+    """Return whether a run has begun."""
+    return storage.exists(storage.join(run_folder(config), "config.json"))
+
+
 def new_run(config: Config, kind: str = "run") -> Config:
     """Return the configuration of a new run or sweep, with a name and with absolute locations.
 

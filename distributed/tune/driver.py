@@ -6,7 +6,7 @@ import statistics
 import ray
 
 from distributed.cluster.connection import connect, driver_queue, inspect_cluster
-from distributed.cluster.preflight import check_storage
+from distributed.cluster.preflight import check_storage, missing_keyphrases
 from distributed.report.page import write_report
 from distributed.sweep import ablation, ablation_table, comparison
 from distributed.sweep.journal import Journal, timestamp
@@ -17,6 +17,7 @@ from distributed.sweep.state import SweepState, Trial, read_sweep
 from distributed.train.checkpoint import load_best
 from distributed.train.events import Note
 from distributed.train.shared_data import SharedData
+from distributed.train.tracking import wandb_settings
 from distributed.tune.events import SweepEventHandler
 from distributed.tune.recorder import SweepRecorder
 from distributed.tune.schedulers import FullBudgetScheduler, ResumableASHA
@@ -47,9 +48,12 @@ def tune(plan: SweepConfig, on_event: SweepEventHandler) -> TuneResult:
         RunFailedError: no trial finished an epoch.
     """
     validate_plan(plan, inspect_cluster())  # a mistake is reported at once, not after Ray's start
+    wandb_settings(plan.config)
     cluster = connect()
     plan, space, resources = validate_plan(plan, cluster)
     check_storage(plan.config.run.storage, cluster)
+    dataset = Dataset(plan.config.data)
+    plan = plan.model_copy(update={"config": plan.config.model_copy(update={"data_digest": dataset.digest})})
     journal = Journal(plan.folder)
     try:
         storage.write(storage.join(plan.folder, "sweep.json"), plan.model_dump_json(indent=2).encode())
@@ -60,7 +64,7 @@ def tune(plan: SweepConfig, on_event: SweepEventHandler) -> TuneResult:
                 on_event(Note(f"{plan.folder} is finished already; nothing to do"))
                 return finished
             recorder.record({"event": "session", "time": timestamp()})
-            for line in plan.left_out:
+            for line in (*missing_keyphrases(dataset), *plan.left_out):
                 on_event(Note(line))
             on_event(Note(f"sweep {plan.config.run.name}: {_describe(plan, resources)}, {tracker.where}"))
             try:

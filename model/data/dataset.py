@@ -9,9 +9,11 @@ A local directory is renamed into place when it is complete; on other storage `d
 with a `dataset.json` is therefore complete.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 
 import numpy as np
@@ -128,6 +130,17 @@ class Dataset:
     def tokenizer_bytes(self) -> bytes:
         """Return the content of tokenizer.json. Raises UserError where it is missing."""
         return self._read("tokenizer.json")[0]
+
+    @cached_property
+    def digest(self) -> str:
+        """The SHA-256 of the content of the input files, the sizes of the splits and the vocabulary.
+
+        A dataset that is prepared again from the same files has the same one, wherever the files are.
+        """
+        files = {split: [file["sha256"] for file in files] for split, files in self.info["sources"].items()}
+        sizes = {name: [each["rows"], each["tokens"], each["keyphrases"]] for name, each in self.info["splits"].items()}
+        content = json.dumps([files, sizes], sort_keys=True).encode() + self.tokenizer_bytes()
+        return hashlib.sha256(content).hexdigest()
 
     def vectors(self) -> npt.NDArray[np.float32] | None:
         """Return the initial word vectors (words, size), or None where the dataset has none.
