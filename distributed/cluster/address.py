@@ -24,7 +24,7 @@ def require_cluster(address: str) -> None:
         address: the value of RAY_ADDRESS.
 
     Raises:
-        UserError: the address cannot be that of a cluster, or the cluster requires a token or another version of Ray.
+        UserError: the address cannot be that of a cluster, or the cluster requires a token.
         RunFailedError: nothing answers there.
     """
     where = f"RAY_ADDRESS={address}"

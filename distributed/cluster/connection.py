@@ -81,16 +81,19 @@ def _start_ray(machine: ClusterResources, cpus: int | None) -> None:
                 log_to_driver=False,
                 logging_level="ERROR",
             )
-    except OSError as error:
-        raise UserError(
-            f"Ray cannot write its files: {error}; set RAY_TMPDIR (now {os.environ.get('RAY_TMPDIR', '/tmp')}) or HOME (now "
-            f"{Path.home()}) to a folder that you may write to"
-        ) from error
     except Exception as error:  # Ray has many kinds
-        reason = shorten(str(error), 300)
-        raise RunFailedError(
-            f"Ray does not start: {reason}; its log is in ray/session_latest/logs of RAY_TMPDIR"
-        ) from error
+        raise _to_start_error(error) from error
+
+
+def _to_start_error(error: Exception) -> UserError | RunFailedError:
+    """Return why Ray does not start on this machine as an error that says what to do."""
+    reason = shorten(str(error), 300)
+    if isinstance(error, OSError) and not isinstance(error, (ConnectionError, TimeoutError)):
+        return UserError(
+            f"Ray cannot write its files: {reason}; set RAY_TMPDIR (now {os.environ.get('RAY_TMPDIR', '/tmp')}) or HOME (now "
+            f"{Path.home()}) to a folder that you may write to, RAY_TMPDIR to one with a short path"
+        )
+    return RunFailedError(f"Ray does not start: {reason}; its log is in ray/session_latest/logs of RAY_TMPDIR")
 
 
 def current_resources() -> ClusterResources:
