@@ -315,7 +315,7 @@ def zipped(name: str) -> bytes:
         (b"\x80\x04\x95", ("pickle", "Parquet")),
         (b"\xd0\xcf\x11\xe0" + b"\0" * 20, ("office",)),
         (b"x" * 257 + b"ustar", ("tar archive",)),
-        ("Caf\u00e9 in town\tCaf\u00e9\n".encode("cp1252"), (":1: ", "not UTF-8", "convert")),
+        ("a bar in M\u00fcnchen\tbar\n".encode("cp1252"), (":1: ", "not UTF-8", "convert")),
         (b"PAR1 and no more", ("cannot be read", "damaged")),
         (b'[{"text": "a b", "keyphrases": ["b"]},\n{"text"', (":2: ", "JSON")),
         (b'text,keyphrases\n"a b,b\n', ("row of a table", "quotes")),
