@@ -77,6 +77,12 @@ def exists(location: str) -> bool:
     return file_type(location) != fs.FileType.NotFound
 
 
+def is_pipe(location: str) -> bool:
+    """Return whether a location is a pipe or another device of this machine, which can be read only once."""
+    path = Path(location).expanduser()
+    return not is_remote(location) and path.exists() and not path.is_file() and not path.is_dir()
+
+
 def size(location: str) -> int:
     """Return the size of a file in bytes, compressed if it is."""
     filesystem, path = resolve(location)
@@ -95,7 +101,7 @@ def expand(pattern: str) -> list[str]:
         UserError: there are none, or the path is a directory.
     """
     found = file_type(pattern)
-    if found in (fs.FileType.File, fs.FileType.Unknown):  # a pipe is neither a file nor a directory
+    if found == fs.FileType.File or is_pipe(pattern):
         return [pattern]
     if found == fs.FileType.Directory:
         raise UserError(f"{pattern}: is a directory; name its files, for example {join(pattern, '*.jsonl')}")

@@ -333,6 +333,11 @@ def test_a_pipe_is_read_once(tmp_path: Path):
     writer.start()
     assert read([pipe]) == (EXPECTED, {})
     writer.join()
+    reading, writing = os.pipe()  # as the shell passes <(command)
+    os.write(writing, TSV.encode())
+    os.close(writing)
+    assert read([Path(f"/dev/fd/{reading}")]) == (EXPECTED, {})
+    os.close(reading)
 
 
 def unlabeled(content: str | bytes) -> list[str]:
@@ -388,6 +393,7 @@ def test_the_texts_of_labeled_files_are_read_without_their_labels(tmp_path: Path
 
 
 def test_blank_lines_and_empty_streams_keep_their_number():
+    assert unlabeled('{"text": "one"}\n{"text": null}\n\n{"text": "four"}\n') == ["one", "", "", "four"]
     assert unlabeled("one\n\nthree\n") == ["one", "", "three"] and unlabeled("") == [] and unlabeled("\n") == [""]
 
 

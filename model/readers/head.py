@@ -9,8 +9,6 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from pyarrow import fs
-
 from model import storage
 from model.errors import UserError
 from model.shards import FileRange, Layout
@@ -62,7 +60,7 @@ def read_head(path: str, may_be_empty: bool = False) -> Head:
     Raises:
         UserError: the file is missing, of a kind that is never read, or empty, unless it may be.
     """
-    location = _copied(path) if storage.file_type(path) == fs.FileType.Unknown else ""
+    location = _copied(path) if storage.is_pipe(path) else ""
     layout = Layout()
     content = _first_bytes(path, layout, location)
     if compression := next((name for mark, name in _COMPRESSIONS.items() if content.startswith(mark)), None):

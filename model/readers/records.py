@@ -169,10 +169,12 @@ def label_tweet(tweet: str, place: str, skips: SkipCounts) -> LabeledText | None
 
 
 def text_of_record(value: object, place: str) -> str:
-    """Return the text of a record, whether it is labeled or not. Raises LineError."""
+    """Return the text of a record, whether it is labeled or not; "" where it is null. Raises LineError."""
     record = _unwrapped(value)
     if record is None:
         raise LineError(place, 'is not a JSON object; write {"text": ...}')
+    if _has_null_text(value, record):
+        return ""
     return _source(record, place).text
 
 
@@ -223,12 +225,16 @@ def _rejection(value: object, record: Record) -> str | None:
     """Return why a record is left out, or None."""
     if record.get("answer") in _REJECTED:
         return f"answer is {record['answer']}"
-    if isinstance(value, dict) and value.get("text", "") is None and not any(name in record for name in _TEXTS):
+    if _has_null_text(value, record):
         return "text is null"
     annotations = record.get("annotations")
     if isinstance(annotations, list) and annotations and not _accepted(annotations):
         return "annotation was cancelled"
     return None
+
+
+def _has_null_text(value: object, record: Record) -> bool:
+    return isinstance(value, dict) and value.get("text", "") is None and not any(name in record for name in _TEXTS)
 
 
 def _accepted(annotations: list[Any]) -> list[Any]:
