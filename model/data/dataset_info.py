@@ -58,6 +58,7 @@ class VectorsInfo(TypedDict):
     Attributes:
         pretrained: where they were trained by `prepare`.
         path: where they were read from a file.
+        skipped, skipped_places: the lines of that file that could not be read, as in `SplitInfo`.
         words_joined: words of the vocabulary that only the vectors contain.
         size: dimensions of a vector.
         words_covered: words of the vocabulary with a pretrained vector; the others are random.
@@ -66,6 +67,8 @@ class VectorsInfo(TypedDict):
 
     pretrained: NotRequired[PretrainingInfo]
     path: NotRequired[str]
+    skipped: NotRequired[dict[str, int]]
+    skipped_places: NotRequired[dict[str, list[str]]]
     words_joined: int
     size: int
     words_covered: int

@@ -18,6 +18,7 @@ from model import staging, storage
 from model.config import TaggerConfig
 from model.data.dataset import DATASET_FORMAT
 from model.data.dataset_info import DatasetInfo, PretrainingInfo, VectorsInfo
+from model.data.labeled_text import SkipCounts
 from model.data.tokenizer import SPECIAL
 from model.errors import UserError
 from model.prepare.passes import InputShard, ShardOptions, encode_shard, tokenize_shard
@@ -185,6 +186,7 @@ class _InitialVectors:
         self._texts = unlabeled_inputs(config.pretrain)
         self._vectors: KeyedVectors | None = None
         self._training: PretrainingInfo | None = None
+        self._skips = SkipCounts()  # lines of the file of vectors
         self._words_joined = 0
 
     def extend(self, vocabulary: pa.ChunkedArray, progress: Progress) -> pa.ChunkedArray:
@@ -200,7 +202,7 @@ class _InitialVectors:
             )
             limit = len(self._vectors) if config.join is None else config.join
         elif config.vectors is not None:
-            self._vectors = read_vectors(config.vectors)
+            self._vectors = read_vectors(config.vectors, None if config.strict else self._skips)
             limit = config.join or 0
         else:
             return vocabulary
@@ -226,4 +228,5 @@ class _InitialVectors:
         if self._training:
             return {"pretrained": self._training, **info}
         assert self._config.vectors is not None
-        return {"path": self._config.vectors, **info}
+        skips = self._skips
+        return {"path": self._config.vectors, "skipped": skips.counts, "skipped_places": skips.places, **info}

@@ -1,18 +1,26 @@
-"""Pretrained word vectors: word2vec, GloVe and fastText files, text or binary, read with gensim."""
+"""Pretrained word vectors: word2vec, GloVe and fastText files, text or binary."""
 
+from array import array
+from collections import Counter
 from collections.abc import Iterable
-from itertools import islice
+from itertools import islice, takewhile
+from math import isfinite
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from model import storage
+from model.data.labeled_text import SkipCounts
 from model.data.tokenizer import SPECIAL, CachedTokenizer
-from model.errors import UserError
+from model.errors import LineError, UserError
+from model.shards import FileRange
 
 _CHUNK_NAMES = 10_000
 _FASTTEXT_MAGIC = (793712314).to_bytes(4, "little")
+_ZIP_MAGIC = b"PK\x03\x04"
+_BOM = b"\xef\xbb\xbf"
+_SAMPLE_LINES = 100
 _SPREAD_SAMPLE = 10_000  # vectors whose standard deviation the random ones get
 
 
@@ -88,36 +96,112 @@ def extra_words(vectors: KeyedVectors, vocabulary: Iterable[str], limit: int) ->
     return list(extra)[:limit]
 
 
-def read_vectors(path: str) -> KeyedVectors:
+def read_vectors(path: str, skips: SkipCounts | None = None) -> KeyedVectors:
     """Read a file of word vectors.
 
     Args:
-        path: a local file: word2vec (text or binary), GloVe (text) or fastText (`.vec` or `.bin`), detected from the
-            content; `.gz` is decompressed.
+        path: a path or URI: word2vec (text or binary), GloVe (text) or fastText (`.vec` or `.bin`), detected from the
+            content; `.gz` is decompressed. Binary files must be local.
+        skips: counts the lines of a text file that cannot be read.
 
     Raises:
-        UserError: the file is empty or damaged, or its lines differ in length.
+        LineError: a line cannot be read, and `skips` is not given.
+        UserError: the file is empty, incomplete, damaged or an archive.
     """
     from gensim.models import KeyedVectors as GensimVectors
     from gensim.models.fasttext import load_facebook_vectors
 
     head = _head(path)
+    if head.startswith(_ZIP_MAGIC):
+        raise UserError(f"{path}: is a zip archive; unpack it, and give the file of word vectors inside")
     if not head.strip():
         raise UserError(f"{path}: is empty; give a file of word vectors")
     try:
         if head.startswith(_FASTTEXT_MAGIC):
             return load_facebook_vectors(path)
-        first = head.split(b"\n", 1)[0].split()
-        has_header = len(first) == 2 and all(number.isdigit() for number in first)
-        binary = has_header and not _is_text(head.split(b"\n", 1)[1])
-        return GensimVectors.load_word2vec_format(
-            path, binary=binary, no_header=not has_header, unicode_errors="replace"
-        )
+        if _header(head) and not _is_text(head.split(b"\n", 1)[-1]):
+            return GensimVectors.load_word2vec_format(path, binary=True, unicode_errors="replace")
     except (ValueError, EOFError, OSError, NotImplementedError, IndexError) as error:
+        raise UserError(f"{path}: cannot be read as word2vec or fastText vectors: {error}") from error
+    return _read_text(path, _header(head), skips)
+
+
+def _read_text(path: str, header: tuple[int, int] | None, skips: SkipCounts | None) -> KeyedVectors:
+    """Read a text file: on each line a word, which may contain spaces, and its numbers."""
+    from gensim.models import KeyedVectors as GensimVectors
+
+    size = header[1] if header else _count_numbers(path)
+    words: dict[str, int] = {}
+    values = array("f")
+    number, bad = 0, 0
+    for number, line in enumerate(FileRange(path, "vectors").lines(), 1):
+        if header and number == 1:
+            continue
+        word, *numbers = line.removeprefix(_BOM).rsplit(None, size) or [b""]
+        vector = _parse(numbers)
+        if not word or len(vector) != size:
+            bad += 1
+            _skip_line(f"{path}:{number}", f"is not a word and {size} finite numbers", skips)
+            continue
+        name = word.strip().decode("utf-8", "replace")
+        if name not in words:  # of equal words the first is the most frequent
+            words[name] = len(words)
+            values.extend(vector)
+    if header and number - 1 < header[0]:
+        raise UserError(f"{path}: is incomplete: line 1 promises {header[0]:,} words, but {number - 1:,} lines follow")
+    if bad >= len(words):
         raise UserError(
-            f"{path}: cannot be read as word2vec, GloVe or fastText vectors: {error}; every line must have the same "
-            f"number of values"
-        ) from error
+            f"{path}: {bad:,} of {number:,} lines are not a word and {size} finite numbers; repair the file"
+        )
+    vectors = GensimVectors(size)
+    vectors.key_to_index, vectors.index_to_key = words, list(words)
+    vectors.vectors = np.frombuffer(values, np.float32).reshape(-1, size)
+    return vectors
+
+
+def _parse(numbers: list[bytes]) -> list[float]:
+    """Return the values of numbers, or none where one of them is no finite number."""
+    try:
+        values = list(map(float, numbers))
+    except ValueError:
+        return []
+    return values if isfinite(sum(values)) else []
+
+
+def _skip_line(place: str, problem: str, skips: SkipCounts | None) -> None:
+    if skips is None:
+        raise LineError(place, problem)
+    skips.add(f"bad line: {problem}", place)
+
+
+def _count_numbers(path: str) -> int:
+    """Return how many numbers most of the first lines of a file end with; the first column is always a word.
+
+    Raises:
+        UserError: the lines end with no numbers.
+    """
+    counts: Counter[int] = Counter()
+    for line in islice(FileRange(path, "vectors").lines(), _SAMPLE_LINES):
+        columns = line.split()[1:]
+        counts[sum(1 for _ in takewhile(_is_number, reversed(columns)))] += 1
+    [(size, _)] = counts.most_common(1)
+    if not size:
+        raise UserError(f"{path}: is no file of word vectors: its lines do not end with numbers")
+    return size
+
+
+def _is_number(column: bytes) -> bool:
+    try:
+        float(column)
+    except ValueError:
+        return False
+    return True
+
+
+def _header(head: bytes) -> tuple[int, int] | None:
+    """Return the number of words and of dimensions that the first line of a file promises, or None."""
+    columns = head.removeprefix(_BOM).split(b"\n", 1)[0].split()
+    return (int(columns[0]), int(columns[1])) if len(columns) == 2 and all(map(bytes.isdigit, columns)) else None
 
 
 def _head(path: str) -> bytes:
@@ -128,9 +212,5 @@ def _head(path: str) -> bytes:
 
 def _is_text(sample: bytes) -> bool:
     """Return whether the bytes after the header are a word and numbers in UTF-8."""
-    values = sample.split(b"\n", 1)[0].split(b" ")[1:]
-    try:
-        [float(value) for value in values[: max(len(values) - 1, 1)] if value]
-    except ValueError:
-        return False
-    return bool(values)
+    values = sample.split(b"\n", 1)[0].split()[1:]
+    return bool(values) and all(map(_is_number, values[: max(len(values) - 1, 1)]))
