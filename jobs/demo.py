@@ -1,12 +1,14 @@
 """`python -m jobs demo`: every step on the built-in corpus, from generated texts to keyphrases of new ones."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from jobs.console import command, echo, invocation, print_json, table
-from jobs.demo_corpus import prepare_corpus, write_corpus
+from jobs.corpora import spaceless
+from jobs.corpora.generated import prepare_corpus, write_corpus
+from jobs.demo_corpus import generate
 
 # The corpus has none of these names, and each sentence has one that is not a keyphrase: only the context decides.
 SENTENCES = (
@@ -22,6 +24,10 @@ def demo(
     workers: Annotated[int, typer.Option(min=1, help="Processes that share each batch.")] = 2,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the corpus at most.")] = 5,
     texts: Annotated[int, typer.Option(min=2000, help="Size of the corpus.")] = 24_000,
+    language: Annotated[
+        Literal["en", "zh", "ja", "th"],
+        typer.Option(help="Language of the corpus: English, Chinese, Japanese or Thai."),
+    ] = "en",
     data_only: Annotated[
         bool, typer.Option("--data-only", help="Build the corpus and its dataset; run nothing.")
     ] = False,
@@ -36,7 +42,8 @@ def demo(
     force_local_cluster()  # the demo's files are on this machine
     place = Path(folder)
     echo(f"1 of 4  corpus: {texts:,} generated texts in {place / 'corpus'}")
-    files = write_corpus(place / "corpus", texts)
+    corpus = generate(texts) if language == "en" else spaceless.generate(language, texts)
+    files = write_corpus(place / "corpus", corpus)
     data = prepare_corpus(files, place / "dataset")
     if data_only:
         echo(f"dataset: {data}")
@@ -55,7 +62,7 @@ def demo(
     echo(table(metrics))
     echo("4 of 4  extraction from new sentences")
     extractor = Extractor.load(result.bundle)
-    for sentence in SENTENCES:
+    for sentence in SENTENCES if language == "en" else spaceless.LANGUAGES[language].sentences:
         print(sentence)
         for each in extractor(sentence):
             print(f"    {each.text}  [{each.start}:{each.end}]  {each.score:.3f}")

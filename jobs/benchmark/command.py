@@ -51,7 +51,8 @@ def benchmark(
 
     With --peers: train a CRF, spaCy and the presets on the dataset, on the CPU, and compare them on its test split.
     """
-    from jobs.demo_corpus import prepare_corpus, write_corpus
+    from jobs.corpora.generated import prepare_corpus, write_corpus
+    from jobs.demo_corpus import generate
     from model import storage
     from model.errors import RunFailedError, UserError
 
@@ -60,7 +61,7 @@ def benchmark(
     if peers and (workers or texts):
         raise UserError("--workers and --texts: --peers does not use them; leave them out")
     with tempfile.TemporaryDirectory(prefix="tandem-corpus-") as folder:
-        location = data or prepare_corpus(write_corpus(Path(folder) / "corpus", 12_000), Path(folder) / "dataset")
+        location = data or prepare_corpus(write_corpus(Path(folder), generate(12_000)), Path(folder) / "dataset")
         location = storage.absolute(location)
         if peers:
             compared = _compare(location, systems, seeds or 1, repeats, encoder)

@@ -153,9 +153,10 @@ def main() -> None:
 
 
 def _small(folder: Path) -> str:
-    from jobs.demo_corpus import prepare_corpus, write_corpus
+    from jobs.corpora.generated import prepare_corpus, write_corpus
+    from jobs.demo_corpus import generate
 
-    return prepare_corpus(write_corpus(folder / "corpus", 1000), folder / "data")
+    return prepare_corpus(write_corpus(folder / "corpus", generate(1000)), folder / "data")
 
 
 if __name__ == "__main__":

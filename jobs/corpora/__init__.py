@@ -1,0 +1,1 @@
+"""The built-in corpora of scripts without spaces between words."""
