@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import ROOT, SMALL, alone, call, generated_dataset
+from hypothesis import settings
 from typer.testing import Result
 
 os.environ["WANDB_MODE"] = (
@@ -16,6 +17,8 @@ os.environ["WANDB_MODE"] = (
 )
 for name in ("RAY_ADDRESS", "TANDEM_STORAGE"):
     os.environ.pop(name, None)
+
+settings.register_profile("thorough", max_examples=10_000, deadline=None)  # --hypothesis-profile=thorough
 
 # The small taggers of the tests gain nothing by more, and a worker with one CPU has one: the same bits come out.
 torch.set_num_threads(1)

@@ -131,6 +131,37 @@ def trained_tokenizer(texts: Iterable[str], min_frequency: int = 1, max_words: i
     return new_tokenizer(tokenizer.get_vocab())
 
 
+def any_texts() -> Any:
+    """A strategy of texts: characters of all planes, and often those that tokenizers fail on; many decomposed."""
+    import unicodedata
+
+    from hypothesis import strategies as st
+
+    nasty = [
+        *" \t\n\xa0\u2028.,!#@&'-_/:;<>$09azAZßİıſéÅ½²٣",
+        *"\xad\u200b\u200c\u200d\u200f\u2060\ufeff\ufe0f\u0301\u0323\u0327\u0345\u0640\u3099\U000e0061",
+        *"अ\u094dकि한ᄒ\u1161\u11abσς我々ーがパｶﾞﾟกำที่เ๑ๆຂຳកុ\u17d2មြ\u1039ာ။𠮷😀👩🏽🇩🇪’‐‑–ﬁＧ",
+        *[
+            "http://",
+            "HTTPS://x",
+            "httpſ://",
+            "www.",
+            "@ann",
+            "@小",
+            "<url>",
+            "&amp;",
+            "U.S.",
+            "don't",
+            "3.5",
+            ":)",
+            "...",
+        ],
+    ]
+    characters = st.one_of(st.sampled_from(nasty), st.characters(exclude_categories=["Cs"]))
+    texts = st.lists(characters, max_size=20).map("".join)
+    return st.one_of(texts, texts.map(lambda text: unicodedata.normalize("NFD", text)))
+
+
 def counts_of(rate: float, seed: int, texts: int) -> Any:
     """Counts (texts, 8) of a tagger that finds a share of the keyphrases, one in each text, and says one thing of each."""
     counts = np.zeros((texts, 8), np.int64)

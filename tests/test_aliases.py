@@ -20,6 +20,8 @@ from distributed.train.runs import resumed_run
 from model.aliases import FIELDS, WEIGHTS, current_weights
 from model.config import assign, fields, make_config, read_config
 from model.data.dataset import Dataset
+from model.data.examples import examples
+from model.data.labeled_text import LabeledText, SkipCounts
 from model.inference.bundle import load_bundle
 from model.inference.extractor import Extractor
 from model.training.evaluation import evaluate
@@ -69,6 +71,14 @@ def test_weights_by_their_earlier_names():
         "embedding.weight": 2,
         "crf.start": 3,
     }
+
+
+def test_a_tokenizer_of_format_1_keeps_its_rules(format1: Path):
+    tokenizer = Dataset(str(format1 / "data")).tokenizer()
+    text = "今日は key\xadphrase の日"
+    [example] = examples([LabeledText(text, "a:1", keyphrases=("今日は",))], tokenizer, SkipCounts(), 1000)
+    assert [text[start:end] for start, end in example.offsets] == ["今日は", "key", "\xad", "phrase", "の日"]
+    assert example.spans == [(0, 1)]
 
 
 @pytest.mark.parametrize("name", ["best", "record"])

@@ -4,7 +4,7 @@ import pytest
 from model.config import TaggerConfig
 from model.data.dataset import Dataset, split_from_examples
 from model.data.examples import Example
-from model.data.features import NUM_FEATURES, ROWS, WordFeatures, word_features
+from model.data.features import NUM_FEATURES, ROWS, WordFeatures, _with_neighbors, sign_features, word_features
 from model.inference.extractor import Extractor
 from model.network.tagger import new_tagger
 
@@ -22,6 +22,18 @@ from model.network.tagger import new_tagger
 )
 def test_word_features(word: str, features: tuple[str, ...]):
     assert word_features(word) == features
+
+
+def test_the_features_of_a_sign_are_those_with_its_neighbors():
+    assert sign_features("は", "学", "ぶ") == ("学", "は学", "学ぶ", "HIR CJK HIR")
+    assert sign_features("Python", "を", "") == ("を", "honを", "を", "LAT HIR ")
+
+
+def test_only_signs_beside_signs_have_neighbors():
+    text, spans = "学ぶPython 東 京都", [(0, 1), (1, 2), (2, 8), (9, 10), (11, 12), (12, 13)]
+    starts, ends = (list(side) for side in zip(*spans, strict=True))
+    keys = _with_neighbors([text[start:end] for start, end in spans], starts, ends)
+    assert keys == [("", "学", "ぶ"), ("学", "ぶ", "Python"), "Python", "東", ("", "京", "都"), ("京", "都", "")]
 
 
 def rows(text: str, *spans: tuple[int, int]) -> np.ndarray:

@@ -1,10 +1,11 @@
 import random
 
 import pytest
-from helpers import trained_tokenizer
+from helpers import any_texts, trained_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model.data.characters import is_ignorable
 from model.data.tokenizer import PAD, UNKNOWN, CachedTokenizer, encode, new_tokenizer, parse_tokenizer
 from model.errors import UserError
 
@@ -34,22 +35,41 @@ def split(text: str) -> list[str]:
         ("e\u0301cole İstanbul", ["e\u0301cole", "İstanbul"]),
         ("mail me@x.org", ["mail", "me", "@", "x", ".", "org"]),
         ("ᩕ@0", ["ᩕ", "@", "0"]),
+        ("今日はPythonを学ぶ。2024年", ["今", "日", "は", "Python", "を", "学", "ぶ", "。", "2024", "年"]),
+        ("スーパー 𠮷野家", ["ス", "ー", "パ", "ー", "𠮷", "野", "家"]),
+        ("กำลังที่ ๑๒๓ข", ["กำ", "ลั", "ง", "ที่", "๑๒๓", "ข"]),
+        ("ຂ້ອຍ ខ្ញុំ မြန်မာ", ["ຂ້", "ອ", "ຍ", "ខ្", "ញុំ", "မြ", "န်", "မ", "ာ"]),
+        (
+            "대한민국은 \u1112\u1161\u11ab \u1112\u1161\u11ab글",
+            ["대한민국은", "\u1112\u1161\u11ab", "\u1112\u1161\u11ab글"],
+        ),
+        ("か\u3099くせい cafe\u0301 e\u0301@ann", ["か\u3099", "く", "せ", "い", "cafe\u0301", "e\u0301", "@", "ann"]),
+        ("谢谢@ann的票 谢谢@小明 你", ["谢", "谢", "@ann", "的", "票", "谢", "谢", "@小明", "你"]),
+        (
+            "key\xadphrase\xad می\u200cخواهم state‑of‑the‑art",
+            ["key\xadphrase\xad", "می\u200cخواهم", "state‑of‑the‑art"],
+        ),
+        ("http://x.org/cafe\u0301 हिन्दी", ["http://x.org/cafe\u0301", "हिन्दी"]),
         ("", []),
-        ("  \t ", []),
+        ("  \t \xad", []),
     ],
 )
 def test_words_and_their_places(text: str, words: list[str]):
     assert split(text) == words
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.text())
-def test_offsets_cover_every_sign_in_order(text: str):
-    [tokens] = encode(new_tokenizer(), [text])
+RULES = new_tokenizer()
+
+
+@settings(deadline=None)
+@given(any_texts())
+def test_tokens_cover_the_text_in_order(text: str):
+    [tokens] = encode(RULES, [text])
     end_before = 0
-    for start, end in tokens.offsets:
-        assert end_before <= start < end <= len(text)
-        assert text[start:end].strip(" \t\r\n")
+    for start, end in [*tokens.offsets, (len(text), len(text))]:
+        assert end_before <= start <= end <= len(text)
+        assert all(char.isspace() or is_ignorable(char) for char in text[end_before:start])
+        assert start == end == len(text) or text[start:end].strip(" \t\r\n")
         end_before = end
 
 
@@ -98,8 +118,8 @@ def test_the_cached_tokenizer_equals_the_library_on_nasty_texts():
     same_as_the_library(["".join(rng.choices(NASTY, k=rng.randrange(14))) for _ in range(10_000)])
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.lists(st.text(), min_size=1, max_size=5))
+@settings(deadline=None)
+@given(st.lists(any_texts(), min_size=1, max_size=4))
 def test_the_cached_tokenizer_equals_the_library_on_any_texts(texts: list[str]):
     same_as_the_library(texts)
 

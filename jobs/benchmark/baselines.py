@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from model.data.examples import Example, Span
+from model.data.characters import Span
+from model.data.examples import Example
 from model.errors import UserError
 from model.training.metrics import KEYPHRASE, counts_of_spans, score_columns
 

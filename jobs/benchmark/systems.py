@@ -13,8 +13,9 @@ from distributed.train.shared_data import SharedData
 from jobs.benchmark.baselines import PACKAGES, Log, Stopwatch, TagTexts, fit_crf, fit_spacy
 from jobs.benchmark.token_classification import fit_token_classifier
 from model.config import Config, Tree, make_config, set_dotted
+from model.data.characters import Span
 from model.data.dataset import SPLITS, Dataset
-from model.data.examples import Example, Span, examples
+from model.data.examples import Example, examples
 from model.data.labeled_text import SkipCounts
 from model.data.tokenizer import UNKNOWN, CachedTokenizer
 from model.inference.extractor import PIPE_BATCH_SIZE, Extractor

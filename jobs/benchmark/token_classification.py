@@ -16,7 +16,8 @@ from tokenizers import Tokenizer
 
 from jobs.benchmark.baselines import Log, Stopwatch, TagTexts, Words, bio_tags, spans_of_bio, words_of
 from model.data.batching import length_sorted_batches
-from model.data.examples import Example, Span
+from model.data.characters import Span
+from model.data.examples import Example
 from model.errors import UserError
 from model.network.encoder import EncoderConfig, import_transformers
 from model.network.encoder_files import read_encoder_config, subword_tokenizer

@@ -1,20 +1,23 @@
 """Examples: a labeled text as tokens and token spans."""
 
-import unicodedata
+import html
+import re
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import islice
 from typing import NamedTuple
 
 from tokenizers import Tokenizer
 
+from model.data.characters import Span, fold, likely_unit
 from model.data.labeled_text import LabeledText, SkipCounts
 from model.data.tokenizer import encode, new_tokenizer
+from model.errors import LineError
 
 CHUNK_TEXTS = 2048  # texts tokenized at a time
-_TOKENIZER = new_tokenizer()  # splits keyphrases; all tokenizers of this package split texts in the same way
-Span = tuple[int, int]
+_RULES = new_tokenizer()  # splits keyphrases as `prepare` splits texts
+_ENDING = re.compile("(?:'s|-.*)?", re.DOTALL)  # of a word that begins with a keyphrase
 
 
 class Example(NamedTuple):
@@ -38,30 +41,57 @@ class Example(NamedTuple):
 def examples(
     texts: Iterable[LabeledText], tokenizer: Tokenizer, skips: SkipCounts, max_tokens: int
 ) -> Iterator[Example]:
-    """Yield the examples of labeled texts, in order; see `locate_keyphrases` for what is skipped."""
+    """Yield the examples of labeled texts, in order; see `locate_keyphrases` for what is skipped.
+
+    Raises:
+        LineError: the spans are not counted in characters.
+    """
     texts = iter(texts)
     while chunk := list(islice(texts, CHUNK_TEXTS)):
+        require_characters(chunk)
         for labeled, (ids, offsets) in zip(chunk, encode(tokenizer, [each.text for each in chunk]), strict=True):
             starts, ends = [start for start, _ in offsets], [end for _, end in offsets]
-            spans = locate_keyphrases(labeled, starts, ends, skips, max_tokens)
+            spans = locate_keyphrases(labeled, starts, ends, skips, max_tokens, tokenizer)
             if spans is not None:
                 yield Example(labeled.text, ids, offsets, spans, labeled.place)
 
 
+def require_characters(texts: Sequence[LabeledText]) -> None:
+    """Raise LineError where the spans of some texts were apparently counted in another unit than characters."""
+    with_spans = [each for each in texts if each.spans and not each.text.isascii()]
+    unit = likely_unit(((each.text, each.spans or ()) for each in with_spans), evidence=2)
+    if unit == "characters":
+        return
+    name = "UTF-16 units" if unit == "utf16" else "bytes of UTF-8"
+    # The first text whose own spans show it; where none does alone, the first of all.
+    texts_of_unit = (each for each in with_spans if likely_unit([(each.text, each.spans or ())]) == unit)
+    raise LineError(
+        next(texts_of_unit, with_spans[0]).place,
+        f"the spans would cut words if they were counted in characters, but not in {name}; set --offsets {unit}",
+    )
+
+
 def locate_keyphrases(
-    labeled: LabeledText, starts: list[int], ends: list[int], skips: SkipCounts, max_tokens: int
+    labeled: LabeledText,
+    starts: list[int],
+    ends: list[int],
+    skips: SkipCounts,
+    max_tokens: int,
+    rules: Tokenizer = _RULES,
 ) -> list[Span] | None:
     """Return the keyphrases of a text as token spans, sorted and disjoint, or None where the text is skipped.
 
-    A phrase matches where its words are consecutive tokens of the text, ignoring case. A character span is widened to
-    whole tokens. Of overlapping spans the longest is kept. A text is skipped if it has more than `max_tokens` tokens,
-    or if it has keyphrases and none can be kept.
+    A phrase matches where its words are consecutive tokens of the text in the form of `fold`, or, where that is nowhere, in
+    a text that writes `&` as `&amp;` or whose token goes on after the phrase with 's or a hyphen. A character span is
+    widened to whole tokens. Of overlapping spans the longest is kept. A text is skipped if it has more than `max_tokens`
+    tokens, or if it has keyphrases and none can be kept.
 
     Args:
         labeled: the text.
         starts, ends: first character of each token, and one after its last.
         skips: counts what is skipped or changed.
         max_tokens: the most tokens that a text may have.
+        rules: the tokenizer that made the tokens, or one with its rules.
     """
     place = labeled.place
     if len(starts) > max_tokens:
@@ -74,7 +104,7 @@ def locate_keyphrases(
         covers = [_token_span(span, starts, ends, skips, place) for span in labeled.spans]
         spans = [span for span in covers if span is not None]
     else:
-        spans = _match_phrases(labeled, starts, ends, skips)
+        spans = _match_phrases(labeled, starts, ends, skips, rules)
     if not spans and (labeled.spans or labeled.keyphrases):
         skips.add("text with no keyphrase left", place)
         return None
@@ -93,21 +123,32 @@ def _token_span(span: Span, starts: list[int], ends: list[int], skips: SkipCount
     return first, last + 1
 
 
-def _match_phrases(labeled: LabeledText, starts: list[int], ends: list[int], skips: SkipCounts) -> list[Span]:
+def _match_phrases(
+    labeled: LabeledText, starts: list[int], ends: list[int], skips: SkipCounts, rules: Tokenizer
+) -> list[Span]:
     """Return the token spans where the phrases occur."""
     words: list[str] = []
+    tokens: Sequence[int] = ()
     spans = []
     for phrase in dict.fromkeys(labeled.keyphrases):
-        target = _normalized_phrase(phrase)
-        words = words or _normalized_words(labeled.text, starts, ends)
+        if not words:
+            words, tokens = _folded_words(labeled.text, starts, ends)
+        target = _folded_phrase(phrase, rules)
         matches = _find_sublist(words, target, labeled.every)
+        if not matches and (escaped := html.escape(phrase, quote=False)) != phrase:
+            target = _folded_phrase(escaped, rules)
+            matches = _find_sublist(words, target, labeled.every)
+        if not matches:
+            matches = _find_beginning(words, target, labeled.every)
+            if any(len(words[i + len(target) - 1]) > len(target[-1]) for i in matches):
+                skips.add("span widened to whole tokens", labeled.place)
         if not matches:
             skips.add("keyphrase not in its text", labeled.place)
-        spans += [(i, i + len(target)) for i in matches]
+        spans += [(tokens[i], tokens[i + len(target) - 1] + 1) for i in matches]
     return spans
 
 
-def _find_sublist(words: list[str], target: list[str], every: bool) -> list[int]:
+def _find_sublist(words: list[str], target: Sequence[str], every: bool) -> list[int]:
     """Return where the target begins in the words: every index, or only the first."""
     matches: list[int] = []
     at, size = -1, len(target)
@@ -121,18 +162,30 @@ def _find_sublist(words: list[str], target: list[str], every: bool) -> list[int]
     return matches
 
 
-def _normalized_words(text: str, starts: list[int], ends: list[int]) -> list[str]:
-    """Return the words of a text in the form in which they are compared: lower case, NFC."""
+def _find_beginning(words: list[str], target: list[str], every: bool) -> list[int]:
+    """Return where the target begins in the words if the last word of either may go on: Norwick's, Norwick-based."""
+    if not target:
+        return []
+    before, last = target[:-1], target[-1].removesuffix("'s")
+    ends = (i for i, word in enumerate(words) if word.startswith(last) and _ENDING.fullmatch(word, len(last)))
+    matches = (i - len(before) for i in ends if i >= len(before) and words[i - len(before) : i] == before)
+    return list(matches if every else islice(matches, 1))
+
+
+def _folded_words(text: str, starts: list[int], ends: list[int]) -> tuple[list[str], Sequence[int]]:
+    """Return the words of a text in the form of `fold`, and the number of the token of each: invisible signs are left out."""
     if text.isascii():  # lower-casing keeps every character at its offset
         text = text.lower()
-        return [text[start:end] for start, end in zip(starts, ends, strict=True)]
-    return [unicodedata.normalize("NFC", text[start:end].lower()) for start, end in zip(starts, ends, strict=True)]
+        return [text[start:end] for start, end in zip(starts, ends, strict=True)], range(len(starts))
+    folded = [fold(text[start:end]) for start, end in zip(starts, ends, strict=True)]
+    tokens = [i for i, word in enumerate(folded) if word]
+    return [folded[i] for i in tokens], tokens
 
 
 @lru_cache(100_000)
-def _normalized_phrase(phrase: str) -> list[str]:
-    offsets = encode(_TOKENIZER, [phrase])[0].offsets
-    return _normalized_words(phrase, [start for start, _ in offsets], [end for _, end in offsets])
+def _folded_phrase(phrase: str, rules: Tokenizer) -> list[str]:
+    offsets = encode(rules, [phrase])[0].offsets
+    return _folded_words(phrase, [start for start, _ in offsets], [end for _, end in offsets])[0]
 
 
 def _drop_overlaps(spans: list[Span], skips: SkipCounts, place: str) -> list[Span]:

@@ -1,7 +1,10 @@
 """Words with character offsets, and the vocabulary, through the `tokenizers` library.
 
 The normalizer converts a text to lower case, links to `<url>` and mentions to `<user>`. The pre-tokenizer splits it into
-words, numbers, emoticons and runs of one punctuation mark. Offsets always refer to the original text.
+words, numbers, emoticons and runs of one punctuation mark; in scripts without spaces, each sign is a word. Offsets always
+refer to the original text, and tokens cover all of it but spaces and invisible signs.
+
+`tokenizer.json` carries these rules, so what an earlier version prepared keeps its own.
 """
 
 import re
@@ -13,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Encoding, PreTokenizedString, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
+from model.data.characters import SPACELESS
 from model.errors import UserError
 
 PAD, UNKNOWN = 0, 1
@@ -20,17 +24,21 @@ SPECIAL = ["<pad>", "<unk>"]
 _CACHED_CHUNKS = 150_000  # between spaces; most of a text is among the most frequent
 
 _LINK = r"https?://\S+|www\.\S+"
-_MENTION = r"(?<![\w@])@\w+"
-_REWRITTEN = re.compile(f"{_LINK}|{_MENTION}", re.IGNORECASE)
-_WORD = r"[\p{L}\p{M}\p{N}_]"
+_LETTER = rf"[\p{{L}}&&[^{SPACELESS}]]"
+_WORD = rf"[\p{{L}}\p{{M}}\p{{N}}_&&[^{SPACELESS}]]"
+# The name of a mention that begins in a script with spaces ends where another script begins.
+_MENTION = rf"(?<![\w@&&[^{SPACELESS}]])@(?:[\w&&[^{SPACELESS}]]+|\w+)"
+_REWRITTEN = re.compile(r"https?://|www\.|@", re.IGNORECASE)  # how links and mentions begin
+_UNBROKEN = re.compile(r"\S+")
 _TOKEN = "|".join(
     [
         r"<(?!pad>|unk>)[a-z]+>",  # placeholders: <url>, <user>, <eos>; but not the special words, which a text cannot contain
-        r"(?:\p{L}\.){2,}",  # u.s.
-        r"\$\p{L}+",  # cashtags: $aapl
+        rf"(?:{_LETTER}\.){{2,}}",  # u.s.
+        rf"\${_LETTER}+",  # cashtags: $aapl
         rf"\d+(?:[.,:/]\d+)*{_WORD}*",  # 3.5m, 10:30, 1/2
-        rf"{_WORD}+(?:['’\-&]{_WORD}+)*",  # don't, anti-spam, q&a
-        r"['’]\p{L}+",  # 's
+        rf"{_WORD}+(?:['’\-&\x{{200C}}\x{{200D}}]{_WORD}+)*",  # don't, anti-spam, q&a; joiners of Persian and Hindi
+        rf"(?=[\p{{L}}\p{{M}}\p{{N}}&&[{SPACELESS}]])\X",  # a sign of a script without spaces, with its marks
+        rf"['’]{_LETTER}+",  # 's
         r"[:;=]['\-]?[()dp/](?!\p{L})",  # emoticons
         r"([^\s\p{L}\p{N}])\1+",  # ..., !!!
         r"\S(?:[\p{M}\x{FE0F}]|\x{200D}\S)*",  # any other character, with its combining marks and joined emoji
@@ -53,6 +61,8 @@ def new_tokenizer(vocabulary: dict[str, int] | None = None) -> Tokenizer:
     tokenizer.normalizer = normalizers.Sequence(
         [
             normalizers.NFC(),
+            normalizers.Replace("\u00ad", ""),  # a soft hyphen is no part of its word
+            normalizers.Replace(Regex("[‐‑]"), "-"),
             normalizers.Replace(Regex(f"(?i:{_LINK})"), "<url>"),
             normalizers.Replace(Regex(_MENTION), "<user>"),
             normalizers.Lowercase(),
@@ -197,14 +207,21 @@ def _tokens(text: str, encoding: Encoding) -> Tokens:
 
 
 def _repair_offsets(text: str, offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Return the offsets with those of links and mentions corrected, of which the library returns the last character."""
-    if "@" in text or "http" in text.lower() or "www." in text.lower():
-        starts = {match.end(): match.start() for match in _REWRITTEN.finditer(text)}
-        repaired, end_before = [], 0
-        for start, end in offsets:
-            # Where the library sees no mention, as after some combining signs, `@` is a token of its own.
-            first = starts.get(end, start)
-            repaired.append((first if end_before <= first < start else start, end))
-            end_before = end
-        return repaired
-    return offsets
+    """Return the offsets with characters added that the library leaves out.
+
+    Of links and mentions it returns the last character, and of characters that the normalizer joins or drops, such as a
+    letter with a combining mark at the end of a word, only the first.
+    """
+    if text.isascii() and "@" not in text and "://" not in text and "www." not in text.lower():
+        return offsets
+    repaired: list[tuple[int, int]] = []
+    for start, end in [*offsets, (len(text), len(text))]:
+        end_before = repaired[-1][1] if repaired else 0
+        rewritten = _REWRITTEN.search(text, end_before, start) if start < end else None
+        if rewritten:
+            start = rewritten.start()
+        if repaired:
+            left_out = _UNBROKEN.match(text, end_before, start)
+            repaired[-1] = (repaired[-1][0], left_out.end() if left_out else end_before)
+        repaired.append((start, end))
+    return repaired[:-1]

@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import torch
 
+from model.data.characters import Span
 from model.data.dataset import Split, split_from_examples
-from model.data.examples import CHUNK_TEXTS, Example, Span
+from model.data.examples import CHUNK_TEXTS, Example
 from model.data.labels import O
 from model.data.subwords import SubwordTokenizer
 from model.inference.extractor import Keyphrase

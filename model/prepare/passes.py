@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from model.data.examples import Span, locate_keyphrases
+from model.data.characters import Span
+from model.data.examples import locate_keyphrases, require_characters
 from model.data.labeled_text import LabeledText, SkipCounts
 from model.data.tokenizer import CachedTokenizer, TokenizedTexts
 from model.errors import UserError
@@ -144,6 +145,7 @@ class _Draft:
         write_words(self._options.drafts, shard.origin, shard.number, list(self._ids), self._train_counts)
 
     def _add_texts(self, chunk: list[LabeledText], skips: dict[str, SkipCounts]) -> None:
+        require_characters(chunk)
         texts = [each.text for each in chunk]
         tokens = self._tokenize(texts)
         digests = [text_digest(text) for text in texts]

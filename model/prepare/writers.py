@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from model import storage
+from model.data.characters import Span
 from model.data.dataset import SCHEMA, part_name
-from model.data.examples import Span
 from model.data.tokenizer import SPECIAL, UNKNOWN, TokenizedTexts
 from model.prepare.vocabulary import bucket_of
 
