@@ -86,6 +86,9 @@ class TaggerConfig(_Section):
         "sequence",
         description="sequence: keyphrases of the most probable tag sequence; spans: all spans above a threshold, chosen on valid",
     )
+    max_span_tokens: PositiveInt = Field(
+        12, description="words of the longest keyphrase that decoding=spans can find; signs in scripts without spaces"
+    )
     pretrained_vectors: bool = Field(True, description="initialize from the dataset's word vectors, if it has any")
     cpu_kernels: bool = Field(True, description="use packed recurrence on a CPU; false: torch's recurrence")
     cpu_dropout: bool = Field(True, description="draw dropout masks on a CPU from random bytes; false: torch's dropout")

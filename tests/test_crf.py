@@ -6,7 +6,7 @@ import torch
 
 from model.data.labels import IGNORED, LEGAL, MAY_END, MAY_START, B, E, I, O, S, tags_to_spans
 from model.network import forward_backward
-from model.network.crf import MAX_SPAN_TOKENS, CrfTransitions, crf_nll, legality_only, span_marginals
+from model.network.crf import CrfTransitions, crf_nll, legality_only, span_marginals
 from model.network.decoding import max_over_repeats, predict_spans, select_spans, viterbi_decode
 from model.network.forward_backward import CrfScores
 from model.network.logits import Logits, SpanDecoding
@@ -64,7 +64,7 @@ def test_the_loss_and_its_gradients_are_those_of_all_sequences_added_up(seed: in
 @pytest.mark.parametrize("seed", range(3))
 def test_a_spans_probability_is_that_of_the_sequences_that_have_it(seed: int):
     case = Case(seed)
-    marginals = span_marginals(case.logits, case.transitions(), case.lengths)
+    marginals = span_marginals(case.logits, case.transitions(), case.lengths, 12)
     wanted = torch.zeros_like(marginals)
     for row in range(len(LENGTHS)):
         found, scores = case.sequences(row)
@@ -109,7 +109,7 @@ def test_the_spans_read_are_the_best_of_all_disjoint_ones(seed: int):
 
 
 def span_decoding(threshold: float, tokens: int) -> SpanDecoding:
-    return SpanDecoding(torch.tensor(threshold), torch.tensor(0.0), torch.arange(tokens))
+    return SpanDecoding(torch.tensor(threshold), torch.tensor(0.0), torch.arange(tokens), 12)
 
 
 def test_equal_words_agree_within_their_text():
@@ -152,12 +152,12 @@ def test_a_span_below_one_half_is_found_where_the_threshold_lets_it():
 
 
 def test_nothing_is_found_in_the_padding_and_no_span_is_longer_than_the_longest():
-    logits = torch.zeros(2, MAX_SPAN_TOKENS + 4, 5)
+    logits = torch.zeros(2, 16, 5)
     logits[..., I], logits[..., O], logits[..., S] = 9.0, -9.0, -9.0
     logits[:, 0, B], logits[0, -1, E], logits[1, 2, E] = 99.0, 99.0, 99.0
     found = predict_spans(
-        Logits(torch.zeros(2, MAX_SPAN_TOKENS + 4, 2), logits, None, span_decoding(0.5, MAX_SPAN_TOKENS + 4)),
-        torch.tensor([MAX_SPAN_TOKENS + 4, 3]),
+        Logits(torch.zeros(2, 16, 2), logits, None, span_decoding(0.5, 16)),
+        torch.tensor([16, 3]),
     )
     assert found.spans.tolist() == [[1, 0, 3]]
 
@@ -215,6 +215,6 @@ def test_the_scan_gives_the_losses_gradients_and_spans_of_the_loop(lengths: list
     for algorithm in (forward_backward.by_loop, forward_backward.by_scan):
         monkeypatch.setattr(forward_backward, "by_loop", algorithm)
         loss = crf_nll(logits, crf, tags, sizes)
-        results.append([loss, *torch.autograd.grad(loss, inputs), span_marginals(logits, crf, sizes)])
+        results.append([loss, *torch.autograd.grad(loss, inputs), span_marginals(logits, crf, sizes, 12)])
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-6)

@@ -1,15 +1,24 @@
 """Keyphrases as token spans: looked up in whatever letters they are written, or given as spans in any text."""
 
+import json
+import random
 import unicodedata
+from pathlib import Path
 
 import pytest
 from helpers import any_texts, refused
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from model.config import TaggerConfig
+from model.data.characters import is_ignorable
+from model.data.dataset import Dataset
 from model.data.examples import examples
 from model.data.labeled_text import LabeledText, SkipCounts
 from model.data.tokenizer import encode, new_tokenizer
+from model.inference.extractor import Extractor
+from model.network.tagger import new_tagger
+from model.prepare.builder import PrepareConfig, prepare
 
 RULES = new_tokenizer()
 
@@ -106,8 +115,49 @@ def test_spans_of_tokens_survive(text: str, data: st.DataObject):
 @given(any_texts(), st.data())
 def test_a_word_is_found_in_its_text_in_any_normal_form(text: str, data: st.DataObject):
     [tokens] = encode(RULES, [text])
-    words = [text[start:end] for start, end in tokens.offsets if text[start:end].isalnum()]
+    words = [text[start:end] for start, end in tokens.offsets]
+    words = [word for word in words if word.isalnum() and not is_ignorable(word)]
     assume(words)
     form = data.draw(st.sampled_from(["NFC", "NFD"]))
     word = unicodedata.normalize(form, data.draw(st.sampled_from(words)))
     assert found(text, word)[0], word
+
+
+def texts_of_all_planes(count: int) -> list[str]:
+    """Texts of characters of all planes, a third of them decomposed."""
+    rng, texts = random.Random(0), []
+    blocks = [
+        (0x21, 0x7F),
+        (0xA0, 0x3000),
+        (0x3000, 0xD800),
+        (0xE000, 0x10000),
+        (0x10000, 0x20000),
+        (0x20000, 0x110000),
+    ]
+    while len(texts) < count:
+        runs = [rng.choice(blocks) for _ in range(rng.randrange(1, 8))]
+        text = "".join(chr(rng.randrange(*run)) + rng.choice(["", "", " ", "\u0301"]) for run in runs for _ in range(3))
+        texts.append(unicodedata.normalize("NFD", text) if len(texts) % 3 == 0 else text)
+    return texts
+
+
+def test_spans_survive_prepare_and_extraction_gives_substrings(tmp_path: Path):
+    texts = texts_of_all_planes(3 * settings.default.max_examples)
+    tokens = encode(RULES, texts)
+    spans = [(each.offsets[0][0], each.offsets[len(each.offsets) // 2][1]) for each in tokens]
+    rows = [json.dumps({"text": text, "spans": [span]}) for text, span in zip(texts, spans, strict=True)]
+    source = tmp_path / "a.jsonl"
+    source.write_text("\n".join(rows))
+    info = prepare(PrepareConfig([str(source)], str(tmp_path / "d"), [str(source)]))
+    dataset = Dataset(str(tmp_path / "d"))
+    assert not info["splits"]["valid"]["skipped"]
+    assert [(each.text, each.spans) for each in dataset.texts("valid")] == [
+        (text, (span,)) for text, span in zip(texts, spans, strict=True)
+    ]
+    config = TaggerConfig(embedding_dim=4, keyword_hidden=4, keyphrase_hidden=4, word_feature_dim=3, decoding="spans")
+    tagger = new_tagger(config, dataset.info["words"], seed=0)
+    tagger.threshold.fill_(0.001)
+    found = list(Extractor(tagger, dataset.tokenizer()).pipe(texts))
+    assert sum(map(len, found)) > len(texts)
+    for text, keyphrases in zip(texts, found, strict=True):
+        assert all(each.text == text[each.start : each.end] and each.text.strip() for each in keyphrases)

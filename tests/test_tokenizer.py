@@ -49,6 +49,7 @@ def split(text: str) -> list[str]:
             "key\xadphrase\xad می\u200cخواهم state‑of‑the‑art",
             ["key\xadphrase\xad", "می\u200cخواهم", "state‑of‑the‑art"],
         ),
+        ("<@ann> << .\u200d@ann <http://x.org>", ["<", "@ann", ">", "<<", ".", "\u200d", "@ann", "<", "http://x.org>"]),
         ("http://x.org/cafe\u0301 हिन्दी", ["http://x.org/cafe\u0301", "हिन्दी"]),
         ("", []),
         ("  \t \xad", []),

@@ -28,6 +28,7 @@ _LETTER = rf"[\p{{L}}&&[^{SPACELESS}]]"
 _WORD = rf"[\p{{L}}\p{{M}}\p{{N}}_&&[^{SPACELESS}]]"
 # The name of a mention that begins in a script with spaces ends where another script begins.
 _MENTION = rf"(?<![\w@&&[^{SPACELESS}]])@(?:[\w&&[^{SPACELESS}]]+|\w+)"
+_WHOLE = "(?!<url>|<user>)"  # what the normalizer puts for a link or a mention is not split
 _REWRITTEN = re.compile(r"https?://|www\.|@", re.IGNORECASE)  # how links and mentions begin
 _UNBROKEN = re.compile(r"\S+")
 _TOKEN = "|".join(
@@ -40,8 +41,8 @@ _TOKEN = "|".join(
         rf"(?=[\p{{L}}\p{{M}}\p{{N}}&&[{SPACELESS}]])\X",  # a sign of a script without spaces, with its marks
         rf"['’]{_LETTER}+",  # 's
         r"[:;=]['\-]?[()dp/](?!\p{L})",  # emoticons
-        r"([^\s\p{L}\p{N}])\1+",  # ..., !!!
-        r"\S(?:[\p{M}\x{FE0F}]|\x{200D}\S)*",  # any other character, with its combining marks and joined emoji
+        rf"({_WHOLE}[^\s\p{{L}}\p{{N}}])(?:{_WHOLE}\1)+",  # ..., !!!
+        rf"\S(?:[\p{{M}}\x{{FE0F}}]|\x{{200D}}{_WHOLE}\S)*",  # any other character, with its combining marks and joined emoji
     ]
 )
 

@@ -17,8 +17,6 @@ from torch.autograd.function import once_differentiable
 from model.data.labels import B, E, I, O, S
 from model.network.forward_backward import CrfScores, forward_backward
 
-MAX_SPAN_TOKENS = 12  # K at most: longer spans have no marginal, and are never predicted from one
-
 
 class CrfTransitions(nn.Module):
     """Learned CRF scores, 0 at first: all legal sequences are then equal."""
@@ -101,7 +99,7 @@ class _CrfNll(Function):
 
 
 @torch.no_grad()
-def span_marginals(logits: torch.Tensor, crf: CrfScores, lengths: torch.Tensor) -> torch.Tensor:
+def span_marginals(logits: torch.Tensor, crf: CrfScores, lengths: torch.Tensor, max_tokens: int) -> torch.Tensor:
     """Return the marginal probability that a span is a keyphrase, for all spans of 1 to K tokens.
 
     That is the probability of all sequences which tag the span S, or B, then I, then E.
@@ -110,6 +108,7 @@ def span_marginals(logits: torch.Tensor, crf: CrfScores, lengths: torch.Tensor) 
         logits: (B, T, 5) emission scores of the keyphrase head.
         crf: scores.
         lengths: (B,) tokens of each text, at least 1.
+        max_tokens: K at most: longer spans have no marginal.
 
     Returns:
         (B, T, K), by last token and size - 1; 0 for spans that begin before the text or reach into the padding.
@@ -117,7 +116,7 @@ def span_marginals(logits: torch.Tensor, crf: CrfScores, lengths: torch.Tensor) 
     potentials, _, alpha, emission, beta = forward_backward(logits, crf, lengths)
     emission_beta = emission * beta
     steps = len(emission)
-    marginals = emission.new_zeros(*emission.shape[:2], min(MAX_SPAN_TOKENS, steps))
+    marginals = emission.new_zeros(*emission.shape[:2], min(max_tokens, steps))
     marginals[..., 0] = alpha[..., S] * beta[..., S]
     open_alpha, tag = (
         alpha[..., B],

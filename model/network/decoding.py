@@ -58,13 +58,14 @@ def score_tags(logits: Logits, lengths: torch.Tensor, tags: torch.Tensor) -> Spa
     return SpanPredictions(spans, _lookup(_decoding_marginals(logits, logits.decoding, lengths), spans))
 
 
-def predict_marginals(logits: Logits, lengths: torch.Tensor) -> torch.Tensor:
+def predict_marginals(logits: Logits, decoding: SpanDecoding, lengths: torch.Tensor) -> torch.Tensor:
     """Return the marginals (B, T, K) of the spans of texts; see `span_marginals`."""
-    return span_marginals(logits.keyphrase, logits.crf or legality_only(lengths.device), lengths)
+    crf = logits.crf or legality_only(lengths.device)
+    return span_marginals(logits.keyphrase, crf, lengths, decoding.max_tokens)
 
 
 def _decoding_marginals(logits: Logits, decoding: SpanDecoding, lengths: torch.Tensor) -> torch.Tensor:
-    marginals = predict_marginals(logits, lengths)
+    marginals = predict_marginals(logits, decoding, lengths)
     return max_over_repeats(marginals, decoding.word_ids) if decoding.agreement else marginals
 
 

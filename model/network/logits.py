@@ -17,11 +17,13 @@ class SpanDecoding(NamedTuple):
         threshold: scalar; keyphrases are spans with a higher marginal.
         agreement: scalar; 1 where equal spans of a text share the highest of their marginals, else 0.
         word_ids: (B, T) int64, equal for equal words.
+        max_tokens: longer spans are never predicted.
     """
 
     threshold: torch.Tensor
     agreement: torch.Tensor
     word_ids: torch.Tensor
+    max_tokens: int
 
 
 class EmbeddingRows(NamedTuple):

@@ -155,7 +155,7 @@ class Tagger(nn.Module):
     def _decoding(self, word_ids: torch.Tensor) -> SpanDecoding | None:
         if self.threshold is None or self.agreement is None:
             return None
-        return SpanDecoding(self.threshold, self.agreement, word_ids)
+        return SpanDecoding(self.threshold, self.agreement, word_ids, self.config.max_span_tokens)
 
     def _word_ids(self, ids: torch.Tensor, word_features: torch.Tensor | None) -> torch.Tensor:
         """Return equal numbers (B, T) for equal words."""

@@ -58,7 +58,7 @@ def count_at_thresholds(logits: Logits, batch: Batch, thresholds: torch.Tensor) 
     """
     assert logits.decoding is not None
     settings, rows = 2 * len(thresholds), len(batch.ids)
-    marginals = predict_marginals(logits, batch.lengths)
+    marginals = predict_marginals(logits, logits.decoding, batch.lengths)
     agreeing = max_over_repeats(marginals, logits.decoding.word_ids)
     repeated = torch.cat([each.repeat(len(thresholds), 1, 1) for each in (marginals, agreeing)])
     tags = select_spans(repeated, thresholds.repeat_interleave(rows).repeat(2))
