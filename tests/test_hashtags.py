@@ -2,7 +2,7 @@
 
 import pytest
 
-from model.prepare.hashtags import label_by_hashtag
+from model.readers.hashtags import label_by_hashtag
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def test_the_dataset_knows_the_lines_that_were_left_out(tmp_path: Path):
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"PK\x03\x04\x14\x00\x00\x00glove.txt", "is a zip archive; unpack it"),
+        (b"PK\x03\x04\x14\x00\x00\x00glove.txt", "is a ZIP archive; unpack it"),
         ("", "is empty"),
         ("a text\tkeyphrase\nmore text\tmore\n", "its lines do not end with numbers"),
         ("3 3\nrain 1 2 3\nsnow 1 2 3\n", "line 1 promises 3 words, but 2 lines follow"),

@@ -5,7 +5,8 @@ from itertools import chain, islice
 
 import numpy as np
 
-from model.data.examples import Example, Span, examples
+from model.data.characters import Span
+from model.data.examples import Example, examples
 from model.data.labeled_text import SkipCounts, format_skips
 from model.data.tokenizer import new_tokenizer
 from model.prepare.advice import advice

@@ -10,15 +10,14 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from model import storage
 from model.data.labeled_text import SkipCounts
 from model.data.tokenizer import SPECIAL, CachedTokenizer
 from model.errors import LineError, UserError
+from model.readers.head import read_head
 from model.shards import FileRange
 
 _CHUNK_NAMES = 10_000
 _FASTTEXT_MAGIC = (793712314).to_bytes(4, "little")
-_ZIP_MAGIC = b"PK\x03\x04"
 _BOM = b"\xef\xbb\xbf"
 _SAMPLE_LINES = 100
 _SPREAD_SAMPLE = 10_000  # vectors whose standard deviation the random ones get
@@ -101,7 +100,7 @@ def read_vectors(path: str, skips: SkipCounts | None = None) -> KeyedVectors:
 
     Args:
         path: a path or URI: word2vec (text or binary), GloVe (text) or fastText (`.vec` or `.bin`), detected from the
-            content; `.gz` is decompressed. Binary files must be local.
+            content; compressed text is decompressed. Binary files must be local.
         skips: counts the lines of a text file that cannot be read.
 
     Raises:
@@ -111,9 +110,8 @@ def read_vectors(path: str, skips: SkipCounts | None = None) -> KeyedVectors:
     from gensim.models import KeyedVectors as GensimVectors
     from gensim.models.fasttext import load_facebook_vectors
 
-    head = _head(path)
-    if head.startswith(_ZIP_MAGIC):
-        raise UserError(f"{path}: is a zip archive; unpack it, and give the file of word vectors inside")
+    begin = read_head(path, may_be_empty=True)
+    head, file = begin.content, FileRange(path, begin.layout, location=begin.location)
     if not head.strip():
         raise UserError(f"{path}: is empty; give a file of word vectors")
     try:
@@ -123,18 +121,18 @@ def read_vectors(path: str, skips: SkipCounts | None = None) -> KeyedVectors:
             return GensimVectors.load_word2vec_format(path, binary=True, unicode_errors="replace")
     except (ValueError, EOFError, OSError, NotImplementedError, IndexError) as error:
         raise UserError(f"{path}: cannot be read as word2vec or fastText vectors: {error}") from error
-    return _read_text(path, _header(head), skips)
+    return _read_text(file, _header(head), skips)
 
 
-def _read_text(path: str, header: tuple[int, int] | None, skips: SkipCounts | None) -> KeyedVectors:
+def _read_text(file: FileRange, header: tuple[int, int] | None, skips: SkipCounts | None) -> KeyedVectors:
     """Read a text file: on each line a word, which may contain spaces, and its numbers."""
     from gensim.models import KeyedVectors as GensimVectors
 
-    size = header[1] if header else _count_numbers(path)
+    path, size = file.path, header[1] if header else _count_numbers(file)
     words: dict[str, int] = {}
     values = array("f")
     number, bad = 0, 0
-    for number, line in enumerate(FileRange(path, "vectors").lines(), 1):
+    for number, line in enumerate(file.lines(), 1):
         if header and number == 1:
             continue
         word, *numbers = line.removeprefix(_BOM).rsplit(None, size) or [b""]
@@ -174,19 +172,19 @@ def _skip_line(place: str, problem: str, skips: SkipCounts | None) -> None:
     skips.add(f"bad line: {problem}", place)
 
 
-def _count_numbers(path: str) -> int:
+def _count_numbers(file: FileRange) -> int:
     """Return how many numbers most of the first lines of a file end with; the first column is always a word.
 
     Raises:
         UserError: the lines end with no numbers.
     """
     counts: Counter[int] = Counter()
-    for line in islice(FileRange(path, "vectors").lines(), _SAMPLE_LINES):
+    for line in islice(file.lines(), _SAMPLE_LINES):
         columns = line.split()[1:]
         counts[sum(1 for _ in takewhile(_is_number, reversed(columns)))] += 1
     [(size, _)] = counts.most_common(1)
     if not size:
-        raise UserError(f"{path}: is no file of word vectors: its lines do not end with numbers")
+        raise UserError(f"{file.path}: is no file of word vectors: its lines do not end with numbers")
     return size
 
 
@@ -202,12 +200,6 @@ def _header(head: bytes) -> tuple[int, int] | None:
     """Return the number of words and of dimensions that the first line of a file promises, or None."""
     columns = head.removeprefix(_BOM).split(b"\n", 1)[0].split()
     return (int(columns[0]), int(columns[1])) if len(columns) == 2 and all(map(bytes.isdigit, columns)) else None
-
-
-def _head(path: str) -> bytes:
-    filesystem, inside = storage.resolve(path)
-    with filesystem.open_input_stream(inside) as stream:
-        return stream.read(4096)
 
 
 def _is_text(sample: bytes) -> bool:
