@@ -7,7 +7,8 @@ import click
 import typer
 
 from jobs.console import command, echo, invocation, print_json, progress_counter
-from model.readers.formats import FORMATS, OFFSETS, ReadOptions
+from model.data.characters import Unit
+from model.readers.formats import FORMATS, ReadOptions
 
 if TYPE_CHECKING:
     from model.data.dataset_info import DatasetInfo
@@ -29,7 +30,7 @@ TagColumnOption = Annotated[
     int | None, typer.Option(min=1, help="Column of the tags in CoNLL files, from 1; detected by default.")
 ]
 OffsetsOption = Annotated[
-    str, typer.Option(metavar="|".join(OFFSETS), help="What the offsets of spans count, in Unicode text.")
+    Unit, typer.Option(help="What the offsets of spans count: characters, UTF-16 units, or bytes of UTF-8.")
 ]
 
 ValidOption = Annotated[
@@ -171,6 +172,7 @@ def _echo_summary(info: "DatasetInfo") -> None:
     covered = f"{vectors['words_covered']:,} of {vectors['words']:,} words ({share:.1%}) have one"
     joined = f"; {vectors['words_joined']:,} words joined" if vectors["words_joined"] else ""
     echo(f"vectors: {covered}, of {vectors['size']} dimensions{joined}")
+    echo_skips(vectors.get("skipped", {}), vectors.get("skipped_places", {}))
     if pretrained := vectors.get("pretrained"):
         echo_skips(pretrained["skipped"], pretrained["skipped_places"])
 

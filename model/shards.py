@@ -11,7 +11,7 @@ import io
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import IO, Any, NamedTuple, Protocol, TypeVar
+from typing import IO, Any, Literal, NamedTuple, Protocol, TypeVar
 
 from model import storage
 from model.errors import UserError
@@ -45,7 +45,7 @@ class Layout(NamedTuple):
     cr: bool = False
     blocks: bool = False
     whole: bool = False
-    offsets: str = "characters"
+    offsets: Literal["characters", "utf16", "bytes"] = "characters"
     options: Any = None
 
     @property

@@ -257,6 +257,21 @@ def test_annotations_in_parts_are_counted_and_wrong_ones_are_named(tmp_path: Pat
     refused(lambda: read([tmp_path]), "a.ann:2: ", "out of range", "18 characters")
 
 
+@pytest.mark.parametrize(("unit", "encoding", "size"), [("utf16", "utf-16-le", 2), ("bytes", "utf-8", 1)])
+def test_offsets_of_other_units_are_read_where_they_are_named(tmp_path: Path, unit: str, encoding: str, size: int):
+    def offset(text: str, at: int) -> int:
+        return len(text[:at].encode(encoding)) // size
+
+    texts = [(f"\U0001f680\U0001f389 {text}", phrases) for text, phrases in TEXTS]
+    counted = [(text, [[offset(text, at) for at in span] for span in spans(text, phrases)]) for text, phrases in texts]
+    path = write(tmp_path, "a", "\n".join(json.dumps({"text": text, "spans": found}) for text, found in counted))
+    assert read([path], offsets=unit) == (EXPECTED, {})
+    refused(lambda: read([path]), f"{path}:", f"--offsets {unit}")
+    write(tmp_path, "b.txt", texts[0][0])
+    write(tmp_path, "b.ann", "".join(f"T1\tKey {start} {end}\tx\n" for start, end in counted[0][1]))
+    assert read([tmp_path / "b.txt"], offsets=unit)[0] == EXPECTED[:1]
+
+
 def test_a_change_of_type_begins_a_keyphrase_and_columns_can_be_named(tmp_path: Path):
     path = write(tmp_path, "a", "Ostby\tI-LOC\tO\nHale\tI-PER\tB-X\nruns\tO\tO\n")
     assert read([path])[0] == [["Hale"]]

@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from pathlib import PurePath
 
 from model import storage
+from model.data.characters import Unit
 from model.data.labeled_text import LabeledText, SkipCounts
 from model.errors import LineError, UserError
 from model.readers.conll import characters, join_tokens
-from model.readers.records import checked_text, phrases_of
+from model.readers.records import checked_text, in_characters, phrases_of
 from model.shards import FileRange
 
 # Suffix of a text -> that of its keyphrases: brat, Inspec, and SemEval-2010 and its like.
@@ -45,7 +46,7 @@ def _read(path: str) -> str:
         raise UserError(f"{path}: cannot be read: {error}") from error
 
 
-def parse_pair(record: tuple[str, str, str], place: str, unit: str, skips: SkipCounts) -> LabeledText:
+def parse_pair(record: tuple[str, str, str], place: str, unit: Unit, skips: SkipCounts) -> LabeledText:
     """Return the labeled text of a pair of files. Raises LineError where the annotations cannot be used."""
     text, annotations, beside = record
     checked_text(text, place)
@@ -70,19 +71,18 @@ def _listed(annotations: str, text: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in annotations.splitlines() if line.strip())
 
 
-def _text_bound(line: str, text: str, place: str, unit: str) -> tuple[int, int] | None:
+def _text_bound(line: str, text: str, place: str, unit: Unit) -> tuple[int, int] | None:
     """Return the span of a line `T1<TAB>Type 8 17<TAB>words`, or None where it has several parts. Raises LineError."""
     columns = line.split("\t")
     parts = columns[1].split(" ", 1)[1].split(";") if len(columns) > 1 and " " in columns[1] else []
     bounds = [bound for part in parts for bound in part.split()]
     if len(bounds) < 2 or len(bounds) % 2 or not all(bound.isdigit() for bound in bounds):
         raise LineError(place, "is no annotation of brat; write T1<TAB>Type start end<TAB>words")
-    start, end = int(bounds[0]), int(bounds[-1])
-    if not 0 <= start < end <= len(text):
-        raise LineError(place, f"span {[start, end]} is out of range: the text has {len(text)} characters")
+    start, end = in_characters((int(bounds[0]), int(bounds[-1])), text, unit, place)
     # A span over a line break is written in two parts, with only blanks between them.
-    inner = zip(bounds[1:-1:2], bounds[2::2], strict=True)
-    return (start, end) if all(not text[int(a) : int(b)].strip() for a, b in inner) else None
+    inner = zip(map(int, bounds[1:-1:2]), map(int, bounds[2::2]), strict=True)
+    between = (in_characters(span, text, unit, place) for span in inner)
+    return (start, end) if all(not text[a:b].strip() for a, b in between) else None
 
 
 def span_columns(lines: list[str]) -> tuple[int, ...]:

@@ -9,13 +9,13 @@ from itertools import islice
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
+from model.data.characters import Unit
 from model.data.labeled_text import LabeledText, SkipCounts
 from model.errors import LineError, UserError
 from model.readers import conll, documents, records, tables
 from model.readers.head import Head, is_binary_table
 from model.shards import FileRange, Layout
 
-OFFSETS = ("characters", "utf16", "bytes")
 _SAMPLE_RECORDS = 200
 
 
@@ -31,7 +31,7 @@ class ReadOptions(NamedTuple):
     format: str = "auto"
     token_column: int | None = None
     tag_column: int | None = None
-    offsets: str = "characters"
+    offsets: Unit = "characters"
 
 
 AUTO = ReadOptions()

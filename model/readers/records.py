@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from model.data.characters import Unit, likely_unit, to_characters
 from model.data.labeled_text import LabeledText, SkipCounts
 from model.errors import LineError, UserError
 from model.readers import hashtags
@@ -31,7 +32,7 @@ class _Source(NamedTuple):
 
     text: str
     place: str
-    unit: str
+    unit: Unit
     offsets: list[tuple[int, int]] | None = None
 
 
@@ -125,7 +126,7 @@ def is_labeled(value: object) -> bool:
         return True
 
 
-def parse_record(value: object, place: str, unit: str, skips: SkipCounts) -> LabeledText | None:
+def parse_record(value: object, place: str, unit: Unit, skips: SkipCounts) -> LabeledText | None:
     """Return the labeled text of a record, or None where it is left out, which is counted.
 
     Args:
@@ -245,7 +246,7 @@ def _names(record: Record) -> str:
     return ", ".join(list(record)[:12]) or "none"
 
 
-def _source(record: Record, place: str, unit: str = "characters") -> _Source:
+def _source(record: Record, place: str, unit: Unit = "characters") -> _Source:
     """Return the text of a record. Raises LineError where there is none."""
     if "text" in record and _BEFORE_TEXT.isdisjoint(record):
         return _Source(checked_text(record["text"], place), place, unit)
@@ -302,10 +303,20 @@ def _span(item: Any, source: _Source) -> tuple[int, int]:
     if len(bounds) < 2 or not all(_is_whole(bound) for bound in bounds):
         shown = json.dumps(item, ensure_ascii=False)
         raise LineError(source.place, f"span {shown} is not a pair of whole numbers; write [start, end]")
-    start, end = int(bounds[0]), int(bounds[1])
-    if not 0 <= start < end <= len(source.text):
-        size = f"the text has {len(source.text)} characters, and start must be below end"
-        raise LineError(source.place, f"span {[start, end]} is out of range: {size}")
+    return in_characters((int(bounds[0]), int(bounds[1])), source.text, source.unit, source.place)
+
+
+def in_characters(span: tuple[int, int], text: str, unit: Unit, place: str) -> tuple[int, int]:
+    """Return a span of a text in characters. Raises LineError where it is out of range."""
+    try:
+        [(start, end)] = to_characters([span], text, unit)
+    except ValueError:
+        start = end = -1
+    if not 0 <= start < end <= len(text):
+        size = f"the text has {len(text)} characters, and start must be below end"
+        likely = likely_unit([(text, [span])])
+        remedy = f"; if they count {likely}, set --offsets {likely}" if likely != unit else ""
+        raise LineError(place, f"span {list(span)} is out of range: {size}{remedy}")
     return start, end
 
 
