@@ -230,7 +230,7 @@ def test_data_that_cannot_teach_or_measure_is_said(tmp_path: Path):
     [shared] = warnings(good, other + "Text 7 of rain\train\n")
     assert shared.startswith("valid: 1 of 41 texts are in train too")
     [contradiction] = warnings(good + "text 3 of rain\ttext\n", other)
-    assert contradiction.startswith("1 texts occur with different keyphrases")
+    assert contradiction.startswith("texts that are labeled in different ways: 1;")
     [few] = warnings(good, other[:60])
     assert few.startswith("valid: too few texts (3)")
     [unlabeled, unmeasured] = warnings(good.replace("\train", "\t"), other.replace("\train", "\t"))

@@ -129,11 +129,17 @@ def _match_phrases(
     """Return the token spans where the phrases occur."""
     words: list[str] = []
     tokens: Sequence[int] = ()
-    spans = []
+    spans: list[Span] = []
+    lower = (
+        labeled.text.lower() if labeled.text.isascii() else ""
+    )  # lower-casing ASCII keeps every character at its offset
     for phrase in dict.fromkeys(labeled.keyphrases):
+        target = _folded_phrase(phrase, rules)
+        if found := _find_in_ascii(lower, starts, ends, target, labeled.every):
+            spans += found
+            continue
         if not words:
             words, tokens = _folded_words(labeled.text, starts, ends)
-        target = _folded_phrase(phrase, rules)
         matches = _find_sublist(words, target, labeled.every)
         if not matches and (escaped := html.escape(phrase, quote=False)) != phrase:
             target = _folded_phrase(escaped, rules)
@@ -146,6 +152,20 @@ def _match_phrases(
             skips.add("keyphrase not in its text", labeled.place)
         spans += [(tokens[i], tokens[i + len(target) - 1] + 1) for i in matches]
     return spans
+
+
+def _find_in_ascii(lower: str, starts: list[int], ends: list[int], target: list[str], every: bool) -> list[Span]:
+    """Return the token spans that `_find_sublist` finds, without a list of all words, which would take half of the time."""
+    found: list[Span] = []
+    at, size = -1, len(target)
+    while target and (at := lower.find(target[0], at + 1)) >= 0:
+        first = bisect_left(starts, at)
+        own = range(first, min(first + size, len(starts)))
+        if own and starts[first] == at and [lower[starts[i] : ends[i]] for i in own] == target:
+            found.append((first, first + size))
+            if not every:
+                break
+    return found
 
 
 def _find_sublist(words: list[str], target: Sequence[str], every: bool) -> list[int]:
@@ -174,7 +194,7 @@ def _find_beginning(words: list[str], target: list[str], every: bool) -> list[in
 
 def _folded_words(text: str, starts: list[int], ends: list[int]) -> tuple[list[str], Sequence[int]]:
     """Return the words of a text in the form of `fold`, and the number of the token of each: invisible signs are left out."""
-    if text.isascii():  # lower-casing keeps every character at its offset
+    if text.isascii():
         text = text.lower()
         return [text[start:end] for start, end in zip(starts, ends, strict=True)], range(len(starts))
     folded = [fold(text[start:end]) for start, end in zip(starts, ends, strict=True)]

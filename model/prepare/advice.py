@@ -52,7 +52,7 @@ def advice(digests: dict[str, Digests], keyphrases: dict[str, int]) -> list[str]
                 )
     contradicting = _labeled_in_two_ways(np.concatenate(list(digests.values())))
     if contradicting:
-        lines.append(f"{contradicting:,} texts occur with different keyphrases; decide for one labeling")
+        lines.append(f"texts that are labeled in different ways: {contradicting:,}; decide for one labeling")
     return lines
 
 
