@@ -129,7 +129,7 @@ def test_ambiguous_words_are_keyphrases_in_some_texts_only(corpus: dict[str, lis
 
 def test_lookup_of_training_keyphrases_fails(corpus: dict[str, list[GeneratedText]]) -> None:
     known = Counter(keyphrases(corpus["train"]))
-    assert lookup_f1(set(known), corpus["test"]) < 0.60
+    assert lookup_f1(set(known), corpus["test"][:1200]) < 0.60
 
 
 def test_lookup_of_the_mostly_labeled_training_keyphrases_fails(corpus: dict[str, list[GeneratedText]]) -> None:
@@ -140,11 +140,11 @@ def test_lookup_of_the_mostly_labeled_training_keyphrases_fails(corpus: dict[str
         runs = (text[at : at + n] for at in range(len(text)) for n in range(1, min(longest, len(text) - at) + 1))
         seen.update(run for run in runs if run in known)
     reliable = {phrase for phrase in known if known[phrase] >= 0.5 * seen[phrase]}
-    assert lookup_f1(reliable, corpus["test"]) < 0.60
+    assert lookup_f1(reliable, corpus["test"][:1200]) < 0.60
 
 
 def test_a_good_model_passes_and_settings_matter(corpus: dict[str, list[GeneratedText]]) -> None:
-    sizes = {"train": 4000, "valid": 100, "test": 2000}
+    sizes = {"train": 4000, "valid": 100, "test": 600}
 
     def labeled(split: str) -> list[LabeledText]:
         return [LabeledText(text.text, "here:1", tuple(text.spans)) for text in corpus[split][: sizes[split]]]

@@ -381,11 +381,11 @@ def test_a_real_encoder_learns_in_a_few_steps(small_dataset: str):
     folder = Path(str((package.submodule_search_locations or [])[0])) / "model"
     files = load_encoder(str(folder), "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db")
     assert sum(each.size for each in files.weights.values()) == 22_565_376 and files.license == "apache-2.0"
-    config = config_of(small_dataset, str(folder), encoder_lr=1e-4, global_batch_size=16)
+    config = config_of(small_dataset, str(folder), encoder_lr=1e-4, global_batch_size=8)
     training = training_of(config)
     losses = []
     for step in range(12):
-        rows = np.arange(16 * step, 16 * step + 16)
+        rows = np.arange(8 * step, 8 * step + 8)
         batch = training.local_batches(rows, step)
         tokens = int(batch[0].lengths.sum())
         losses.append(float(training.train_step(batch, tokens, step, 3e-3).sum()) / tokens)
