@@ -28,6 +28,7 @@ from distributed.train.result import TrainResult, read_result
 from distributed.train.runs import new_run, resumed_run, run_folder
 from distributed.train.tracking import WandbRun
 from model.config import Config, RunConfig, make_config
+from model.data.dataset import Dataset
 from model.errors import RunFailedError, UserError
 from model.inference.bundle import load_bundle
 from model.presets import preset_values
@@ -108,6 +109,7 @@ def _keeps_its_figures_best_epoch_and_configuration(config: Config, result: Trai
     assert result.best_epoch == best["epoch"] and result.valid["keyphrase_f1"] == best["valid/keyphrase_f1"]
     shown = result.as_json()
     assert result.valid["keyword_f1"] == shown["keyword_f1"] == shown["valid"]["keyword_f1"] and result.epochs == 3
+    config = config.model_copy(update={"data_digest": Dataset(config.data).digest})  # set when a run starts
     assert load_bundle(result.bundle).config == config
     assert json.loads((folder / "config.json").read_text()) == config.model_dump()
     assert json.loads((folder / "result.json").read_text()) == shown and read_result(str(folder)) == result

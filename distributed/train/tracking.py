@@ -171,7 +171,7 @@ def wandb_settings(config: Config) -> WandbSettings:
     project = config.run.wandb_project or settings.project or DEFAULT_PROJECT
     with _explained("run.wandb_project"):
         checked.project = project
-    mode = _MODES[settings.mode]
+    mode = os.environ.get("WANDB_MODE") or _MODES[settings.mode]  # W&B reads the variable once in a process
     if mode == "online" and "WANDB_MODE" not in os.environ and not _has_key():
         mode = "offline"
     return WandbSettings(mode, project)

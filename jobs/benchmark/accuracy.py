@@ -18,6 +18,7 @@ from jobs.benchmark.baselines import Log, check_installed
 from jobs.benchmark.systems import SystemResult, measure
 from model.data.dataset import SPLITS, Dataset
 from model.errors import RunFailedError, UserError
+from model.network.device import resolve_device
 from model.network.encoder_files import load_encoder
 from model.training.metrics import summarize_seeds
 
@@ -36,6 +37,7 @@ class ComparisonConfig:
         seeds: trainings of each system that is not deterministic.
         repeats: passes over the texts for the throughput, of which the median counts.
         encoder: pretrained, for the systems in WITH_ENCODER: path, URI, or name on the hub.
+        device: of the presets and of the systems in WITH_ENCODER; the others use the CPU.
     """
 
     data: str
@@ -43,6 +45,7 @@ class ComparisonConfig:
     seeds: int = 1
     repeats: int = 5
     encoder: str | None = None
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -75,11 +78,12 @@ class SystemRow:
 
 @dataclass(frozen=True)
 class ComparisonResult:
-    """What `benchmark --peers --json` prints: a row per system, texts per split, and cores."""
+    """What `benchmark --peers --json` prints: a row per system, texts per split, cores, and the device of `--device`."""
 
     systems: list[SystemRow]
     texts: dict[str, int]
     cores: int
+    device: str
 
 
 def compare_systems(config: ComparisonConfig, log: Log) -> ComparisonResult:
@@ -90,13 +94,14 @@ def compare_systems(config: ComparisonConfig, log: Log) -> ComparisonResult:
         log: receives a line when a system or an epoch ends; a module's function, because other processes call it too.
 
     Raises:
-        UserError: a system is unknown or its package is missing, or the dataset or the encoder cannot be used.
+        UserError: a system is unknown or its package is missing, or the dataset, the encoder or the device cannot be used.
         RunFailedError: the process of a system died.
     """
     unknown = [system for system in config.systems if system not in SYSTEMS]
     if unknown or not config.systems:
         raise UserError(f"--systems {','.join(unknown)}: is unknown; choose some of {','.join(SYSTEMS)}")
     check_installed(config.systems)
+    resolve_device(config.device)
     _check_encoder(config)
     data = Dataset(config.data)
     for split in SPLITS:
@@ -106,7 +111,9 @@ def compare_systems(config: ComparisonConfig, log: Log) -> ComparisonResult:
         seeds = 1 if system in _DETERMINISTIC else config.seeds
         log(f"{number} of {len(config.systems)}  {system}, {seeds} x")
         rows.append(system_row(system, [_measure_in_process(config, system, seed, log) for seed in range(seeds)]))
-    return ComparisonResult(rows, {split: data.rows(split) for split in SPLITS}, len(os.sched_getaffinity(0)))
+    return ComparisonResult(
+        rows, {split: data.rows(split) for split in SPLITS}, len(os.sched_getaffinity(0)), config.device
+    )
 
 
 def _check_encoder(config: ComparisonConfig) -> None:
@@ -174,6 +181,6 @@ def _child(result: Connection, config: ComparisonConfig, system: str, seed: int,
     torch.set_num_threads(len(os.sched_getaffinity(0)))  # Ray gives a job one thread
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C also reaches the parent, which ends this process
     try:
-        result.send(measure(Dataset(config.data), system, seed, config.repeats, log, config.encoder))
+        result.send(measure(Dataset(config.data), system, seed, config.repeats, log, config.encoder, config.device))
     except UserError as error:
         result.send(error)

@@ -40,6 +40,10 @@ def benchmark(
             "path, URI, or name on the hub."
         ),
     ] = None,
+    device: Annotated[
+        str,
+        typer.Option(help="With --peers: cpu or cuda, for what is made of torch modules; CRF and spaCy use the CPU."),
+    ] = "cpu",
     seeds: Annotated[
         int | None, typer.Option(min=1, help="With --peers: trainings of each system; default: 1.")
     ] = None,
@@ -49,22 +53,23 @@ def benchmark(
 
     Takes about ten minutes on 2 cores. Uses a GPU if this machine has one.
 
-    With --peers: train a CRF, spaCy and the presets on the dataset, on the CPU, and compare them on its test split.
+    With --peers: train a CRF, spaCy and the presets on the dataset, and compare them on its test split.
     """
     from jobs.corpora.generated import prepare_corpus, write_corpus
     from jobs.demo_corpus import generate
     from model import storage
     from model.errors import RunFailedError, UserError
 
-    if not peers and (systems or seeds or encoder):
-        raise UserError("--systems, --seeds and --encoder: only --peers uses them; add --peers, or leave them out")
+    if not peers and (systems or seeds or encoder or device != "cpu"):
+        options = "--systems, --seeds, --encoder and --device"
+        raise UserError(f"{options}: only --peers uses them; add --peers, or leave them out")
     if peers and (workers or texts):
         raise UserError("--workers and --texts: --peers does not use them; leave them out")
     with tempfile.TemporaryDirectory(prefix="tandem-corpus-") as folder:
         location = data or prepare_corpus(write_corpus(Path(folder), generate(12_000)), Path(folder) / "dataset")
         location = storage.absolute(location)
         if peers:
-            compared = _compare(location, systems, seeds or 1, repeats, encoder)
+            compared = _compare(location, systems, seeds or 1, repeats, encoder, device)
             text, result = _accuracy_table(compared), asdict(compared)
         else:
             measured = _measure(location, workers or 2, repeats, texts or 200_000)
@@ -76,14 +81,16 @@ def benchmark(
         raise RunFailedError("a part of the benchmark failed, as said above")
 
 
-def _compare(data: str, systems: str | None, seeds: int, repeats: int, encoder: str | None) -> ComparisonResult:
+def _compare(
+    data: str, systems: str | None, seeds: int, repeats: int, encoder: str | None, device: str
+) -> ComparisonResult:
     from jobs.benchmark.accuracy import SYSTEMS, WITH_ENCODER, ComparisonConfig, compare_systems
 
     if systems is None:
         chosen = tuple(each for each in SYSTEMS if encoder is not None or each not in WITH_ENCODER)
     else:
         chosen = tuple(dict.fromkeys(systems.split(",")))
-    return compare_systems(ComparisonConfig(data, chosen, seeds, repeats, encoder), echo)
+    return compare_systems(ComparisonConfig(data, chosen, seeds, repeats, encoder, device), echo)
 
 
 def _measure(data: str, workers: int, repeats: int, texts: int) -> BenchmarkResult:

@@ -19,6 +19,7 @@ from model.data.examples import Example, examples
 from model.data.labeled_text import SkipCounts
 from model.data.tokenizer import UNKNOWN, CachedTokenizer
 from model.inference.extractor import PIPE_BATCH_SIZE, Extractor
+from model.network.device import resolve_device
 from model.presets import preset_values
 from model.training.loop import SELECTION_METRIC, Training
 from model.training.metrics import Counts, counts_of_spans
@@ -62,7 +63,9 @@ class SystemResult(NamedTuple):
     use_cores: float
 
 
-def measure(data: Dataset, system: str, seed: int, repeats: int, log: Log, encoder: str | None = None) -> SystemResult:
+def measure(
+    data: Dataset, system: str, seed: int, repeats: int, log: Log, encoder: str | None = None, device: str = "cpu"
+) -> SystemResult:
     """Train a system and measure it.
 
     Args:
@@ -72,8 +75,9 @@ def measure(data: Dataset, system: str, seed: int, repeats: int, log: Log, encod
         repeats: passes over the texts for the throughput, of which the median counts.
         log: receives a line per epoch.
         encoder: pretrained, for the systems that need one.
+        device: see `ComparisonConfig`.
     """
-    trained = (_train_baseline if system in _BASELINES else _train_preset)(data, system, seed, log, encoder)
+    trained = (_train_baseline if system in _BASELINES else _train_preset)(data, system, seed, log, encoder, device)
     test = list(data.texts("test"))
     predicted = trained.load()([each.text for each in test])
     counts = counts_of_spans(predicted, [each.spans or () for each in test])
@@ -91,12 +95,12 @@ def _throughput(extract: ExtractSpans, texts: list[str]) -> tuple[float, float]:
     return len(texts) / stopwatch.seconds, stopwatch.cores
 
 
-def _train_preset(data: Dataset, preset: str, seed: int, log: Log, encoder: str | None) -> TrainedSystem:
+def _train_preset(data: Dataset, preset: str, seed: int, log: Log, encoder: str | None, device: str) -> TrainedSystem:
     config = _preset_config(data, preset, seed, encoder)
     shared = SharedData.load(data.location, config.tagger)
     stopwatch = Stopwatch()
     tagger = shared.new_tagger(config.tagger, seed)
-    training = Training(config.training, tagger, shared.train, shared.valid)
+    training = Training(config.training, tagger, shared.train, shared.valid, device=resolve_device(device))
     best_s, weights = 0.0, tagger.state_dict()
     for metrics in training.epochs():
         if training.best == len(training.history) - 1:
@@ -108,7 +112,7 @@ def _train_preset(data: Dataset, preset: str, seed: int, log: Log, encoder: str 
 
     def load() -> ExtractSpans:
         subwords = shared.encoder.subwords() if shared.encoder else None
-        extractor = Extractor(tagger, data.tokenizer(), "cpu", subwords)
+        extractor = Extractor(tagger, data.tokenizer(), device, subwords)
         return lambda texts: [[(each.start, each.end) for each in found] for found in extractor.pipe(texts)]
 
     return TrainedSystem(load, best_s, stopped_s, cores)
@@ -124,9 +128,9 @@ def _preset_config(data: Dataset, preset: str, seed: int, encoder: str | None) -
     return make_config(tree)
 
 
-def _train_baseline(data: Dataset, system: str, seed: int, log: Log, encoder: str | None) -> TrainedSystem:
+def _train_baseline(data: Dataset, system: str, seed: int, log: Log, encoder: str | None, device: str) -> TrainedSystem:
     train, valid = (_examples(data, split) for split in ("train", "valid"))
-    fit = _imported_fit(system, encoder)  # before the stopwatch starts
+    fit = _imported_fit(system, encoder, device)  # before the stopwatch starts
     stopwatch = Stopwatch()
     tag, best_s = fit(train, valid, seed, stopwatch, log)
     stopped_s, cores = stopwatch.seconds, stopwatch.cores
@@ -134,7 +138,7 @@ def _train_baseline(data: Dataset, system: str, seed: int, log: Log, encoder: st
     return TrainedSystem(lambda: raw_text_adapter(tag, data), best_s, stopped_s, cores)
 
 
-def _imported_fit(system: str, encoder: str | None) -> Callable[..., tuple[TagTexts, float]]:
+def _imported_fit(system: str, encoder: str | None, device: str) -> Callable[..., tuple[TagTexts, float]]:
     """Return the function that trains a baseline, with its packages imported."""
     for module in PACKAGES[system]:
         importlib.import_module(module)
@@ -142,7 +146,7 @@ def _imported_fit(system: str, encoder: str | None) -> Callable[..., tuple[TagTe
         return {"crf": fit_crf, "spacy": fit_spacy}[system]
     assert encoder is not None
     importlib.import_module("transformers.trainer")  # the package imports its parts when they are used
-    return partial(fit_token_classifier, encoder)
+    return partial(fit_token_classifier, encoder, device)
 
 
 def _examples(data: Dataset, split: str) -> list[Example]:

@@ -41,9 +41,8 @@ _SETTINGS: dict[str, Any] = {
     "weight_decay": 0.0,
     "max_grad_norm": 1.0,
 }
-# Of this benchmark: on the CPU, as all systems; nothing goes to the disk, the terminal or a tracker.
+# Of this benchmark: nothing goes to the disk, the terminal or a tracker.
 _SURROUNDINGS: dict[str, Any] = {
-    "use_cpu": True,
     "dataloader_pin_memory": False,
     "save_strategy": "no",
     "logging_strategy": "no",
@@ -53,7 +52,7 @@ _SURROUNDINGS: dict[str, Any] = {
 
 
 def fit_token_classifier(
-    encoder: str, train: list[Example], valid: list[Example], seed: int, stopwatch: Stopwatch, log: Log
+    encoder: str, device: str, train: list[Example], valid: list[Example], seed: int, stopwatch: Stopwatch, log: Log
 ) -> tuple[TagTexts, float]:
     """Fine-tune a pretrained encoder. The model after the last epoch is used, so `valid` has no effect.
 
@@ -69,7 +68,7 @@ def fit_token_classifier(
     with tempfile.TemporaryDirectory(prefix="tandem-trainer-") as folder:
         trainer = transformers.Trainer(
             model,
-            transformers.TrainingArguments(folder, seed=seed, **_SETTINGS, **_SURROUNDINGS),
+            transformers.TrainingArguments(folder, seed=seed, use_cpu=device == "cpu", **_SETTINGS, **_SURROUNDINGS),
             data_collator=transformers.DataCollatorForTokenClassification(tokenizer),
             train_dataset=labeled_subwords(tokenizer, train),
             callbacks=[_epoch_log(stopwatch, log)],
@@ -149,7 +148,7 @@ def tag_words(
     tags = [["O"] * len(words) for words in texts]
     for rows in length_sorted_batches(np.array([len(each.ids) for each in encodings]), _BATCH_SIZE):
         batch = [encodings[row] for row in rows]
-        inputs = tokenizer.pad({"input_ids": [each.ids for each in batch]}, return_tensors="pt")
+        inputs = tokenizer.pad({"input_ids": [each.ids for each in batch]}, return_tensors="pt").to(model.device)
         with torch.inference_mode():
             labels = model(**inputs).logits.argmax(-1).tolist()
         for row, encoding, found in zip(rows, batch, labels, strict=True):
