@@ -256,6 +256,7 @@ def _tagger_of_letters(tokenizer):
         labels = input_ids.clone().apply_(lambda each: tags.get(each, 1))
         return SimpleNamespace(logits=torch.nn.functional.one_hot(labels, 3))
 
+    model.device = torch.device("cpu")  # as a model of the library has it
     return model
 
 
