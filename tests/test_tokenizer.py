@@ -2,7 +2,7 @@ import random
 
 import pytest
 from helpers import any_texts, trained_tokenizer
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from model.data.characters import is_ignorable
@@ -64,6 +64,7 @@ RULES = new_tokenizer()
 
 @settings(deadline=None)
 @given(any_texts())
+@example("’İ and $İ")
 def test_tokens_cover_the_text_in_order(text: str):
     [tokens] = encode(RULES, [text])
     end_before = 0

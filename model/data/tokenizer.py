@@ -25,6 +25,7 @@ _CACHED_CHUNKS = 150_000  # between spaces; most of a text is among the most fre
 
 _LINK = r"https?://\S+|www\.\S+"
 _LETTER = rf"[\p{{L}}&&[^{SPACELESS}]]"
+_LETTERS = rf"{_LETTER}[\p{{L}}\p{{M}}&&[^{SPACELESS}]]*"  # lower-casing makes a letter and a mark of İ
 _WORD = rf"[\p{{L}}\p{{M}}\p{{N}}_&&[^{SPACELESS}]]"
 # The name of a mention that begins in a script with spaces ends where another script begins.
 _MENTION = rf"(?<![\w@&&[^{SPACELESS}]])@(?:[\w&&[^{SPACELESS}]]+|\w+)"
@@ -35,11 +36,11 @@ _TOKEN = "|".join(
     [
         r"<(?!pad>|unk>)[a-z]+>",  # placeholders: <url>, <user>, <eos>; but not the special words, which a text cannot contain
         rf"(?:{_LETTER}\.){{2,}}",  # u.s.
-        rf"\${_LETTER}+",  # cashtags: $aapl
+        rf"\${_LETTERS}",  # cashtags: $aapl
         rf"\d+(?:[.,:/]\d+)*{_WORD}*",  # 3.5m, 10:30, 1/2
         rf"{_WORD}+(?:['’\-&\x{{200C}}\x{{200D}}]{_WORD}+)*",  # don't, anti-spam, q&a; joiners of Persian and Hindi
         rf"(?=[\p{{L}}\p{{M}}\p{{N}}&&[{SPACELESS}]])\X",  # a sign of a script without spaces, with its marks
-        rf"['’]{_LETTER}+",  # 's
+        rf"['’]{_LETTERS}",  # 's
         r"[:;=]['\-]?[()dp/](?!\p{L})",  # emoticons
         rf"({_WHOLE}[^\s\p{{L}}\p{{N}}])(?:{_WHOLE}\1)+",  # ..., !!!
         rf"\S(?:[\p{{M}}\x{{FE0F}}]|\x{{200D}}{_WHOLE}\S)*",  # any other character, with its combining marks and joined emoji
