@@ -288,7 +288,7 @@ FORMATS = {
             "docbin",
             "documents of spaCy",
             _detect_docbin,
-            lambda record, *_: record.value,
+            lambda record, *_: record,
             documents.doc_bin,
             lambda value, place: value.text,
         ),
