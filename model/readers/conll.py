@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from model.data.characters import Span
 from model.data.labeled_text import LabeledText
 from model.errors import LineError, UserError
 
@@ -12,7 +13,6 @@ from model.errors import LineError, UserError
 _TAG = re.compile(r"O|[BIESLUM](?:[-_].+)?", re.IGNORECASE)
 _NUMBER = re.compile(r"\d+(?:[-.]\d+)?")  # CoNLL-U: 8, 8-9, 8.1
 Lines = list[tuple[str, str]]  # `file:line` and content
-Span = tuple[int, int]
 
 
 class Columns(NamedTuple):
@@ -77,7 +77,7 @@ def split(line: str, tabs: bool) -> list[str]:
 
 def is_comment(row: list[str]) -> bool:
     """Return whether a line is a comment rather than a token `#` with its tag."""
-    return row[:1] != [] and row[0].startswith("#") and not any(map(_TAG.fullmatch, row[1:]))
+    return row[:1] != [] and row[0].startswith("#") and not any(map(is_tag, row[1:]))
 
 
 def _are_tags(column: Iterable[str]) -> bool:
@@ -105,7 +105,7 @@ def parse_block(lines: Lines, columns: Columns) -> LabeledText | None:
             token = tag = ""
         if len(row) < 2 or not tag:
             raise LineError(place, "has no token and tag; write token<TAB>tag, and a blank line between texts")
-        if not _TAG.fullmatch(tag):
+        if not is_tag(tag):
             raise LineError(place, f"tag {tag!r} is unknown; tags are O, B, I, E, S (or L, U, M), alone or as B-type")
         if not token:
             raise LineError(place, "the token is empty; write the token, or delete the line")

@@ -8,7 +8,8 @@ from model import storage
 from model.data.characters import Unit
 from model.data.labeled_text import LabeledText, SkipCounts
 from model.errors import LineError, UserError
-from model.readers.conll import characters, join_tokens
+from model.readers.conll import Lines, characters, join_tokens
+from model.readers.head import decode_file
 from model.readers.records import checked_text, in_characters, phrases_of
 from model.shards import FileRange
 
@@ -39,9 +40,7 @@ def pair(file: FileRange) -> Iterator[tuple[str, tuple[str, str, str]]]:
 def _read(path: str) -> str:
     """Return the content of a file with its line ends as they are, because offsets count them. Raises UserError."""
     try:
-        return storage.read(path).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not UTF-8 (byte {error.start}: {error.reason}); convert it to UTF-8") from None
+        return decode_file(storage.read(path), path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
 
@@ -99,7 +98,7 @@ def span_columns(lines: list[str]) -> tuple[int, ...]:
     return tuple(columns)
 
 
-def parse_webanno(lines: list[tuple[str, str]], columns: tuple[int, ...]) -> LabeledText | None:
+def parse_webanno(lines: Lines, columns: tuple[int, ...]) -> LabeledText | None:
     """Return the text of a sentence, or None where the block has none. Raises LineError."""
     tokens: list[str] = []
     ids: list[set[tuple[int, str]]] = []  # of each token: the annotations that contain it, by column

@@ -13,7 +13,7 @@ from model.data.characters import Unit
 from model.data.labeled_text import LabeledText, SkipCounts
 from model.errors import LineError, UserError
 from model.readers import conll, documents, records, tables
-from model.readers.head import Head, is_binary_table
+from model.readers.head import Head, decode_file, is_binary_table
 from model.shards import FileRange, Layout
 
 _SAMPLE_RECORDS = 200
@@ -60,19 +60,6 @@ class Format:
     text: Callable[[Any, str], str] | None = None
 
 
-def decode_line(raw: bytes, place: str) -> str:
-    """Return a line as text. Raises LineError where it is not UTF-8 text."""
-    try:
-        text = raw.decode().removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise LineError(
-            place, f"is not UTF-8 (byte {error.start}: {error.reason}); convert the file to UTF-8"
-        ) from None
-    if "\x00" in text:
-        raise LineError(place, "contains a NUL byte; if the file is binary or UTF-16, convert it to UTF-8 text")
-    return text
-
-
 def is_json(lines: list[str]) -> bool:
     """Return whether the lines begin JSON objects or an array."""
     return lines[0].lstrip().startswith(("{", "["))
@@ -115,22 +102,22 @@ def _is_json_line(line: str) -> bool:
 
 
 def _detect_json(head: Head, options: ReadOptions) -> Layout | None:
+    """Return the layout of labeled records, or, where a file has no labels, of tweets. Raises UserError for neither."""
     layout = json_layout(head, "jsonl")
     if options.format != "auto":
         return layout or head.layout._replace(format="jsonl")
     sample = json_sample(head, layout) if layout else []
-    return layout if not sample or any(map(records.is_labeled, sample)) else None
+    if layout is None or not sample or any(map(records.is_labeled, sample)):
+        return layout
+    if not any(map(_has_hashtag, sample)):
+        raise records.unusable_fields(sample[0], head.path)
+    return layout._replace(format="raw")
 
 
 def _detect_raw(head: Head, options: ReadOptions) -> Layout | None:
-    layout = json_layout(head, "raw")
-    if layout is None:
-        tweets = options.format == "raw" or any("#" in line or "＃" in line for line in head.lines)
-        return head.layout._replace(format="raw") if tweets else None
-    sample = json_sample(head, layout)
-    if options.format == "auto" and sample and not any(map(_has_hashtag, sample)):
-        raise records.unusable_fields(sample[0], head.path)
-    return layout
+    if options.format == "raw":
+        return json_layout(head, "raw") or head.layout._replace(format="raw")
+    return head.layout._replace(format="raw") if any("#" in line or "＃" in line for line in head.lines) else None
 
 
 def _has_hashtag(value: object) -> bool:
@@ -141,13 +128,7 @@ def _has_hashtag(value: object) -> bool:
 
 
 def _json_file(file: FileRange) -> Iterator[tuple[str, Any]]:
-    content = b"".join(file.lines())
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise LineError(f"{file.path}:{line}", f"is not UTF-8 ({error.reason}); convert the file to UTF-8") from None
-    return records.json_items(text, file.path)
+    return records.json_items(decode_file(b"".join(file.lines()), file.path), file.path)
 
 
 def _value(record: Any, place: str) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from model import storage
-from model.errors import UserError
+from model.errors import LineError, UserError
 from model.shards import FileRange, Layout
 
 _SAMPLE_LINES = 200
@@ -84,6 +84,28 @@ def stream_layout(content: bytes, name: str) -> Layout:
     """Return the layout of a stream by its first bytes. Raises UserError where it is no text."""
     _refuse(name, content)
     return _text_layout(content, Layout())
+
+
+def decode_line(raw: bytes, place: str) -> str:
+    """Return a line as text. Raises LineError where it is not UTF-8 text."""
+    try:
+        text = raw.decode().removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise LineError(
+            place, f"is not UTF-8 (byte {error.start}: {error.reason}); convert the file to UTF-8"
+        ) from None
+    if "\x00" in text:
+        raise LineError(place, "contains a NUL byte; if the file is binary or UTF-16, convert it to UTF-8 text")
+    return text
+
+
+def decode_file(content: bytes, path: str) -> str:
+    """Return the content of a whole file as text, with its line ends as they are. Raises LineError where it is not UTF-8."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise LineError(f"{path}:{line}", f"is not UTF-8 ({error.reason}); convert the file to UTF-8") from None
 
 
 def is_binary_table(content: bytes) -> bool:

@@ -11,8 +11,8 @@ from model import storage
 from model.data.labeled_text import LabeledText, SkipCounts
 from model.errors import LineError, UserError
 from model.readers import documents
-from model.readers.formats import AUTO, FORMATS, ReadOptions, csv_layout, decode_line, json_layout
-from model.readers.head import Head, read_head, stream_layout
+from model.readers.formats import AUTO, FORMATS, ReadOptions, csv_layout, json_layout
+from model.readers.head import Head, decode_line, read_head, stream_layout
 from model.readers.records import KNOWN
 from model.shards import FileRange, Layout, decoded_lines
 
@@ -51,16 +51,8 @@ class Reader:
         Raises:
             LineError: a line cannot be used.
         """
-        layout = self.file_range.layout
-        parse = FORMATS[layout.format].parse
-        for place, value in self._records():
-            try:
-                labeled = parse(_decoded(value, place, layout), place, layout, skips)
-            except LineError as error:
-                if not self.skip_bad_lines:
-                    raise
-                skips.add(f"bad line: {error.problem}", error.place)
-                continue
+        parse = FORMATS[self.file_range.layout.format].parse
+        for labeled in self._parsed(self._records(), parse, skips):
             if labeled is not None:
                 yield labeled
 
@@ -71,20 +63,30 @@ class Reader:
             LineError: a line cannot be used.
         """
         layout = self.file_range.layout
-        text_of = FORMATS[layout.format].text if layout.format in FORMATS else None
         if layout.blocks:
             yield from (labeled.text for labeled in self.read(skips))
             return
-        for place, value in self._records() if layout.whole else self._lines():
+        text_of = FORMATS[layout.format].text if layout.format in FORMATS else None
+
+        def parse(record: Any, place: str, *_: object) -> str:
+            return text_of(record, place) if text_of and record else record
+
+        yield from self._parsed(self._records() if layout.whole else self._lines(), parse, skips)
+
+    def _parsed(
+        self, records: Iterator[tuple[str, Any]], parse: Callable[..., Any], skips: SkipCounts
+    ) -> Iterator[Any]:
+        """Yield what `parse` returns for each record, see `Format.parse`. Count or raise what cannot be used."""
+        layout = self.file_range.layout
+        for place, value in records:
             try:
-                decoded = _decoded(value, place, layout)
-                text = text_of(decoded, place) if text_of and decoded else decoded
+                parsed = parse(_decoded(value, place, layout), place, layout, skips)
             except LineError as error:
                 if not self.skip_bad_lines:
                     raise
                 skips.add(f"bad line: {error.problem}", error.place)
                 continue
-            yield text
+            yield parsed
 
     def _records(self) -> Iterator[tuple[str, Any]]:
         """Yield the place and the value of each record that is not blank."""

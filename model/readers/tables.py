@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from model import storage
 from model.errors import UserError
+from model.readers.head import decode_line
 from model.readers.records import LABEL_FIELDS, TEXT_FIELDS
 from model.shards import FileRange
 
@@ -64,7 +65,7 @@ def table_rows(file: FileRange) -> Iterator[tuple[str, Any]]:
         UserError: a row cannot be read.
     """
     dialect: Dialect = file.layout.options
-    lines = (_text(raw, f"{file.path}:{number}") for number, raw in enumerate(file.lines(), 1))
+    lines = (decode_line(raw, f"{file.path}:{number}") for number, raw in enumerate(file.lines(), 1))
     reader = csv.reader(lines, delimiter=dialect.delimiter, strict=True)
     before, header = 0, dialect.names is not None
     while True:
@@ -81,15 +82,6 @@ def table_rows(file: FileRange) -> Iterator[tuple[str, Any]]:
             header = False
             continue
         yield place, row if dialect.names is None else _named(dialect.names, row, place)
-
-
-def _text(raw: bytes, place: str) -> str:
-    try:
-        return raw.decode().removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{place}: is not UTF-8 (byte {error.start}: {error.reason}); convert the file to UTF-8"
-        ) from None
 
 
 def _named(names: tuple[str, ...], row: list[str], place: str) -> dict[str, Any] | str:
