@@ -10,7 +10,7 @@ import typer
 
 from jobs.console import command, echo, print_json, table
 from jobs.prepare import FormatOption, OffsetsOption, TagColumnOption, TokenColumnOption, echo_skips
-from model.readers.formats import ReadOptions
+from model.readers.options import ReadOptions
 
 if TYPE_CHECKING:
     from model.data.dataset import Split

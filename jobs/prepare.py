@@ -8,17 +8,18 @@ import typer
 
 from jobs.console import command, echo, invocation, print_json, progress_counter
 from model.data.characters import Unit
-from model.readers.formats import FORMATS, ReadOptions
+from model.readers.options import SUMMARIES, ReadOptions
 
 if TYPE_CHECKING:
     from model.data.dataset_info import DatasetInfo
+    from model.prepare.builder import PrepareConfig
 
 FormatOption = Annotated[
     str,
     typer.Option(
-        metavar="|".join(["auto", *FORMATS]),
+        metavar="|".join(["auto", *SUMMARIES]),
         help="Format of labeled files, by default detected from their content. "
-        + "; ".join(f"{format.name}: {format.summary}" for format in FORMATS.values())
+        + "; ".join(f"{name}: {summary}" for name, summary in SUMMARIES.items())
         + ".",
     ),
 ]
@@ -87,18 +88,13 @@ def prepare(
     strict: Annotated[bool, typer.Option("--strict", help="Refuse the input if anything would be skipped.")] = False,
     skip_bad_lines: SkipBadLinesOption = False,
     workers: WorkersOption = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what the files are taken for, with examples; write nothing.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show how the files are read; write nothing.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing dataset at --out.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Make a dataset directory from labeled files, and report what was skipped and why."""
-    from distributed.cluster.ray_data import parallel_map
     from model.errors import UserError
     from model.prepare.builder import PrepareConfig
-    from model.prepare.builder import prepare as build
-    from model.prepare.word2vec import PASSES
 
     reading = ReadOptions(format, token_column, tag_column, offsets)
     if dry_run:
@@ -126,13 +122,22 @@ def prepare(
         skip_bad_lines=skip_bad_lines,
         overwrite=overwrite,
     )
-    passes = f"texts for word vectors, each {PASSES} times"
-    with progress_counter("texts") as progress, progress_counter(passes) as pretrain_progress:
-        info = build(config, parallel_map(out, workers), progress, pretrain_progress)
+    info = _build(config, workers)
     _echo_summary(info)
     echo(f"{info['words']:,} words; {out} is ready: {invocation('train', '--data', out)}")
     if json:
         print_json({"out": out, **info})
+
+
+def _build(config: "PrepareConfig", workers: int | None) -> "DatasetInfo":
+    """Make the dataset, and show how far it is."""
+    from distributed.cluster.ray_data import parallel_map
+    from model.prepare.builder import prepare as build
+    from model.prepare.word2vec import PASSES
+
+    passes = f"texts for word vectors, each {PASSES} times"
+    with progress_counter("texts") as progress, progress_counter(passes) as pretrain_progress:
+        return build(config, parallel_map(config.out, workers), progress, pretrain_progress)
 
 
 def _show(patterns: list[str], reading: ReadOptions, max_tokens: int, skip_bad_lines: bool) -> None:

@@ -25,7 +25,8 @@ from model.data.labeled_text import SkipCounts
 from model.data.tokenizer import new_tokenizer
 from model.errors import UserError
 from model.prepare.builder import PrepareConfig, prepare
-from model.readers.formats import ReadOptions
+from model.readers.formats import FORMATS
+from model.readers.options import SUMMARIES, ReadOptions
 from model.readers.readers import Reader, resolve_inputs, stream_texts, unlabeled_inputs
 
 # Words that no text repeats, so that it does not matter which occurrence is marked.
@@ -203,6 +204,10 @@ def write(folder: Path, name: str, content: str | bytes) -> Path:
     path = folder / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return path
+
+
+def test_every_format_has_a_summary_for_the_help():
+    assert list(FORMATS) == list(SUMMARIES)
 
 
 @pytest.mark.parametrize("name", CONTENTS)

@@ -20,7 +20,7 @@ from model import storage
 from model.data.dataset import Dataset
 from model.prepare.builder import PrepareConfig, prepare
 from model.prepare.vocabulary import BUCKETS, WordCounts, save_tokenizer
-from model.readers.formats import ReadOptions
+from model.readers.options import ReadOptions
 from model.readers.readers import resolve_inputs
 from model.shards import SHARD_BYTES, make_shards, serial_map
 

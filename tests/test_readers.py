@@ -8,9 +8,10 @@ from helpers import refused, trained_tokenizer
 
 from model.data.examples import examples
 from model.data.labeled_text import LabeledText, SkipCounts
-from model.readers.formats import FORMATS, Format, ReadOptions
+from model.readers.formats import FORMATS, Format
 from model.readers.hashtags import label_by_hashtag, words
 from model.readers.head import Head, read_head
+from model.readers.options import ReadOptions
 from model.readers.readers import Reader, detect_layout, resolve_inputs
 from model.shards import Layout, checksum
 
@@ -123,7 +124,7 @@ def test_a_format_is_added_by_its_record(tmp_path: Path, monkeypatch: pytest.Mon
         text, _, phrase = (line for _, line in lines)
         return LabeledText(text, place, keyphrases=(phrase,))
 
-    monkeypatch.setitem(FORMATS, "triple", Format("triple", "text, ==, keyphrase", detect, parse))
+    monkeypatch.setitem(FORMATS, "triple", Format("triple", detect, parse))
     content = "a red car\n==\nred car\n\nbig dog\n==\ndog\n"
     assert marked(file(tmp_path, "a.txt", content)) == ([["red car"], ["dog"]], {})
 

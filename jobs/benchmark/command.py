@@ -44,9 +44,7 @@ def benchmark(
         str,
         typer.Option(help="With --peers: cpu or cuda, for what is made of torch modules; CRF and spaCy use the CPU."),
     ] = "cpu",
-    seeds: Annotated[
-        int | None, typer.Option(min=1, help="With --peers: trainings of each system; default: 1.")
-    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="With --peers: trainings of each system (1).")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Measure training against a reference loop and the machine's limit, and the speed of everything else.
@@ -61,8 +59,7 @@ def benchmark(
     from model.errors import RunFailedError, UserError
 
     if not peers and (systems or seeds or encoder or device != "cpu"):
-        options = "--systems, --seeds, --encoder and --device"
-        raise UserError(f"{options}: only --peers uses them; add --peers, or leave them out")
+        raise UserError("--systems, --seeds, --encoder and --device: only --peers uses them; add it, or leave them out")
     if peers and (workers or texts):
         raise UserError("--workers and --texts: --peers does not use them; leave them out")
     with tempfile.TemporaryDirectory(prefix="tandem-corpus-") as folder:

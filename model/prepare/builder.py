@@ -27,7 +27,7 @@ from model.prepare.vectors import KeyedVectors, extra_words, initial_embedding, 
 from model.prepare.vocabulary import save_tokenizer
 from model.prepare.word2vec import MIN_FREQUENCY, train_word2vec
 from model.prepare.writers import write_vocabulary
-from model.readers.formats import AUTO, ReadOptions
+from model.readers.options import AUTO, ReadOptions
 from model.readers.readers import resolve_inputs, unlabeled_inputs
 from model.shards import ParallelMap, make_shards, serial_map
 

@@ -11,7 +11,8 @@ from model.data.labeled_text import SkipCounts, format_skips
 from model.data.tokenizer import new_tokenizer
 from model.prepare.advice import advice
 from model.prepare.passes import text_digest
-from model.readers.formats import ReadOptions, describe
+from model.readers.formats import describe
+from model.readers.options import ReadOptions
 from model.readers.readers import Reader, resolve_inputs
 
 _SAMPLES = 5

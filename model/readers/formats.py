@@ -7,34 +7,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import PurePath
-from typing import Any, NamedTuple
+from typing import Any
 
-from model.data.characters import Unit
 from model.data.labeled_text import LabeledText, SkipCounts
 from model.errors import LineError, UserError
 from model.readers import conll, documents, records, tables
 from model.readers.head import Head, decode_file, is_binary_table
+from model.readers.options import SUMMARIES, ReadOptions
 from model.shards import FileRange, Layout
 
 _SAMPLE_RECORDS = 200
-
-
-class ReadOptions(NamedTuple):
-    """What a user may say about files, where their content does not.
-
-    Attributes:
-        format: a key of FORMATS, or `auto` to detect it from the content.
-        token_column, tag_column: of CoNLL files, from 1; None to detect them.
-        offsets: what spans count: `characters`, `utf16` units or `bytes` of UTF-8.
-    """
-
-    format: str = "auto"
-    token_column: int | None = None
-    tag_column: int | None = None
-    offsets: Unit = "characters"
-
-
-AUTO = ReadOptions()
 
 
 @dataclass(frozen=True)
@@ -42,8 +24,7 @@ class Format:
     """How one format is recognized and read.
 
     Attributes:
-        name: its name for `--format` and in dataset.json.
-        summary: what a record looks like, for help texts.
+        name: its name for `--format` and in dataset.json, a key of SUMMARIES.
         detect: returns the layout of a file that has this format by its beginning, else None.
         parse: turns a record into a text, or None where it skips the record, which it may count. It gets the record, a line
             or a block of lines with their places, or whatever `records` yields; its place; and the layout. It raises
@@ -53,7 +34,6 @@ class Format:
     """
 
     name: str
-    summary: str
     detect: Callable[[Head, ReadOptions], Layout | None]
     parse: Callable[[Any, str, Layout, SkipCounts], LabeledText | None]
     records: Callable[[Any], Iterator[tuple[str, Any]]] | None = None
@@ -263,47 +243,41 @@ def _detect_docbin(head: Head, options: ReadOptions) -> Layout | None:
 FORMATS = {
     format.name: format
     for format in (
-        Format("parquet", "records as rows", _detect_binary, _parse_json, tables.binary_rows, records.text_of_record),
-        Format("arrow", "records as rows", lambda *_: None, _parse_json, tables.binary_rows, records.text_of_record),
+        Format("parquet", _detect_binary, _parse_json, tables.binary_rows, records.text_of_record),
+        Format("arrow", lambda *_: None, _parse_json, tables.binary_rows, records.text_of_record),
         Format(
             "docbin",
-            "documents of spaCy",
             _detect_docbin,
             lambda record, *_: record,
             documents.doc_bin,
             lambda value, place: value.text,
         ),
         # Entities of brat are characters of the text.
-        Format(
-            "brat", "text.txt beside text.ann", _detect_pair, _parse_pair, documents.pair, lambda value, place: value[0]
-        ),
+        Format("brat", _detect_pair, _parse_pair, documents.pair, lambda value, place: value[0]),
         Format(
             "keyfiles",
-            "text.txt beside text.key, or text.abstr beside text.uncontr",
             lambda *_: None,
             _parse_pair,
             documents.pair,
             lambda value, place: value[0],
         ),
-        Format("webanno", "WebAnno TSV 3", _detect_webanno, _parse_webanno),
+        Format("webanno", _detect_webanno, _parse_webanno),
         # Lists of keyphrases mark every occurrence; spans are characters, half-open, and take precedence.
-        Format("jsonl", records.KNOWN, _detect_json, _parse_json, _json_file, _text_of_json),
+        Format("jsonl", _detect_json, _parse_json, _json_file, _text_of_json),
         # BIO, BIOES, BILOU or BMES tags, with or without a type (`B-person`).
-        Format("conll", "token<TAB>tag, a blank line between texts", _detect_conll, _parse_conll),
+        Format("conll", _detect_conll, _parse_conll),
         # The first occurrence of each keyphrase is marked.
         Format(
             "csv",
-            "text,keyphrases by the names of the columns",
             _detect_csv,
             _parse_row,
             tables.table_rows,
             _text_of_row,
         ),
-        Format("tsv", "text<TAB>keyphrase[;keyphrase...]", _detect_tsv, _parse_tsv),
+        Format("tsv", _detect_tsv, _parse_tsv),
         # Labeled by their hashtag, see model/readers/hashtags.py.
         Format(
             "raw",
-            'tweets, plain or {"text"}, with exactly one hashtag',
             _detect_raw,
             _parse_raw,
             _json_file,
@@ -315,7 +289,7 @@ FORMATS = {
 
 def describe(layout: Layout) -> str:
     """Return what a file is taken for, in words."""
-    parts = [f"{layout.format} ({FORMATS[layout.format].summary})"]
+    parts = [f"{layout.format} ({SUMMARIES[layout.format]})"]
     match layout.options:
         case conll.Columns() as columns:
             separator = "tabs" if columns.tabs else "blanks"

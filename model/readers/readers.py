@@ -11,8 +11,9 @@ from model import storage
 from model.data.labeled_text import LabeledText, SkipCounts
 from model.errors import LineError, UserError
 from model.readers import documents
-from model.readers.formats import AUTO, FORMATS, ReadOptions, csv_layout, json_layout
+from model.readers.formats import FORMATS, csv_layout, json_layout
 from model.readers.head import Head, decode_line, read_head, stream_layout
+from model.readers.options import AUTO, ReadOptions
 from model.readers.records import KNOWN
 from model.shards import FileRange, Layout, decoded_lines
 

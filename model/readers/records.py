@@ -14,10 +14,11 @@ from model.data.labeled_text import LabeledText, SkipCounts
 from model.errors import LineError, UserError
 from model.readers import hashtags
 from model.readers.conll import characters, is_tag, join_tokens, spans_of_tags
+from model.readers.options import SUMMARIES
 
 Record = dict[str, Any]
 Labels = dict[str, Any]  # arguments of LabeledText
-KNOWN = '{"text": ..., "keyphrases": [...]} or {"text": ..., "spans": [[start, end], ...]}'
+KNOWN = SUMMARIES["jsonl"]
 _TEXTS = ("text", "full_text", "document", "sentence", "tweet", "content", "data")
 _TOKENS = ("tokens", "document", "words", "sentence")
 _WHOLE_TWEETS = ("extended_tweet", "note_tweet")  # of a tweet whose text is cut off
