@@ -89,11 +89,6 @@ def size(location: str) -> int:
     return int(filesystem.get_file_info(path).size or 0)
 
 
-def is_compressed(location: str) -> bool:
-    """Return whether a file is decompressed as it is read, which is possible only from its beginning."""
-    return resolve(location)[1].endswith((".bz2", ".gz", ".lz4", ".zst"))  # the suffixes that pyarrow knows
-
-
 def expand(pattern: str) -> list[str]:
     """Return the files that a path, URI or glob matches (`*`, `?`, `[..]`; `*` also matches `/`), sorted.
 

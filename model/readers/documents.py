@@ -18,15 +18,16 @@ PAIRS = {".txt": (".ann", ".key"), ".abstr": (".uncontr", ".contr")}
 WEBANNO = "#FORMAT=WebAnno TSV 3"
 
 
+def possible_companions(path: str) -> list[str]:
+    """Return the paths where the keyphrases of a text may be; none where its suffix is not in PAIRS."""
+    base, mark, options = path.partition("?")
+    suffix = PurePath(base).suffix
+    return [base.removesuffix(suffix) + other + mark + options for other in PAIRS.get(suffix, ())]
+
+
 def companion(path: str) -> str | None:
     """Return the path of the keyphrases that belong to a text, or None where there is no such file."""
-    base, options = path.partition("?")[0], path.partition("?")[2]
-    stem, suffix = base[: -len(PurePath(base).suffix)], PurePath(base).suffix
-    for other in PAIRS.get(suffix, ()):
-        beside = stem + other + (f"?{options}" if options else "")
-        if storage.exists(beside):
-            return beside
-    return None
+    return next(filter(storage.exists, possible_companions(path)), None)
 
 
 def pair(file: FileRange) -> Iterator[tuple[str, tuple[str, str, str]]]:

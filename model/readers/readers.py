@@ -199,10 +199,11 @@ def _expand(pattern: str) -> list[str]:
 
 def labeled_files(directory: str) -> list[str]:
     """Return the files of a directory that can only be labeled ones: pairs of files, else tables, else DocBins."""
-    paths = [storage.join(directory, name) for name in storage.list_directory(directory)]
-    pairs = [path for path in paths if path.endswith(tuple(documents.PAIRS)) and documents.companion(path)]
-    tables = ([path for path in paths if path.endswith(suffix)] for suffix in (".parquet", ".arrow", ".spacy"))
-    return next((files for files in (pairs, *tables) if files), [])
+    names = storage.list_directory(directory)
+    known = set(names)
+    pairs = [name for name in names if not known.isdisjoint(documents.possible_companions(name))]
+    tables = ([name for name in names if name.endswith(suffix)] for suffix in (".parquet", ".arrow", ".spacy"))
+    return [storage.join(directory, name) for name in next(filter(None, (pairs, *tables)), [])]
 
 
 def detect_layout(head: Head, options: ReadOptions = AUTO) -> Layout:
