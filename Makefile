@@ -47,9 +47,9 @@ demo: $(READY)
 	$(BIN)/python -m jobs demo
 
 # Tests that start Ray often wait for its processes: three of them run at a time, each on a Ray of its own, and all other
-# tests beside them, whose output is shown after. Those give way, or the workers of Ray, whose niceness is 15, would starve.
+# tests beside them, whose output is shown after. Those give way, but not altogether: each has to end within its time-out.
 test: $(ENCODER_READY)
-	@nice -n 19 $(BIN)/python -m pytest -m "not ray" -n 2 > .venv/others.log 2>&1 & others=$$!; trap "kill $$others" INT TERM; \
+	@nice -n 10 $(BIN)/python -m pytest -m "not ray" -n 2 > .venv/others.log 2>&1 & others=$$!; trap "kill $$others" INT TERM; \
 	$(BIN)/python -m pytest -m ray -n 3 --dist load --maxschedchunk 1; ray=$$?; \
 	wait $$others; others=$$?; cat .venv/others.log; exit $$((ray | others))
 

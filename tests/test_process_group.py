@@ -9,6 +9,16 @@ from typing import Any
 
 import pytest
 from helpers import ROOT
+from nodes import free_port
+
+# Its processes are forks, so that torch is imported once.
+_RANKS = """
+import os, torch, torch._dynamo
+import model.training.loop, distributed.train.process_group
+torch.set_num_threads(1)
+ranks = range(1, int(os.environ["WORLD_SIZE"]))
+os.environ["RANK"] = str(next((rank for rank in ranks if os.fork() == 0), 0))
+"""
 
 # Each rank has gradients of its own.
 SUMS = """
@@ -47,7 +57,6 @@ from model.presets import preset_values
 from model.training.loop import Training
 
 dist.init_process_group("gloo")
-torch.set_num_threads(1)
 found, group = {}, TorchCommunicator()  # one serves all trials of a sweep
 for preset in ("record", "best"):
     def training(way):
@@ -128,31 +137,30 @@ dist.destroy_process_group()
 """
 
 
-def processes(count: int, script: str, tmp_path: Path, *arguments: str) -> Any:
+def processes(count: int, script: str, *arguments: str) -> Any:
     """What rank 0 of some processes prints."""
-    path = tmp_path / "script.py"
-    path.write_text(script)
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-    done = subprocess.run([*launcher, str(path), *arguments], env=environment, capture_output=True, text=True)
+    group = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"} | group
+    command = [sys.executable, "-c", _RANKS + script, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_gradients_are_summed_over_two_processes(tmp_path: Path):
-    exact, rounded = processes(2, SUMS, tmp_path)
+def test_gradients_are_summed_over_two_processes():
+    exact, rounded = processes(2, SUMS)
     assert exact < 1e-6 < rounded < 0.05
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_ddp_gives_the_weights_of_one_all_reduce_and_resumes_it(small_dataset: str, tmp_path: Path, count: int):
-    for preset in processes(count, WAYS, tmp_path, small_dataset).values():
+def test_ddp_gives_the_weights_of_one_all_reduce_and_resumes_it(small_dataset: str, count: int):
+    for preset in processes(count, WAYS, small_dataset).values():
         assert set(preset) == {"ddp", "auto", "flat, ddp", "ddp, flat"}
         assert all(0 <= off < 1e-6 for off in preset.values()), preset
 
 
 def test_workers_whose_weights_differ_save_no_checkpoint(small_dataset: str, tmp_path: Path):
-    said, saved = processes(2, APART, tmp_path, small_dataset, str(tmp_path))
+    said, saved = processes(2, APART, small_dataset, str(tmp_path))
     for same, bit, rounded, different in said:  # by both workers, so that neither waits for the other
         assert same is None and "weights of worker 1 differ from those of worker 0 in embedding.weight" in bit
         assert (

@@ -166,7 +166,7 @@ class Nodes:
         """All that a job has printed."""
         return str(json.loads(self.ask(f"/api/jobs/{job}/logs"))["logs"])
 
-    def wait(self, done: Callable[[], bool], seconds: float = 90) -> None:
+    def wait(self, done: Callable[[], bool], seconds: float = 180) -> None:
         """Until something is so; fails with what the nodes say."""
         deadline = time.monotonic() + seconds
         while not done():
