@@ -6,19 +6,21 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from helpers import any_texts, refused
+from helpers import any_texts, call, counts_of, last_json, refused
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from model.config import TaggerConfig
+from model.config import make_config
 from model.data.characters import is_ignorable
 from model.data.dataset import Dataset
 from model.data.examples import examples
 from model.data.labeled_text import LabeledText, SkipCounts
 from model.data.tokenizer import encode, new_tokenizer
+from model.inference.bundle import save_bundle
 from model.inference.extractor import Extractor
 from model.network.tagger import new_tagger
 from model.prepare.builder import PrepareConfig, prepare
+from model.training.metrics import summarize
 
 RULES = new_tokenizer()
 
@@ -141,7 +143,7 @@ def texts_of_all_planes(count: int) -> list[str]:
     return texts
 
 
-def test_spans_survive_prepare_and_extraction_gives_substrings(tmp_path: Path):
+def test_spans_survive_prepare_and_evaluation_and_extraction_gives_substrings(tmp_path: Path):
     texts = texts_of_all_planes(3 * settings.default.max_examples)
     tokens = encode(RULES, texts)
     spans = [(each.offsets[0][0], each.offsets[len(each.offsets) // 2][1]) for each in tokens]
@@ -154,10 +156,21 @@ def test_spans_survive_prepare_and_extraction_gives_substrings(tmp_path: Path):
     assert [(each.text, each.spans) for each in dataset.texts("valid")] == [
         (text, (span,)) for text, span in zip(texts, spans, strict=True)
     ]
-    config = TaggerConfig(embedding_dim=4, keyword_hidden=4, keyphrase_hidden=4, word_feature_dim=3, decoding="spans")
-    tagger = new_tagger(config, dataset.info["words"], seed=0)
+    sizes = {"embedding_dim": 4, "keyword_hidden": 4, "keyphrase_hidden": 4, "word_feature_dim": 3}
+    config = make_config({"data": str(tmp_path / "d"), "tagger": sizes | {"decoding": "spans"}})
+    tagger = new_tagger(config.tagger, dataset.info["words"], seed=0)
     tagger.threshold.fill_(0.001)
     found = list(Extractor(tagger, dataset.tokenizer()).pipe(texts))
     assert sum(map(len, found)) > len(texts)
     for text, keyphrases in zip(texts, found, strict=True):
         assert all(each.text == text[each.start : each.end] and each.text.strip() for each in keyphrases)
+    # Evaluation counts what extraction finds, against the spans of the file.
+    bundle = str(tmp_path / "bundle")
+    save_bundle(bundle, config, dataset.tokenizer_bytes(), tagger.state_dict(), summarize(counts_of(0.5, 0, 10)))
+    measured = last_json(call("evaluate", bundle, "--data", str(source), "--json").stdout)
+    right = sum(
+        span in [(each.start, each.end) for each in of_text] for span, of_text in zip(spans, found, strict=True)
+    )
+    assert measured["rows"] == len(texts) and not measured["skipped"] and right > 0
+    assert measured["keyphrase_recall"] == pytest.approx(right / len(texts))
+    assert measured["keyphrase_precision"] == pytest.approx(right / sum(map(len, found)))
