@@ -10,6 +10,7 @@ from jobs.progress import SweepProgress
 from jobs.train import merge_sources
 
 if TYPE_CHECKING:
+    from distributed.sweep.budget import Spent
     from distributed.sweep.plan import SweepConfig
     from distributed.sweep.results import RecordRow, TuneResult
 
@@ -49,6 +50,8 @@ def tune(
     seeds: SeedsOption = None,
     max_concurrent: Annotated[int | None, typer.Option(help="Trials at once; as many as fit otherwise.")] = None,
     time_budget: Annotated[str | None, typer.Option(help="No epoch begins after this: 90s, 30m, 2h.")] = None,
+    budget: Annotated[str | None, typer.Option(help="The most that trials may spend: 3gpuh, 40cpuh, '$20'.")] = None,
+    price: Annotated[float | None, typer.Option(help="Price of an hour of a GPU; of a CPU without GPUs.")] = None,
     gpus_per_trial: Annotated[float | None, typer.Option(help="0.2 packs five trials onto a GPU.")] = None,
     workers_per_trial: WorkersPerTrialOption = None,
     preset: PresetOption = None,
@@ -79,6 +82,8 @@ def tune(
         "metric": metric,
         "max_concurrent": max_concurrent,
         "time_budget": None if time_budget is None else _seconds(time_budget),
+        "budget": budget,
+        "price": price,
         "gpus_per_trial": gpus_per_trial,
         "workers_per_trial": workers_per_trial,
         "finalists": finalists,
@@ -88,8 +93,9 @@ def tune(
     plan = _plan(preset, merge_sources(None, config, set or [], flags), fields, resume)
     if dry_run:
         from distributed.sweep.plan import dry_run as describe
+        from distributed.sweep.state import forecast_of
 
-        print_json(describe(plan).as_dict())
+        print_json(describe(plan, forecast_of(plan)).as_dict())
     else:
         _print_result(run(plan), plan, json)
 
@@ -212,10 +218,12 @@ def _print_summary(result: "TuneResult", plan: "SweepConfig") -> None:
         f"at epoch {best.epoch:.0f}; {values}"
     )
     if result.ablation:
-        from distributed.sweep.ablation_table import as_text
+        from distributed.report.ablation_table import as_text
 
         echo(as_text(result.ablation, plan.ranking))
     echo(result.verdict)
+    if result.spent:
+        echo(_spending_line(result.spent, result.stopped_by, plan))
     if result.test:
         test = result.test
         echo(
@@ -232,6 +240,15 @@ def _print_summary(result: "TuneResult", plan: "SweepConfig") -> None:
     for sentence in result.conclusions or ():
         echo(sentence)
     echo(f"bundle: {result.bundle}\nreport: {result.report}")
+
+
+def _spending_line(spent: "Spent", stopped_by: str | None, plan: "SweepConfig") -> str:
+    cost = "" if spent.cost is None else f", cost {spent.cost:.4g}"
+    ended = {
+        "budget": f"; the budget of {plan.budget} ended the sweep",
+        "time_budget": "; the time budget ended the sweep",
+    }
+    return f"spent: {spent.cpu_hours:.4g} CPU hours, {spent.gpu_hours:.4g} GPU hours{cost}{ended.get(stopped_by or '', '')}"
 
 
 def _record_line(row: "RecordRow") -> str:

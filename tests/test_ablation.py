@@ -11,7 +11,8 @@ import pytest
 from helpers import SMALL, counts_of, refused
 
 from distributed.cluster.resources import ClusterResources
-from distributed.sweep import ablation, ablation_table
+from distributed.report import ablation_table
+from distributed.sweep import ablation
 from distributed.sweep.ablation_rows import ablation_rows
 from distributed.sweep.metric import Metric
 from distributed.sweep.plan import SweepConfig, dry_run, make_plan, new_sweep, validate_plan

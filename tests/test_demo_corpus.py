@@ -145,6 +145,9 @@ def test_lookup_of_the_mostly_labeled_training_keyphrases_fails(corpus: dict[str
 
 def test_a_good_model_passes_and_settings_matter(corpus: dict[str, list[GeneratedText]]) -> None:
     sizes = {"train": 4000, "valid": 100, "test": 600}
+    config = TaggerConfig(
+        embedding_dim=100, keyword_hidden=100, keyphrase_hidden=100
+    )  # a third, and four times as fast
 
     def labeled(split: str) -> list[LabeledText]:
         return [LabeledText(text.text, "here:1", tuple(text.spans)) for text in corpus[split][: sizes[split]]]
@@ -153,10 +156,10 @@ def test_a_good_model_passes_and_settings_matter(corpus: dict[str, list[Generate
     splits = {split: split_from_examples(examples(labeled(split), tokenizer, SkipCounts(), 1000)) for split in corpus}
 
     def f1(**settings: float) -> float:
-        tagger = new_tagger(TaggerConfig(), tokenizer.get_vocab_size(), seed=0)
+        tagger = new_tagger(config, tokenizer.get_vocab_size(), seed=0)
         training = Training(TrainingConfig(**settings), tagger, splits["train"], splits["valid"])
         list(training.epochs())
         return summarize(evaluate(tagger, splits["test"], training.device).counts)["keyphrase_f1"]
 
-    assert f1(epochs=2) > 0.70  # of 4,000 texts; 0.94 of all of them after five epochs
+    assert f1(epochs=3) > 0.70  # of 4,000 texts; 0.94 of all of them after five epochs, in full size
     assert f1(epochs=1, lr=1e-5) < 0.40

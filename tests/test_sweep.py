@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import refused
+from helpers import call, last_json, refused
 
 from distributed.cluster.resources import ClusterResources
+from distributed.sweep.budget import Budget
 from distributed.sweep.journal import Journal, read_events
 from distributed.sweep.plan import SweepConfig, make_plan, new_sweep, validate_plan
 from distributed.sweep.samplers import SAMPLERS
@@ -174,3 +175,85 @@ def test_a_sweep_goes_on_only_as_itself(small_dataset: str, tmp_path: Path):
     (tmp_path / "s" / "sweep.json").write_text("{")
     with pytest.raises(UserError, match="is damaged"):
         resumed_sweep("s", str(tmp_path), {})
+
+
+def test_what_a_sweep_spends_follows_from_its_journal(small_dataset: str):
+    sweep = SweepState(plan_of(small_dataset, trials=2, max_epochs=3, budget="$0.001", price=3.6))
+    for event in EVENTS:
+        sweep.apply(event | ({"cpus": 2.0, "gpus": 0.5} if event["event"] == "session" else {}))
+    # t001 trains from 1.5 to 3.5 s, when it fails, and again until 4.0 s at the latest; t002 is known at 3.0 s alone. In the
+    # second session the first event of a trial comes at its end.
+    assert sweep.spent.cpu_seconds == 2 * 2.0 and sweep.spent.gpu_seconds == 0.5 * 2.0
+    assert sweep.spent.cost(3.6) == pytest.approx(1.0 * 3.6 / 3600)  # of GPU seconds
+    assert not sweep.training and sweep.spent_until(1000.0) == sweep.spent
+    sweep.apply(proposal(101.0, "t003", 1e-2))
+    sweep.apply({"event": "begun", "time": 101.0, "trial": "t003"})
+    assert sweep.spent_until(103.0).cpu_seconds == 2 * 4.0
+    sweep.apply({"event": "session", "time": 200.0, "cpus": 1.0, "gpus": 0.0})  # the driver was killed in between
+    assert sweep.spent_until(300.0).cpu_seconds == 2 * 2.0
+    assert sweep.searched[0].started == 1.5  # the first start
+
+
+def test_a_search_leaves_the_finalists_their_share(small_dataset: str):
+    asked: dict[str, Any] = {"trials": 2, "max_epochs": 3, "finalists": 1, "seeds": 2, "budget": "1cpuh"}
+    sweep = SweepState(plan_of(small_dataset, **asked))
+    assert sweep.kept_for_finalists(sweep.spent) == 0.0 and sweep.forecast() is None
+    for event in EVENTS:
+        sweep.apply(event | ({"cpus": 1800.0} if event["event"] == "session" else {}))
+    assert sweep.spent.cpu_seconds == 1800 * 2.0  # an hour, of four epochs
+    assert sweep.kept_for_finalists(sweep.spent) == pytest.approx(6 / 4)
+    # Two trials to the rung at epoch 1, a third of them two epochs more, and six epochs of the finalist.
+    forecast = sweep.forecast()
+    assert forecast and forecast.cpu_seconds == pytest.approx(3600 / 4 * (2 * (1 + 2 / 3) + 6))
+    final = {"name": "t001-seed1", "values": {}, "epochs": 3, "series": None, "finalist_of": "t001"}
+    sweep.apply({"event": "trial", "time": 101.0, **final})
+    sweep.apply({"event": "epoch", "time": 101.0, "trial": "t001-seed1", "metrics": epoch(1, 0.3)})
+    assert sweep.kept_for_finalists(sweep.spent) == pytest.approx(5 / 5)
+
+
+@pytest.mark.parametrize(
+    ("budget", "price", "amount", "shown"),
+    [
+        ("3gpuh", None, 3.0, "3 GPU hours"),
+        ("0.5 CPUh", None, 0.5, "0.5 CPU hours"),
+        ("$20", 1.2, 20.0, "20"),
+        ("20", 1.2, 20.0, "20"),
+    ],
+)
+def test_forms_of_a_budget(budget: str, price: float | None, amount: float, shown: str):
+    read = Budget.parse(budget, price)
+    assert read.amount == amount and read.show(amount) == shown
+
+
+@pytest.mark.parametrize(
+    ("asked", "parts"),
+    [
+        ({"budget": "3h"}, ("--budget 3h", "3gpuh, 40cpuh or '$20'")),
+        ({"budget": "0cpuh"}, ("--budget 0cpuh",)),
+        ({"budget": "nan cpuh"}, ("--budget nan cpuh",)),
+        ({"budget": "$20"}, ("--budget $20", "--price")),
+        ({"budget": "3cpuh", "price": 0}, ("--price 0",)),
+    ],
+)
+def test_budgets_that_cannot_be_kept_are_refused(asked: dict[str, Any], parts: tuple[str, ...], small_dataset: str):
+    refused(lambda: plan_of(small_dataset, **asked), *parts)
+
+
+def test_gpu_hours_are_refused_where_trials_have_no_gpu(small_dataset: str):
+    plan = plan_of(small_dataset, budget="3gpuh", run={"device": "cpu"})
+    refused(lambda: validate_plan(plan, ClusterResources(4, 1, 1)), "--budget 3gpuh", "no GPU", "cpuh")
+
+
+def test_a_dry_run_of_a_sweep_that_has_begun_forecasts_its_cost(small_dataset: str, tmp_path: Path):
+    plan = plan_of(small_dataset, tmp_path, trials=2, max_epochs=3, stopping=False, price=2.0)
+    storage.write(storage.join(plan.folder, "sweep.json"), plan.model_dump_json().encode())
+    journal = Journal(plan.folder)
+    for event in EVENTS:
+        journal.write(event | ({"cpus": 1800.0} if event["event"] == "session" else {}))
+    journal.close()
+    resume = ("tune", "--resume", "s", "--storage", str(tmp_path), "--dry-run")
+    for trials, epochs in ((), 6), (("--trials", "4"), 12):
+        told = last_json(call(*resume, *trials).stdout)
+        # Four epochs took an hour.
+        assert told["forecast"] == {"cpu_hours": epochs / 4, "gpu_hours": 0.0, "cost": epochs / 4 * 2.0}
+    assert "forecast" not in last_json(call("tune", "--data", small_dataset, "--dry-run").stdout)

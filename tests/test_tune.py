@@ -1,7 +1,9 @@
 """Sweeps on Ray: proposals, early stopping, finalists, the time budget, the record."""
 
 import json
+import random
 from pathlib import Path
+from typing import Any
 
 import leaks
 import pytest
@@ -137,8 +139,64 @@ def test_asha_takes_a_trial_of_ray_and_knows_it_after_a_restart(tmp_path: Path):
     )  # alone at the rung it would continue
     assert after.on_trial_result(None, again, {"epoch": 2, "score": 0.5}) == "CONTINUE"
     after.on_trial_remove(None, new)
-    recorder.budget_spent = True
+    recorder.time_is_up = True
     assert after.on_trial_result(None, again, {"epoch": 2, "score": 0.9}) == "STOP"
+
+
+def test_a_sweep_resumed_after_any_event_decides_as_one_that_was_not(tmp_path: Path):
+    """All epochs of twelve trials arrive in a random order; decisions are compared after each prefix of the journal."""
+    plan = plan_of("d", tmp_path, "asha", trials=12, max_epochs=9, eta=2)
+    draw = random.Random(0)
+    waiting = [f"t{number:03d}" for number in range(1, 13)]
+    trials = {name: RayTrial("any", stub=True, config={"trial": name}) for name in waiting}
+    quality = {name: draw.random() for name in waiting}
+
+    def result(name: str, number: int) -> dict[str, float]:
+        """An epoch; some are worse than the one before."""
+        return {"epoch": number, "score": quality[name] + 0.1 * random.Random(f"{name} {number}").random()}
+
+    def start() -> tuple[SweepState, ResumableASHA]:
+        sweep = SweepState(plan)
+        return sweep, ResumableASHA(SweepRecorder(sweep, None, None))  # type: ignore[arg-type]
+
+    sweep, asha = start()
+    journal: list[dict[str, Any]] = []
+    about = {"values": {}, "epochs": 9, "series": None, "finalist_of": None}
+    running: list[str] = []
+    while waiting or running:
+        if waiting and (len(running) < 4 or draw.random() < 0.1):
+            name = waiting.pop(0)
+            running.append(name)
+            journal.append({"event": "trial", "time": 0.0, "name": name, **about})
+            asha.on_trial_add(None, trials[name])
+        else:
+            name = draw.choice(running)
+            number = len(sweep.trials[name].metrics) + 1
+            told = result(name, number)
+            decision = asha.on_trial_result(None, trials[name], told) if number < 9 else "STOP"
+            metrics = {"epoch": number, "valid/keyphrase_f1": told["score"], "valid/keyphrase_loss": 0.0}
+            state = {"state": "finished" if number == 9 else "stopped"} if decision == "STOP" else {}
+            journal.append({"event": "epoch", "time": 0.0, "trial": name, "metrics": metrics, **state})
+            if state:
+                running.remove(name)
+        sweep.apply(journal[-1])
+    stopped = [event for event in journal if event.get("state") == "stopped"]
+    assert 4 < len(stopped) < 12
+    for cut in range(len(journal)):
+        known, rest = journal[:cut], journal[cut:]
+        resumed, _ = start()
+        for event in known:
+            resumed.apply(event)
+        again = ResumableASHA(SweepRecorder(resumed, None, None))  # type: ignore[arg-type]
+        for trial in resumed.all:
+            if trial.state == "running":
+                again.on_trial_add(None, trials[trial.name])
+        for event in rest:
+            if event["event"] == "trial":
+                again.on_trial_add(None, trials[event["name"]])
+            elif (number := event["metrics"]["epoch"]) < 9:
+                decision = again.on_trial_result(None, trials[event["trial"]], result(event["trial"], number))
+                assert decision == ("STOP" if event.get("state") else "CONTINUE"), (cut, event)
 
 
 @pytest.mark.ray

@@ -68,7 +68,7 @@ def test_a_killed_trial_goes_on_from_its_checkpoint_and_fails_when_killed_again(
 
 
 @pytest.mark.ray
-def test_a_full_disk_and_a_spent_time_budget_end_a_sweep_which_can_go_on(
+def test_a_full_disk_and_spent_budgets_end_a_sweep_which_can_go_on(
     cluster, small_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     write, written, late = Journal.write, [], 0.0
@@ -95,7 +95,11 @@ def test_a_full_disk_and_a_spent_time_budget_end_a_sweep_which_can_go_on(
     assert result["epochs_spent"] < result["epochs_full"]
     spent = curves(tmp_path / "t")
     assert spent["t001"][1]
-    again = carry_out(resumed_sweep("t", str(tmp_path), {"time_budget": None, "max_concurrent": 1}))
+    assert result["stopped_by"] == "time_budget"
+    poor = carry_out(resumed_sweep("t", str(tmp_path), {"time_budget": None, "budget": "0.00001cpuh"}))
+    assert poor["stopped_by"] == "budget" and curves(tmp_path / "t") == spent  # no epoch more
+    again = carry_out(resumed_sweep("t", str(tmp_path), {"budget": None, "max_concurrent": 1}))
+    assert "stopped_by" not in again and again["spent"]["cpu_hours"] > poor["spent"]["cpu_hours"] > 0
     assert again["unfinished"] == 0 and again["epochs_spent"] == again["epochs_full"] == 40
     for name, (_, f1, _) in curves(tmp_path / "t").items():
         assert f1[: len(spent[name][1])] == spent[name][1]

@@ -7,10 +7,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from distributed.report import charts
+from distributed.report import ablation_table, charts
 from distributed.report.record import record_beside, record_of_sweep
 from distributed.report.samples import Section, sample_sections
-from distributed.sweep import ablation_table
 from distributed.sweep.plan import SweepConfig
 from distributed.sweep.results import AblationRow, TuneResult
 from distributed.sweep.state import SweepState, read_sweep
@@ -59,6 +58,7 @@ def _sweep_page(sweep: SweepState, folder: str) -> Section:
         ("failed", str(sweep.count("failed") + sweep.count("diverged"))),
         ("epochs", f"{sweep.epochs_spent} of {sweep.epochs_full}, {saved:.0%} saved"),
         ("time", f"{sweep.seconds / 60:.1f} min"),
+        *_spending_tiles(sweep),
     ]
     sections = [
         (
@@ -187,6 +187,18 @@ def _trials_table(sweep: SweepState) -> Section:
     columns = ["trial", "state", *(name.rpartition(".")[2] for name in names), "epochs", *shown.values()]
     columns += ["peak MB", "utilization"]
     return {"title": "Trials", "columns": columns + (["retries", "why"] if troubled else []), "rows": rows}
+
+
+def _spending_tiles(sweep: SweepState) -> list[tuple[str, str]]:
+    """Return what was spent, and the budget where there is one; nothing of a sweep that did not count it."""
+    spent, budget = sweep.spent.as_result(sweep.plan.price), sweep.plan.allowance
+    hours = {"GPU hours": spent.gpu_hours, "CPU hours": spent.cpu_hours}
+    tiles = [(kind, f"{value:.4g}") for kind, value in hours.items() if value]
+    if spent.cost is not None:
+        tiles.append(("cost", f"{spent.cost:.4g}"))
+    if budget is not None:
+        tiles.append(("budget", budget.show(budget.amount)))
+    return tiles
 
 
 def _read_result(folder: str) -> TuneResult | None:

@@ -16,10 +16,12 @@ from model.errors import UserError
 
 
 class SessionEvent(TypedDict):
-    """A process begins to work on the sweep. Times are seconds since the Unix epoch."""
+    """A process begins to work on the sweep; what each of its trials holds. Times are seconds since the Unix epoch."""
 
     event: Literal["session"]
     time: float
+    cpus: NotRequired[float]
+    gpus: NotRequired[float]
 
 
 class TrialEvent(TypedDict):
@@ -35,7 +37,7 @@ class TrialEvent(TypedDict):
 
 
 class BegunEvent(TypedDict):
-    """A trial's first training step begins."""
+    """A trial's first training step begins, in this session or after a restart."""
 
     event: Literal["begun"]
     time: float

@@ -9,6 +9,7 @@ from pydantic_core import ErrorDetails
 from distributed.cluster.connection import inspect_cluster
 from distributed.cluster.preflight import check_data
 from distributed.cluster.resources import ClusterResources
+from distributed.sweep.budget import Budget, Spending, TrialRate
 from distributed.sweep.metric import METRICS, Metric
 from distributed.sweep.results import DryRun, TrialRequest
 from distributed.sweep.samplers import SAMPLERS, Sampler
@@ -40,6 +41,8 @@ class SweepConfig(BaseModel):
     metric: str = SELECTION_METRIC
     max_concurrent: int | None = Field(None, ge=1)
     time_budget: float | None = Field(None, gt=0, description="seconds after which no epoch begins")
+    budget: str | None = Field(None, description="the most that the trials may spend on processors; see `Budget.parse`")
+    price: float | None = Field(None, gt=0, description="of an hour of one GPU; of one CPU where trials have no GPU")
     gpus_per_trial: float | None = Field(None, ge=0)
     workers_per_trial: int = Field(1, ge=1)
     finalists: int = Field(0, ge=0, description="best configurations that are trained again with fresh seeds")
@@ -80,6 +83,8 @@ class SweepConfig(BaseModel):
             )
         if self.metric not in METRICS:
             raise ValueError(f"--metric {self.metric} does not exist; trials can be ranked by {', '.join(METRICS)}")
+        if self.budget is not None:
+            Budget.parse(self.budget, self.price)
         self.strategy.validate(self)
         return self
 
@@ -113,6 +118,25 @@ class SweepConfig(BaseModel):
         return rungs
 
     @property
+    def allowance(self) -> Budget | None:
+        """The most that the trials may spend on processors."""
+        return None if self.budget is None else Budget.parse(self.budget, self.price)
+
+    @property
+    def epochs_of_finalists(self) -> int:
+        """What training the finalists costs."""
+        return self.finalists * self.seeds * self.max_epochs
+
+    @property
+    def epochs_expected(self) -> float:
+        """What all trainings of the plan cost where ASHA lets 1 in eta continue at each rung."""
+        if not self.stops:
+            return self.epochs_planned + self.epochs_of_finalists
+        ends = [*self.rungs, self.max_epochs]
+        steps = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+        return self.trials * sum(step / self.eta**rung for rung, step in enumerate(steps)) + self.epochs_of_finalists
+
+    @property
     def epochs_planned(self) -> int:
         """What all trials of the plan would cost without stopping."""
         return self.strategy.epochs(self)
@@ -124,6 +148,10 @@ class TrialResources(NamedTuple):
     cpus: int
     gpus: float
     concurrent: int
+
+    def rate(self, workers: int) -> TrialRate:
+        """Return what a running trial of `workers` workers holds."""
+        return TrialRate(self.cpus * workers, self.gpus * workers)
 
     def describe(self, workers: int) -> str:
         """Return the request of a trial of `workers` workers, as in `2 x (1 CPU, 0 GPU)`."""
@@ -179,7 +207,12 @@ def validate_plan(plan: SweepConfig, cluster: ClusterResources) -> tuple[SweepCo
         raise UserError(f"--finalists {plan.finalists}: there are only {plan.trials} trials; lower it")
     for values in sampler.configurations(plan, space):
         check(apply_values(plan.config, values))
-    return plan, space, _trial_resources(plan, cluster)
+    resources = _trial_resources(plan, cluster)
+    if plan.allowance is not None and plan.allowance.unit == "gpuh" and not resources.gpus:
+        raise UserError(
+            f"--budget {plan.budget}: the trials use no GPU; give CPU hours, as in 40cpuh, or --device cuda"
+        )
+    return plan, space, resources
 
 
 def _trial_resources(plan: SweepConfig, cluster: ClusterResources) -> TrialResources:
@@ -211,8 +244,8 @@ def _trial_resources(plan: SweepConfig, cluster: ClusterResources) -> TrialResou
     return resources
 
 
-def dry_run(plan: SweepConfig) -> DryRun:
-    """Return the resolved plan, the first configurations and what would be asked of the cluster; run nothing."""
+def dry_run(plan: SweepConfig, forecast: Spending | None = None) -> DryRun:
+    """Return the resolved plan, the first configurations, what would be asked of the cluster, and the forecast given."""
     cluster = inspect_cluster()
     plan, space, resources = validate_plan(plan, cluster)
     known = 0 if plan.strategy.adaptive else min(plan.trials, 5)
@@ -228,4 +261,5 @@ def dry_run(plan: SweepConfig) -> DryRun:
         rows=plan.rows or None,
         left_out=plan.left_out if plan.rows else None,
         trainings=plan.trials if plan.rows else None,
+        forecast=forecast.as_result(plan.price) if forecast else None,
     )

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from distributed.cluster.resources import ClusterResources
+from distributed.sweep.budget import Spent
 from distributed.sweep.space import Values
 from model.aliases import RESULTS, current_keys
 from model.training.device_usage import DeviceUsage
@@ -24,6 +25,9 @@ _OPTIONAL = {
     "left_out",
     "trainings",
     "usage",
+    "forecast",
+    "spent",
+    "stopped_by",
 }
 
 
@@ -158,6 +162,8 @@ class TuneResult:
         ablation: the rows of an ablation.
         test: metrics of the winner of the finalists on the test split.
         usage: what each trial used of its workers' devices.
+        spent: on processors, by all trainings.
+        stopped_by: `budget` or `time_budget`, where it ended the sweep before its plan.
     """
 
     name: str | None
@@ -179,6 +185,8 @@ class TuneResult:
     ablation: list[AblationRow] | None = None
     test: dict[str, Number] | None = None
     usage: dict[str, DeviceUsage] | None = None
+    spent: Spent | None = None
+    stopped_by: str | None = None
 
     @classmethod
     def from_dict(cls, tree: Mapping[str, Any]) -> "TuneResult":
@@ -212,6 +220,7 @@ class DryRun:
         asks: of each trial.
         at_once: trials at the same time.
         rows, left_out, trainings: of an ablation.
+        forecast: what the whole sweep will have spent, where epochs of it have been trained.
     """
 
     name: str | None
@@ -225,6 +234,7 @@ class DryRun:
     rows: dict[str, Values] | None = None
     left_out: tuple[str, ...] | None = None
     trainings: int | None = None
+    forecast: Spent | None = None
 
     def as_dict(self) -> dict[str, object]:
         """Return it for JSON."""

@@ -18,6 +18,7 @@ The journal alone is the state: all that is known of a sweep follows from its ev
 from dataclasses import dataclass, field
 from typing import Any
 
+from distributed.sweep.budget import Spending, TrialRate
 from distributed.sweep.journal import JournalEvent, read_events
 from distributed.sweep.plan import SweepConfig, make_plan
 from distributed.sweep.space import Values, apply_values
@@ -26,12 +27,14 @@ from model.aliases import FIELDS, current_keys
 from model.config import Config
 from model.errors import UserError
 
-# finished: its whole budget; stopped: by ASHA; unfinished: the time budget ended; diverged: its loss is no number;
+# finished: all its epochs; stopped: by ASHA; unfinished: the time or the budget ended; diverged: its loss is no number;
 # failed: its process failed more often than run.retries allows.
 TERMINAL_STATES = ("finished", "stopped", "unfinished", "diverged", "failed")
 _LAST = ("diverged", "failed")  # ranked behind all others
 # What may change when a sweep is resumed: nothing that changes the metrics of its trials.
-_MAY_CHANGE = ("trials", "max_concurrent", "time_budget", "gpus_per_trial", "workers_per_trial", "finalists", "seeds")
+_MAY_CHANGE = (
+    "trials", "max_concurrent", "time_budget", "budget", "price", "gpus_per_trial", "workers_per_trial", "finalists", "seeds",
+)  # fmt: skip
 
 
 @dataclass
@@ -79,18 +82,25 @@ class SweepState:
     Attributes:
         trials: by name, in the order in which they were proposed; finalists too.
         seconds: that it ran, all sessions together.
+        training: the names of the trials that train, as far as is known.
+        spent: on processors until the last event.
     """
 
     def __init__(self, plan: SweepConfig) -> None:
         self.plan = plan
         self.trials: dict[str, Trial] = {}
         self.seconds = 0.0
+        self.training: set[str] = set()
+        self.spent = Spending()
+        self._rate = TrialRate(0.0, 0.0)
         self._last: float | None = None
 
     def apply(self, event: JournalEvent) -> None:
         """Take in an event. An epoch that is known already changes nothing: a trial that resumes reports its past again."""
         self._count_time(event)
         if event["event"] == "session":
+            self.training.clear()
+            self._rate = TrialRate(event.get("cpus", 0.0), event.get("gpus", 0.0))
             return
         if event["event"] == "trial":
             values, budget = current_keys(event["values"], FIELDS), event["epochs"]
@@ -98,8 +108,11 @@ class SweepState:
             self.trials[trial.name] = trial
             return
         trial = self.trials[event["trial"]]
+        self.training.add(trial.name)
+        if trial.state == "unfinished":
+            trial.state = "running"  # resumed
         if event["event"] == "begun":
-            trial.started = event["time"]
+            trial.started = trial.started or event["time"]
         elif event["event"] == "epoch":
             if event["metrics"]["epoch"] == len(trial.metrics) + 1:
                 trial.metrics.append(event["metrics"])
@@ -108,11 +121,37 @@ class SweepState:
             trial.retries += 1
         else:
             trial.state, trial.error = event["state"], event["error"]
+        if event["event"] == "retry" or trial.state != "running":
+            self.training.discard(trial.name)
 
     def _count_time(self, event: JournalEvent) -> None:
         if event["event"] != "session" and self._last is not None:
+            self.spent = self.spent_until(event["time"])
             self.seconds += max(0.0, event["time"] - self._last)
         self._last = event["time"]
+
+    def spent_until(self, time: float) -> Spending:
+        """Return what was spent until a time after the last event, in seconds since the Unix epoch."""
+        seconds = max(0.0, time - self._last) if self._last is not None else 0.0
+        return self.spent.after(seconds, len(self.training), self._rate)
+
+    @property
+    def epochs_trained(self) -> int:
+        """Epochs of all trials, finalists too."""
+        return sum(len(trial.metrics) for trial in self.all)
+
+    def kept_for_finalists(self, spent: Spending) -> float:
+        """Return what is left of training the finalists, at the cost of an epoch so far; in the unit of the budget."""
+        budget, epochs = self.plan.allowance, self.epochs_trained
+        if budget is None or not epochs:
+            return 0.0
+        left = self.plan.epochs_of_finalists - sum(len(trial.metrics) for trial in self.finalists)
+        return budget.of(spent) / epochs * max(left, 0)
+
+    def forecast(self) -> Spending | None:
+        """Return what the whole plan will have cost, from the epochs so far; None before the first one."""
+        epochs = self.epochs_trained
+        return self.spent.times(self.plan.epochs_expected / epochs) if epochs and self.spent.cpu_seconds else None
 
     @property
     def all(self) -> list[Trial]:
@@ -186,6 +225,15 @@ def read_sweep(folder: str) -> SweepState:
     for event in read_events(folder):
         sweep.apply(event)
     return sweep
+
+
+def forecast_of(plan: SweepConfig) -> Spending | None:
+    """Return what a plan will have cost in the end, from the epochs of its sweep; None where there are none yet."""
+    if not sweep_exists(plan.folder):
+        return None
+    sweep = read_sweep(plan.folder)
+    sweep.plan = plan
+    return sweep.forecast()
 
 
 def resumed_sweep(name: str, location: str, changes: dict[str, Any]) -> SweepConfig:

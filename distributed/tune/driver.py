@@ -7,8 +7,9 @@ import ray
 
 from distributed.cluster.connection import connect, driver_queue, inspect_cluster
 from distributed.cluster.preflight import check_storage, missing_keyphrases
+from distributed.report import ablation_table
 from distributed.report.page import write_report
-from distributed.sweep import ablation, ablation_table, comparison
+from distributed.sweep import ablation, comparison
 from distributed.sweep.journal import Journal, timestamp
 from distributed.sweep.plan import SweepConfig, TrialResources, validate_plan
 from distributed.sweep.results import BestTrial, TuneResult
@@ -63,7 +64,8 @@ def tune(plan: SweepConfig, on_event: SweepEventHandler) -> TuneResult:
             if finished is not None:
                 on_event(Note(f"{plan.folder} is finished already; nothing to do"))
                 return finished
-            recorder.record({"event": "session", "time": timestamp()})
+            rate = resources.rate(plan.workers_per_trial)
+            recorder.record({"event": "session", "time": timestamp(), "cpus": rate.cpus, "gpus": rate.gpus})
             for line in (*missing_keyphrases(dataset), *plan.left_out):
                 on_event(Note(line))
             on_event(Note(f"sweep {plan.config.run.name}: {_describe(plan, resources)}, {tracker.where}"))
@@ -107,7 +109,8 @@ def _search(
     try:
         scheduler = ResumableASHA(recorder) if plan.stops else FullBudgetScheduler(recorder)
         tuner.run(JournalSearcher(recorder, space), scheduler)
-        if plan.finalists and not recorder.budget_spent:
+        recorder.searching = False
+        if plan.finalists and not recorder.must_stop():
             for trial in _new_finalists(recorder.sweep):
                 recorder.propose(trial)
             tuner.run(JournalSearcher(recorder, None), FullBudgetScheduler(recorder))
@@ -161,7 +164,7 @@ def _finish(recorder: SweepRecorder, on_event: SweepEventHandler) -> TuneResult:
     best = sweep.best
     if best is None:
         errors = [f"{trial.name}: {trial.error}" for trial in sweep.searched if trial.error]
-        reason = errors[0] if errors else "the time budget is spent"
+        reason = errors[0] if errors else "the time or the budget is spent"
         raise RunFailedError(f"{folder}: no trial produced a metric; {reason}")
     finalists = comparison.compare_finalists(sweep) if sweep.finalists else None
     rows, verdict = ablation.compare_rows(sweep) if sweep.plan.rows else (None, comparison.without_finalists(sweep))
@@ -187,6 +190,8 @@ def _finish(recorder: SweepRecorder, on_event: SweepEventHandler) -> TuneResult:
         conclusions=comparison.record_conclusions() if repeats_record else None,
         ablation=rows,
         test=_test_metrics(bundle, sweep.plan.config.data, on_event) if finalists else None,
+        spent=sweep.spent.as_result(sweep.plan.price),
+        stopped_by=recorder.stopped_by,
         usage={trial.name: usage for trial in sweep.all if (usage := usage_of(trial.metrics))} or None,
     )
     if rows is not None:

@@ -21,7 +21,10 @@ class SweepRecorder:
 
     Attributes:
         updates: for the thread that reports to the caller of `tune`.
-        budget_spent: whether the time budget is spent.
+        time_is_up: whether the time budget is spent.
+        searching: the share of the budget that the finalists need is kept for them; without it all may be spent.
+        cut: the trials that ended because the time or the budget was spent.
+        stopped_by: `time_budget` or `budget`, where the sweep has ended before its plan.
         stopped: nothing is recorded any more; what trials report after a Ctrl-C is lost, and reported again on resume.
         failure: why something could not be written; Tune would report it with a traceback of its own.
     """
@@ -30,13 +33,34 @@ class SweepRecorder:
         self.sweep, self.journal, self.tracker = sweep, journal, tracker
         self.retention = WeightRetention(sweep)
         self.updates: queue.SimpleQueue[SweepState | Note] = queue.SimpleQueue()
-        self.budget_spent = self.stopped = False
+        self.time_is_up = self.stopped = False
+        self.searching = True
+        self.cut: set[str] = set()
+        self.stopped_by: str | None = None
         self.failure: OSError | None = None
         self.lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, object]:
         """Nothing: Tune takes snapshots of what it is given, and the journal is the state."""
         return {}
+
+    def must_stop(self) -> bool:
+        """Return whether no further epoch may begin; where one is left, the time or the budget has stopped the sweep."""
+        if self.time_is_up:
+            self.stopped_by = "time_budget"
+        elif self._budget_is_spent():
+            self.stopped_by = "budget"
+        else:
+            return False
+        return True
+
+    def _budget_is_spent(self) -> bool:
+        budget = self.sweep.plan.allowance
+        if budget is None:
+            return False
+        spent = self.sweep.spent_until(timestamp())
+        kept = self.sweep.kept_for_finalists(spent) if self.searching else 0.0
+        return budget.of(spent) + kept >= budget.amount
 
     def record(self, event: JournalEvent) -> None:
         """Record an event. Raises OSError."""
@@ -103,7 +127,7 @@ class RecorderCallback(raytune.Callback):
         if epoch.finished:
             state = "finished"
         elif result.get("done"):
-            state = "unfinished" if self.recorder.budget_spent else "stopped"
+            state = "unfinished" if epoch.trial in self.recorder.cut else "stopped"
         assert epoch.metrics is not None
         self.recorder.epoch(epoch.trial, epoch.metrics, state)
 

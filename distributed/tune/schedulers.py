@@ -14,6 +14,13 @@ def _named(name: str) -> SimpleNamespace:
     return SimpleNamespace(trial_id=name)
 
 
+def _continue_or_cut(recorder: SweepRecorder, trial: RayTrial) -> str:
+    if not recorder.must_stop():
+        return TrialScheduler.CONTINUE
+    recorder.cut.add(name_of(trial))
+    return TrialScheduler.STOP
+
+
 class ResumableASHA(ASHAScheduler):
     """ASHA over epochs (Li et al., MLSys 2020), which begins with the rungs that follow from the journal."""
 
@@ -39,9 +46,9 @@ class ResumableASHA(ASHAScheduler):
         super().on_trial_add(tune_controller, _named(name_of(trial)))
 
     def on_trial_result(self, tune_controller: object, trial: RayTrial, result: EpochReport) -> str:
-        """Continue, or stop: among the worse at a rung, or the time budget is spent."""
+        """Continue, or stop: among the worse at a rung, or the time or the budget is spent."""
         decision = super().on_trial_result(tune_controller, _named(name_of(trial)), result)
-        return TrialScheduler.STOP if self.recorder.budget_spent else decision
+        return decision if decision == TrialScheduler.STOP else _continue_or_cut(self.recorder, trial)
 
     def on_trial_complete(self, tune_controller: object, trial: RayTrial, result: EpochReport) -> None:
         """Do nothing: the rungs are known from the trial's results."""
@@ -52,12 +59,12 @@ class ResumableASHA(ASHAScheduler):
 
 
 class FullBudgetScheduler(FIFOScheduler):
-    """Trains every trial in full, unless the time budget is spent."""
+    """Trains every trial in full, unless the time or the budget is spent."""
 
     def __init__(self, recorder: SweepRecorder) -> None:
         super().__init__()
         self.recorder = recorder
 
     def on_trial_result(self, tune_controller: object, trial: RayTrial, result: EpochReport) -> str:
-        """Continue, or stop because the time budget is spent."""
-        return TrialScheduler.STOP if self.recorder.budget_spent else TrialScheduler.CONTINUE
+        """Continue, or stop because the time or the budget is spent."""
+        return _continue_or_cut(self.recorder, trial)

@@ -46,7 +46,7 @@ class JournalSearcher(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, object] | str:
         """Return the next training, or FINISHED."""
-        if not self.remaining or self.recorder.budget_spent:
+        if not self.remaining or self.recorder.must_stop():
             return Searcher.FINISHED
         sweep = self.recorder.sweep
         if self.unfinished:

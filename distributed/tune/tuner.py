@@ -46,6 +46,7 @@ class TunerRun:
         self.groups = PlacementGroupCleaner() if plan.workers_per_trial > 1 else None
         self.ends = time.monotonic() + plan.time_budget if plan.time_budget else float("inf")
         self.last_event = time.monotonic()
+        self.forecast_told = False
 
     def run(self, searcher: JournalSearcher, scheduler: TrialScheduler) -> None:
         """Train all that the searcher has.
@@ -107,7 +108,8 @@ class TunerRun:
         while not self.recorder.updates.empty():
             self.last_event = time.monotonic()
             self.on_event(self.recorder.updates.get())
-        self.recorder.budget_spent = self.recorder.budget_spent or time.monotonic() > self.ends
+        self.recorder.time_is_up = self.recorder.time_is_up or time.monotonic() > self.ends
+        self._report_spending()
         if self.groups:
             for text in self.groups.clean():
                 self.on_event(Note(text))
@@ -122,11 +124,22 @@ class TunerRun:
             self.groups.heartbeats[event.group] = time.monotonic()
         elif isinstance(event, TrialStarted):
             trial = self.recorder.sweep.trials[event.trial]
-            if trial.started is None:
+            if trial.name not in self.recorder.sweep.training:
                 self.recorder.record({"event": "begun", "time": timestamp(), "trial": trial.name})
         else:
             self.last_event = time.monotonic()
             self.on_event(event)
+
+    def _report_spending(self) -> None:
+        """Tell once, after the first rung, what the whole sweep will cost."""
+        sweep, plan = self.recorder.sweep, self.plan
+        budget, rung = plan.allowance, (plan.rungs or [1])[0]
+        if budget is None or self.forecast_told or all(len(trial.metrics) < rung for trial in sweep.all):
+            return
+        forecast = sweep.forecast()
+        if forecast is not None:
+            self.forecast_told = True
+            self.on_event(Note(f"{budget.describe_forecast(forecast)}, from {sweep.epochs_trained} epochs"))
 
     def _describe_wait(self) -> str:
         running = [trial for trial in self.recorder.sweep.all if trial.state == "running"]
