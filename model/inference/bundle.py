@@ -96,8 +96,7 @@ def load_bundle(location: str) -> Bundle:
     Raises:
         UserError: there is no bundle, or a file is missing, damaged or of a newer format.
     """
-    if not storage.exists(location):
-        raise UserError(f"{location}: no such bundle; `python -m jobs train` writes one into the run's folder")
+    _require(location)
     about = _json(location, "config.json")
     version = about.pop("format_version", None)
     if not isinstance(version, int) or version > BUNDLE_FORMAT:
@@ -121,6 +120,22 @@ def load_bundle(location: str) -> Bundle:
     return Bundle(config, tokenizer, tagger.eval(), _json(location, "metrics.json"), subwords)
 
 
+def bundle_digest(location: str) -> str:
+    """Return the SHA-256 of all that decides what a bundle predicts: two copies of a bundle have the same one.
+
+    Raises:
+        UserError: there is no bundle, or a file is missing.
+    """
+    _require(location)
+    digest = sha256()
+    encoder = storage.exists(storage.join(location, "encoder"))
+    for name in ("config.json", "tokenizer.json", "weights.safetensors"):
+        digest.update(sha256(_file(location, name)).digest())
+    for name in ("encoder/config.json", "encoder/tokenizer.json") if encoder else ():
+        digest.update(sha256(_file(location, name)).digest())
+    return digest.hexdigest()
+
+
 def _empty_tagger(location: str, config: TaggerConfig, words: int) -> tuple[Tagger, SubwordTokenizer | None]:
     """Return a tagger with random weights, and what finds sub-words for it."""
     if config.encoder is None:
@@ -129,6 +144,11 @@ def _empty_tagger(location: str, config: TaggerConfig, words: int) -> tuple[Tagg
     encoder = Encoder(config, build_model(encoder_config))
     subwords = subword_tokenizer(_file(location, "encoder/tokenizer.json"), encoder_config)
     return Tagger(config, words, encoder=encoder), subwords
+
+
+def _require(location: str) -> None:
+    if not storage.exists(location):
+        raise UserError(f"{location}: no such bundle; `python -m jobs train` writes one into the run's folder")
 
 
 def _file(location: str, name: str) -> bytes:
