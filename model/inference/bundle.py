@@ -22,7 +22,7 @@ from tokenizers import Tokenizer
 
 from model import staging, storage
 from model.aliases import current_weights
-from model.config import Config, TaggerConfig, make_config
+from model.config import Config, TaggerConfig, TrainingConfig, make_config
 from model.data.subwords import SubwordTokenizer
 from model.data.tokenizer import parse_tokenizer
 from model.errors import UserError
@@ -168,6 +168,12 @@ def _json(location: str, name: str) -> dict[str, Any]:
     return content
 
 
+def _of_teacher(training: TrainingConfig) -> str:
+    if training.teacher is None:
+        return ""
+    return f"- learned also from texts that a teacher labeled ({training.teacher_targets} targets)\n"
+
+
 def _model_card(config: Config, metrics: dict[str, Any], encoder: EncoderFiles | None) -> str:
     training = config.training
     beside = ", after the encoder's own pretraining" if encoder else ""
@@ -185,7 +191,7 @@ tags: [keyphrase-extraction, token-classification]{_base_model(config.tagger, en
 {_architecture(config.tagger, encoder)}
 - objective {training.alpha:g} * keyword loss + {1 - training.alpha:g} * keyphrase loss
 - {training.optimizer}, lr {training.lr:g} ({training.schedule}), batch {training.global_batch_size}, seed {training.seed}
-
+{_of_teacher(training)}
 Metrics on the validation split, with 95 % bootstrap intervals:
 
 | head | precision | recall | F1 | interval | exact match |
