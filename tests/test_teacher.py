@@ -1,6 +1,7 @@
 """A student of a teacher: its losses, its data, and what holds of every training."""
 
 import json
+import os
 import shutil
 from itertools import pairwise
 from pathlib import Path
@@ -311,6 +312,14 @@ def test_labels_that_do_not_fit_are_refused_by_name(small_dataset: str, labels: 
     assert done.exit_code == 2 and "is no label folder" in done.stderr and "Traceback" not in done.output
 
 
+def test_texts_without_words_teach_nothing(small_bundle: str, small_dataset: str, tmp_path: Path):
+    (tmp_path / "texts.txt").write_text("\n \n")
+    (tmp_path / "none.txt").write_text("")
+    for name in ("texts", "none"):
+        label(LabelConfig(small_bundle, [str(tmp_path / f"{name}.txt")], str(tmp_path / name)))
+        refused(lambda name=name: alone(config_of(small_dataset, str(tmp_path / name))), name, "no text to learn from")  # type: ignore[misc]
+
+
 def test_fields_of_the_teacher_are_searched_but_not_the_teacher(small_dataset: str, labels: str, tmp_path: Path):
     given = (
         "tune",
@@ -353,4 +362,8 @@ def test_two_workers_of_a_student_end_with_the_weights_of_one(
         "tokenizer.json",
         "weights.safetensors",
     ]
-    assert resumed_run("student", str(tmp_path), {}).training == config.training
+    for given in ({}, {"training": {"teacher": os.path.relpath(labels)}}):
+        assert resumed_run("student", str(tmp_path), given).training == config.training
+    refused(
+        lambda: resumed_run("student", str(tmp_path), {"training": {"teacher_weight": 2}}), "training.teacher_weight"
+    )

@@ -81,6 +81,8 @@ def resumed_run(name: str, location: str, changes: Mapping[str, Any]) -> Config:
     place = storage.join(storage.absolute(location), name, "config.json")
     tree, given = _read_config(place, name), current_tree(dict(changes))
     make_config({"data": tree["data"]} | given)  # reports unknown and invalid fields by name
+    if teacher := given.get("training", {}).get("teacher"):
+        given["training"] = given["training"] | {"teacher": storage.absolute(teacher)}  # as `new_run` saved it
     _refuse_other_numbers(name, tree, given)
     tree["run"] |= given.get("run", {}) | {"name": name, "storage": storage.absolute(location)}
     return make_config(tree, place)

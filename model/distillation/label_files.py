@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from model import storage
@@ -203,7 +204,7 @@ def _manifest(location: str) -> Any:
 def _labeled_texts(content: bytes) -> LabeledTexts:
     table = pq.read_table(io.BytesIO(content)).combine_chunks()
     keyword, keyphrase = (_values(table[name]) for name in ("keyword", "keyphrase"))
-    lengths = np.asarray(pa.compute.list_value_length(table["keyword"]), np.int64)
+    lengths = np.asarray(pc.list_value_length(table["keyword"]), np.int64)
     return LabeledTexts(table["text"].to_pylist(), lengths, keyword, keyphrase.reshape(-1, 5))
 
 

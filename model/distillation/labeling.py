@@ -85,9 +85,9 @@ def label(
     """
     digest = bundle_digest(config.teacher)
     tokenizer = storage.read(storage.join(config.teacher, "tokenizer.json"))
-    _prepare_folder(config)
     files = input_files(config.files, on_note)
     shards = [ExtractionShard(*each) for each in enumerate(make_shards(files, SHARD_BYTES))]
+    _prepare_folder(config)
     write = partial(_label_shard, storage.absolute(config.teacher), digest, config.device, storage.absolute(config.out))
     sources: list[SourceLines] = []
     parts: list[PartInfo] = []

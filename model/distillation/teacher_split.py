@@ -68,10 +68,12 @@ def add_labeled_texts(
         word_features, subwords: what to add, as in `Dataset.load`.
 
     Raises:
-        UserError: the labels are damaged, or those of a teacher with other words.
+        UserError: the labels are damaged, empty, or those of a teacher with other words.
     """
     labels.check_words(dataset.tokenizer_bytes(), dataset.location)
     parts = list(_parts(labels, dataset))
+    if not any(part.texts for part in parts):
+        raise UserError(f"{labels.location}: has no text to learn from; label texts that have words")
     ids, starts, ends = (
         np.concatenate([np.zeros(0, np.int32), *(getattr(part.tokens, name) for part in parts)])
         for name in ("ids", "starts", "ends")
