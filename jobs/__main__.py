@@ -7,6 +7,7 @@ from jobs.console import keep_warnings, write_utf8
 from jobs.demo import demo
 from jobs.evaluate import evaluate
 from jobs.extract import extract
+from jobs.label import label
 from jobs.prepare import prepare
 from jobs.report import report
 from jobs.train import train
@@ -19,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for job in (prepare, train, tune, evaluate, extract, report, benchmark, demo):
+for job in (prepare, train, tune, evaluate, extract, label, report, benchmark, demo):
     app.command()(job)
 
 if __name__ == "__main__":

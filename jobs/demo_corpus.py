@@ -20,9 +20,9 @@ import re
 from itertools import accumulate
 from typing import NamedTuple
 
-from jobs import demo_words as lexicon
+from jobs.corpora import english as lexicon
+from jobs.corpora.english import Domain, phrases, words
 from jobs.corpora.generated import GeneratedText, split_corpus, unmark
-from jobs.demo_words import Domain, phrases, words
 
 
 class Cues(NamedTuple):

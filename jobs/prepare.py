@@ -41,12 +41,24 @@ TestOption = Annotated[
     list[str] | None, typer.Option(help="Test files; without --valid, by default a tenth of the training texts.")
 ]
 VectorsOption = Annotated[str | None, typer.Option(help="File of initial word vectors: word2vec, GloVe or fastText.")]
+VectorsFromOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ENCODER",
+        help="Make word vectors with a pretrained encoder (path, URI, or name on the hub) or a bundle that has one.",
+    ),
+]
 PretrainOption = Annotated[
     list[str] | None,
-    typer.Option(metavar="FILES", help="Train word vectors on these unlabeled texts: paths, URIs or globs."),
+    typer.Option(
+        metavar="FILES",
+        help="Train word vectors on these unlabeled texts: paths, URIs or globs. With --vectors-from, the encoder makes those "
+        "of their words.",
+    ),
 ]
 VectorSizeOption = Annotated[
-    int | None, typer.Option(min=1, help="Dimensions of the vectors of --pretrain (tagger.embedding_dim, 300).")
+    int | None,
+    typer.Option(min=1, help="Dimensions of the vectors of --pretrain or --vectors-from (tagger.embedding_dim, 300)."),
 ]
 PretrainFrequencyOption = Annotated[
     int | None, typer.Option(min=1, help="Train no vector for words less frequent in --pretrain (5).")
@@ -81,6 +93,7 @@ def prepare(
     max_words: Annotated[int, typer.Option(min=3, help="Maximum size of the vocabulary.")] = 1_000_000,
     max_tokens: Annotated[int, typer.Option(min=1, help="Skip longer texts.")] = 1_000,
     vectors: VectorsOption = None,
+    vectors_from: VectorsFromOption = None,
     pretrain: PretrainOption = None,
     vector_size: VectorSizeOption = None,
     pretrain_frequency: PretrainFrequencyOption = None,
@@ -114,6 +127,7 @@ def prepare(
         max_words=max_words,
         max_tokens=max_tokens,
         vectors=vectors,
+        vectors_from=vectors_from,
         pretrain=pretrain or [],
         vector_size=vector_size,
         pretrain_frequency=pretrain_frequency,
@@ -136,8 +150,13 @@ def _build(config: "PrepareConfig", workers: int | None) -> "DatasetInfo":
     from model.prepare.word2vec import PASSES
 
     passes = f"texts for word vectors, each {PASSES} times"
+    encode_words = None
+    if config.vectors_from is not None:
+        from model.distillation.word_vectors import WordEncoder
+
+        encode_words, passes = WordEncoder(config.vectors_from), "texts for words"
     with progress_counter("texts") as progress, progress_counter(passes) as pretrain_progress:
-        return build(config, parallel_map(config.out, workers), progress, pretrain_progress)
+        return build(config, parallel_map(config.out, workers), progress, pretrain_progress, encode_words)
 
 
 def _show(patterns: list[str], reading: ReadOptions, max_tokens: int, skip_bad_lines: bool) -> None:
@@ -178,7 +197,7 @@ def _echo_summary(info: "DatasetInfo") -> None:
     joined = f"; {vectors['words_joined']:,} words joined" if vectors["words_joined"] else ""
     echo(f"vectors: {covered}, of {vectors['size']} dimensions{joined}")
     echo_skips(vectors.get("skipped", {}), vectors.get("skipped_places", {}))
-    if pretrained := vectors.get("pretrained"):
+    if pretrained := vectors.get("pretrained") or vectors.get("distilled", {}).get("texts"):
         echo_skips(pretrained["skipped"], pretrained["skipped_places"])
 
 

@@ -30,6 +30,9 @@ def train(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="training.seed.")] = None,
     cell: Annotated[str | None, typer.Option(help="tagger.cell: rnn, gru or lstm.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="training.teacher: folder of texts that a teacher labeled, made by label.")
+    ] = None,
     workers: Annotated[
         str | None,
         typer.Option(
@@ -59,6 +62,7 @@ def train(
         "training.global_batch_size": batch_size,
         "training.seed": seed,
         "tagger.cell": cell,
+        "training.teacher": teacher,
         "run.name": name,
         **_workers(workers),
         "run.device": device,

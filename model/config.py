@@ -154,6 +154,28 @@ class TrainingConfig(_Section):
         description="ddp: DistributedDataParallel; flat: one all-reduce after the backward pass; auto: ddp on GPUs and for "
         "large networks",
     )
+    teacher: str | None = Field(
+        None,
+        description="texts that a teacher labeled, to learn from beside the training split: a folder made by `label`",
+    )
+    teacher_digest: str | None = Field(
+        None, pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the teacher's labels; set when a run starts"
+    )
+    teacher_targets: Literal["soft", "hard"] = Field(
+        "soft",
+        description="what a labeled text teaches: the teacher's probabilities of both heads, or the tags that it finds most "
+        "probable, as if they were gold",
+    )
+    teacher_weight: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="weight of the loss of a labeled text; that of a gold text is 1"
+    )
+    teacher_temperature: Annotated[float, Field(gt=0)] = Field(
+        1.0,
+        description="soft targets only: divides the logits of teacher and student; above 1 the distributions are flatter",
+    )
+    teacher_confidence: Fraction = Field(
+        0.0, description="leave out labeled texts with a word whose tag the teacher finds less probable"
+    )
     bucket_by_length: bool = Field(True, description="batch texts of similar length; false: random batches")
     sparse_embedding: bool = Field(
         True, description="exchange and update only the embedding rows of a step; false: the whole table at every step"

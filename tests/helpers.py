@@ -44,9 +44,10 @@ def alone(config: Any, on_epoch: Callable[[Any], None] = lambda training: None, 
     import torch
 
     from distributed.train.shared_data import SharedData
+    from model.distillation.teacher_split import teacher_labels
     from model.training.loop import Training
 
-    data = SharedData.load(config.data, config.tagger)
+    data = SharedData.load(config.data, config.tagger, labels=teacher_labels(config.training))
     tagger = data.new_tagger(config.tagger, config.training.seed)
     train, valid = data.splits_for(config.tagger, torch.device("cpu"))
     training = Training(config.training, tagger, train, valid, communicator)

@@ -10,8 +10,8 @@ from collections import Counter
 import pytest
 from helpers import trained_tokenizer
 
+from jobs.corpora.english import DOMAINS
 from jobs.demo_corpus import TOKEN, GeneratedText, generate
-from jobs.demo_words import DOMAINS
 from model.config import TaggerConfig, TrainingConfig
 from model.data.dataset import split_from_examples
 from model.data.examples import examples

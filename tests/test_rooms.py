@@ -17,7 +17,9 @@ GROUND = {
     "model.staging",
     "model.storage",
 }
-MODEL = GROUND | {"model.data", "model.readers", "model.prepare", "model.network", "model.training", "model.inference"}
+MODEL = GROUND | {
+    f"model.{room}" for room in ("data", "readers", "prepare", "network", "training", "inference", "distillation")
+}
 DISTRIBUTED = {f"distributed.{room}" for room in ("cluster", "train", "sweep", "report", "tune")}
 
 # A row a room, from the ground up: what it may import besides itself.
@@ -35,7 +37,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "model.prepare": GROUND | {"model.data", "model.readers"},
     "model.network": GROUND | {"model.data"},
     "model.training": GROUND | {"model.data", "model.network"},
-    "model.inference": MODEL,
+    "model.inference": MODEL - {"model.distillation"},
+    "model.distillation": MODEL,
     "distributed.cluster": MODEL,
     "distributed.train": MODEL | {"distributed.cluster"},
     "distributed.sweep": MODEL | {"distributed.cluster", "distributed.train"},

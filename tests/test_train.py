@@ -183,7 +183,7 @@ def asked_of_ray(monkeypatch: pytest.MonkeyPatch, **run: Any) -> dict[str, Any]:
         return SimpleNamespace(fit=fit)
 
     monkeypatch.setattr("distributed.train.trainer.make_trainer", make_trainer)
-    monkeypatch.setattr("distributed.train.shared_data.SharedData.load", lambda *_: None)
+    monkeypatch.setattr("distributed.train.shared_data.SharedData.load", lambda *_, **__: None)
     monkeypatch.setattr("distributed.cluster.wait.ResourceWait", lambda *_: SimpleNamespace(poll=lambda: None))
     monkeypatch.setattr("ray.put", lambda _: None)
     queue = SimpleNamespace(qsize=lambda: 0, shutdown=lambda: None)

@@ -7,6 +7,7 @@ from model import storage
 from model.config import Config
 from model.data.batching import min_batch_size
 from model.data.dataset import Dataset
+from model.distillation.teacher_split import teacher_labels
 from model.errors import UserError
 
 
@@ -20,6 +21,10 @@ def check_data(config: Config, dataset: Dataset) -> None:
             f"with another --name"
         )
     smallest = min_batch_size(dataset.rows("train"), config.training.global_batch_size)
+    if labels := teacher_labels(config.training):
+        labels.check_words(dataset.tokenizer_bytes(), config.data)
+        # With more texts, of which some may be left out, the batches of an epoch are at least half full.
+        smallest = min(smallest, max(config.training.global_batch_size // 2, 1))
     if config.run.workers > smallest:
         raise UserError(
             f"{config.run.workers} workers, but the smallest batch has {smallest} texts ({dataset.rows('train')} texts in "

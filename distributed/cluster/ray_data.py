@@ -77,9 +77,7 @@ def _results(
             yield pickle.loads(row["result"])
     except ray.exceptions.RayError as error:
         cause = str(error).strip().splitlines()[-1]
-        raise RunFailedError(
-            f"a worker failed: {cause}; nothing was written to --out, run the command again"
-        ) from error
+        raise RunFailedError(f"a worker failed: {cause}; run the command again") from error
 
 
 class _RowFunction(Generic[Item, Result]):

@@ -8,7 +8,7 @@ from model.config import Config
 from model.errors import UserError
 
 FULL, RECORD = "whole", "record"
-_FOLLOWS = ("encoder_digest",)  # from another field
+_FOLLOWS = ("encoder_digest", "teacher_digest")  # from another field
 _COMMON = ("training.epochs", "training.patience", "training.seed")  # budget and seeds are the same in all rows
 
 

@@ -17,7 +17,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from model import storage
-from model.config import Config, current_tree, make_config
+from model.config import Config, TrainingConfig, current_tree, make_config
+from model.distillation.teacher_split import teacher_labels
 from model.errors import UserError
 from model.network.encoder_files import with_digest
 
@@ -43,18 +44,27 @@ def new_run(config: Config, kind: str = "run") -> Config:
         kind: `run` or `sweep`, with which a name made from the time begins.
 
     Raises:
-        UserError: a run or sweep of this name exists, or the encoder cannot be read.
+        UserError: a run or sweep of this name exists, or the encoder or the teacher's labels cannot be read.
     """
     name = config.run.name or time.strftime(f"{kind}-%Y%m%d-%H%M%S")
     run = config.run.model_copy(update={"name": name, "storage": storage.absolute(config.run.storage)})
-    tagger = with_digest(config.tagger)
-    config = config.model_copy(update={"data": storage.absolute(config.data), "tagger": tagger, "run": run})
+    changes = {"tagger": with_digest(config.tagger), "training": _with_teacher(config.training), "run": run}
+    config = config.model_copy(update={"data": storage.absolute(config.data), **changes})
     folder = run_folder(config)
     if any(storage.exists(storage.join(folder, mark)) for mark in _MARKS):
         raise UserError(
             f"{folder}: a run or sweep of this name exists; resume it with --resume {name}, or choose another --name"
         )
     return config
+
+
+def _with_teacher(training: TrainingConfig) -> TrainingConfig:
+    """Return the fields of a new run: the location of the teacher's labels valid in every folder, and their digest."""
+    if training.teacher is None:
+        return training
+    training = training.model_copy(update={"teacher": storage.absolute(training.teacher)})
+    labels = teacher_labels(training)
+    return training.model_copy(update={"teacher_digest": labels.digest if labels else None})
 
 
 def resumed_run(name: str, location: str, changes: Mapping[str, Any]) -> Config:
@@ -71,6 +81,8 @@ def resumed_run(name: str, location: str, changes: Mapping[str, Any]) -> Config:
     place = storage.join(storage.absolute(location), name, "config.json")
     tree, given = _read_config(place, name), current_tree(dict(changes))
     make_config({"data": tree["data"]} | given)  # reports unknown and invalid fields by name
+    if teacher := given.get("training", {}).get("teacher"):
+        given["training"] = given["training"] | {"teacher": storage.absolute(teacher)}  # as `new_run` saved it
     _refuse_other_numbers(name, tree, given)
     tree["run"] |= given.get("run", {}) | {"name": name, "storage": storage.absolute(location)}
     return make_config(tree, place)

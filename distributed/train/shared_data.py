@@ -8,6 +8,8 @@ import torch
 
 from model.config import TaggerConfig
 from model.data.dataset import Dataset, Split
+from model.distillation.label_files import TeacherLabels
+from model.distillation.teacher_split import add_labeled_texts
 from model.network.encoder_files import EncoderFiles, load_encoder
 from model.network.tagger import Tagger, new_tagger
 from model.training.encoder_states import with_encoder_states
@@ -17,7 +19,7 @@ class SharedData(NamedTuple):
     """The data of a training, or of all trials of a sweep; Ray keeps one copy in each node's shared memory.
 
     Attributes:
-        train: the training split.
+        train: the training split, with the texts that a teacher labeled.
         valid: the validation split.
         words: size of the vocabulary.
         vectors: (words, size) pretrained word vectors; None where the dataset has none.
@@ -31,25 +33,29 @@ class SharedData(NamedTuple):
     encoder: EncoderFiles | None = None
 
     @classmethod
-    def load(cls, location: str, tagger: TaggerConfig, word_features: bool = False) -> "SharedData":
-        """Read a dataset directory, and the encoder of a tagger.
+    def load(
+        cls, location: str, tagger: TaggerConfig, word_features: bool = False, labels: TeacherLabels | None = None
+    ) -> "SharedData":
+        """Read a dataset directory, the encoder of a tagger and the labels of a teacher.
 
         Args:
             location: path or URI of the dataset.
             tagger: what its taggers need.
             word_features: whether some of them need word features, even if this one does not.
+            labels: of a teacher, to learn from beside the training split.
 
         Raises:
-            UserError: the dataset or the encoder cannot be read.
+            UserError: the dataset, the encoder or the labels cannot be read, or do not belong together.
         """
         dataset = Dataset(location)
         encoder = (
             load_encoder(tagger.encoder, tagger.encoder_digest, not tagger.encoder_frozen) if tagger.encoder else None
         )
         subwords = encoder.subwords() if encoder else None
-        train, valid = (
-            dataset.load(split, word_features or tagger.uses_word_features, subwords) for split in ("train", "valid")
-        )
+        word_features = word_features or tagger.uses_word_features
+        train, valid = (dataset.load(split, word_features, subwords) for split in ("train", "valid"))
+        if labels:
+            train = add_labeled_texts(train, labels, dataset, word_features, subwords)
         return cls(train, valid, dataset.info["words"], dataset.vectors(), encoder)
 
     def new_tagger(self, config: TaggerConfig, seed: int) -> Tagger:

@@ -28,6 +28,7 @@ from distributed.tune.trial_run import TrialSettings
 from distributed.tune.tuner import TunerRun
 from model import storage
 from model.data.dataset import Dataset
+from model.distillation.teacher_split import teacher_labels
 from model.errors import RunFailedError
 from model.inference.bundle import load_bundle, save_bundle
 from model.network.device import resolve_device
@@ -102,7 +103,8 @@ def _search(
 ) -> None:
     """Train the trials, then the finalists."""
     word_features = "tagger.word_feature_dim" in space
-    data = ray.put(SharedData.load(plan.config.data, plan.config.tagger, word_features))
+    labels = teacher_labels(plan.config.training)
+    data = ray.put(SharedData.load(plan.config.data, plan.config.tagger, word_features, labels))
     events = driver_queue()
     settings = TrialSettings(data, events, plan.workers_per_trial, resources.cpus, resources.gpus, plan.ranking)
     tuner = TunerRun(plan, settings, resources, recorder, on_event)

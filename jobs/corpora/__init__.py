@@ -1,1 +1,1 @@
-"""The built-in corpora of scripts without spaces between words."""
+"""The built-in corpora of scripts without spaces between words, and the words of the English one."""

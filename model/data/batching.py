@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from model.data.dataset import Split
-from model.data.labels import IGNORED, O
+from model.data.labels import IGNORED, O, TeacherTargets
 from model.data.subword_batches import EncoderInputs, WordStates, subword_batch, word_keys
 from model.data.tokenizer import PAD
 
@@ -36,6 +36,21 @@ class TableRows(NamedTuple):
     indices: torch.Tensor
 
 
+class SoftTargets(NamedTuple):
+    """The texts of a batch that a teacher labeled, L of B, and the others, which have gold tags.
+
+    Attributes:
+        labeled, gold: (L,) and (B - L,) their rows in the batch.
+        keyword: (L, T) probability that a token is inside a keyphrase.
+        keyphrase: (L, T, 5) probability of each tag.
+    """
+
+    labeled: torch.Tensor
+    gold: torch.Tensor
+    keyword: torch.Tensor
+    keyphrase: torch.Tensor
+
+
 class Batch(NamedTuple):
     """Some texts, padded at the end to the longest.
 
@@ -47,6 +62,7 @@ class Batch(NamedTuple):
         word_features: (B, T, NUM_FEATURES) rows of the feature table, 0 in the padding; None where the split has none.
         tables: in training by rows, the rows of each embedding table; else empty.
         encoder_inputs: for a tagger with an encoder, what it reads, or its states.
+        teacher: what a teacher says of the texts that it labeled; None where the split has none of its labels.
     """
 
     ids: torch.Tensor
@@ -56,6 +72,7 @@ class Batch(NamedTuple):
     word_features: torch.Tensor | None = None
     tables: tuple[TableRows, ...] = ()
     encoder_inputs: EncoderInputs | None = None
+    teacher: SoftTargets | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on a device; the copy to a GPU does not wait for what the GPU computes."""
@@ -69,7 +86,8 @@ class Batch(NamedTuple):
         features = None if self.word_features is None else copy(self.word_features)
         tables = tuple(TableRows(*map(copy, table)) for table in self.tables)
         inputs = None if self.encoder_inputs is None else type(self.encoder_inputs)(*map(copy, self.encoder_inputs))
-        return Batch(ids, lengths, keyword, keyphrase, features, tables, inputs)
+        teacher = None if self.teacher is None else SoftTargets(*map(copy, self.teacher))
+        return Batch(ids, lengths, keyword, keyphrase, features, tables, inputs, teacher)
 
 
 def collate(split: Split, rows: RowIds) -> Batch:
@@ -79,7 +97,18 @@ def collate(split: Split, rows: RowIds) -> Batch:
     keyword = torch.where(tags == IGNORED, IGNORED, (tags != O).long())
     features = None if split.word_features is None else padded(split.word_features, begins, lengths, PAD)
     inputs = encoder_inputs(split, rows, ids)
-    return Batch(ids, torch.from_numpy(lengths), keyword, tags, features, encoder_inputs=inputs)
+    teacher = None if split.teacher is None else _soft_targets(split.teacher, rows, begins, lengths)
+    return Batch(ids, torch.from_numpy(lengths), keyword, tags, features, encoder_inputs=inputs, teacher=teacher)
+
+
+def _soft_targets(teacher: TeacherTargets, rows: RowIds, begins: RowIds, lengths: RowIds) -> SoftTargets:
+    """Return the targets of a batch, given the rows, first tokens and lengths of its texts."""
+    labeled = np.flatnonzero(teacher.labeled[rows])
+    keyword, keyphrase = (
+        padded(values, begins, lengths, 0, np.float32)[labeled] for values in (teacher.keyword, teacher.keyphrase)
+    )
+    gold = np.flatnonzero(~teacher.labeled[rows])
+    return SoftTargets(torch.from_numpy(labeled), torch.from_numpy(gold), keyword, keyphrase)
 
 
 def encoder_inputs(split: Split, rows: RowIds, ids: torch.Tensor) -> EncoderInputs | None:

@@ -29,7 +29,7 @@ from model.data.dataset_info import DatasetInfo
 from model.data.examples import Example
 from model.data.features import FeatureIds, WordFeatures
 from model.data.labeled_text import LabeledText
-from model.data.labels import spans_to_tags
+from model.data.labels import TeacherTargets, spans_to_tags
 from model.data.subwords import Subwords, SubwordTokenizer, ranges
 from model.data.tokenizer import parse_tokenizer
 from model.errors import UserError
@@ -66,6 +66,7 @@ class Split:
             requested.
         subwords: of a pretrained encoder, or None if not requested.
         encoder_states: (tokens, D) of a frozen encoder, where they are computed before.
+        teacher: of a training split with texts that a teacher labeled; their `tags` are the most probable ones.
     """
 
     ids: npt.NDArray[np.int32]
@@ -74,6 +75,7 @@ class Split:
     word_features: FeatureIds | None = None
     subwords: Subwords | None = None
     encoder_states: npt.NDArray[np.float16] | None = None
+    teacher: TeacherTargets | None = None
 
     def __len__(self) -> int:
         return len(self.begins) - 1
@@ -90,6 +92,7 @@ class Split:
             None if self.word_features is None else self.word_features[tokens],
             None if self.subwords is None else self.subwords.take(rows, tokens, lengths),
             None if self.encoder_states is None else self.encoder_states[tokens],
+            None if self.teacher is None else self.teacher.take(rows, tokens),
         )
 
     @property

@@ -52,11 +52,26 @@ class PretrainingInfo(PretrainingTexts):
     seed: int
 
 
+class DistilledInfo(TypedDict):
+    """How word vectors were made with an encoder: from its location, for words of the training texts and of others.
+
+    Attributes:
+        encoder: location of the encoder or bundle.
+        frequency: less frequent words of `texts` have none.
+        texts: unlabeled; None where there were none.
+    """
+
+    encoder: str
+    frequency: int
+    texts: PretrainingTexts | None
+
+
 class VectorsInfo(TypedDict):
     """The initial word vectors.
 
     Attributes:
         pretrained: where they were trained by `prepare`.
+        distilled: where they were made with an encoder.
         path: where they were read from a file.
         skipped, skipped_places: the lines of that file that could not be read, as in `SplitInfo`.
         words_joined: words of the vocabulary that only the vectors contain.
@@ -66,6 +81,7 @@ class VectorsInfo(TypedDict):
     """
 
     pretrained: NotRequired[PretrainingInfo]
+    distilled: NotRequired[DistilledInfo]
     path: NotRequired[str]
     skipped: NotRequired[dict[str, int]]
     skipped_places: NotRequired[dict[str, list[str]]]

@@ -118,7 +118,7 @@ class SubwordTokenizer:
             words = slice(bounds[0], bounds[-1])
             parts.append(self._subwords(chunk, starts[words], ends[words], np.diff(bounds)))
             done += len(chunk)
-        return _concatenate(parts, self.layout)
+        return concatenate_subwords(parts, self.layout)
 
     def _subwords(
         self, texts: list[str], starts: npt.NDArray[np.int32], ends: npt.NDArray[np.int32], lengths: Ints
@@ -155,7 +155,8 @@ def ranges(begins: Ints, sizes: Ints) -> Ints:
     return np.repeat(begins - ends + sizes, sizes) + np.arange(ends[-1] if len(ends) else 0)
 
 
-def _concatenate(parts: list[Subwords], layout: WindowLayout) -> Subwords:
+def concatenate_subwords(parts: list[Subwords], layout: WindowLayout) -> Subwords:
+    """Return the sub-words of the texts of all parts, in their order."""
     if not parts:
         none = np.zeros(0, np.int64)
         return Subwords(np.zeros(0, np.int32), none, none, none, none, layout)

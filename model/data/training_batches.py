@@ -13,6 +13,7 @@ import torch
 from model.config import TaggerConfig, TrainingConfig
 from model.data.batching import Batch, RowIds, TableRows, collate, padded, unique_ids
 from model.data.dataset import Split
+from model.data.subwords import ranges
 from model.data.tokenizer import PAD, UNKNOWN
 
 
@@ -20,6 +21,7 @@ class TrainingBatches:
     """Assembles a worker's batches.
 
     Attributes:
+        rows: of the split that are trained on, see `training_rows`.
         counts: (V,) how often each word occurs in the training texts, at least 1.
     """
 
@@ -42,7 +44,9 @@ class TrainingBatches:
         """
         self.split, self.tagger, self.training = split, tagger, training
         self.table_rows, self.rank, self.size = table_rows, rank, size
-        self.counts = np.bincount(split.ids, minlength=table_rows[0] if table_rows else 0).clip(min=1)
+        self.rows = training_rows(split, training)
+        ids = split.ids if len(self.rows) == len(split) else split.ids[_tokens_of(split, self.rows)]
+        self.counts = np.bincount(ids, minlength=table_rows[0] if table_rows else 0).clip(min=1)
 
     def __call__(self, rows: RowIds, epoch: int, step: int) -> list[Batch]:
         """Return this worker's share of a global batch, in `training.accumulate` parts.
@@ -75,6 +79,18 @@ class TrainingBatches:
         kept = (1 - probability) * (1 - rare / (rare + self.counts[ids]))
         draws = np.random.default_rng([self.training.seed, epoch, step]).random(len(ids))
         return np.where(draws < kept, ids, np.int32(UNKNOWN))
+
+
+def training_rows(split: Split, training: TrainingConfig) -> RowIds:
+    """Return the texts of a split to train on: gold ones, and those that a teacher labeled with enough confidence."""
+    if split.teacher is None:
+        return np.arange(len(split))
+    confident = split.teacher.confidence >= training.teacher_confidence
+    return np.flatnonzero(~split.teacher.labeled | (confident & (training.teacher is not None)))
+
+
+def _tokens_of(split: Split, rows: RowIds) -> RowIds:
+    return ranges(split.begins[rows], split.lengths[rows])
 
 
 def _table_ids(texts: Split) -> list[npt.NDArray[np.integer]]:

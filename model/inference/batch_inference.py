@@ -45,20 +45,24 @@ class ExtractionConfig:
 
 
 @dataclass
-class PartResult:
-    """The result of a shard.
+class ShardResult:
+    """How far a shard was read.
 
     Attributes:
         lines: lines of each range that was read completely, or records where these are no lines.
-        texts: number of texts.
-        keyphrases: number of keyphrases written.
         error: what stopped the shard, in the range after those in `lines`.
     """
 
     lines: list[int] = field(default_factory=list)
+    error: UserError | OSError | None = None
+
+
+@dataclass
+class PartResult(ShardResult):
+    """The result of a shard: numbers of its texts, and of the keyphrases written."""
+
     texts: int = 0
     keyphrases: int = 0
-    error: UserError | OSError | None = None
 
 
 class ExtractionShard(NamedTuple):
@@ -104,7 +108,9 @@ def extract(
         OSError: the storage is full or cannot be written; likewise.
     """
     staging.require_absent(config.out, MANIFEST, "extraction", config.overwrite)
-    shards = [ExtractionShard(number, ranges) for number, ranges in enumerate(_input_shards(config.files, on_note))]
+    shards = [
+        ExtractionShard(number, ranges) for number, ranges in enumerate(make_shards(input_files(config.files, on_note)))
+    ]
     texts = keyphrases = 0
     sources: list[SourceLines] = []
     with staging.staged_shared_directory(config.out, MANIFEST) as folder:
@@ -112,7 +118,7 @@ def extract(
         write = partial(_write_part, storage.absolute(config.bundle), config.device, folder)
         with closing(parallel_map(write, shards)) as parts:
             for shard, part in zip(shards, parts, strict=True):
-                _add_lines(sources, shard.ranges, part)
+                add_lines(sources, shard.ranges, part)
                 texts, keyphrases = texts + part.texts, keyphrases + part.keyphrases
                 on_progress(texts)
         info: ExtractionInfo = {
@@ -127,12 +133,15 @@ def extract(
     return info
 
 
-def _input_shards(patterns: list[str], on_note: Callable[[str], None]) -> list[list[FileRange]]:
-    """Divide the files that paths, URIs and globs name into shards. Raises UserError where there are no such files."""
+def input_files(patterns: list[str], on_note: Callable[[str], None]) -> list[FileRange]:
+    """Return the files that paths, URIs and globs name, to be read without labels. Raises UserError where there are none.
+
+    `on_note` is called with what may surprise in how a file is read.
+    """
     files = unlabeled_inputs(patterns, may_be_empty=True)
     for note in filter(None, map(reading_note, files)):
         on_note(note)
-    return make_shards(files)
+    return files
 
 
 def extract_from_files(
@@ -147,13 +156,13 @@ def extract_from_files(
         LineError: a line is not UTF-8, or a record has no text.
     """
     sources: list[SourceLines] = []
-    for ranges in _input_shards(patterns, on_note):
-        part = PartResult()
+    for ranges in make_shards(input_files(patterns, on_note)):
+        part = ShardResult()
         try:
-            yield from _with_keyphrases(extractor, _texts(ranges, part.lines))
+            yield from _with_keyphrases(extractor, texts_of_shard(ranges, part.lines))
         except LineError as error:
             part.error = error
-        _add_lines(sources, ranges, part)
+        add_lines(sources, ranges, part)
 
 
 def extract_from_stream(extractor: Extractor, stream: BinaryIO, name: str, batch_size: int) -> Iterator[ExtractedText]:
@@ -182,7 +191,7 @@ def _write_part(bundle: str, device: str, folder: str, shard: ExtractionShard) -
     try:
         extractor = _loaded(bundle, device)
         with storage.open_atomic(storage.join(folder, f"part-{shard.number:05d}.jsonl")) as file:
-            for text, keyphrases in _with_keyphrases(extractor, _texts(shard.ranges, part.lines)):
+            for text, keyphrases in _with_keyphrases(extractor, texts_of_shard(shard.ranges, part.lines)):
                 file.write(f"{as_json(text, keyphrases)}\n".encode())
                 part.texts, part.keyphrases = part.texts + 1, part.keyphrases + len(keyphrases)
     except (UserError, OSError) as error:
@@ -190,7 +199,7 @@ def _write_part(bundle: str, device: str, folder: str, shard: ExtractionShard) -
     return part
 
 
-def _add_lines(sources: list[SourceLines], ranges: list[FileRange], part: PartResult) -> None:
+def add_lines(sources: list[SourceLines], ranges: list[FileRange], part: ShardResult) -> None:
     """Add the lines of a shard to those of its files. Raises the shard's error, with the line's number in its file."""
     for file_range, lines in zip_longest(ranges, part.lines):
         if file_range.start == 0:
@@ -211,7 +220,7 @@ def _with_keyphrases(
     yield from zip(again, extractor.pipe(texts, batch_size), strict=True)
 
 
-def _texts(ranges: list[FileRange], lines: list[int]) -> Iterator[str]:
+def texts_of_shard(ranges: list[FileRange], lines: list[int]) -> Iterator[str]:
     """Yield the texts of a shard; append the lines of each range that was read. Line numbers begin at 1 in each range."""
     for file_range in ranges:
         reader = Reader(file_range)

@@ -22,7 +22,7 @@ from tokenizers import Tokenizer
 
 from model import staging, storage
 from model.aliases import current_weights
-from model.config import Config, TaggerConfig, make_config
+from model.config import Config, TaggerConfig, TrainingConfig, make_config
 from model.data.subwords import SubwordTokenizer
 from model.data.tokenizer import parse_tokenizer
 from model.errors import UserError
@@ -96,8 +96,7 @@ def load_bundle(location: str) -> Bundle:
     Raises:
         UserError: there is no bundle, or a file is missing, damaged or of a newer format.
     """
-    if not storage.exists(location):
-        raise UserError(f"{location}: no such bundle; `python -m jobs train` writes one into the run's folder")
+    _require(location)
     about = _json(location, "config.json")
     version = about.pop("format_version", None)
     if not isinstance(version, int) or version > BUNDLE_FORMAT:
@@ -121,6 +120,22 @@ def load_bundle(location: str) -> Bundle:
     return Bundle(config, tokenizer, tagger.eval(), _json(location, "metrics.json"), subwords)
 
 
+def bundle_digest(location: str) -> str:
+    """Return the SHA-256 of all that decides what a bundle predicts: two copies of a bundle have the same one.
+
+    Raises:
+        UserError: there is no bundle, or a file is missing.
+    """
+    _require(location)
+    digest = sha256()
+    encoder = storage.exists(storage.join(location, "encoder"))
+    for name in ("config.json", "tokenizer.json", "weights.safetensors"):
+        digest.update(sha256(_file(location, name)).digest())
+    for name in ("encoder/config.json", "encoder/tokenizer.json") if encoder else ():
+        digest.update(sha256(_file(location, name)).digest())
+    return digest.hexdigest()
+
+
 def _empty_tagger(location: str, config: TaggerConfig, words: int) -> tuple[Tagger, SubwordTokenizer | None]:
     """Return a tagger with random weights, and what finds sub-words for it."""
     if config.encoder is None:
@@ -129,6 +144,11 @@ def _empty_tagger(location: str, config: TaggerConfig, words: int) -> tuple[Tagg
     encoder = Encoder(config, build_model(encoder_config))
     subwords = subword_tokenizer(_file(location, "encoder/tokenizer.json"), encoder_config)
     return Tagger(config, words, encoder=encoder), subwords
+
+
+def _require(location: str) -> None:
+    if not storage.exists(location):
+        raise UserError(f"{location}: no such bundle; `python -m jobs train` writes one into the run's folder")
 
 
 def _file(location: str, name: str) -> bytes:
@@ -148,6 +168,12 @@ def _json(location: str, name: str) -> dict[str, Any]:
     return content
 
 
+def _of_teacher(training: TrainingConfig) -> str:
+    if training.teacher is None:
+        return ""
+    return f"- learned also from texts that a teacher labeled ({training.teacher_targets} targets)\n"
+
+
 def _model_card(config: Config, metrics: dict[str, Any], encoder: EncoderFiles | None) -> str:
     training = config.training
     beside = ", after the encoder's own pretraining" if encoder else ""
@@ -165,7 +191,7 @@ tags: [keyphrase-extraction, token-classification]{_base_model(config.tagger, en
 {_architecture(config.tagger, encoder)}
 - objective {training.alpha:g} * keyword loss + {1 - training.alpha:g} * keyphrase loss
 - {training.optimizer}, lr {training.lr:g} ({training.schedule}), batch {training.global_batch_size}, seed {training.seed}
-
+{_of_teacher(training)}
 Metrics on the validation split, with 95 % bootstrap intervals:
 
 | head | precision | recall | F1 | interval | exact match |

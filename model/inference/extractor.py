@@ -18,11 +18,12 @@ from tokenizers import Tokenizer
 from model.data.batching import length_sorted_batches, padded
 from model.data.features import WordFeatures
 from model.data.subword_batches import SubwordBatch, subword_batch
-from model.data.subwords import Subwords, SubwordTokenizer
+from model.data.subwords import SubwordTokenizer, ranges
 from model.data.tokenizer import PAD, UNKNOWN, CachedTokenizer, TokenizedTexts
 from model.inference.bundle import load_bundle
-from model.network.decoding import predict_spans
+from model.network.decoding import predict_spans, tag_marginals
 from model.network.device import resolve_device, tune_malloc
+from model.network.logits import Logits
 from model.network.tagger import Tagger
 
 PIPE_BATCH_SIZE = 2048  # texts that `pipe` processes at a time
@@ -56,6 +57,28 @@ class Keyphrase(NamedTuple):
     def as_record(self) -> KeyphraseRecord:
         """Return the keyphrase as plain values."""
         return {"text": self.text, "start": self.start, "end": self.end, "score": self.score}
+
+
+class TagProbabilities(NamedTuple):
+    """What both heads say of the words of some texts.
+
+    Attributes:
+        begins: (texts + 1,) index of the first word of each text; the last entry is the number of words.
+        keyword: (words,) float32 probability that a word is inside a keyphrase.
+        keyphrase: (words, 5) float32 probability of each BIOES tag, see `model.network.decoding.tag_marginals`.
+    """
+
+    begins: npt.NDArray[np.int64]
+    keyword: npt.NDArray[np.float32]
+    keyphrase: npt.NDArray[np.float32]
+
+
+class _Chunks(NamedTuple):
+    """Chunks of texts: the number of the text, the first token and the number of tokens of each."""
+
+    text_of: npt.NDArray[np.int64]
+    begins: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
 
 
 class Extractor:
@@ -121,52 +144,65 @@ class Extractor:
             yield from self._extract(batch)
 
     @torch.no_grad()
+    def probabilities(self, texts: list[str]) -> TagProbabilities:
+        """Return what both heads say of each word of some texts.
+
+        Args:
+            texts: at least one; memory grows with their number.
+        """
+        tokens = self._tokenize(texts)
+        keyword = np.zeros(len(tokens.ids), np.float32)
+        keyphrase = np.zeros((len(tokens.ids), 5), np.float32)
+        for chunks, lengths, logits in self._read(texts, tokens):
+            words = ranges(chunks.begins, chunks.lengths)
+            real = torch.arange(logits.keyword.shape[1], device=self.device) < lengths[:, None]
+            keyword[words] = torch.softmax(logits.keyword.float(), -1)[real][:, 1].cpu().numpy()
+            keyphrase[words] = tag_marginals(logits, lengths)[real].cpu().numpy()
+        return TagProbabilities(tokens.begins, keyword, keyphrase)
+
+    @torch.no_grad()
     def _extract(self, texts: list[str]) -> list[list[Keyphrase]]:
         found: list[list[Keyphrase]] = [[] for _ in texts]
         tokens = self._tokenize(texts)
-        features = None
-        if self.tagger.config.uses_word_features:
-            features = self._word_features(texts, tokens.starts, tokens.ends, tokens.begins)
-        text_of, begins, lengths = _chunks(tokens)
-        subwords = self._subwords_of_chunks(texts, tokens, begins) if self._subwords and len(begins) else None
-        for rows in length_sorted_batches(lengths, _NETWORK_BATCH_SIZE):
-            batch = [padded(tokens.ids, begins[rows], lengths[rows], PAD)]
-            if features is not None:
-                batch.append(padded(features, begins[rows], lengths[rows], PAD))
-            inputs = None
-            if subwords is not None:
-                of_rows = subwords.of_rows(rows, begins[rows], lengths[rows])
-                inputs = subword_batch(of_rows, batch[0], lengths[rows])
-            spans, scores = self._predict(lengths[rows], batch, inputs)
-            row, start, end = spans.T
-            chunk = rows[row]
-            firsts = tokens.starts[begins[chunk] + start].tolist()
-            lasts = tokens.ends[begins[chunk] + end - 1].tolist()
-            for number, first, last, score in zip(text_of[chunk].tolist(), firsts, lasts, scores, strict=True):
+        for chunks, lengths, logits in self._read(texts, tokens):
+            predicted = predict_spans(logits, lengths)
+            row, start, end = predicted.spans.cpu().numpy().T
+            firsts = tokens.starts[chunks.begins[row] + start].tolist()
+            lasts = tokens.ends[chunks.begins[row] + end - 1].tolist()
+            places = zip(chunks.text_of[row].tolist(), firsts, lasts, predicted.scores.tolist(), strict=True)
+            for number, first, last, score in places:
                 found[number].append(Keyphrase(texts[number][first:last], first, last, score))
         return [sorted(keyphrases, key=lambda each: each.start) for keyphrases in found]
 
-    def _subwords_of_chunks(self, texts: list[str], tokens: TokenizedTexts, begins: npt.NDArray[np.int64]) -> Subwords:
-        assert self._subwords is not None
-        found = self._subwords(texts, tokens.starts, tokens.ends, tokens.begins)
-        return found.divide(np.append(begins, len(tokens.ids)))
+    @torch.no_grad()
+    def _read(self, texts: list[str], tokens: TokenizedTexts) -> Iterator[tuple[_Chunks, torch.Tensor, Logits]]:
+        """Yield some chunks of texts at a time, with their lengths and logits on the device."""
+        features = None
+        if self.tagger.config.uses_word_features:
+            features = self._word_features(texts, tokens.starts, tokens.ends, tokens.begins)
+        chunks = _chunks(tokens)
+        subwords = None
+        if self._subwords and len(chunks.begins):
+            found = self._subwords(texts, tokens.starts, tokens.ends, tokens.begins)
+            subwords = found.divide(np.append(chunks.begins, len(tokens.ids)))
+        for rows in length_sorted_batches(chunks.lengths, _NETWORK_BATCH_SIZE):
+            own = _Chunks(*(each[rows] for each in chunks))
+            batch = [padded(tokens.ids, own.begins, own.lengths, PAD)]
+            if features is not None:
+                batch.append(padded(features, own.begins, own.lengths, PAD))
+            inputs = None
+            if subwords is not None:
+                inputs = subword_batch(subwords.of_rows(rows, own.begins, own.lengths), batch[0], own.lengths)
+                inputs = SubwordBatch(*(each.to(self.device) for each in inputs))
+            ids, *rest = (each.to(self.device) for each in batch)
+            lengths = torch.from_numpy(own.lengths).to(self.device)
+            yield own, lengths, self.tagger(ids, lengths, *rest, encoder_inputs=inputs)
 
-    def _predict(
-        self, lengths: npt.NDArray[np.int64], batch: list[torch.Tensor], inputs: SubwordBatch | None
-    ) -> tuple[npt.NDArray[np.int64], list[float]]:
-        """Return the spans (spans, 3) of a batch and their scores (spans,), given ids and perhaps word features."""
-        on_device = torch.from_numpy(lengths).to(self.device)
-        ids, *features = (each.to(self.device) for each in batch)
-        if inputs is not None:
-            inputs = SubwordBatch(*(each.to(self.device) for each in inputs))
-        spans, scores = predict_spans(self.tagger(ids, on_device, *features, encoder_inputs=inputs), on_device)
-        return spans.cpu().numpy(), scores.tolist()
 
-
-def _chunks(tokens: TokenizedTexts) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return the text, the first token and the length of each chunk; a text without a token has no chunk."""
+def _chunks(tokens: TokenizedTexts) -> _Chunks:
+    """Return the chunks of texts; a text without a token has none."""
     lengths = np.diff(tokens.begins)
     count = -(-lengths // MAX_CHUNK_TOKENS)
     text_of = np.repeat(np.arange(len(lengths)), count)
     within = MAX_CHUNK_TOKENS * (np.arange(len(text_of)) - np.repeat(np.cumsum(count) - count, count))
-    return text_of, tokens.begins[text_of] + within, np.minimum(lengths[text_of] - within, MAX_CHUNK_TOKENS)
+    return _Chunks(text_of, tokens.begins[text_of] + within, np.minimum(lengths[text_of] - within, MAX_CHUNK_TOKENS))

@@ -15,7 +15,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from model.data.labels import B, E, I, O, S
-from model.network.forward_backward import CrfScores, forward_backward
+from model.network.forward_backward import CrfScores, forward_backward, legality
 
 
 class CrfTransitions(nn.Module):
@@ -50,11 +50,56 @@ def crf_nll(logits: torch.Tensor, crf: CrfScores, tags: torch.Tensor, lengths: t
     Returns:
         A scalar, natural logarithm.
     """
-    return _CrfNll.apply(logits, *crf, tags, lengths)
+    real = _real(logits, lengths)
+    counts = torch.nn.functional.one_hot(tags.clamp(min=O), 5) * real[..., None].double()  # (B, T, 5)
+    transitions = torch.einsum("bti,btj->ij", counts[:, :-1], counts[:, 1:])
+    return _CrfCrossEntropy.apply(logits, *crf, counts, transitions, lengths)
 
 
-class _CrfNll(Function):
-    """The loss. Its gradient is expected counts minus gold counts, known as soon as forward-backward has run."""
+def crf_cross_entropy(
+    logits: torch.Tensor, crf: CrfScores, probabilities: torch.Tensor, lengths: torch.Tensor
+) -> torch.Tensor:
+    """Return the expected negative log-likelihood of tag sequences that a teacher draws, summed over the texts.
+
+    That is log Z(x) - E[s(x, y)], the cross-entropy of the two distributions over sequences (Wang et al., ACL 2020,
+    "Structure-level knowledge distillation for multilingual sequence labeling"). It needs the teacher's marginals of tags, and
+    of pairs of neighboring tags. The latter are taken from the former: two neighbors are independent, given whether a
+    keyphrase goes on from one to the other, which decides what pairs are legal. For probabilities of 0 and 1 it is `crf_nll`.
+
+    Args:
+        logits: (B, T, 5) emission scores of the keyphrase head.
+        crf: learned scores.
+        probabilities: (B, T, 5) the teacher's marginals of the tags; the padding is ignored.
+        lengths: (B,) tokens of each text, at least 1.
+    """
+    counts = probabilities.double() * _real(logits, lengths)[..., None]
+    return _CrfCrossEntropy.apply(logits, *crf, counts, _expected_transitions(counts), lengths)
+
+
+def _expected_transitions(counts: torch.Tensor) -> torch.Tensor:
+    """Return how often each tag (row) is followed by each other (column), (5, 5), given the marginals (B, T, 5)."""
+    may_start, _, may_end = legality(counts.device)
+    before, after = counts[:, :-1], counts[:, 1:]
+    real = after.sum(-1)  # 0 in the padding
+    found = counts.new_zeros(5, 5)
+    for left, right in ((may_end, may_start), (~may_end, ~may_start)):  # no keyphrase goes on; one does
+        first, second = before * left, after * right
+        sums = first.sum(-1), second.sum(-1)
+        mass = real * (sums[0] + sums[1]) / 2  # equal for marginals of legal sequences, up to rounding
+        scale = mass / (sums[0] * sums[1]).clamp(min=1e-12)
+        found = found + torch.einsum("bt,bti,btj->ij", scale, first, second)
+    return found
+
+
+def _real(logits: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    return torch.arange(logits.shape[1], device=logits.device) < lengths[:, None]
+
+
+class _CrfCrossEntropy(Function):
+    """The loss. Its gradient is expected counts minus target counts, known as soon as forward-backward has run.
+
+    `counts` (B, T, 5) has the target counts of tags, 0 in the padding, and `transitions` (5, 5) those of pairs, both float64.
+    """
 
     @staticmethod
     def forward(
@@ -63,21 +108,16 @@ class _CrfNll(Function):
         start: torch.Tensor,
         transition: torch.Tensor,
         end: torch.Tensor,
-        tags: torch.Tensor,
+        counts: torch.Tensor,
+        transitions: torch.Tensor,
         lengths: torch.Tensor,
     ) -> torch.Tensor:
         crf = CrfScores(start, transition, end)
         variables = forward_backward(logits, crf, lengths)
-        real = torch.arange(logits.shape[1], device=logits.device) < lengths[:, None]
-        gold = torch.nn.functional.one_hot(tags.clamp(min=O), 5) * real[..., None]  # (B, T, 5)
-        counts = gold.double()
-        rows = torch.arange(len(tags), device=logits.device)
-        gold_transitions = torch.einsum("bti,btj->ij", counts[:, :-1], counts[:, 1:])
-        gold_start, gold_end = counts[:, 0].sum(0), counts[rows, lengths - 1].sum(0)
-        gold_score = (logits * gold).sum(dtype=torch.float64)
-        gold_score = gold_score + sum(
-            (score * count).sum() for score, count in zip(crf, (gold_start, gold_transitions, gold_end), strict=True)
-        )
+        rows = torch.arange(len(counts), device=logits.device)
+        first, last = counts[:, 0].sum(0), counts[rows, lengths - 1].sum(0)
+        score = (logits * counts.to(logits.dtype)).sum(dtype=torch.float64)
+        score = score + sum((each * count).sum() for each, count in zip(crf, (first, transitions, last), strict=True))
         marginals = variables.alpha * variables.beta  # (T, B, 5)
         emission_beta = variables.emission * variables.beta
         expected_transitions = (
@@ -85,17 +125,17 @@ class _CrfNll(Function):
         )
         gradients = (
             marginals.transpose(0, 1) - counts,
-            marginals[0].sum(0) - gold_start,
-            expected_transitions - gold_transitions,
-            marginals[lengths - 1, rows].sum(0) - gold_end,
+            marginals[0].sum(0) - first,
+            expected_transitions - transitions,
+            marginals[lengths - 1, rows].sum(0) - last,
         )
         ctx.save_for_backward(*(gradient.to(logits.dtype) for gradient in gradients))
-        return (variables.log_partition.sum() - gold_score).to(logits.dtype)
+        return (variables.log_partition.sum() - score).to(logits.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return (*(grad_loss * gradient for gradient in ctx.saved_tensors), None, None)
+        return (*(grad_loss * gradient for gradient in ctx.saved_tensors), None, None, None)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import torch
 
 from model.data.labels import B, E, I, O, S, tags_to_spans
 from model.network.crf import legality_only, span_marginals
-from model.network.forward_backward import CrfScores, legality
+from model.network.forward_backward import CrfScores, forward_backward, legality
 from model.network.logits import Logits, SpanDecoding
 
 _MULTIPLIER = 6364136223846793005  # of a 64-bit generator: its multiples share no pattern with row and word numbers
@@ -62,6 +62,20 @@ def predict_marginals(logits: Logits, decoding: SpanDecoding, lengths: torch.Ten
     """Return the marginals (B, T, K) of the spans of texts; see `span_marginals`."""
     crf = logits.crf or legality_only(lengths.device)
     return span_marginals(logits.keyphrase, crf, lengths, decoding.max_tokens)
+
+
+@torch.no_grad()
+def tag_marginals(logits: Logits, lengths: torch.Tensor) -> torch.Tensor:
+    """Return the probability (B, T, 5) of each BIOES tag at each token; with a CRF its marginal over all legal sequences.
+
+    Args:
+        logits: of B texts.
+        lengths: (B,) tokens of each text, at least 1.
+    """
+    if logits.crf is None:
+        return torch.softmax(logits.keyphrase.float(), -1)
+    variables = forward_backward(logits.keyphrase, logits.crf, lengths)
+    return (variables.alpha * variables.beta).transpose(0, 1).float()
 
 
 def _decoding_marginals(logits: Logits, decoding: SpanDecoding, lengths: torch.Tensor) -> torch.Tensor:

@@ -6,32 +6,24 @@ the same on any number of processes.
 """
 
 import json
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 
 import pyarrow as pa
-from safetensors.numpy import save
 
 from model import staging, storage
-from model.config import TaggerConfig
 from model.data.dataset import DATASET_FORMAT
-from model.data.dataset_info import DatasetInfo, PretrainingInfo, VectorsInfo
-from model.data.labeled_text import SkipCounts
+from model.data.dataset_info import DatasetInfo
 from model.data.tokenizer import SPECIAL
-from model.errors import UserError
+from model.prepare.initial_vectors import InitialVectors, Progress, WordEncoder
 from model.prepare.passes import InputShard, ShardOptions, encode_shard, tokenize_shard
 from model.prepare.totals import Totals
-from model.prepare.vectors import KeyedVectors, extra_words, initial_embedding, read_vectors
 from model.prepare.vocabulary import save_tokenizer
-from model.prepare.word2vec import MIN_FREQUENCY, train_word2vec
 from model.prepare.writers import write_vocabulary
 from model.readers.options import AUTO, ReadOptions
-from model.readers.readers import resolve_inputs, unlabeled_inputs
+from model.readers.readers import resolve_inputs
 from model.shards import ParallelMap, make_shards, serial_map
-
-Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -48,8 +40,10 @@ class PrepareConfig:
         max_words: the largest size of the vocabulary.
         max_tokens: longer texts are skipped.
         vectors: a file of pretrained word vectors, see model/prepare/vectors.py.
-        pretrain: paths, URIs or globs of unlabeled texts to train word vectors on, see model/prepare/word2vec.py.
-        vector_size: dimensions of the vectors of `pretrain`, by default `tagger.embedding_dim`.
+        vectors_from: a pretrained encoder, or a bundle with one, to make word vectors with.
+        pretrain: paths, URIs or globs of unlabeled texts to train word vectors on, see model/prepare/word2vec.py; with
+            `vectors_from`, texts whose frequent words get a vector too.
+        vector_size: dimensions of the vectors of `pretrain` or `vectors_from`, by default `tagger.embedding_dim`.
         pretrain_frequency: words less frequent in the texts of `pretrain` get no vector.
         join: the most words that only the vectors have and that are added to the vocabulary, in the order of the
             vectors. By default none of `vectors`, and all of `pretrain`.
@@ -67,6 +61,7 @@ class PrepareConfig:
     max_words: int = 1_000_000
     max_tokens: int = 1_000
     vectors: str | None = None
+    vectors_from: str | None = None
     pretrain: list[str] = field(default_factory=list)
     vector_size: int | None = None
     pretrain_frequency: int | None = None
@@ -81,6 +76,7 @@ def prepare(
     parallel_map: ParallelMap = serial_map,
     progress: Progress = lambda texts: None,
     pretrain_progress: Progress = lambda texts: None,
+    encode_words: WordEncoder | None = None,
 ) -> DatasetInfo:
     """Make a dataset directory and return the content of its dataset.json.
 
@@ -89,6 +85,7 @@ def prepare(
         parallel_map: runs the passes over the shards.
         progress: called with the number of texts read.
         pretrain_progress: called with the number of texts read for word vectors, see `word2vec.PASSES`.
+        encode_words: makes vectors of words with the encoder of `vectors_from`, given the size of a vector.
 
     Raises:
         UserError: the input or the output cannot be used; nothing remains at `out`.
@@ -97,7 +94,7 @@ def prepare(
     staging.require_absent(config.out, "dataset.json", "dataset", config.overwrite)
     inputs = {"train": config.train, "valid": config.valid, "test": config.test}
     files = {split: resolve_inputs(patterns, config.reading) for split, patterns in inputs.items() if patterns}
-    vectors = _InitialVectors(config)
+    vectors = InitialVectors(config, encode_words)
     shards = [
         InputShard(origin, i, ranges) for origin, each in files.items() for i, ranges in enumerate(make_shards(each))
     ]
@@ -163,70 +160,3 @@ def _split_tenths(inputs: dict[str, list[str]]) -> dict[int, str]:
         if not inputs["test"]:
             tenths[8] = "test"
     return tenths
-
-
-class _InitialVectors:
-    """The initial word vectors of a dataset, if it has any."""
-
-    def __init__(self, config: PrepareConfig) -> None:
-        """Check the configuration. Raises UserError if it contradicts itself, or a file is missing or empty."""
-        self._config = config
-        if config.pretrain and config.vectors is not None:
-            raise UserError("--pretrain and --vectors: both set the initial word vectors; leave one of them out")
-        pretrain_only = {"--vector-size": config.vector_size, "--pretrain-frequency": config.pretrain_frequency}
-        for option, value in pretrain_only.items():
-            if value is not None and not config.pretrain:
-                raise UserError(
-                    f"{option} {value}: applies to the vectors of --pretrain; add --pretrain, or leave it out"
-                )
-        if config.join is not None and not config.pretrain and config.vectors is None:
-            raise UserError(f"--join {config.join}: applies to words with vectors; add --pretrain or --vectors")
-        if config.vectors is not None and not storage.exists(config.vectors):
-            raise UserError(f"{config.vectors}: no such file of word vectors")
-        self._texts = unlabeled_inputs(config.pretrain)
-        self._vectors: KeyedVectors | None = None
-        self._training: PretrainingInfo | None = None
-        self._skips = SkipCounts()  # lines of the file of vectors
-        self._words_joined = 0
-
-    def extend(self, vocabulary: pa.ChunkedArray, progress: Progress) -> pa.ChunkedArray:
-        """Read or train the vectors; return the vocabulary with words added that only the vectors have."""
-        config = self._config
-        if self._texts:
-            self._vectors, self._training = train_word2vec(
-                self._texts,
-                config.vector_size or TaggerConfig().embedding_dim,
-                config.pretrain_frequency or MIN_FREQUENCY,
-                config.skip_bad_lines,
-                progress=progress,
-            )
-            limit = len(self._vectors) if config.join is None else config.join
-        elif config.vectors is not None:
-            self._vectors = read_vectors(config.vectors, None if config.strict else self._skips)
-            limit = config.join or 0
-        else:
-            return vocabulary
-        room = max(config.max_words - len(SPECIAL) - len(vocabulary), 0)
-        extra = extra_words(self._vectors, vocabulary.to_pylist(), min(limit, room))
-        self._words_joined = len(extra)
-        return pa.chunked_array([*vocabulary.chunks, pa.array(extra, pa.string())])
-
-    def write(self, folder: str, vocabulary: pa.ChunkedArray) -> VectorsInfo | None:
-        """Write the vectors of the vocabulary; return what dataset.json contains about them."""
-        if self._vectors is None:
-            return None
-        embedding = initial_embedding(self._vectors, [*SPECIAL, *vocabulary.to_pylist()])
-        self._vectors = None  # it may be large
-        storage.write(storage.join(folder, "vectors.safetensors"), save({"vectors": embedding.table}))
-        words, size = embedding.table.shape
-        info: VectorsInfo = {
-            "words_joined": self._words_joined,
-            "size": size,
-            "words_covered": embedding.covered,
-            "words": words,
-        }
-        if self._training:
-            return {"pretrained": self._training, **info}
-        assert self._config.vectors is not None
-        skips = self._skips
-        return {"path": self._config.vectors, "skipped": skips.counts, "skipped_places": skips.places, **info}

@@ -6,17 +6,20 @@ seed make the vectors reproducible.
 
 import logging
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import islice, pairwise
 from typing import IO, NamedTuple
 from zlib import crc32
+
+import pyarrow as pa
 
 from model.data.dataset_info import PretrainingInfo, PretrainingTexts, UnlabeledSourceInfo
 from model.data.labeled_text import SkipCounts
 from model.data.tokenizer import CachedTokenizer
 from model.errors import UserError
 from model.prepare.vectors import KeyedVectors
-from model.prepare.vocabulary import MAX_COUNTED_WORDS
+from model.prepare.vocabulary import MAX_COUNTED_WORDS, WordCounts, bucket_of
 from model.readers.readers import Reader
 from model.shards import FileRange, checksum
 
@@ -82,6 +85,36 @@ def train_word2vec(
             )
         word2vec.train(sentences, total_examples=word2vec.corpus_count, epochs=EPOCHS)
     return TrainedVectors(word2vec.wv, {**texts, "frequency": min_frequency, "epochs": EPOCHS, "seed": seed})
+
+
+def frequent_words(
+    files: list[FileRange],
+    min_frequency: int = MIN_FREQUENCY,
+    skip_bad_lines: bool = False,
+    progress: Callable[[int], None] = lambda texts: None,
+) -> tuple[list[str], PretrainingTexts]:
+    """Return the words of unlabeled texts, the most frequent first, and what was read.
+
+    Args:
+        files: from `unlabeled_inputs`.
+        min_frequency: less frequent words are left out.
+        skip_bad_lines: whether to skip lines that cannot be read.
+        progress: called with the number of texts done.
+
+    Raises:
+        LineError: a line cannot be read.
+        UserError: a file cannot be read.
+        OSError: there is no room for a temporary file.
+    """
+    counts = WordCounts()
+    with tempfile.NamedTemporaryFile("w+", encoding="utf-8", newline="\n", prefix="tandem-") as spool:
+        texts = _tokenize_files(files, skip_bad_lines, spool, progress)
+        spool.seek(0)
+        while lines := list(islice(spool, _CHUNK_TEXTS)):
+            words = Counter(word for line in lines for word in line[:-1].split(" "))
+            buckets = [bucket_of(word) for word in words]
+            counts.add(pa.table({"word": list(words), "count": list(words.values()), "bucket": buckets}))
+    return counts.vocabulary(min_frequency, MAX_COUNTED_WORDS)["word"].to_pylist(), texts
 
 
 class _Sentences:

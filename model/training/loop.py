@@ -24,7 +24,7 @@ from model.training import legacy_metrics
 from model.training.communicator import Communicator, SingleProcess
 from model.training.device_usage import DeviceMeter, out_of_memory_as_user_error, usage_metrics
 from model.training.evaluation import evaluate
-from model.training.loss import dual_loss
+from model.training.loss import training_loss
 from model.training.metrics import Counts, summarize
 from model.training.optimizer import apply_gradients, clip_gradients, learning_rate, make_optimizers
 from model.training.progress import EpochLosses, EpochTimer, Progress, ProgressReporter
@@ -55,6 +55,7 @@ class Training:
         epoch: finished epochs.
         step: finished steps of the running epoch.
         history: the metrics of each finished epoch.
+        tokens: of the texts that are trained on in an epoch.
         counts: (texts, 8) of the last epoch on the validation split; None before its end.
         logits: of the last training step, for each of its batches.
     """
@@ -98,6 +99,7 @@ class Training:
         self.batches = TrainingBatches(
             train, tagger.config, config, table_rows, self.communicator.rank, self.communicator.size
         )
+        self.tokens = int(train.lengths[self.batches.rows].sum())
         self.logits: list[Logits] = []
         self.meter = DeviceMeter(self.device)
         self.history: list[Metrics] = []
@@ -169,7 +171,7 @@ class Training:
                 "epoch": self.epoch,
                 **trained,
                 "train/seconds": seconds,
-                "train/tokens_per_s": len(self.train.ids) / seconds,
+                "train/tokens_per_s": self.tokens / seconds,
                 "valid/loss": alpha * evaluation.keyword_loss + (1 - alpha) * evaluation.keyphrase_loss,
                 "valid/keyword_loss": evaluation.keyword_loss,
                 "valid/keyphrase_loss": evaluation.keyphrase_loss,
@@ -181,8 +183,11 @@ class Training:
         return self.history[-1]
 
     def _train_epoch(self) -> Metrics:
-        config, lengths = self.config, self.train.lengths
-        batches = epoch_batches(lengths, config.global_batch_size, config.seed, self.epoch, config.bucket_by_length)
+        config, lengths, chosen = self.config, self.train.lengths, self.batches.rows
+        order = epoch_batches(
+            lengths[chosen], config.global_batch_size, config.seed, self.epoch, config.bucket_by_length
+        )
+        batches = [chosen[rows] for rows in order]
         tokens = [int(lengths[rows].sum()) for rows in batches]
         progress = ProgressReporter(self.on_progress, self.epoch + 1, tokens, self.communicator.size)
         self._timer.start()
@@ -206,7 +211,7 @@ class Training:
         """Return the metrics of an epoch, given this worker's batches of its last step, their losses (2,), texts and lr."""
         sums = [legacy_metrics.batch_sums(*each) for each in zip(self.logits, local, strict=True)]
         record = self.communicator.all_reduce(torch.cat([torch.stack(sums).sum(0), losses]))
-        keyword, keyphrase = (self.communicator.all_reduce(self._losses.sums) / len(self.train.ids)).tolist()
+        keyword, keyphrase = (self.communicator.all_reduce(self._losses.sums) / self.tokens).tolist()
         alpha = self.config.alpha
         return {
             "train/loss": alpha * keyword + (1 - alpha) * keyphrase,
@@ -250,7 +255,7 @@ class Training:
             logits: Logits = self.sync.module(
                 batch.ids, batch.lengths, batch.word_features, lookups, batch.encoder_inputs
             )
-        sums = dual_loss(logits, batch)
+        sums = training_loss(logits, batch, self.config)
         # The workers' gradients are summed, and the objective is a mean over the tokens of the global batch.
         (sums.total(self.config.alpha) / tokens).backward()
         self.logits.append(logits)

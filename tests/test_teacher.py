@@ -1,0 +1,369 @@
+"""A student of a teacher: its losses, its data, and what holds of every training."""
+
+import json
+import os
+import shutil
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from encoders import tiny_encoder
+from helpers import SMALL, alone, call, last_json, refused, without_measurements
+from safetensors.torch import load_file
+
+from distributed.cluster.preflight import check_data
+from distributed.train.driver import train
+from distributed.train.runs import new_run, resumed_run
+from distributed.train.shared_data import SharedData
+from model.config import Config, TrainingConfig, make_config
+from model.data.batching import Batch, SoftTargets, collate
+from model.data.dataset import Dataset
+from model.data.labels import LEGAL, MAY_END, MAY_START, B, E, I, O, S
+from model.data.tokenizer import UNKNOWN
+from model.distillation.label_files import TeacherLabels
+from model.distillation.labeling import LabelConfig, label
+from model.distillation.teacher_split import add_labeled_texts, teacher_labels
+from model.inference.bundle import load_bundle
+from model.network.crf import CrfTransitions, crf_cross_entropy, crf_nll, legality_only
+from model.network.decoding import tag_marginals
+from model.network.encoder_files import load_encoder
+from model.network.logits import Logits
+from model.network.tagger import new_tagger
+from model.training.communicator import NoSync
+from model.training.loop import Training
+from model.training.loss import dual_loss, soft_dual_loss, training_loss
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+LENGTHS = torch.tensor([5, 1, 4])
+BEST = {**SMALL, "cell": "gru", "bidirectional": True, "word_feature_dim": 4, "crf": True, "decoding": "spans"}
+
+
+@pytest.fixture(scope="module")
+def labels(small_bundle: str, small_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What the small tagger says of 200 texts that are in no split but the test, and of one whose words are unknown."""
+    folder = tmp_path_factory.mktemp("labels")
+    texts = [labeled.text for labeled in Dataset(small_dataset).texts("test")]
+    (folder / "texts.txt").write_text("\n".join(["", *texts, "zzyzx qwfp", "rain " * 1001]) + "\n", "utf-8")
+    label(LabelConfig(small_bundle, [str(folder / "texts.txt")], str(folder / "labels")))
+    return str(folder / "labels")
+
+
+def scores(seed: int, crf: bool) -> tuple[torch.Tensor, CrfTransitions]:
+    torch.manual_seed(seed)
+    transitions = CrfTransitions()
+    for each in transitions.parameters():
+        torch.nn.init.normal_(each) if crf else None
+    return torch.randn(3, 5, 5, requires_grad=True), transitions
+
+
+def sequences(logits: torch.Tensor, transitions: CrfTransitions) -> list[dict[tuple[int, ...], torch.Tensor]]:
+    """The log-probability of each legal tag sequence of each text."""
+    found: list[dict[tuple[int, ...], torch.Tensor]] = []
+    crf = transitions()
+    for row, length in enumerate(LENGTHS.tolist()):
+        paths: list[tuple[int, ...]] = [(tag,) for tag in range(5) if MAY_START[tag]]
+        for _ in range(length - 1):
+            paths = [(*path, tag) for path in paths for tag in range(5) if LEGAL[path[-1], tag]]
+        paths = [path for path in paths if MAY_END[path[-1]]]
+        sums = [
+            sum(logits[row, t, tag] for t, tag in enumerate(path))
+            + crf.start[path[0]]
+            + sum(crf.transition[pair] for pair in pairwise(path))
+            + crf.end[path[-1]]
+            for path in paths
+        ]
+        found.append(dict(zip(paths, torch.log_softmax(torch.stack(sums), 0), strict=True)))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_the_cross_entropy_of_a_crf_is_that_of_all_sequences(seed: int):
+    """Of a teacher whose neighboring tags are independent but for what is legal, and of any student."""
+    teacher, flat = scores(seed, crf=False)
+    student, transitions = scores(seed + 10, crf=True)
+    wanted = torch.zeros(())
+    for of_teacher, of_student in zip(sequences(teacher, flat), sequences(student, transitions), strict=True):
+        wanted = wanted - sum(of_teacher[path].detach().exp() * of_student[path] for path in of_teacher)
+    marginals = tag_marginals(Logits(teacher[..., :2], teacher, legality_only(teacher.device)), LENGTHS)
+    loss = crf_cross_entropy(student, transitions(), marginals, LENGTHS)
+    torch.testing.assert_close(loss, wanted)
+    inputs = [student, *transitions.parameters()]
+    for one, other in zip(torch.autograd.grad(loss, inputs), torch.autograd.grad(wanted, inputs), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def test_a_teacher_that_is_sure_teaches_a_crf_as_gold_does():
+    student, transitions = scores(1, crf=True)
+    tags = torch.tensor([[B, I, E, O, S], [S, O, O, O, O], [O, S, B, E, O]])
+    sure = crf_cross_entropy(student, transitions(), F.one_hot(tags, 5).float(), LENGTHS)
+    assert torch.equal(sure, crf_nll(student, transitions(), tags, LENGTHS))
+
+
+def soft_targets(seed: int, rows: int = 3) -> SoftTargets:
+    torch.manual_seed(seed)
+    keyphrase = torch.rand(rows, 5, 5).softmax(-1)
+    return SoftTargets(torch.arange(rows), torch.arange(0), torch.rand(rows, 5), keyphrase)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_the_soft_loss_is_the_cross_entropy_at_a_temperature(temperature: float):
+    torch.manual_seed(3)
+    logits, targets = Logits(torch.randn(3, 5, 2), torch.randn(3, 5, 5)), soft_targets(4)
+    sums = soft_dual_loss(logits, LENGTHS, targets, temperature)
+    keyword = torch.stack([1 - targets.keyword, targets.keyword], -1)
+    for head, probabilities, found in (
+        (logits.keyword, keyword, sums.keyword),
+        (logits.keyphrase, targets.keyphrase, sums.keyphrase),
+    ):
+        flat = torch.softmax(probabilities.log() / temperature, -1)
+        wanted = sum(
+            F.cross_entropy(head[row, :length] / temperature, flat[row, :length], reduction="sum")
+            for row, length in enumerate(LENGTHS.tolist())
+        )
+        torch.testing.assert_close(found, temperature**2 * wanted)
+
+
+def test_gold_and_labeled_texts_have_their_own_losses():
+    torch.manual_seed(5)
+    student, transitions = scores(6, crf=True)
+    logits = Logits(torch.randn(3, 5, 2), student, transitions())
+    tags = torch.tensor([[B, I, E, O, S], [S, O, O, O, O], [O, S, B, E, O]])
+    tags[1, 1:], tags[2, 4:] = -100, -100
+    keyword = torch.where(tags < 0, tags, (tags > 0).long())
+    whole = Batch(tags, LENGTHS, keyword, tags)
+    chosen, gold = torch.tensor([0, 2]), torch.tensor([1])
+    targets = soft_targets(7)
+    mixed = SoftTargets(chosen, gold, targets.keyword[chosen], targets.keyphrase[chosen])
+    config = TrainingConfig(teacher="t", teacher_weight=0.5, teacher_temperature=2.0)
+    found = training_loss(logits, whole._replace(teacher=mixed), config)
+
+    def rows(each: torch.Tensor) -> Logits:
+        return Logits(logits.keyword[each], logits.keyphrase[each], logits.crf)
+
+    own = dual_loss(rows(gold), Batch(tags[gold], LENGTHS[gold], keyword[gold], tags[gold]))
+    soft = soft_dual_loss(rows(chosen), LENGTHS[chosen], mixed, 2.0)
+    for head in range(2):
+        torch.testing.assert_close(found[head], own[head] + 0.5 * soft[head])
+    hard = training_loss(
+        logits, whole._replace(teacher=mixed), TrainingConfig(teacher="t", teacher_targets="hard", teacher_weight=1)
+    )
+    for one, other in zip(hard, dual_loss(logits, whole), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_labeled_texts_follow_the_gold_ones(small_dataset: str, labels: str):
+    dataset = Dataset(small_dataset)
+    gold = dataset.load("train", word_features=True)
+    split = add_labeled_texts(gold, TeacherLabels(labels), dataset, word_features=True)
+    test = dataset.load("test", word_features=True)
+    assert split.teacher is not None and len(split) == 700 + 200 + 1  # the blank and the long one are left out
+    assert np.array_equal(split.ids[len(gold.ids) : -2], test.ids) and (split.ids[-2:] == UNKNOWN).all()
+    assert np.array_equal(split.word_features[len(gold.ids) : -2], test.word_features)
+    assert np.array_equal(split.tags[: len(gold.ids)], gold.tags)
+    assert split.teacher.labeled.sum() == 201 and not split.teacher.labeled[:700].any()
+    own = split.tags[len(gold.ids) : -2]
+    assert 0.2 < (own == test.tags).mean() < 1 and {B, E, O, S} <= set(own.tolist())  # what the teacher finds
+    row = 705
+    words = slice(split.begins[row], split.begins[row + 1])
+    chosen = split.teacher.keyphrase[words][np.arange(split.lengths[row]), split.tags[words]]
+    assert split.teacher.confidence[row] == pytest.approx(chosen.min(), abs=1e-3)
+    batch = collate(split, np.array([3, 700, 5]))
+    assert batch.teacher is not None
+    assert batch.teacher.labeled.tolist() == [1] and batch.teacher.gold.tolist() == [0, 2]
+    length, first = int(batch.lengths[1]), split.begins[700]
+    assert np.array_equal(batch.teacher.keyphrase[0, :length], split.teacher.keyphrase[first : first + length])
+    assert np.array_equal(batch.teacher.keyword[0, :length], split.teacher.keyword[first : first + length])
+    assert (batch.teacher.keyphrase[0, length:] == 0).all()
+
+
+def config_of(data: str, labels: str | None, tagger: dict[str, Any] | None = None, **training: Any) -> Config:
+    fields = {"epochs": 2, "lr": 0.01, "patience": 0, "teacher": labels} | training
+    return make_config({"data": data, "tagger": {**BEST, "dropout": 0.1, **(tagger or {})}, "training": fields})
+
+
+def training_of(config: Config, communicator: Any = None) -> Training:
+    data = SharedData.load(config.data, config.tagger, labels=teacher_labels(config.training))
+    tagger = data.new_tagger(config.tagger, config.training.seed)
+    return Training(config.training, tagger, data.train, data.valid, communicator)
+
+
+def bits(training: Training) -> list[torch.Tensor]:
+    return list(training.tagger.state_dict().values())
+
+
+def same(one: Training, other: Training) -> bool:
+    return all(torch.equal(*pair) for pair in zip(bits(one), bits(other), strict=True))
+
+
+def test_without_a_teacher_labeled_texts_change_no_bit(small_dataset: str, labels: str):
+    """As in a sweep, whose trials share the data whether they have the teacher or not."""
+    without = config_of(small_dataset, None, {"rare_word_dropout": 1.0}, epochs=1)
+    data = SharedData.load(small_dataset, without.tagger, labels=TeacherLabels(labels))
+    shared = Training(without.training, data.new_tagger(without.tagger, 0), data.train, data.valid)
+    list(shared.epochs())
+    gold = alone(without)
+    assert same(shared, gold)
+    assert without_measurements(shared.history[0]) == without_measurements(gold.history[0])
+    assert not same(alone(config_of(small_dataset, labels, {"rare_word_dropout": 1.0}, epochs=1)), gold)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"teacher_temperature": 2.0, "teacher_weight": 0.5}, {"teacher_targets": "hard", "teacher_confidence": 0.5}],
+)
+def test_a_resumed_student_is_that_of_an_uninterrupted_training(small_dataset: str, labels: str, fields: dict):
+    config = config_of(small_dataset, labels, **fields)
+    whole, first, second = alone(config), training_of(config), training_of(config)
+    first.run_epoch()
+    second.restore(first.state())
+    list(second.epochs())
+    assert same(whole, second) and not same(whole, first)
+    assert without_measurements(whole.history[-1]) == without_measurements(second.history[-1])
+
+
+def test_a_confidence_leaves_texts_out(small_dataset: str, labels: str):
+    sizes = []
+    for confidence in (0.0, 0.6, 1.0):
+        training = training_of(config_of(small_dataset, labels, teacher_confidence=confidence))
+        sizes.append(len(training.batches.rows))
+        assert training.tokens == training.train.lengths[training.batches.rows].sum()
+    assert sizes[0] == 901 and 700 < sizes[1] < 901 and 700 <= sizes[2] < sizes[1]
+
+
+class Half:
+    """One of two workers whose exchange is left out: shows what each would compute from its own share."""
+
+    size = 2
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+    def sync_gradients(self, module: torch.nn.Module, config: TrainingConfig) -> NoSync:
+        return NoSync(module)
+
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+
+@pytest.mark.parametrize("targets", ["soft", "hard"])
+def test_the_sum_of_two_workers_gradients_is_that_of_one(small_dataset: str, labels: str, targets: str):
+    config = config_of(
+        small_dataset, labels, {"dropout": 0.0}, teacher_targets=targets, teacher_weight=0.5, max_grad_norm=0
+    )
+    for rows in (np.array([3, 701, 9, 705, 11]), np.array([702, 5, 703, 6, 704])):  # mixed; each worker has one kind
+        gradients = []
+        for communicator in (None, Half(0), Half(1)):
+            training = training_of(config, communicator)
+            parameters = list(training.tagger.parameters())
+            for optimizer in training.optimizers:
+                optimizer.step = optimizer.zero_grad = lambda: None  # type: ignore[method-assign, assignment]
+            training.train_step(training.local_batches(rows, 0), 100, 0, 1e-3)
+            assert all(each.grad is not None for each in parameters)
+            gradients.append(torch.cat([p.grad.to_dense().flatten() for p in parameters]))  # type: ignore[union-attr]
+        assert torch.allclose(gradients[0], gradients[1] + gradients[2], atol=1e-6)
+        assert not torch.allclose(gradients[1], gradients[2], atol=1e-4)
+
+
+@pytest.mark.parametrize("targets", ["soft", "hard"])
+def test_a_student_of_few_gold_texts_learns_from_the_teacher(small_dataset: str, labels: str, targets: str):
+    dataset = Dataset(small_dataset)
+    valid, few = dataset.load("valid", word_features=True), np.arange(20)
+    gold = dataset.load("train", word_features=True).take(few)
+    both = add_labeled_texts(gold, TeacherLabels(labels), dataset, word_features=True)
+    found = []
+    for teacher, split in ((None, gold), (labels, both)):
+        config = config_of(small_dataset, teacher, epochs=8, teacher_targets=targets, global_batch_size=16)
+        training = Training(config.training, new_tagger(config.tagger, dataset.info["words"], 0), split, valid)
+        list(training.epochs())
+        found.append(training.history[training.best]["valid/keyphrase_f1"])
+    assert found[1] > found[0] + 0.1
+
+
+def test_the_subwords_of_labeled_texts_are_those_of_the_texts(small_dataset: str, labels: str, tmp_path: Path):
+    subwords = load_encoder(tiny_encoder(tmp_path / "bert", "bert")).subwords()
+    dataset = Dataset(small_dataset)
+    gold, test = (dataset.load(split, subwords=subwords) for split in ("train", "test"))
+    split = add_labeled_texts(gold, TeacherLabels(labels), dataset, subwords=subwords)
+    for first, wanted in ((0, gold), (700, test)):
+        rows = np.arange(first, first + len(wanted))
+        found, whole = split.take(rows).subwords, wanted.take(np.arange(len(wanted))).subwords
+        assert all(np.array_equal(*pair) for pair in zip(found[:-1], whole[:-1], strict=True))
+
+
+def test_labels_that_do_not_fit_are_refused_by_name(small_dataset: str, labels: str, tmp_path: Path):
+    config = config_of(small_dataset, labels)
+    check_data(config, Dataset(small_dataset))
+    data = shutil.copytree(small_dataset, tmp_path / "data")
+    rules = json.loads((data / "tokenizer.json").read_text())
+    rules["normalizer"]["normalizers"].pop()  # the case of letters is kept
+    (data / "tokenizer.json").write_text(json.dumps(rules))
+    refused(lambda: check_data(config_of(str(data), labels), Dataset(str(data))), labels, str(data), "other words")
+    refused(lambda: alone(config_of(str(data), labels)), labels, str(data), "other words")
+    changed = config.training.model_copy(update={"teacher_digest": "0" * 64})
+    refused(lambda: teacher_labels(changed), labels, "no longer has the labels")
+    many = config.model_copy(update={"run": config.run.model_copy(update={"workers": 33})})
+    refused(lambda: check_data(many, Dataset(small_dataset)), "33 workers")
+    refused(lambda: alone(config_of(small_dataset, str(tmp_path / "none"))), "none", "no such folder")
+    done = call("train", "--data", small_dataset, "--teacher", small_dataset, "--storage", str(tmp_path))
+    assert done.exit_code == 2 and "is no label folder" in done.stderr and "Traceback" not in done.output
+
+
+def test_texts_without_words_teach_nothing(small_bundle: str, small_dataset: str, tmp_path: Path):
+    (tmp_path / "texts.txt").write_text("\n \n")
+    (tmp_path / "none.txt").write_text("")
+    for name in ("texts", "none"):
+        label(LabelConfig(small_bundle, [str(tmp_path / f"{name}.txt")], str(tmp_path / name)))
+        refused(lambda name=name: alone(config_of(small_dataset, str(tmp_path / name))), name, "no text to learn from")  # type: ignore[misc]
+
+
+def test_fields_of_the_teacher_are_searched_but_not_the_teacher(small_dataset: str, labels: str, tmp_path: Path):
+    given = (
+        "tune",
+        "--data",
+        small_dataset,
+        "--storage",
+        str(tmp_path),
+        "--dry-run",
+        "--set",
+        f"training.teacher={labels}",
+    )
+    done = call(*given, "--space", "training.teacher_temperature=1:4", "--space", "training.teacher_targets=soft,hard")
+    assert done.exit_code == 0, done.output
+    plan = last_json(done.stdout)
+    assert plan["plan"]["config"]["training"]["teacher_digest"] == TeacherLabels(labels).digest
+    assert all(1 <= values["training.teacher_temperature"] <= 4 for values in plan["first"])
+    done = call(*given[:-2], "--space", f"training.teacher={labels},other")
+    assert done.exit_code == 2 and "all trials of a sweep share one teacher" in done.stderr
+    done = call(*given, "--sampler", "ablation", "--set", "training.teacher_temperature=2")
+    assert done.exit_code == 0 and "training.teacher=null" in last_json(done.stdout)["rows"]
+
+
+@pytest.mark.ray
+def test_two_workers_of_a_student_end_with_the_weights_of_one(
+    cluster: Any, small_dataset: str, labels: str, tmp_path: Path
+):
+    run = {"name": "student", "storage": str(tmp_path), "workers": 2, "cpus_per_worker": 1}
+    tree = config_of(small_dataset, labels, {"dropout": 0.0}, epochs=1).model_dump() | {"run": run}
+    config = new_run(make_config(tree))
+    result, one = train(config, lambda event: None), alone(config)
+    weights = load_file(Path(result.bundle) / "weights.safetensors")
+    for name, weight in one.tagger.state_dict().items():
+        assert torch.allclose(weight, weights[name], atol=1e-4), name
+    bundle = load_bundle(result.bundle)
+    assert bundle.config.training.teacher_digest == TeacherLabels(labels).digest
+    assert sorted(path.name for path in Path(result.bundle).iterdir()) == [
+        "README.md",
+        "config.json",
+        "metrics.json",
+        "tokenizer.json",
+        "weights.safetensors",
+    ]
+    for given in ({}, {"training": {"teacher": os.path.relpath(labels)}}):
+        assert resumed_run("student", str(tmp_path), given).training == config.training
+    refused(
+        lambda: resumed_run("student", str(tmp_path), {"training": {"teacher_weight": 2}}), "training.teacher_weight"
+    )
