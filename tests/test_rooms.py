@@ -17,7 +17,8 @@ GROUND = {
     "model.staging",
     "model.storage",
 }
-MODEL = GROUND | {"model.data", "model.readers", "model.prepare", "model.network", "model.training", "model.inference"}
+MODEL = GROUND | {"model.data", "model.readers", "model.prepare", "model.network", "model.training"}
+MODEL |= {"model.inference", "model.serving"}
 DISTRIBUTED = {f"distributed.{room}" for room in ("cluster", "train", "sweep", "report", "tune")}
 
 # A row a room, from the ground up: what it may import besides itself.
@@ -35,7 +36,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "model.prepare": GROUND | {"model.data", "model.readers"},
     "model.network": GROUND | {"model.data"},
     "model.training": GROUND | {"model.data", "model.network"},
-    "model.inference": MODEL,
+    "model.inference": MODEL - {"model.serving"},
+    "model.serving": MODEL,
     "distributed.cluster": MODEL,
     "distributed.train": MODEL | {"distributed.cluster"},
     "distributed.sweep": MODEL | {"distributed.cluster", "distributed.train"},
@@ -48,7 +50,15 @@ MAY_IMPORT: dict[str, set[str]] = {
 EXCEPTIONS = {("jobs/__main__.py", "jobs.benchmark")}
 NOT_IN_MODEL = {"ray", "wandb", "typer", "rich"}
 # What each of these packages is for, one room alone knows.
-ONLY_IN = {"typer": {"jobs", "jobs.benchmark"}, "rich": {"jobs", "jobs.benchmark"}, "plotly": {"distributed.report"}}
+ONLY_IN = {
+    "typer": {"jobs", "jobs.benchmark"},
+    "rich": {"jobs", "jobs.benchmark"},
+    "plotly": {"distributed.report"},
+    "fastapi": {"model.serving"},
+    "starlette": {"model.serving"},
+    "uvicorn": {"model.serving"},
+    "prometheus_client": {"model.serving"},
+}
 
 
 def room_of(dotted: str) -> str | None:
