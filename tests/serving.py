@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ import httpx
 from helpers import ROOT
 
 TOKEN = "planted-token-0123456789"
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+TEXT = "Sirens outside. Evacuated from Zorvalia, then 😀 a late goal by Brenwick Herons"
 
 
 def ask(
@@ -62,12 +65,12 @@ class Process:
 
 
 @contextmanager
-def running(bundle: str, folder: Path, *arguments: str, **environment: str) -> Iterator[Process]:
-    """A server that `python -m jobs serve` started at a free port."""
+def running(bundle: str, folder: Path, *arguments: str, port: int = 0, **environment: str) -> Iterator[Process]:
+    """A server that `python -m jobs serve` started, at a free port where none is given."""
     log = folder / "server.log"
     with log.open("w") as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-m", "jobs", "serve", bundle, "--port", "0", *arguments],
+            [sys.executable, "-m", "jobs", "serve", bundle, "--port", str(port), *arguments],
             cwd=ROOT,
             stderr=stderr,
             text=True,
@@ -76,7 +79,7 @@ def running(bundle: str, folder: Path, *arguments: str, **environment: str) -> I
     server = Process(process, "", log)
     try:
         server.wait_for("is served at ")
-        server.url = re.search(r"is served at (\S+);", server.log)[1]  # type: ignore[index]
+        server.url = re.search(r"is served at (http[^\s;]+)", server.log)[1]  # type: ignore[index]
         wait_until_open(server.url)
         yield server
     finally:
@@ -101,3 +104,39 @@ def found_of(answer: httpx.Response) -> list[list[tuple[str, int, int]]]:
     assert answer.status_code == 200, answer.text
     results = json.loads(answer.content)["results"]
     return [[(each["text"], each["start"], each["end"]) for each in result["keyphrases"]] for result in results]
+
+
+class Load:
+    """Threads that ask for keyphrases until they are stopped, each on a connection of its own."""
+
+    def __init__(self, url: str, headers: dict[str, str], threads: int = 4) -> None:
+        self.answers: list[httpx.Response] = []
+        self.refused: list[Exception] = []
+        self._url, self._headers, self._stop = f"{url}/v1/extract", headers, threading.Event()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(threads)]
+
+    def _ask(self) -> None:
+        with httpx.Client(headers=self._headers, timeout=60) as client:
+            while not self._stop.is_set():
+                try:
+                    self.answers.append(client.post(self._url, json={"texts": [TEXT] * 3}))
+                except httpx.TransportError as error:
+                    self.refused.append(error)
+                    return
+
+    def __enter__(self) -> "Load":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def wait_for(self, answers: int) -> None:
+        """Waits for more answers."""
+        target = len(self.answers) + answers
+        while len(self.answers) < target:
+            assert not self.refused, self.refused
+            self._stop.wait(0.01)

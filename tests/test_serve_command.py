@@ -6,7 +6,6 @@ import signal
 import ssl
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,14 @@ import psutil
 import pytest
 from browser import Tab, drive, needs_a_browser
 from helpers import ROOT, call, refused
-from serving import TOKEN, Process, found_of, running, token_file
+from serving import BEARER, TEXT, TOKEN, Load, Process, found_of, running, token_file
 
 from model.data.dataset import Dataset
 from model.inference.bundle import load_bundle, save_bundle
 from model.inference.extractor import Extractor
 from model.serving.client import Client
 
-TEXT = "Sirens outside. Evacuated from Zorvalia, then 😀 a late goal by Brenwick Herons"
 PLANTED = "plantedneedle"
-BEARER = {"Authorization": f"Bearer {TOKEN}"}
 
 
 @pytest.fixture(scope="module")
@@ -48,42 +45,6 @@ def changed_bundle(bundle: str, location: Path) -> None:
     weights = {name: weight * 0 for name, weight in loaded.tagger.state_dict().items()}
     tokenizer = (Path(bundle) / "tokenizer.json").read_bytes()
     save_bundle(str(location), loaded.config, tokenizer, weights, loaded.metrics)
-
-
-class Load:
-    """Threads that ask for keyphrases until they are stopped, each on a connection of its own."""
-
-    def __init__(self, url: str, headers: dict[str, str], threads: int = 4) -> None:
-        self.answers: list[httpx.Response] = []
-        self.refused: list[Exception] = []
-        self._url, self._headers, self._stop = f"{url}/v1/extract", headers, threading.Event()
-        self._threads = [threading.Thread(target=self._ask) for _ in range(threads)]
-
-    def _ask(self) -> None:
-        with httpx.Client(headers=self._headers, timeout=60) as client:
-            while not self._stop.is_set():
-                try:
-                    self.answers.append(client.post(self._url, json={"texts": [TEXT] * 3}))
-                except httpx.TransportError as error:
-                    self.refused.append(error)
-                    return
-
-    def __enter__(self) -> "Load":
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def wait_for(self, answers: int) -> None:
-        """Waits for more answers."""
-        target = len(self.answers) + answers
-        while len(self.answers) < target:
-            assert not self.refused, self.refused
-            self._stop.wait(0.01)
 
 
 def test_by_default_it_listens_on_this_machine_alone(open_server: Process):

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from helpers import ROOT, refused
-from serving import TOKEN, ask, found_of, token_file
+from serving import TEXT, TOKEN, ask, found_of, token_file
 
 from model.data.characters import from_characters, to_characters
 from model.data.dataset import Dataset
@@ -22,7 +22,6 @@ from model.serving.service import Service
 from model.serving.settings import OPEN_PATHS, Listen, ServeSettings, make_settings
 from model.serving.tokens import Tokens
 
-TEXT = "Sirens outside. Evacuated from Zorvalia, then 😀 a late goal by Brenwick Herons"
 JSON = {"Content-Type": "application/json"}
 
 

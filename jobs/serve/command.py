@@ -1,11 +1,15 @@
 """`python -m jobs serve`: answer requests with the keyphrases of their texts."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jobs.console import command, echo
 from jobs.serve import options
+from model.errors import UserError
+
+if TYPE_CHECKING:
+    from model.serving.settings import Listen, ServeSettings
 
 
 @command
@@ -18,6 +22,8 @@ def serve(
     tls_key: options.TlsKeyOption = None,
     cors_origin: options.CorsOption = None,
     device: options.DeviceOption = "cpu",
+    replicas: options.ReplicasOption = None,
+    gpus_per_replica: options.GpusOption = 0.0,
     max_texts: options.MaxTextsOption = None,
     max_characters: options.MaxCharactersOption = None,
     max_body: options.MaxBodyOption = None,
@@ -35,8 +41,6 @@ def serve(
     from model.serving.settings import Listen, make_settings, require_packages
 
     require_packages()
-    from model.serving.server import serve as run_embedded
-
     settings = make_settings(
         bundle=bundle,
         device=device,
@@ -53,4 +57,32 @@ def serve(
         deadline=deadline,
     )
     listen = Listen(host, port, tls_cert, tls_key)
-    run_embedded(settings, listen, echo)
+    if replicas is None and gpus_per_replica:
+        raise UserError("--gpus-per-replica: is for --replicas; without replicas, --device cuda is enough")
+    if replicas is None:
+        from model.serving.server import serve as serve_here
+
+        serve_here(settings, listen, echo)
+    else:
+        _serve_replicas(settings, listen, replicas, gpus_per_replica)
+
+
+def _serve_replicas(settings: "ServeSettings", listen: "Listen", number: str, gpus: float) -> None:
+    from model.serving.settings import require_packages
+
+    require_packages("grpc_reflection")  # which Ray has with its own extra alone
+    from distributed.serve.deployment import Replicas
+    from distributed.serve.run import serve_replicas
+
+    fewest, most = _replica_range(number)
+    if settings.device == "cuda" and not gpus:
+        gpus = 1.0
+    serve_replicas(settings, listen, Replicas(fewest, most, gpus=gpus), echo)
+
+
+def _replica_range(number: str) -> tuple[int, int]:
+    """Return N of `N` twice, or MIN and MAX of `MIN-MAX`. Raises UserError."""
+    fewest, _, most = number.partition("-")
+    if not fewest.isdecimal() or not (most or fewest).isdecimal() or not 1 <= int(fewest) <= int(most or fewest):
+        raise UserError(f"--replicas {number}: is no number of replicas; write for example 2, or 1-4 to scale")
+    return int(fewest), int(most or fewest)

@@ -18,6 +18,11 @@ CorsOption = Annotated[
     typer.Option(metavar="ORIGIN", help="Let pages of this origin use the server; may be repeated."),
 ]
 DeviceOption = Annotated[str, typer.Option(help="cpu or cuda.")]
+ReplicasOption = Annotated[
+    str | None,
+    typer.Option(metavar="N|MIN-MAX", help="Processes on Ray Serve; MIN-MAX scales between them. Default: no Ray."),
+]
+GpusOption = Annotated[float, typer.Option(min=0, help="With --replicas: GPUs of each; 0.25 lets four share one.")]
 AccessLogOption = Annotated[bool, typer.Option("--access-log", help="Log a line a request, without texts.")]
 MaxTextsOption = Annotated[int | None, typer.Option(help="Most texts of a request (1000).")]
 MaxCharactersOption = Annotated[int | None, typer.Option(help="Most characters of a text (20000).")]

@@ -79,7 +79,9 @@ def _add_routes(app: FastAPI, service: Service, reload_all: Reload | None) -> No
 
     @app.get("/healthz", **OPEN)
     async def healthz() -> Response:
-        """Say that the process lives."""
+        """Say that the process lives and can extract."""
+        if not service.alive:
+            raise ProblemError(503, "the thread that extracts has ended; start the server again")
         return JSONResponse({"status": "alive"})
 
     @app.get("/readyz", **OPEN)

@@ -83,6 +83,11 @@ class Batcher:
         """Return the number of texts that wait for a batch."""
         return self._waiting
 
+    @property
+    def alive(self) -> bool:
+        """Return whether the thread works, or has yet to start."""
+        return self._loop is None or self._thread.is_alive()
+
     async def extract(self, extractor: Extractor, texts: list[str]) -> list[list[Keyphrase]]:
         """Return the keyphrases of each text. If the caller is canceled, texts that are in no batch yet never will be.
 

@@ -72,7 +72,12 @@ class Service:
     @property
     def ready(self) -> bool:
         """Return whether requests are answered."""
-        return self.model is not None and not self.draining
+        return self.model is not None and not self.draining and self.alive
+
+    @property
+    def alive(self) -> bool:
+        """Return whether this process can still extract; if not, it has to be replaced."""
+        return self._batcher.alive
 
     def load(self) -> None:
         """Load the bundle. Raises UserError where it cannot be used."""
