@@ -10,6 +10,7 @@ from jobs.extract import extract
 from jobs.label import label
 from jobs.prepare import prepare
 from jobs.report import report
+from jobs.serve.command import serve
 from jobs.train import train
 from jobs.tune import tune
 
@@ -20,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for job in (prepare, train, tune, evaluate, extract, label, report, benchmark, demo):
+for job in (prepare, train, tune, evaluate, extract, label, serve, report, benchmark, demo):
     app.command()(job)
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import browse, needs_a_browser
 from helpers import SMALL, refused
 from typer.testing import CliRunner
 
@@ -23,8 +23,6 @@ from model.inference.bundle import load_bundle
 from model.network.tagger import new_tagger
 from model.training.loop import Training
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-needs_a_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
 EVIL = "<script>alert(1)</script>"
 
 
@@ -88,17 +86,6 @@ def run_folder(tmp_path: Path, small_dataset: str, small_bundle: str, history: l
     (folder / "config.json").write_text(config.model_dump_json())
     (folder / "metrics.jsonl").write_text("".join(json.dumps(metrics) + "\n" for metrics in history))
     return str(folder)
-
-
-def browse(page: str, folder: Path) -> tuple[str, list[str]]:
-    """Opens a page in headless Chromium without a network. Returns the page as it then is, and what the console says."""
-    assert BROWSER is not None
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND"]
-    options += ["--enable-logging=stderr", "--virtual-time-budget=5000", f"--user-data-dir={folder / 'profile'}"]
-    done = subprocess.run(
-        [BROWSER, *options, "--dump-dom", f"file://{page}"], capture_output=True, text=True, timeout=120
-    )
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 
 @needs_a_browser

@@ -20,7 +20,7 @@ GROUND = {
 MODEL = GROUND | {
     f"model.{room}" for room in ("data", "readers", "prepare", "network", "training", "inference", "distillation")
 }
-DISTRIBUTED = {f"distributed.{room}" for room in ("cluster", "train", "sweep", "report", "tune")}
+DISTRIBUTED = {f"distributed.{room}" for room in ("cluster", "train", "sweep", "report", "tune", "serve")}
 
 # A row a room, from the ground up: what it may import besides itself.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -39,19 +39,29 @@ MAY_IMPORT: dict[str, set[str]] = {
     "model.training": GROUND | {"model.data", "model.network"},
     "model.inference": MODEL - {"model.distillation"},
     "model.distillation": MODEL,
+    "model.serving": MODEL - {"model.distillation"},
     "distributed.cluster": MODEL,
     "distributed.train": MODEL | {"distributed.cluster"},
     "distributed.sweep": MODEL | {"distributed.cluster", "distributed.train"},
     "distributed.report": MODEL | {"distributed.cluster", "distributed.train", "distributed.sweep"},
-    "distributed.tune": MODEL | DISTRIBUTED,
-    "jobs": MODEL | DISTRIBUTED,
-    "jobs.benchmark": MODEL | DISTRIBUTED | {"jobs"},
+    "distributed.serve": MODEL | {"model.serving", "distributed.cluster"},
+    "distributed.tune": MODEL | DISTRIBUTED - {"distributed.serve"},
+    "jobs": MODEL | DISTRIBUTED | {"model.serving"},
+    "jobs.benchmark": MODEL | DISTRIBUTED | {"model.serving", "jobs"},
 }
 # The command line names its commands, and so the benchmark's; nothing else of the product does.
 EXCEPTIONS = {("jobs/__main__.py", "jobs.benchmark")}
 NOT_IN_MODEL = {"ray", "wandb", "typer", "rich"}
 # What each of these packages is for, one room alone knows.
-ONLY_IN = {"typer": {"jobs", "jobs.benchmark"}, "rich": {"jobs", "jobs.benchmark"}, "plotly": {"distributed.report"}}
+ONLY_IN = {
+    "typer": {"jobs", "jobs.benchmark"},
+    "rich": {"jobs", "jobs.benchmark"},
+    "plotly": {"distributed.report"},
+    "fastapi": {"model.serving"},
+    "starlette": {"model.serving"},
+    "uvicorn": {"model.serving"},
+    "prometheus_client": {"model.serving"},
+}
 
 
 def room_of(dotted: str) -> str | None:
@@ -111,6 +121,8 @@ def test_every_file_is_in_a_room():
         ("model/readers/readers.py", "def f():\n    from model.network import tagger"),
         ("distributed/train/worker.py", "from distributed.tune.trial_run import Data"),
         ("distributed/sweep/plan.py", "from distributed import tune"),
+        ("model/inference/extractor.py", "from model.serving.app import build_app"),
+        ("distributed/serve/run.py", "import fastapi"),
         ("jobs/train.py", "from jobs.benchmark.speed import benchmark"),
         ("model/config.py", "import jobs.console"),
     ],

@@ -55,11 +55,7 @@ def check_storage(location: str, cluster: ClusterResources, option: str = "--sto
         cluster: whose nodes write there.
         option: of the command line that gave the location, for the message.
     """
-    if (
-        cluster.maximum.nodes > 1
-        and not storage.is_remote(location)
-        and not _is_mounted(Path(storage.absolute(location)))
-    ):
+    if not _is_seen_by_all(location, cluster):
         raise UserError(
             f"storage {location}: is a local path, and the cluster has {cluster.describe_count('node')}; give {option} a path "
             f"on a file system that every node mounts, or a URI such as s3://bucket/runs"
@@ -70,6 +66,21 @@ def check_storage(location: str, cluster: ClusterResources, option: str = "--sto
         storage.remove(probe)
     except OSError as error:
         raise UserError(f"storage {location}: cannot be written: {error}; choose another with {option}") from None
+
+
+def check_shared(location: str, cluster: ClusterResources, what: str) -> None:
+    """Raise UserError where other nodes of a cluster would not see a location that is read on all of them."""
+    if not _is_seen_by_all(location, cluster):
+        raise UserError(
+            f"{location}: {what} is at a local path, and the cluster has {cluster.describe_count('node')}; copy it to a file "
+            f"system that every node mounts, or to a URI such as s3://bucket/runs"
+        )
+
+
+def _is_seen_by_all(location: str, cluster: ClusterResources) -> bool:
+    """Return whether every node can read a location, as far as it can be told from here."""
+    alone = cluster.maximum.nodes <= 1
+    return alone or storage.is_remote(location) or _is_mounted(Path(storage.absolute(location)))
 
 
 def _is_mounted(path: Path) -> bool:

@@ -71,15 +71,32 @@ def to_characters(spans: Iterable[Sequence[int]], text: str, unit: Unit) -> tupl
     Raises:
         ValueError: an offset is outside the text or inside a character.
     """
-    if unit == "characters" or (unit == "utf16" and max(text, default="") <= "\uffff") or text.isascii():
-        places: range | dict[int, int] = range(len(text) + 1)
-    else:
-        sizes = (1 + (char > "\uffff") if unit == "utf16" else len(char.encode()) for char in text)
-        places = {offset: i for i, offset in enumerate(accumulate(sizes, initial=0))}
+    offsets = _offsets_in(text, unit)
+    places = offsets if isinstance(offsets, range) else {offset: i for i, offset in enumerate(offsets)}
     for offset in (offset for span in spans for offset in span):
         if offset not in places:
             raise ValueError(f"offset {offset} is outside the text or inside a character")
     return tuple((places[start], places[end]) for start, end in spans)
+
+
+def from_characters(spans: Iterable[Span], text: str, unit: Unit) -> list[Span]:
+    """Return spans in another unit; the opposite of `to_characters`.
+
+    Args:
+        spans: (start, end) of each, in characters, half-open.
+        text: the text that they belong to.
+        unit: what the result counts.
+    """
+    offsets = _offsets_in(text, unit)
+    return [(offsets[start], offsets[end]) for start, end in spans]
+
+
+def _offsets_in(text: str, unit: Unit) -> Sequence[int]:
+    """Return the offset of each character of a text in a unit, and of its end; a range where characters are counted."""
+    if unit == "characters" or (unit == "utf16" and max(text, default="") <= "\uffff") or text.isascii():
+        return range(len(text) + 1)
+    sizes = (1 + (char > "\uffff") if unit == "utf16" else len(char.encode()) for char in text)
+    return list(accumulate(sizes, initial=0))
 
 
 def likely_unit(texts: Iterable[tuple[str, Sequence[Sequence[int]]]], evidence: int = 1) -> Unit:

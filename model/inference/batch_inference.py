@@ -7,12 +7,12 @@ Each shard is processed independently, so the concatenated parts equal the strea
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import tee, zip_longest
-from typing import BinaryIO, NamedTuple, TypedDict
+from typing import BinaryIO, NamedTuple, Protocol, TypedDict
 
 from model import staging, storage
 from model.data.labeled_text import SkipCounts, shift_line
@@ -23,6 +23,13 @@ from model.shards import FileRange, ParallelMap, make_shards, serial_map
 
 MANIFEST = "extraction.json"
 ExtractedText = tuple[str, list[Keyphrase]]
+
+
+class Pipe(Protocol):
+    """What extracts texts: an extractor, or a client of a server that has one."""
+
+    def pipe(self, texts: Iterable[str], batch_size: int = ...) -> Iterator[list[Keyphrase]]:
+        """Yield the keyphrases of each text, in order."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +152,7 @@ def input_files(patterns: list[str], on_note: Callable[[str], None]) -> list[Fil
 
 
 def extract_from_files(
-    extractor: Extractor, patterns: list[str], on_note: Callable[[str], None] = lambda note: None
+    extractor: Pipe, patterns: list[str], on_note: Callable[[str], None] = lambda note: None
 ) -> Iterator[ExtractedText]:
     """Yield the texts of files with their keyphrases, in order: the content of the parts of `extract`.
 
@@ -165,7 +172,7 @@ def extract_from_files(
         add_lines(sources, ranges, part)
 
 
-def extract_from_stream(extractor: Extractor, stream: BinaryIO, name: str, batch_size: int) -> Iterator[ExtractedText]:
+def extract_from_stream(extractor: Pipe, stream: BinaryIO, name: str, batch_size: int) -> Iterator[ExtractedText]:
     """Yield the texts of a stream with their keyphrases, `batch_size` at a time.
 
     Raises:
@@ -214,7 +221,7 @@ def add_lines(sources: list[SourceLines], ranges: list[FileRange], part: ShardRe
 
 
 def _with_keyphrases(
-    extractor: Extractor, texts: Iterator[str], batch_size: int = PIPE_BATCH_SIZE
+    extractor: Pipe, texts: Iterator[str], batch_size: int = PIPE_BATCH_SIZE
 ) -> Iterator[ExtractedText]:
     texts, again = tee(texts)
     yield from zip(again, extractor.pipe(texts, batch_size), strict=True)

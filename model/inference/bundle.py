@@ -42,6 +42,7 @@ class Bundle:
         tokenizer: of the dataset that it was trained on.
         tagger: on the CPU, in evaluation mode.
         metrics: of the epoch that the weights come from, on the validation split.
+        weights_sha256: digest of its weights.
         subwords: what finds the sub-words of words, for a tagger with an encoder.
     """
 
@@ -49,6 +50,7 @@ class Bundle:
     tokenizer: Tokenizer
     tagger: Tagger
     metrics: dict[str, Any]
+    weights_sha256: str
     subwords: SubwordTokenizer | None = None
 
 
@@ -109,7 +111,8 @@ def load_bundle(location: str) -> Bundle:
     tokenizer = parse_tokenizer(_file(location, "tokenizer.json"), f"{location}/tokenizer.json")
     tagger, subwords = _empty_tagger(location, config.tagger, tokenizer.get_vocab_size())
     content = _file(location, "weights.safetensors")
-    if digest is not None and sha256(content).hexdigest() != digest:
+    actual = sha256(content).hexdigest()
+    if digest is not None and actual != digest:
         raise UserError(
             f"{location}/weights.safetensors: does not match its digest in config.json; copy the bundle again"
         )
@@ -117,7 +120,15 @@ def load_bundle(location: str) -> Bundle:
         tagger.load_state_dict(current_weights(load(content)))
     except (SafetensorError, RuntimeError) as error:
         raise UserError(f"{location}/weights.safetensors: is damaged ({error}); copy the bundle again") from error
-    return Bundle(config, tokenizer, tagger.eval(), _json(location, "metrics.json"), subwords)
+    return Bundle(config, tokenizer, tagger.eval(), _json(location, "metrics.json"), actual, subwords)
+
+
+def read_card(location: str) -> str:
+    """Return the model card of a bundle; empty where it has none."""
+    try:
+        return storage.read(storage.join(location, "README.md")).decode("utf-8", "replace")
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
 
 
 def bundle_digest(location: str) -> str:

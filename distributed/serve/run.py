@@ -1,0 +1,102 @@
+"""The life of a Ray Serve application that a command started: it ends with the command."""
+
+import asyncio
+import logging
+import signal
+import threading
+from collections.abc import Callable
+
+from distributed.cluster.address import cluster_address
+from distributed.cluster.connection import connect
+from distributed.cluster.preflight import check_shared
+from distributed.cluster.resources import ClusterResources
+from distributed.serve.deployment import APPLICATION, Replicas, make_application, reload_replicas
+from model.errors import RunFailedError, UserError
+from model.inference.bundle import load_bundle
+from model.serving.settings import Listen, ServeSettings
+from model.serving.tokens import Tokens
+
+
+def serve_replicas(settings: ServeSettings, listen: Listen, replicas: Replicas, echo: Callable[[str], None]) -> None:
+    """Serve with replicas until a signal raises an exception here; SIGHUP makes all of them read tokens and bundle again.
+
+    Raises:
+        UserError: the bundle, the tokens, the address or the resources cannot be used.
+        RunFailedError: Ray Serve does not start.
+    """
+    listen.check(settings.token_file is not None)
+    load_bundle(settings.bundle)
+    if settings.token_file is not None:
+        Tokens(settings.token_file)
+    if listen.port == 0:
+        raise UserError("--port 0: Ray Serve needs a port of your choice")
+    cluster = connect()
+    if cluster_address():
+        check_shared(settings.bundle, cluster, "the bundle")
+    _require_room(replicas, cluster)
+    from ray import serve
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    _start(listen, settings)
+    try:
+        try:
+            serve.run(make_application(settings, replicas), name=APPLICATION, route_prefix="/")
+        except RuntimeError as error:
+            raise RunFailedError(
+                f"Ray Serve does not start the application: {error}; see its logs on the nodes"
+            ) from None
+        _wait_for_signals(settings.bundle, listen, replicas, echo)
+    finally:
+        serve.delete(APPLICATION)
+        if cluster_address():  # a Ray of this machine alone ends with this process
+            serve.shutdown()
+
+
+def _start(listen: Listen, settings: ServeSettings) -> None:
+    """Start the proxies, which listen; nothing of a request is logged. Raises UserError where the cluster has some already."""
+    from ray import serve
+    from ray.serve.config import HTTPOptions
+
+    if serve.status().proxies:
+        raise UserError(
+            "Ray Serve runs on this cluster already, with an address of its own; add the bundle to it with "
+            "`serve deploy docs/deploy/serve.yaml`, or stop it with `serve shutdown`"
+        )
+    options = HTTPOptions(
+        host=listen.host,
+        port=listen.port,
+        ssl_certfile=listen.certificate,
+        ssl_keyfile=listen.key,
+        request_timeout_s=settings.deadline + 1,
+    )
+    serve.start(http_options=options, logging_config={"enable_access_log": False})
+
+
+def _require_room(replicas: Replicas, cluster: ClusterResources) -> None:
+    """Raise UserError where the cluster can never hold the fewest replicas: Ray Serve would wait for ever."""
+    slots = cluster.maximum.worker_slots(max(1, int(replicas.cpus)), replicas.gpus)
+    if slots < replicas.fewest:
+        request = f"{replicas.fewest} x ({replicas.cpus:g} CPU{f', {replicas.gpus:g} GPU' if replicas.gpus else ''})"
+        raise UserError(
+            f"--replicas {replicas.fewest}: {request} does not fit, the cluster has {cluster.describe_count('CPU')} and "
+            f"{cluster.describe_count('GPU')}; lower --replicas, or join a larger cluster with RAY_ADDRESS"
+        )
+
+
+def _wait_for_signals(bundle: str, listen: Listen, replicas: Replicas, echo: Callable[[str], None]) -> None:
+    """Reload at each SIGHUP; SIGTERM and Ctrl-C raise an exception."""
+    hangup = threading.Event()
+    before = signal.signal(signal.SIGHUP, lambda *_: hangup.set())
+    number = f"{replicas.fewest}" if replicas.fewest == replicas.most else f"{replicas.fewest} to {replicas.most}"
+    echo(f"{bundle} is served at {listen.url(listen.port)} by {number} replica(s) of Ray Serve; end with Ctrl-C")
+    try:
+        while True:
+            if hangup.wait(0.2):
+                hangup.clear()
+                try:
+                    asyncio.run(reload_replicas())
+                    echo("the bundle was taken in again")
+                except UserError as error:
+                    echo(f"the bundle or the tokens were not taken in, the old ones stay: {error}")
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -1,0 +1,1 @@
+"""Extraction over HTTP: one ASGI application around a bundle, with batching over requests. It needs the extra `serve`."""

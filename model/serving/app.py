@@ -1,0 +1,159 @@
+"""The ASGI application. It runs under uvicorn in one process and, unchanged, in each replica of Ray Serve."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
+from pydantic_core import to_json
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
+
+from model.errors import UserError
+from model.serving.contract import ModelBody, ProblemError, parse_request, to_body
+from model.serving.gate import Gate
+from model.serving.metrics import CONTENT_TYPE
+from model.serving.openapi import EXTRACT, MODEL, OPEN, RELOAD, complete_schema
+from model.serving.page import read_page
+from model.serving.service import LoadedModel, Service
+
+Reload = Callable[[], Awaitable[None]]
+
+
+def build_app(service: Service, reload_all: Reload | None = None) -> FastAPI:
+    """Return the application around a service.
+
+    Args:
+        service: loaded when the application starts, if it is not yet.
+        reload_all: reloads every server of a group, for `POST /v1/reload`; by default the service alone.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        if service.model is None:
+            await asyncio.to_thread(service.load)
+        yield
+        await service.close()
+
+    app = FastAPI(title="Tandem", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.service = service
+    _add_routes(app, service, reload_all)
+    app.add_exception_handler(ProblemError, _on_problem)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_middleware(Gate, service=service)
+    if service.settings.cors_origins:  # outermost, so that refusals have its headers too
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=service.settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+        )
+    complete_schema(app, service.settings, service.tokens is not None)
+    return app
+
+
+def _add_routes(app: FastAPI, service: Service, reload_all: Reload | None) -> None:
+    @app.post("/v1/extract", **EXTRACT)
+    async def extract(request: Request) -> Response:
+        """Find the keyphrases of texts."""
+        return await _extract(service, request)
+
+    @app.get("/v1/model", **MODEL)
+    async def model() -> Response:
+        """Describe the bundle in use: its card, its metrics, the digest of its weights, and the limits of requests."""
+        return _describe(service, service.model)
+
+    @app.post("/v1/reload", **RELOAD)
+    async def reload() -> Response:
+        """Read tokens and bundle again. A bundle that does not load leaves the old one at work."""
+        if service.tokens is None:
+            raise ProblemError(403, "reloading needs a token: start the server with --token-file, or send it SIGHUP")
+        try:
+            await (reload_all or service.reload)()
+        except UserError as error:
+            raise ProblemError(409, str(error)) from None
+        return _describe(service, service.model)
+
+    @app.get("/healthz", **OPEN)
+    async def healthz() -> Response:
+        """Say that the process lives and can extract."""
+        if not service.alive:
+            raise ProblemError(503, "the thread that extracts has ended; start the server again")
+        return JSONResponse({"status": "alive"})
+
+    @app.get("/readyz", **OPEN)
+    async def readyz() -> Response:
+        """Say whether requests are answered."""
+        if not service.ready:
+            raise ProblemError(503, "the server is stopping or not ready")
+        return JSONResponse({"status": "ready"})
+
+    @app.get("/metrics", responses={200: {"content": {"text/plain": {}}}}, response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        """Return the counters in the format of Prometheus."""
+        return Response(service.metrics.render(), media_type=CONTENT_TYPE)
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        content, policy = read_page()
+        return Response(content, media_type="text/html", headers={"Content-Security-Policy": policy})
+
+
+async def _extract(service: Service, request: Request) -> Response:
+    try:
+        async with asyncio.timeout(service.settings.deadline):
+            body = await _read_body(request, service.settings.max_body)
+            parsed, texts = parse_request(body, service.settings)
+            found = await service.extract(texts)
+    except TimeoutError:
+        raise ProblemError(
+            504, f"no result within {service.settings.deadline:g} s; send fewer texts, or later"
+        ) from None
+    except ClientDisconnect:
+        return Response(status_code=400)  # to nobody
+    return Response(to_body(parsed, texts, found), media_type="application/json")
+
+
+async def _read_body(request: Request, limit: int) -> bytes:
+    """Return the body of a request. Raises ProblemError where it is too large or not JSON by its headers."""
+    headers = request.headers
+    if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise ProblemError(415, "send the body with Content-Type: application/json")
+    if headers.get("content-encoding", "identity").lower() != "identity":
+        raise ProblemError(415, "send the body without Content-Encoding")
+    too_large = ProblemError(
+        413, f"the body has more than {limit} bytes; send fewer texts", headers={"Connection": "close"}
+    )
+    length = headers.get("content-length", "0")
+    if not length.isdecimal() or int(length) > limit:
+        raise too_large
+    chunks, size = [], 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > limit:
+            raise too_large
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _describe(service: Service, model: LoadedModel | None) -> Response:
+    if model is None:
+        raise ProblemError(503, "the server is not ready", headers={"Retry-After": "1"})
+    limits = {name: float(value) for name, value in service.settings.limits().items()}
+    body = ModelBody(card=model.card, metrics=model.metrics, weights_sha256=model.weights_sha256, limits=limits)
+    return Response(to_json(body, inf_nan_mode="null"), media_type="application/json")
+
+
+async def _on_problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ProblemError)
+    return error.response()
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    """Answer what the router raises: an unknown path or method."""
+    assert isinstance(error, HTTPException)
+    phrase = HTTPStatus(error.status_code).phrase
+    return ProblemError(error.status_code, f"{phrase}; see /openapi.json", headers=dict(error.headers or {})).response()

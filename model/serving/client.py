@@ -1,0 +1,137 @@
+"""A client of the server that is used like an extractor. It needs the standard library alone."""
+
+import http.client
+import json
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import Any
+from urllib.parse import urlsplit
+
+from model.errors import RunFailedError, UserError
+from model.inference.extractor import Keyphrase
+from model.serving.settings import TOKEN_VARIABLE
+
+_REQUEST_TEXTS = 64
+_CONNECTIONS = 2  # one request is computed while the next one travels
+_TIMEOUT_S = 120.0
+_PATIENCE_S = 120.0  # how long a busy server is asked again
+
+
+class Client:
+    """A server at a URL, through which texts are extracted in the order in which they come."""
+
+    def __init__(self, url: str, token: str | None = None) -> None:
+        """Ask the server for its limits.
+
+        Args:
+            url: of the server, as in `http://127.0.0.1:8000`.
+            token: for a server that needs one.
+
+        Raises:
+            UserError: the URL is none, or the server refuses the token.
+            RunFailedError: no server answers there.
+        """
+        parts = urlsplit(url)
+        try:
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            host = port = None
+        if parts.scheme not in ("http", "https") or not host or parts.query or parts.username:
+            raise UserError("--server: is no URL of a server; write for example http://127.0.0.1:8000")
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        self._url, self._path = f"{parts.scheme}://{host}{f':{port}' if port else ''}", parts.path.rstrip("/")
+        self._connect = lambda: kind(host, port, timeout=_TIMEOUT_S)
+        self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
+        self._connections = threading.local()
+        self._limits: dict[str, float] = self._ask("GET", "/v1/model")["limits"]
+
+    def pipe(self, texts: Iterable[str], batch_size: int = _REQUEST_TEXTS) -> Iterator[list[Keyphrase]]:
+        """Yield the keyphrases of each text, in the order of the texts.
+
+        Args:
+            texts: any iterable; it is read as results are consumed.
+            batch_size: the most texts of a request; with 1, each text is answered before the next one is read.
+
+        Raises:
+            UserError: the server refuses a text.
+            RunFailedError: the server does not answer, or is too busy for minutes.
+        """
+        window = 1 if batch_size == 1 else _CONNECTIONS
+        pending: deque[Future[list[list[Keyphrase]]]] = deque()
+        with ThreadPoolExecutor(window, thread_name_prefix="client") as pool:
+            for first, batch in self._batches(texts, min(batch_size, _REQUEST_TEXTS)):
+                pending.append(pool.submit(self._extract, first, batch))
+                if len(pending) >= window:
+                    yield from pending.popleft().result()
+            while pending:
+                yield from pending.popleft().result()
+
+    def _batches(self, texts: Iterable[str], size: int) -> Iterator[tuple[int, list[str]]]:
+        """Yield the texts in batches within the limits, each with the number of its first text."""
+        texts, first = iter(texts), 1
+        size = max(1, min(size, int(self._limits["max_texts"])))
+        while batch := list(islice(texts, size)):
+            # A character takes at most twelve bytes of JSON.
+            longest = max(map(len, batch))
+            step = max(1, int(self._limits["max_body"] / (12 * longest + 16)) - 1)
+            for begin in range(0, len(batch), step):
+                yield first + begin, batch[begin : begin + step]
+            first += len(batch)
+
+    def _extract(self, first: int, texts: list[str]) -> list[list[Keyphrase]]:
+        answer = self._ask("POST", "/v1/extract", {"texts": texts}, first)
+        return [[Keyphrase(**each) for each in result["keyphrases"]] for result in answer["results"]]
+
+    def _ask(self, method: str, path: str, body: object = None, first: int = 1) -> Any:
+        """Return the answer to a request; a busy server is asked again."""
+        until = time.monotonic() + _PATIENCE_S
+        while True:
+            status, headers, content = self._send(method, path, body)
+            if status not in (429, 503) or time.monotonic() > until:
+                break
+            time.sleep(min(_to_seconds(headers.get("Retry-After")), 10))
+        try:
+            answer = json.loads(content)
+        except ValueError:
+            answer = {}
+        if status == 200 and isinstance(answer, dict) and answer:
+            return answer
+        detail = answer.get("detail", "the answer is not that of Tandem") if isinstance(answer, dict) else ""
+        if status == 401:
+            raise UserError(f"{self._url}: {detail}; set {TOKEN_VARIABLE}, or name its file with --token-file")
+        if 400 <= status < 429:
+            where = f"text {first + answer['index']}: " if "index" in answer else ""
+            raise UserError(f"{self._url}: {where}{detail} (status {status})")
+        raise RunFailedError(f"{self._url}: {detail} (status {status})")
+
+    def _send(self, method: str, path: str, body: object) -> tuple[int, http.client.HTTPMessage, bytes]:
+        """Return status, headers and content; a connection that the server has closed since is opened again."""
+        content = None if body is None else json.dumps(body).encode()
+        for attempt in (0, 1):
+            kept = getattr(self._connections, "one", None)
+            connection = kept or self._connect()
+            self._connections.one = connection
+            try:
+                connection.request(method, self._path + path, content, self._headers)
+                response = connection.getresponse()
+                return response.status, response.headers, response.read()
+            except (OSError, http.client.HTTPException) as error:
+                connection.close()
+                self._connections.one = None
+                if kept is None or attempt or isinstance(error, TimeoutError):
+                    raise RunFailedError(f"{self._url}: the server does not answer ({error}); is it running?") from None
+        raise AssertionError("unreachable")
+
+
+def _to_seconds(retry_after: str | None) -> float:
+    """Return the seconds that a `Retry-After` header says; 1 where it says none."""
+    try:
+        seconds = float(retry_after or 1)
+    except ValueError:
+        return 1.0
+    return seconds if math.isfinite(seconds) and seconds > 0 else 1.0

@@ -1,0 +1,249 @@
+"""`serve` and `extract --server` as a user runs them: a real process, real sockets, real signals."""
+
+import json
+import shutil
+import signal
+import ssl
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from browser import Tab, drive, needs_a_browser
+from helpers import ROOT, call, refused
+from serving import BEARER, TEXT, TOKEN, Load, Process, found_of, running, token_file
+
+from model.data.dataset import Dataset
+from model.inference.bundle import load_bundle, save_bundle
+from model.inference.extractor import Extractor
+from model.serving.client import Client
+
+PLANTED = "plantedneedle"
+
+
+@pytest.fixture(scope="module")
+def open_server(small_bundle: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    """A server that everybody on this machine may use."""
+    with running(small_bundle, tmp_path_factory.mktemp("open"), "--access-log") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def known(small_bundle: str, small_dataset: str) -> dict[str, Any]:
+    """Texts with what the extractor finds in them."""
+    texts = [labeled.text for labeled in Dataset(small_dataset).texts("test")]
+    return dict(zip(texts, Extractor.load(small_bundle).pipe(texts), strict=True))
+
+
+def changed_bundle(bundle: str, location: Path) -> None:
+    """Writes a bundle with other weights: its tagger finds nothing."""
+    loaded = load_bundle(bundle)
+    weights = {name: weight * 0 for name, weight in loaded.tagger.state_dict().items()}
+    tokenizer = (Path(bundle) / "tokenizer.json").read_bytes()
+    save_bundle(str(location), loaded.config, tokenizer, weights, loaded.metrics)
+
+
+def test_by_default_it_listens_on_this_machine_alone(open_server: Process):
+    process = psutil.Process(open_server.process.pid)
+    listening = [each for each in process.net_connections() if each.status == psutil.CONN_LISTEN]
+    assert [each.laddr.ip for each in listening] == ["127.0.0.1"] and not process.children()
+
+
+def test_extract_through_a_server_prints_what_extract_prints(
+    open_server: Process, small_bundle: str, small_dataset: str
+):
+    path = str(Path(small_dataset).parent / "test.jsonl")
+    here = call("extract", small_bundle, path, "--json")
+    there = call("extract", "--server", open_server.url, path, "--json")
+    assert here.exit_code == there.exit_code == 0, there.stderr
+    pairs = zip(map(json.loads, here.stdout.splitlines()), map(json.loads, there.stdout.splitlines()), strict=True)
+    for ours, theirs in pairs:
+        for mine, other in zip(ours["keyphrases"], theirs["keyphrases"], strict=True):
+            assert mine.pop("score") == pytest.approx(other.pop("score"), abs=1e-6)
+        assert ours == theirs
+    assert call("extract", "--server", open_server.url, stdin=f"{TEXT}\n\n").stdout.splitlines()[1:] == ["2"]
+
+
+def test_extract_says_what_is_wrong_with_a_server(open_server: Process, small_bundle: str, tmp_path: Path):
+    for arguments, code, parts in (
+        (("--server", "ftp://x"), 2, ("--server", "http://127.0.0.1:8000")),
+        (("--server", "http://127.0.0.1:1"), 1, ("http://127.0.0.1:1", "does not answer")),
+        (("--server", f"{open_server.url}/none"), 2, ("404",)),
+        (("--server", open_server.url, "--out", str(tmp_path / "o")), 2, ("--out", "leave them out")),
+        ((), 2, ("--server", "bundle")),
+        ((small_bundle, "--token-file", "t"), 2, ("--token-file",)),
+    ):
+        done = call("extract", *arguments, stdin="a\n")
+        assert done.exit_code == code and "Traceback" not in done.stderr, done.stderr
+        assert all(part in done.stderr for part in parts), done.stderr
+    longer = f"{TEXT}\n{'a ' * 15_000}\n"
+    done = call("extract", "--server", open_server.url, stdin=longer)
+    assert done.exit_code == 2 and "text 2" in done.stderr and "20000" in done.stderr
+
+
+def test_a_server_that_cannot_start_says_why(small_bundle: str, open_server: Process, tmp_path: Path):
+    port = open_server.url.rpartition(":")[2]
+    for arguments, parts in (
+        ((small_bundle, "--port", port), (f"--port {port}", "in use", "another --port")),
+        ((small_bundle, "--host", "0.0.0.0"), ("--host 0.0.0.0", "--token-file")),
+        ((small_bundle, "--host", "192.0.2.1", "--token-file", token_file(tmp_path, TOKEN)), ("another --host",)),
+        ((small_bundle, "--max-queue", "5"), ("max_queue is 5",)),
+        ((str(tmp_path / "none"), "--port", "0"), ("no such bundle",)),
+        ((small_bundle, "--port", "0", "--device", "abacus"), ("device abacus",)),
+    ):
+        done = call("serve", *arguments)
+        assert done.exit_code == 2 and "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1
+        assert all(part in done.stderr for part in parts), done.stderr
+
+
+def test_without_its_packages_it_says_what_to_install(small_bundle: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    done = call("serve", small_bundle)
+    assert done.exit_code == 2 and "pip install '.[serve]'" in done.stderr and "fastapi" in done.stderr
+
+
+def test_tokens_reloads_and_the_end_under_load(small_bundle: str, known: dict[str, Any], tmp_path: Path):
+    """One server's whole life. No accepted request is lost, and no text or token is in its log."""
+    bundle = tmp_path / "bundle"
+    shutil.copytree(small_bundle, bundle)
+    path = token_file(tmp_path, TOKEN)
+    with running(str(bundle), tmp_path, "--token-file", path, "--access-log") as server:
+        assert httpx.get(f"{server.url}/v1/model").status_code == 401
+        assert httpx.get(f"{server.url}/v1/model?token={TOKEN}").status_code == 401
+        found = list(Client(server.url, TOKEN).pipe(known))
+        assert [[each[:3] for each in one] for one in found] == [[each[:3] for each in one] for one in known.values()]
+        with Load(server.url, BEARER) as load:
+            load.wait_for(5)
+            (bundle / "weights.safetensors").rename(bundle / "gone")
+            refusal = httpx.post(f"{server.url}/v1/reload", headers=BEARER, timeout=60)
+            assert refusal.status_code == 409 and "weights.safetensors is missing" in refusal.json()["detail"]
+            load.wait_for(5)
+            before = found_of(load.answers[-1])
+            assert before[0]
+            shutil.rmtree(bundle)
+            changed_bundle(small_bundle, bundle)
+            answer = httpx.post(f"{server.url}/v1/reload", headers=BEARER, timeout=60)
+            assert answer.status_code == 200
+            load.wait_for(8)
+            assert found_of(load.answers[-1]) != before
+            shutil.rmtree(bundle)
+            shutil.copytree(small_bundle, bundle)
+            token_file(tmp_path, TOKEN, f"{PLANTED}-token-0123456789")
+            server.process.send_signal(signal.SIGHUP)
+            while found_of(load.answers[-1]) != before:
+                load.wait_for(4)
+            second = {"Authorization": f"Bearer {PLANTED}-token-0123456789"}
+            assert httpx.post(f"{server.url}/v1/extract?{PLANTED}", json={"text": PLANTED}, headers=second).is_success
+            httpx.get(f"{server.url}/{PLANTED}", headers=second)
+            httpx.post(f"{server.url}/v1/extract", content=f'{{"text": "{PLANTED}', headers=second)
+            (tmp_path / "tokens").write_text("bad\n")
+            server.process.send_signal(signal.SIGHUP)
+            server.wait_for("the old ones stay: --token-file")
+            load.wait_for(4)
+            server.process.terminate()
+            assert server.process.wait(60) == 143
+        assert load.answers and {answer.status_code for answer in load.answers} <= {200, 503}
+        kinds = {tuple(map(tuple, found_of(answer)[0])) for answer in load.answers if answer.status_code == 200}
+        assert len(kinds) == 2 and len(load.refused) <= 4
+        answered = sum(answer.status_code == 200 for answer in load.answers)
+        assert server.log.count("POST /v1/extract 200") >= answered
+        for secret in (PLANTED, TOKEN, "Zorvalia"):
+            assert secret not in server.log
+        assert "Traceback" not in server.log and "terminated" in server.log
+
+
+def test_it_speaks_tls(small_bundle: str, tmp_path: Path):
+    certificate, key = str(tmp_path / "c.pem"), str(tmp_path / "k.pem")
+    subprocess.run(
+        [
+            *"openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost -addext".split(),
+            *("subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    done = call("serve", small_bundle, "--port", "0", "--tls-cert", key, "--tls-key", certificate)
+    assert done.exit_code == 2 and "--tls-cert" in done.stderr
+    with running(small_bundle, tmp_path, "--tls-cert", certificate, "--tls-key", key) as server:
+        assert server.url.startswith("https://")
+        trusting = ssl.create_default_context(cafile=certificate)
+        answer = httpx.post(f"{server.url}/v1/extract", json={"text": TEXT}, verify=trusting)
+        assert found_of(answer)[0]
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(server.url)
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(60) == 130
+
+
+def test_the_client_refuses_urls_that_are_none():
+    for url in (
+        "",
+        "localhost:8000",
+        "http://",
+        "http://user:password@host",
+        "http://host:port",
+        "http://host?token=a",
+    ):
+        refused(lambda url=url: Client(url), "--server", "http://127.0.0.1:8000")  # type: ignore[misc]
+
+
+def test_serving_starts_without_ray(small_bundle: str, tmp_path: Path):
+    """Where Ray cannot be imported, the server starts all the same."""
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "__init__.py").write_text("raise ImportError('no Ray here')")
+    program = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); sys.argv[1:] = ['serve', {small_bundle!r}, '--port', '0']\n"
+    program += "import runpy; runpy.run_module('jobs', run_name='__main__')"
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert process.stderr and "is served at" in process.stderr.readline()
+    process.terminate()
+    assert process.wait(60) == 143
+
+
+@needs_a_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_marks_keyphrases(open_server: Process, tmp_path: Path, scheme: str):
+    seen: dict[str, Any] = {}
+
+    async def act(tab: Tab) -> None:
+        media = {"name": "prefers-color-scheme", "value": scheme}
+        await tab.call("Emulation.setEmulatedMedia", features=[media])
+        texts = json.dumps(f"{TEXT}\n<b>no markup</b> in Leeds\n")
+        await tab.evaluate(f"const box = document.getElementById('texts'); box.value = {texts}; 0")
+        await tab.evaluate("document.getElementById('extract').click()")
+        await tab.wait_for("document.querySelectorAll('#results li').length === 2")
+        seen["marks"] = await tab.evaluate(
+            "[...document.querySelectorAll('#results li:first-child mark')].map(each => each.firstChild.data)"
+        )
+        seen["scores"] = await tab.evaluate("document.querySelectorAll('mark small').length")
+        seen["bold"] = await tab.evaluate("document.querySelectorAll('#results b').length")
+        await tab.evaluate(
+            "const slider = document.getElementById('threshold'); slider.value = 1; slider.dispatchEvent(new Event('input'))"
+        )
+        seen["above"] = await tab.evaluate("document.querySelectorAll('mark').length")
+        await tab.evaluate("document.getElementById('copy').click()")
+        await tab.wait_for("document.getElementById('copy').textContent === 'Copied'")
+        seen["curl"] = await tab.evaluate("document.getElementById('curl').textContent")
+        seen["paper"] = await tab.evaluate("getComputedStyle(document.body).backgroundColor")
+
+    tab = drive(open_server.url + "/", tmp_path, act)
+    assert "Zorvalia" in seen["marks"] and seen["scores"] >= len(seen["marks"]) and not seen["bold"]
+    assert seen["above"] == 0 and seen["paper"] == ("rgb(17, 24, 39)" if scheme == "dark" else "rgb(255, 255, 255)")
+    assert not tab.console, tab.console
+    assert all(url.startswith((open_server.url, "data:")) for url in tab.requests) and len(tab.requests) >= 2
+    line = seen["curl"].replace('"min_score":1', '"min_score":0')
+    done = subprocess.run(["bash", "-c", f"{line} -s"], capture_output=True, text=True, timeout=60)
+    assert len(json.loads(done.stdout)["results"]) == 2, done
+
+
+@needs_a_browser
+def test_a_page_would_tell_of_errors_and_foreign_requests(open_server: Process, tmp_path: Path):
+    async def act(tab: Tab) -> None:
+        await tab.evaluate("fetch('http://example.invalid/').catch(() => 0)")
+        await tab.evaluate("setTimeout(() => { throw Error('told') }); new Promise(done => setTimeout(done, 50))")
+
+    tab = drive(open_server.url + "/", tmp_path, act)
+    assert any("told" in line for line in tab.console) and any("violates" in line for line in tab.console)
