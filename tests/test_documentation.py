@@ -4,6 +4,7 @@ import ast
 import importlib
 import re
 import shlex
+from importlib.metadata import distributions
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -201,3 +202,15 @@ def test_every_command_and_each_of_its_flags_is_documented_and_no_other():
         assert set(re.findall(r"--[a-z][\w-]*", cells)) == set(options(command)), command
     names = re.findall(r"\[(\w+)\]\(#\1\)", text_of(CLI).split("## Scores")[0])
     assert names == list(COMMANDS)
+
+
+def test_the_tests_run_with_the_versions_that_are_pinned():
+    def normal(name: str) -> str:
+        return re.sub(r"[-_.]+", "-", name).lower()
+
+    lines = (ROOT / ".ci" / "constraints.txt").read_text("utf-8").splitlines()
+    pinned = {normal(name): version for name, _, version in (line.partition("==") for line in lines) if version}
+    installed = {normal(each.name): each.version for each in distributions()}
+    assert {"ray", "wandb", "pyarrow", "typer"} <= set(pinned) & set(installed) and "torch" not in pinned
+    other = {name: installed[name] for name in pinned if installed.get(name, pinned[name]) != pinned[name]}
+    assert not other, f"install them anew: rm -rf .venv, or renew the pins: make lock; {other}"
