@@ -88,7 +88,7 @@ def temper_marginals(probabilities: torch.Tensor, lengths: torch.Tensor, tempera
             `crf_cross_entropy`. So p is a CRF without transition scores: the potential of a tag is its probability, given
             whether a keyphrase goes on after it.
         lengths: (B,) tokens of each text, at least 1.
-        temperature: above 0; for 1 the marginals are returned.
+        temperature: above 0; 1 only repairs what rounding has done to the marginals.
     """
     may_end = legality(lengths.device).end
     given = probabilities.double()

@@ -84,9 +84,7 @@ def soft_dual_loss(logits: Logits, lengths: torch.Tensor, targets: SoftTargets, 
         loss = _soft_sum(keyphrase, _soften(targets.keyphrase, temperature), real)
     else:
         crf = CrfScores(*(scores / temperature for scores in logits.crf))
-        tag_targets = _soften(targets.keyphrase, 1)
-        if temperature != 1:
-            tag_targets = temper_marginals(tag_targets, lengths, temperature)
+        tag_targets = temper_marginals(targets.keyphrase, lengths, temperature)
         loss = crf_cross_entropy(keyphrase, crf, tag_targets, lengths)
     scale = temperature**2
     return LossSums(scale * _soft_sum(keyword, keyword_targets, real), scale * loss)
