@@ -12,7 +12,7 @@ from model.data.batching import length_sorted_batches, padded
 from model.data.dataset import Dataset, Split
 from model.data.features import WordFeatures
 from model.data.labels import TeacherTargets
-from model.data.subwords import SubwordTokenizer, concatenate_subwords
+from model.data.subwords import SubwordTokenizer, concatenate_subwords, ranges
 from model.data.tokenizer import UNKNOWN, CachedTokenizer, TokenizedTexts
 from model.distillation.label_files import LabeledTexts, TeacherLabels
 from model.errors import UserError
@@ -131,8 +131,7 @@ def _most_probable_tags(
         real = torch.arange(own.shape[1]) < torch.from_numpy(lengths[rows])[:, None]
         chosen = own.gather(-1, found[..., None])[..., 0].masked_fill(~real, 1)
         confidence[rows] = chosen.amin(1).numpy()
-        for row, of_text in zip(rows, found.numpy(), strict=True):
-            tags[begins[row] : begins[row + 1]] = of_text[: lengths[row]]
+        tags[ranges(begins[rows], lengths[rows])] = found[real].numpy()
     return tags, confidence
 
 

@@ -17,6 +17,8 @@ from torch.autograd.function import once_differentiable
 from model.data.labels import B, E, I, O, S
 from model.network.forward_backward import CrfScores, forward_backward, legality
 
+_LEAST = 1e-12  # a potential instead of 0, so that every text has a sequence
+
 
 class CrfTransitions(nn.Module):
     """Learned CRF scores, 0 at first: all legal sequences are then equal."""
@@ -69,11 +71,33 @@ def crf_cross_entropy(
     Args:
         logits: (B, T, 5) emission scores of the keyphrase head.
         crf: learned scores.
-        probabilities: (B, T, 5) the teacher's marginals of the tags; the padding is ignored.
+        probabilities: (B, T, 5) the teacher's marginals of the tags, over legal sequences; the padding is ignored. For others
+            the loss has no lower bound.
         lengths: (B,) tokens of each text, at least 1.
     """
     counts = probabilities.double() * _real(logits, lengths)[..., None]
     return _CrfCrossEntropy.apply(logits, *crf, counts, _expected_transitions(counts), lengths)
+
+
+@torch.no_grad()
+def temper_marginals(probabilities: torch.Tensor, lengths: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Return the marginals of tags when each sequence y has a probability proportional to p(y)^(1 / temperature).
+
+    Args:
+        probabilities: (B, T, 5) marginals of tags in a distribution p whose neighboring tags are independent as in
+            `crf_cross_entropy`. So p is a CRF without transition scores: the potential of a tag is its probability, given
+            whether a keyphrase goes on after it.
+        lengths: (B,) tokens of each text, at least 1.
+        temperature: above 0; 1 only repairs what rounding has done to the marginals.
+    """
+    may_end = legality(lengths.device).end
+    given = probabilities.double()
+    ends, goes_on = ((given * mask).sum(-1, keepdim=True) for mask in (may_end, ~may_end))
+    last = torch.arange(given.shape[1], device=lengths.device) == lengths[:, None] - 1
+    mass = torch.where(last[..., None], 1.0, torch.where(may_end, ends, goes_on))
+    potentials = torch.where(mass > 0, given / mass.clamp(min=_LEAST), 0.0).clamp(min=_LEAST)
+    variables = forward_backward(potentials.log() / temperature, legality_only(lengths.device), lengths)
+    return (variables.alpha * variables.beta).transpose(0, 1).to(probabilities.dtype)
 
 
 def _expected_transitions(counts: torch.Tensor) -> torch.Tensor:

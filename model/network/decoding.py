@@ -66,15 +66,14 @@ def predict_marginals(logits: Logits, decoding: SpanDecoding, lengths: torch.Ten
 
 @torch.no_grad()
 def tag_marginals(logits: Logits, lengths: torch.Tensor) -> torch.Tensor:
-    """Return the probability (B, T, 5) of each BIOES tag at each token; with a CRF its marginal over all legal sequences.
+    """Return the probability (B, T, 5) of each BIOES tag at each token: its marginal over all legal sequences.
 
     Args:
         logits: of B texts.
         lengths: (B,) tokens of each text, at least 1.
     """
-    if logits.crf is None:
-        return torch.softmax(logits.keyphrase.float(), -1)
-    variables = forward_backward(logits.keyphrase, logits.crf, lengths)
+    crf = logits.crf or legality_only(lengths.device)
+    variables = forward_backward(logits.keyphrase, crf, lengths)
     return (variables.alpha * variables.beta).transpose(0, 1).float()
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from model.config import TrainingConfig
 from model.data.batching import Batch, SoftTargets
 from model.data.labels import IGNORED
-from model.network.crf import crf_cross_entropy, crf_nll
+from model.network.crf import crf_cross_entropy, crf_nll, temper_marginals
 from model.network.forward_backward import CrfScores
 from model.network.logits import Logits
 
@@ -69,7 +69,7 @@ def soft_dual_loss(logits: Logits, lengths: torch.Tensor, targets: SoftTargets, 
 
     The teacher's probabilities p become p^(1 / temperature), normalized; the student's scores are divided by the temperature.
     The keyphrase head of a CRF has the expected negative log-likelihood of a tag sequence that the teacher draws, see
-    `crf_cross_entropy`; without a CRF, the heads are alike: a sum over tokens.
+    `crf_cross_entropy`, and p is that of a sequence; without a CRF, the heads are alike: a sum over tokens.
 
     Args:
         logits: of L texts.
@@ -79,12 +79,12 @@ def soft_dual_loss(logits: Logits, lengths: torch.Tensor, targets: SoftTargets, 
     """
     real = torch.arange(logits.keyword.shape[1], device=lengths.device) < lengths[:, None]
     keyword_targets = _soften(torch.stack([1 - targets.keyword, targets.keyword], dim=-1), temperature)
-    tag_targets = _soften(targets.keyphrase, temperature)
     keyword, keyphrase = logits.keyword.float() / temperature, logits.keyphrase.float() / temperature
     if logits.crf is None:
-        loss = _soft_sum(keyphrase, tag_targets, real)
+        loss = _soft_sum(keyphrase, _soften(targets.keyphrase, temperature), real)
     else:
         crf = CrfScores(*(scores / temperature for scores in logits.crf))
+        tag_targets = temper_marginals(targets.keyphrase, lengths, temperature)
         loss = crf_cross_entropy(keyphrase, crf, tag_targets, lengths)
     scale = temperature**2
     return LossSums(scale * _soft_sum(keyword, keyword_targets, real), scale * loss)
