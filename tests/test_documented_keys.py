@@ -27,6 +27,7 @@ from distributed.train.result import TrainResult
 from jobs.benchmark.accuracy import ComparisonResult, SystemRow
 from jobs.benchmark.communication import ExchangeRow
 from jobs.benchmark.result import BenchmarkResult, Machine
+from jobs.benchmark.serving.measure import ServingResult, ServingRow
 from jobs.benchmark.single_process import Row
 from model.data.dataset_info import DatasetInfo, PrepareSettings, SourceInfo, SplitInfo, VectorsInfo
 from model.distillation.label_files import LabelsInfo
@@ -97,6 +98,7 @@ def printed(result: Result) -> dict[str, Any]:
         ("tune", 1, {"can_become", *names_of(DryRun)}),
         ("benchmark", 0, set(names_of(BenchmarkResult))),
         ("benchmark", 1, set(names_of(ComparisonResult))),
+        ("benchmark", 2, set(names_of(ServingResult))),
     ],
 )
 def test_the_documented_keys_are_the_fields_of_results(command: str, part: int, keys: set[str]):
@@ -119,6 +121,7 @@ def test_the_documented_keys_are_the_fields_of_results(command: str, part: int, 
         ("benchmark", 0, "machine", Machine),
         ("benchmark", 0, "table", Row),
         ("benchmark", 1, "systems", SystemRow),
+        ("benchmark", 2, "rows", ServingRow),
     ],
 )
 def test_the_keys_documented_inside_a_key_are_the_fields_of_its_type(command: str, part: int, key: str, result: type):

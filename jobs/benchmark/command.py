@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +18,21 @@ if TYPE_CHECKING:
     from jobs.benchmark.result import BenchmarkResult
 
 
+SystemsOption = Annotated[
+    str | None,
+    typer.Option(
+        help="With --peers: some of crf,spacy,record,best, and with --encoder transformers,encoder; default: all."
+    ),
+]
+EncoderOption = Annotated[
+    str | None,
+    typer.Option(
+        help="With --peers: a pretrained encoder, to compare the preset encoder with the Trainer of transformers: "
+        "path, URI, or name on the hub."
+    ),
+]
+
+
 @command
 def benchmark(
     data: Annotated[str | None, typer.Option(help="Dataset directory; default: the built-in corpus.")] = None,
@@ -27,24 +44,17 @@ def benchmark(
     peers: Annotated[
         bool, typer.Option("--peers", help="Compare the presets with a CRF and spaCy, and measure nothing else.")
     ] = False,
-    systems: Annotated[
-        str | None,
-        typer.Option(
-            help="With --peers: some of crf,spacy,record,best, and with --encoder transformers,encoder; default: all."
-        ),
-    ] = None,
-    encoder: Annotated[
-        str | None,
-        typer.Option(
-            help="With --peers: a pretrained encoder, to compare the preset encoder with the Trainer of transformers: "
-            "path, URI, or name on the hub."
-        ),
-    ] = None,
+    systems: SystemsOption = None,
+    encoder: EncoderOption = None,
     device: Annotated[
         str,
         typer.Option(help="With --peers: cpu or cuda, for what is made of torch modules; CRF and spaCy use the CPU."),
     ] = "cpu",
     seeds: Annotated[int | None, typer.Option(min=1, help="With --peers: trainings of each system (1).")] = None,
+    serve: Annotated[
+        str | None,
+        typer.Option(metavar="BUNDLE", help="Measure a server with this bundle, and nothing else; needs wrk."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Measure training against a reference loop and the machine's limit, and the speed of everything else.
@@ -52,22 +62,23 @@ def benchmark(
     Takes about ten minutes on 2 cores. Uses a GPU if this machine has one.
 
     With --peers: train a CRF, spaCy and the presets on the dataset, and compare them on its test split.
+
+    With --serve: put load on a server, in one process and in 2 replicas, beside extraction in one process.
     """
-    from jobs.corpora.generated import prepare_corpus, write_corpus
-    from jobs.demo_corpus import generate
-    from model import storage
     from model.errors import RunFailedError, UserError
 
     if not peers and (systems or seeds or encoder or device != "cpu"):
         raise UserError("--systems, --seeds, --encoder and --device: only --peers uses them; add it, or leave them out")
-    if peers and (workers or texts):
-        raise UserError("--workers and --texts: --peers does not use them; leave them out")
-    with tempfile.TemporaryDirectory(prefix="tandem-corpus-") as folder:
-        location = data or prepare_corpus(write_corpus(Path(folder), generate(12_000)), Path(folder) / "dataset")
-        location = storage.absolute(location)
+    if (peers or serve) and (workers or texts):
+        raise UserError("--workers and --texts: --peers and --serve do not use them; leave them out")
+    if peers and serve:
+        raise UserError("--peers and --serve: each measures nothing else; leave one out")
+    with _dataset(data) as location:
         if peers:
             compared = _compare(location, systems, seeds or 1, repeats, encoder, device)
             text, result = _accuracy_table(compared), asdict(compared)
+        elif serve:
+            text, result = _measure_serving(serve, location, repeats)
         else:
             measured = _measure(location, workers or 2, repeats, texts or 200_000)
             text, result = _speed_table(measured), asdict(measured)
@@ -76,6 +87,27 @@ def benchmark(
         print_json(result)
     if result.get("failed"):
         raise RunFailedError("a part of the benchmark failed, as said above")
+
+
+@contextmanager
+def _dataset(data: str | None) -> Iterator[str]:
+    """Yield the location of a dataset, or of the built-in corpus while it is needed."""
+    from jobs.corpora.generated import prepare_corpus, write_corpus
+    from jobs.demo_corpus import generate
+    from model import storage
+
+    with tempfile.TemporaryDirectory(prefix="tandem-corpus-") as folder:
+        location = data or prepare_corpus(write_corpus(Path(folder), generate(12_000)), Path(folder) / "dataset")
+        yield storage.absolute(location)
+
+
+def _measure_serving(bundle: str, data: str, repeats: int) -> tuple[str, dict[str, object]]:
+    from jobs.benchmark.serving.measure import measure_serving, serving_table
+    from model.serving.settings import require_packages
+
+    require_packages("grpc_reflection")
+    measured = measure_serving(bundle, data, repeats, echo)
+    return serving_table(measured), asdict(measured)
 
 
 def _compare(

@@ -1,0 +1,1 @@
+"""The speed of the server, beside extraction in one process on the same cores."""
