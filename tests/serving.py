@@ -58,7 +58,7 @@ class Process:
 
     def wait_for(self, text: str) -> None:
         """Waits until the log has a text."""
-        until = time.monotonic() + 60
+        until = time.monotonic() + 180
         while text not in self.log:
             assert time.monotonic() < until and self.process.poll() is None, self.log
             time.sleep(0.02)
@@ -89,7 +89,7 @@ def running(bundle: str, folder: Path, *arguments: str, port: int = 0, **environ
 
 def wait_until_open(url: str) -> None:
     """Waits until a server answers at all."""
-    until = time.monotonic() + 60
+    until = time.monotonic() + 180
     while True:
         try:
             httpx.get(f"{url}/healthz", verify=False)

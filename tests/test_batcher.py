@@ -26,11 +26,15 @@ class Echo:
 
 
 def run(
-    act: Callable[[Batcher], Awaitable[Any]], tokens: int = 100, wait: float = 0.0, queue: int = 1000
+    act: Callable[[Batcher], Awaitable[Any]],
+    tokens: int = 100,
+    wait: float = 0.0,
+    queue: int = 1000,
+    longest: float = 1000.0,
 ) -> tuple[Any, list[BatchStats]]:
     """What a function returns that uses a batcher, and the batches that there were."""
     batches: list[BatchStats] = []
-    batcher = Batcher(tokens, wait, queue, batches.append)
+    batcher = Batcher(tokens, wait, queue, longest, batches.append)
 
     async def main() -> Any:
         try:
@@ -142,6 +146,23 @@ def test_a_full_queue_says_so_and_has_room_again_later():
 
     result, _ = run(act, queue=4)
     assert len(result) == 2
+
+
+def test_nothing_is_taken_while_the_oldest_has_waited_for_too_long():
+    echo: Any = Echo()
+
+    async def act(batcher: Batcher) -> Any:
+        first = await blocked(batcher, echo)
+        oldest = asyncio.create_task(batcher.extract(echo, ["a"]))
+        await asyncio.sleep(0.02)
+        with pytest.raises(QueueFullError):
+            await batcher.extract(echo, ["b"])
+        echo.may_go.set()
+        await asyncio.gather(first, oldest)
+        return await batcher.extract(echo, ["b"])
+
+    result, _ = run(act, longest=0.01)
+    assert len(result) == 1
 
 
 def test_a_request_is_answered_by_the_extractor_that_it_came_to():

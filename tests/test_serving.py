@@ -101,6 +101,7 @@ def test_bad_bodies_are_problems_that_say_where_and_never_what(small_bundle: str
         ({"text": "secret", "texts": ["secret"]}, 422, ("either",), None),
         ({"texts": ["a", 3, "secret"]}, 422, ("texts[1]", "string"), 1),
         ({"texts": "secret"}, 422, ("texts",), None),
+        ({"text": "secret", "texts": None}, 422, ("texts", "array"), None),
         ({"texts": ["a", "secret" * 10]}, 422, ("text 1", "60 characters", "50"), 1),
         ({"texts": ["a"] * 4}, 422, ("4 texts", "3"), None),
         ({"text": "a", "min_score": 2}, 422, ("min_score",), None),

@@ -29,6 +29,9 @@ MaxCharactersOption = Annotated[int | None, typer.Option(help="Most characters o
 MaxBodyOption = Annotated[int | None, typer.Option(metavar="BYTES", help="Largest body of a request (4194304).")]
 MaxRequestsOption = Annotated[int | None, typer.Option(help="Requests worked on at a time (256).")]
 MaxQueueOption = Annotated[int | None, typer.Option(metavar="TEXTS", help="Texts that may wait for a batch (4000).")]
+MaxWaitOption = Annotated[
+    float | None, typer.Option(metavar="SECONDS", help="Take no request while the oldest has waited longer (2).")
+]
 BatchTokensOption = Annotated[int | None, typer.Option(help="About the most tokens of a batch (4096).")]
 BatchWaitOption = Annotated[
     float | None, typer.Option(metavar="MS", help="How long an idle model waits for more texts (2).")

@@ -16,7 +16,7 @@ from model.errors import UserError
 from model.serving.contract import ModelBody, ProblemError, parse_request, to_body
 from model.serving.gate import Gate
 from model.serving.metrics import CONTENT_TYPE
-from model.serving.openapi import EXTRACT, MODEL, OPEN, RELOAD, complete_schema
+from model.serving.openapi import EXTRACT, METRICS, MODEL, OPEN, RELOAD, complete_schema
 from model.serving.page import read_page
 from model.serving.service import LoadedModel, Service
 
@@ -91,7 +91,7 @@ def _add_routes(app: FastAPI, service: Service, reload_all: Reload | None) -> No
             raise ProblemError(503, "the server is stopping or not ready")
         return JSONResponse({"status": "ready"})
 
-    @app.get("/metrics", responses={200: {"content": {"text/plain": {}}}}, response_class=PlainTextResponse)
+    @app.get("/metrics", **METRICS, response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Return the counters in the format of Prometheus."""
         return Response(service.metrics.render(), media_type=CONTENT_TYPE)

@@ -7,6 +7,7 @@ was submitted with, also when the server has a new one since.
 """
 
 import asyncio
+import math
 import threading
 import time
 from collections import deque
@@ -41,6 +42,7 @@ class _Job:
 
     def __init__(self, extractor: Extractor, texts: list[str], done: "asyncio.Future[list[list[Keyphrase]]]") -> None:
         self.extractor, self.texts, self.done = extractor, texts, done
+        self.came = time.monotonic()
         self.taken = 0  # texts that are in a batch or done
         self.found: list[list[Keyphrase]] = []
 
@@ -60,16 +62,24 @@ class Batcher:
     """
 
     def __init__(
-        self, batch_tokens: int, wait_s: float, max_queue: int, on_batch: Callable[[BatchStats], None] = lambda _: None
+        self,
+        batch_tokens: int,
+        wait_s: float,
+        max_queue: int,
+        max_wait_s: float = math.inf,
+        on_batch: Callable[[BatchStats], None] = lambda _: None,
     ) -> None:
         """
         Args:
             batch_tokens: about the most tokens of a batch; a single text may have more.
             wait_s: how long an idle thread waits for more texts before it begins a batch that is not full.
             max_queue: texts that may wait.
-            on_batch: called in the thread after each batch.
+            max_wait_s: while the oldest job has waited for longer, no other is taken: it would wait as long. A queue that
+                is longer than the deadline would answer nobody in time.
+            on_batch: called in the thread after each batch, before its requests are answered.
         """
-        self._batch_tokens, self._wait_s, self._max_queue, self._on_batch = batch_tokens, wait_s, max_queue, on_batch
+        self._batch_tokens, self._wait_s, self._on_batch = batch_tokens, wait_s, on_batch
+        self._max_queue, self._max_wait_s = max_queue, max_wait_s
         self._jobs: deque[_Job] = deque()
         self._changed = threading.Condition()
         self._waiting = self._waiting_tokens = 0
@@ -92,7 +102,7 @@ class Batcher:
         """Return the keyphrases of each text. If the caller is canceled, texts that are in no batch yet never will be.
 
         Raises:
-            QueueFullError: there is no room for the texts.
+            QueueFullError: there is no room for the texts, or those that wait have waited for too long.
         """
         if not texts:
             return []
@@ -102,7 +112,8 @@ class Batcher:
         job = _Job(extractor, texts, self._loop.create_future())
         tokens = sum(map(estimate_tokens, texts))
         with self._changed:
-            if self._waiting + len(texts) > self._max_queue:
+            waited = job.came - self._jobs[0].came if self._jobs else 0.0
+            if self._waiting + len(texts) > self._max_queue or waited > self._max_wait_s:
                 raise QueueFullError(self._waiting / self._rate if self._rate else 1.0)
             self._jobs.append(job)
             self._waiting += len(texts)
@@ -186,9 +197,9 @@ class Batcher:
         seconds = time.monotonic() - began
         rate = len(texts) / max(seconds, 1e-6)
         self._rate = _RATE_MEMORY * self._rate + (1 - _RATE_MEMORY) * rate if self._rate else rate
+        self._on_batch(BatchStats(len(texts), sum(map(estimate_tokens, texts)), len(parts), seconds))
         assert self._loop is not None
         self._loop.call_soon_threadsafe(_deliver, parts, results)
-        self._on_batch(BatchStats(len(texts), sum(map(estimate_tokens, texts)), len(parts), seconds))
 
 
 def _deliver(parts: list[_Part], results: list[list[list[Keyphrase]] | Exception]) -> None:

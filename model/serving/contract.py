@@ -53,16 +53,17 @@ class ExtractRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    texts: list[str] | None = None
-    text: str | None = None
+    texts: list[str] = []
+    text: str = ""
     min_score: Annotated[float, Field(ge=0, le=1)] = 0.0
     offsets: Unit = "characters"
 
     def all_texts(self) -> list[str]:
         """Return the texts. Raises ProblemError where there is not exactly one of `texts` and `text`."""
-        if (self.texts is None) == (self.text is None):
+        given = {"texts", "text"} & self.model_fields_set
+        if len(given) != 1:
             raise ProblemError(422, "give either texts, a list of strings, or text, a string")
-        return [self.text] if self.text is not None else self.texts or []
+        return self.texts if "texts" in given else [self.text]
 
 
 class KeyphraseBody(BaseModel):

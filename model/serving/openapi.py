@@ -36,6 +36,7 @@ def _responses(success: type | None, *statuses: int) -> dict[int | str, dict[str
 EXTRACT: dict[str, Any] = {"responses": _responses(ExtractResponse, 400, 401, 413, 415, 422, 429, 503, 504)}
 MODEL: dict[str, Any] = {"responses": _responses(ModelBody, 400, 401, 503)}
 RELOAD: dict[str, Any] = {"responses": _responses(ModelBody, 400, 401, 403, 409, 503)}
+METRICS: dict[str, Any] = {"responses": {200: {"content": {"text/plain": {}}}, **_responses(None, 400, 401)}}
 OPEN: dict[str, Any] = {"responses": _responses(None, 400, 503)}
 
 

@@ -23,6 +23,7 @@ from model.serving.service import Service
 from model.serving.settings import Listen, ServeSettings
 
 _KEEP_ALIVE_S = 75
+_GRACE_S = 1.0
 _BACKLOG = 1024
 
 
@@ -60,15 +61,21 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self._service = service
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._on_hangup)
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._service.draining = True
-        super().handle_exit(sig, frame)
+        """Refuse new requests, and stop a moment later: a client that sends one now gets an answer, no broken connection."""
+        again, self._service.draining = self._service.draining, True
+        if again or self._loop is None:
+            super().handle_exit(sig, frame)
+        else:
+            self._loop.call_soon_threadsafe(self._loop.call_later, _GRACE_S, super().handle_exit, sig, frame)
 
     def _on_hangup(self) -> None:
         task = asyncio.create_task(self._reload())

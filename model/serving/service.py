@@ -64,7 +64,11 @@ class Service:
         self.model: LoadedModel | None = None
         self.draining = False
         self._batcher = Batcher(
-            settings.batch_tokens, settings.batch_wait / 1000, settings.max_queue, self.metrics.on_batch
+            settings.batch_tokens,
+            settings.batch_wait / 1000,
+            settings.max_queue,
+            settings.max_wait,
+            self.metrics.on_batch,
         )
         self.metrics.queue.set_function(lambda: self._batcher.waiting)
         self._reloading = asyncio.Lock()

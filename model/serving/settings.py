@@ -31,6 +31,7 @@ class ServeSettings(BaseModel):
         max_characters: of a text.
         max_requests: requests that are worked on at a time; more are answered with 429.
         max_queue: texts that wait for a batch; a request that finds no room is answered with 429.
+        max_wait: while the oldest waiting request has waited for more seconds, others are answered with 429.
         batch_tokens: about the most tokens of a batch.
         batch_wait: how long an idle model waits for more texts, in milliseconds.
         deadline: the most seconds from a request's first byte to its result; then it is answered with 504.
@@ -49,6 +50,7 @@ class ServeSettings(BaseModel):
     max_characters: PositiveInt = 20_000
     max_requests: PositiveInt = 256
     max_queue: PositiveInt = 4000
+    max_wait: Seconds = 2.0
     batch_tokens: PositiveInt = 4096
     batch_wait: Annotated[float, Field(ge=0, le=1000)] = 2.0
     deadline: Seconds = 10.0
