@@ -71,7 +71,7 @@ def command() -> Callable[..., subprocess.CompletedProcess[str]]:
             input=content,
             capture_output=True,
             env=os.environ | {"WANDB_MODE": "offline"} | environment,
-            timeout=240,
+            timeout=500,
         )
         return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 

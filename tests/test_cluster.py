@@ -18,7 +18,6 @@ from nodes import Nodes
 from distributed.sweep.state import read_sweep
 from model.config import make_config
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 AT_LENGTH = bool(os.environ.get("TANDEM_CLUSTER"))
 at_length = pytest.mark.skipif(not AT_LENGTH, reason="takes minutes; make test-cluster runs it")
 TINY = [f"--set=tagger.{name}={size}" for name, size in SMALL.items()]

@@ -27,7 +27,6 @@ def wandb_offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(600)
 def test_a_sweep_stops_the_worse_keeps_the_best_and_leaves_nothing_in_ray(
     cluster, small_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

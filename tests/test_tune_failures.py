@@ -126,7 +126,6 @@ def test_ray_never_restarts_a_trials_worker_group_itself(small_dataset: str, mon
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(600)
 def test_two_worker_trials_share_a_group_and_survive_its_loss(cluster, small_dataset: str, tmp_path: Path):
     groups: set[int] = set()
     killed: list[str] = []
@@ -207,7 +206,6 @@ def wait_for_epochs(folder: Path, more: int) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(600)
 def test_a_sweep_whose_driver_is_killed_and_stopped_again_and_again_ends_the_same(
     cluster, small_dataset: str, tmp_path: Path
 ):
