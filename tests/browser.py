@@ -66,7 +66,7 @@ class Tab:
 
     async def wait_for(self, condition: str) -> None:
         """Waits until an expression in the page is true."""
-        for _ in range(300):
+        for _ in range(1200):
             if await self.evaluate(f"Boolean({condition})"):
                 return
             await asyncio.sleep(0.05)

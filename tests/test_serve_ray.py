@@ -74,16 +74,20 @@ def test_replicas_answer_reload_and_are_replaced_when_killed(cluster: Any, small
 
 
 def test_replicas_that_cannot_be_are_refused(small_bundle: str):
+    taken = socket.create_server(("127.0.0.1", 0))
+    port = taken.getsockname()[1]
     for arguments, parts in (
         (("--replicas", "two"), ("--replicas two", "1-4")),
         (("--replicas", "3-2"), ("--replicas 3-2",)),
         (("--replicas", "0"), ("--replicas 0",)),
         (("--replicas", "2", "--host", "0.0.0.0"), ("--token-file",)),
         (("--replicas", "2", "--port", "0"), ("--port 0",)),
+        (("--replicas", "2", "--port", str(port)), (f"--port {port}", "another --port")),
         (("--gpus-per-replica", "0.5"), ("--replicas",)),
     ):
         done = call("serve", small_bundle, *arguments)
         assert done.exit_code == 2 and all(part in done.stderr for part in parts), done.stderr
+    taken.close()
 
 
 def test_the_configuration_for_serve_deploy_is_one():

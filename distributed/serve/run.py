@@ -13,6 +13,7 @@ from distributed.cluster.resources import ClusterResources
 from distributed.serve.deployment import APPLICATION, Replicas, make_application, reload_replicas
 from model.errors import RunFailedError, UserError
 from model.inference.bundle import load_bundle
+from model.serving.server import bound_socket
 from model.serving.settings import Listen, ServeSettings
 from model.serving.tokens import Tokens
 
@@ -30,6 +31,7 @@ def serve_replicas(settings: ServeSettings, listen: Listen, replicas: Replicas, 
         Tokens(settings.token_file)
     if listen.port == 0:
         raise UserError("--port 0: Ray Serve needs a port of your choice")
+    bound_socket(listen).close()  # an address that is not to be had is told at once
     cluster = connect()
     if cluster_address():
         check_shared(settings.bundle, cluster, "the bundle")
@@ -55,6 +57,7 @@ def serve_replicas(settings: ServeSettings, listen: Listen, replicas: Replicas, 
 def _start(listen: Listen, settings: ServeSettings) -> None:
     """Start the proxies, which listen; nothing of a request is logged. Raises UserError where the cluster has some already."""
     from ray import serve
+    from ray.exceptions import RayError
     from ray.serve.config import HTTPOptions
 
     if serve.status().proxies:
@@ -69,7 +72,11 @@ def _start(listen: Listen, settings: ServeSettings) -> None:
         ssl_keyfile=listen.key,
         request_timeout_s=settings.deadline + 1,
     )
-    serve.start(http_options=options, logging_config={"enable_access_log": False})
+    try:
+        serve.start(http_options=options, logging_config={"enable_access_log": False})
+    except (RayError, TimeoutError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RunFailedError(f"the proxies of Ray Serve do not start: {reason}; try again, or another --port") from None
 
 
 def _require_room(replicas: Replicas, cluster: ClusterResources) -> None:

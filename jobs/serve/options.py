@@ -32,7 +32,7 @@ MaxQueueOption = Annotated[int | None, typer.Option(metavar="TEXTS", help="Texts
 MaxWaitOption = Annotated[
     float | None, typer.Option(metavar="SECONDS", help="Take no request while the oldest has waited longer (2).")
 ]
-BatchTokensOption = Annotated[int | None, typer.Option(help="About the most tokens of a batch (4096).")]
+BatchTokensOption = Annotated[int | None, typer.Option(help="About the most tokens of a batch (16384).")]
 BatchWaitOption = Annotated[
     float | None, typer.Option(metavar="MS", help="How long an idle model waits for more texts (2).")
 ]

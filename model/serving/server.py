@@ -37,7 +37,7 @@ def serve(settings: ServeSettings, listen: Listen, echo: Callable[[str], None]) 
     log_to_stderr()
     service = Service(settings)
     _leave_a_core()
-    with _bound_socket(listen) as bound:
+    with bound_socket(listen) as bound:
         service.load()
         server = _Server(_config(service, listen), service)
         url = listen.url(bound.getsockname()[1])
@@ -110,7 +110,7 @@ def _config(service: Service, listen: Listen) -> uvicorn.Config:
     return config
 
 
-def _bound_socket(listen: Listen) -> socket.socket:
+def bound_socket(listen: Listen) -> socket.socket:
     """Return a socket that has its address but does not listen yet. Raises UserError where the address is not to be had."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(listen.host, listen.port, type=socket.SOCK_STREAM)[0]

@@ -51,7 +51,7 @@ class ServeSettings(BaseModel):
     max_requests: PositiveInt = 256
     max_queue: PositiveInt = 4000
     max_wait: Seconds = 2.0
-    batch_tokens: PositiveInt = 4096
+    batch_tokens: PositiveInt = 16_384
     batch_wait: Annotated[float, Field(ge=0, le=1000)] = 2.0
     deadline: Seconds = 10.0
     access_log: bool = False
