@@ -22,6 +22,7 @@ from distributed.tune.trainable import TrialTrainable
 from distributed.tune.trial_run import TrialSettings
 
 _SECONDS_BEFORE_NOTE = 30.0
+_EPOCHS_FOR_FORECAST = 5
 
 
 class TunerRun:
@@ -131,10 +132,12 @@ class TunerRun:
             self.on_event(event)
 
     def _report_spending(self) -> None:
-        """Tell once, after the first rung, what the whole sweep will cost."""
+        """Tell once, after the first rung and some epochs, what the whole sweep will cost."""
         sweep, plan = self.recorder.sweep, self.plan
         budget, rung = plan.allowance, (plan.rungs or [1])[0]
-        if budget is None or self.forecast_told or all(len(trial.metrics) < rung for trial in sweep.all):
+        if budget is None or self.forecast_told or sweep.epochs_trained < _EPOCHS_FOR_FORECAST:
+            return
+        if all(len(trial.metrics) < rung for trial in sweep.all):
             return
         forecast = sweep.forecast()
         if forecast is not None:
