@@ -1,15 +1,17 @@
 """The plan and the journal of a sweep: what is refused, and what a kill leaves."""
 
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers import call, last_json, refused
 
 from distributed.cluster.resources import ClusterResources
 from distributed.sweep.budget import Budget
 from distributed.sweep.journal import Journal, read_events
-from distributed.sweep.plan import SweepConfig, make_plan, new_sweep, validate_plan
+from distributed.sweep.plan import SweepConfig, continuing, make_plan, new_sweep, validate_plan
 from distributed.sweep.samplers import SAMPLERS
 from distributed.sweep.state import SweepState, read_sweep, resumed_sweep
 from model import storage
@@ -202,9 +204,9 @@ def test_a_search_leaves_the_finalists_their_share(small_dataset: str):
         sweep.apply(event | ({"cpus": 1800.0} if event["event"] == "session" else {}))
     assert sweep.spent.cpu_seconds == 1800 * 2.0  # an hour, of four epochs
     assert sweep.kept_for_finalists(sweep.spent) == pytest.approx(6 / 4)
-    # Two trials to the rung at epoch 1, a third of them two epochs more, and six epochs of the finalist.
+    # Two trials to the rung at epoch 1, two epochs more of the first and of each second other, and six of the finalist.
     forecast = sweep.forecast()
-    assert forecast and forecast.cpu_seconds == pytest.approx(3600 / 4 * (2 * (1 + 2 / 3) + 6))
+    assert forecast and forecast.cpu_seconds == pytest.approx(3600 / 4 * (2 + 1.5 * 2 + 6))
     final = {"name": "t001-seed1", "values": {}, "epochs": 3, "series": None, "finalist_of": "t001"}
     sweep.apply({"event": "trial", "time": 101.0, **final})
     sweep.apply({"event": "epoch", "time": 101.0, "trial": "t001-seed1", "metrics": epoch(1, 0.3)})
@@ -257,3 +259,17 @@ def test_a_dry_run_of_a_sweep_that_has_begun_forecasts_its_cost(small_dataset: s
         # Four epochs took an hour.
         assert told["forecast"] == {"cpu_hours": epochs / 4, "gpu_hours": 0.0, "cost": epochs / 4 * 2.0}
     assert "forecast" not in last_json(call("tune", "--data", small_dataset, "--dry-run").stdout)
+
+
+@pytest.mark.parametrize("eta", [2.0, 3.0, 4.5])
+def test_as_many_trials_continue_as_asha_lets_on_average(eta: float):
+    draw, trials, rounds = random.Random(0), 12, 2000
+    found = 0
+    for _ in range(rounds):
+        before: list[float] = []
+        for _ in range(trials):
+            score = draw.random()
+            found += not before or score >= np.percentile(before, 100 * (1 - 1 / eta))  # as Ray's ASHA decides
+            before.append(score)
+    assert continuing(trials, eta) == pytest.approx(found / rounds, rel=0.03)
+    assert continuing(trials + 0.5, eta) == pytest.approx((continuing(trials, eta) + continuing(trials + 1, eta)) / 2)
