@@ -17,9 +17,6 @@ os.environ["WANDB_MODE"] = (
 )
 for name in ("RAY_ADDRESS", "TANDEM_STORAGE"):
     os.environ.pop(name, None)
-# Ray's workers give way to its own processes on a machine at work; here nothing but other tests is at work, for which they
-# would have to wait longer than a test may take.
-os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 
 settings.register_profile("thorough", max_examples=10_000, deadline=None)  # --hypothesis-profile=thorough
 
