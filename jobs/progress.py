@@ -173,15 +173,13 @@ class SweepProgress:
     def _left(self, sweep: "SweepState") -> str:
         """Return an estimate from the time and the epochs of the trials so far; finalists train in full."""
         ended = [trial for trial in sweep.searched if trial.state != "running"]
-        spent = sweep.epochs_spent + sum(len(trial.metrics) for trial in sweep.finalists)
+        spent = sweep.epochs_trained
         if not ended or not spent:
             return "-"
         each = sum(len(trial.metrics) for trial in ended) / len(ended)
         searching = (sweep.plan.trials - len(ended)) * each
-        again = sweep.plan.finalists * sweep.plan.seeds * sweep.plan.max_epochs
-        finals = again - sum(len(trial.metrics) for trial in sweep.finalists)
         running = sum(len(trial.metrics) for trial in sweep.searched if trial.state == "running")
-        return format_duration(sweep.seconds / spent * (max(searching - running, 0) + max(finals, 0)))
+        return format_duration(sweep.seconds / spent * (max(searching - running, 0) + sweep.epochs_left_of_finalists))
 
     def _draw(self) -> None:
         """Draw the running and the best trials, and below them the rungs and the spent epochs."""

@@ -30,9 +30,7 @@ def train(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="training.seed.")] = None,
     cell: Annotated[str | None, typer.Option(help="tagger.cell: rnn, gru or lstm.")] = None,
-    teacher: Annotated[
-        str | None, typer.Option(help="training.teacher: folder of texts that a teacher labeled, made by label.")
-    ] = None,
+    teacher: Annotated[str | None, typer.Option(help="training.teacher: texts that label has labeled.")] = None,
     workers: Annotated[
         str | None,
         typer.Option(

@@ -92,10 +92,7 @@ def tune(
     flags = _flags(data, lr, alpha, seed, name, device, storage, wandb_project)
     plan = _plan(preset, merge_sources(None, config, set or [], flags), fields, resume)
     if dry_run:
-        from distributed.sweep.plan import dry_run as describe
-        from distributed.sweep.state import forecast_of
-
-        print_json(describe(plan, forecast_of(plan)).as_dict())
+        _print_plan(plan)
     else:
         _print_result(run(plan), plan, json)
 
@@ -198,6 +195,13 @@ def run(plan: "SweepConfig") -> "TuneResult":
         import ray
 
         ray.shutdown()
+
+
+def _print_plan(plan: "SweepConfig") -> None:
+    from distributed.sweep.plan import dry_run
+    from distributed.sweep.state import forecast_of
+
+    print_json(dry_run(plan, forecast_of(plan)).as_dict())
 
 
 def _print_result(result: "TuneResult", plan: "SweepConfig", json: bool) -> None:

@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from jobs.__main__ import app
+from model.config import TrainingConfig
+from model.training.communicator import NoSync
 from model.training.metrics import KEYPHRASE, Column
 
 # Ray begins these with the first trainer or dataset and keeps them for all others.
@@ -41,8 +44,6 @@ def generated_dataset(folder: Path, count: int) -> str:
 
 def alone(config: Any, on_epoch: Callable[[Any], None] = lambda training: None, communicator: Any = None) -> Any:
     """The training of a configuration in this process, without Ray; a worker with one CPU ends with the same bits."""
-    import torch
-
     from distributed.train.shared_data import SharedData
     from model.distillation.teacher_split import teacher_labels
     from model.training.loop import Training
@@ -66,6 +67,21 @@ def best_weights(config: Any, communicator: Any = None) -> dict[str, Any]:
 
     alone(config, keep, communicator)
     return kept
+
+
+class Half:
+    """One of two workers whose exchange is left out: shows what each would compute from its own share."""
+
+    size = 2
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+    def sync_gradients(self, module: torch.nn.Module, config: TrainingConfig) -> NoSync:
+        return NoSync(module)
+
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
 
 
 # Its processes are forks, so that torch is imported once.

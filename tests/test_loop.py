@@ -4,7 +4,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 import torch
-from helpers import SMALL, refused, without_measurements
+from helpers import SMALL, Half, refused, without_measurements
 
 from model.config import TaggerConfig, TrainingConfig
 from model.data.batching import collate, epoch_batches
@@ -13,7 +13,6 @@ from model.data.labels import IGNORED
 from model.errors import DivergedError
 from model.network.logits import EmbeddingRows
 from model.network.tagger import new_tagger
-from model.training.communicator import NoSync
 from model.training.evaluation import evaluate
 from model.training.loop import Training
 from model.training.loss import dual_loss
@@ -115,21 +114,6 @@ def test_alpha_one_teaches_the_keyword_head_alone(splits: tuple[Split, Split, in
     list(training.epochs())
     assert torch.equal(training.tagger.keyphrase_head.weight, before)
     assert not torch.equal(training.tagger.keyword_head.weight, keyword)
-
-
-class Half:
-    """One of two workers whose exchange is left out: shows what each would compute from its own share."""
-
-    size = 2
-
-    def __init__(self, rank: int) -> None:
-        self.rank = rank
-
-    def sync_gradients(self, module: torch.nn.Module, config: TrainingConfig) -> NoSync:
-        return NoSync(module)
-
-    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor
 
 
 def test_the_sum_of_two_workers_gradients_is_that_of_one(splits: tuple[Split, Split, int]):

@@ -14,6 +14,7 @@ import pytest
 import ray
 import yaml
 from helpers import ROOT, call, title_of
+from nodes import free_port
 from serving import BEARER, TEXT, TOKEN, Load, found_of, running, token_file
 
 from model.inference.extractor import Extractor
@@ -21,12 +22,6 @@ from model.serving.settings import ServeSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SERVE = yaml.safe_load((ROOT / "docs" / "deploy" / "serve.yaml").read_text("utf-8"))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def replica_processes() -> list[psutil.Process]:

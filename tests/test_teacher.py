@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from encoders import tiny_encoder
-from helpers import SMALL, alone, call, last_json, refused, without_measurements
+from helpers import SMALL, Half, alone, call, last_json, refused, without_measurements
 from safetensors.torch import load_file
 
 from distributed.cluster.preflight import check_data
@@ -33,7 +33,6 @@ from model.network.decoding import tag_marginals
 from model.network.encoder_files import load_encoder
 from model.network.logits import Logits
 from model.network.tagger import new_tagger
-from model.training.communicator import NoSync
 from model.training.loop import Training
 from model.training.loss import dual_loss, soft_dual_loss, training_loss
 
@@ -248,21 +247,6 @@ def test_a_confidence_leaves_texts_out(small_dataset: str, labels: str):
         sizes.append(len(training.batches.rows))
         assert training.tokens == training.train.lengths[training.batches.rows].sum()
     assert sizes[0] == 901 and 700 < sizes[1] < 901 and 700 <= sizes[2] < sizes[1]
-
-
-class Half:
-    """One of two workers whose exchange is left out: shows what each would compute from its own share."""
-
-    size = 2
-
-    def __init__(self, rank: int) -> None:
-        self.rank = rank
-
-    def sync_gradients(self, module: torch.nn.Module, config: TrainingConfig) -> NoSync:
-        return NoSync(module)
-
-    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor
 
 
 @pytest.mark.parametrize("targets", ["soft", "hard"])

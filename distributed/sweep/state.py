@@ -140,13 +140,17 @@ class SweepState:
         """Epochs of all trials, finalists too."""
         return sum(len(trial.metrics) for trial in self.all)
 
+    @property
+    def epochs_left_of_finalists(self) -> int:
+        """Epochs of the planned finalists that are not trained yet."""
+        return max(self.plan.epochs_of_finalists - sum(len(trial.metrics) for trial in self.finalists), 0)
+
     def kept_for_finalists(self, spent: Spending) -> float:
         """Return what is left of training the finalists, at the cost of an epoch so far; in the unit of the budget."""
         budget, epochs = self.plan.allowance, self.epochs_trained
         if budget is None or not epochs:
             return 0.0
-        left = self.plan.epochs_of_finalists - sum(len(trial.metrics) for trial in self.finalists)
-        return budget.of(spent) / epochs * max(left, 0)
+        return budget.of(spent) / epochs * self.epochs_left_of_finalists
 
     def forecast(self) -> Spending | None:
         """Return what the whole plan will have cost, from the epochs so far; None before the first one."""

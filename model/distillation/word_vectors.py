@@ -12,6 +12,7 @@ import torch
 
 from model import storage
 from model.config import TaggerConfig
+from model.data.batching import length_sorted_batches
 from model.data.subword_batches import subword_batch
 from model.data.subwords import SubwordTokenizer
 from model.data.tokenizer import UNKNOWN
@@ -85,10 +86,8 @@ class WordEncoder:
     def _states(self, words: list[str]) -> npt.NDArray[np.float32]:
         """Return the states (words, outputs) of words, each read alone."""
         states = np.empty((len(words), self._encoder.outputs), np.float32)
-        by_length = sorted(range(len(words)), key=lambda i: len(words[i]))  # little padding
-        for begin in range(0, len(words), _BATCH):
-            chosen = by_length[begin : begin + _BATCH]
-            states[chosen] = self._read([words[i] for i in chosen])
+        for rows in length_sorted_batches(np.array([len(word) for word in words]), _BATCH):
+            states[rows] = self._read([words[i] for i in rows])
         return states
 
     def _read(self, words: list[str]) -> npt.NDArray[np.float32]:
