@@ -23,6 +23,8 @@ def test_wrk_sends_every_text_as_it_is(small_bundle: str, tmp_path: Path):
         assert load.failed == 0 and load.texts_per_s > 0 and 0 < load.p50_ms <= load.p99_ms
         load = put_load(f"{server.url}/none", TEXTS, 2, 2, 1, tmp_path)
         assert load.failed > 0 and load.texts_per_s == 0
+        paced = put_load(server.url, TEXTS, 1, 8, 2, tmp_path, requests_per_s=20)
+        assert paced.failed == 0 and 5 < paced.texts_per_s < 35
         few = put_load(server.url, TEXTS, 9, 1, 1, tmp_path)
         assert few.failed == 0 and few.texts_per_s > 0
 
@@ -34,8 +36,8 @@ def test_a_server_that_does_not_start_is_told_of(tmp_path: Path):
 
 def test_medians_over_rounds_with_ratios_of_the_same_round():
     loads = [(Load(100, 5, 9, 0), 200.0), (Load(400, 3, 8, 2), 500.0), (Load(50, 4, 7, 0), 500.0)]
-    row = measure._median(("one process", 8, 64), loads)
-    assert row == ServingRow("one process", 8, 64, 100, 0.5, 4, 8, 2)
+    row = measure._median(("one process", "half", 8, 64), loads)
+    assert row == ServingRow("one process", "half", 8, 64, 100, 0.5, 4, 8, 2)
     table = serving_table(ServingResult("b", 321.0, [row]))
     assert "one process" in table and "0.50" in table and "321 texts/s" in table
 

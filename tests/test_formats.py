@@ -103,8 +103,32 @@ def entity(text: str, phrases: list[str]) -> list[list[Any]]:
     return [[start, end, "KEY"] for start, end in spans(text, phrases)]
 
 
+def labeled_table() -> pa.Table:
+    """Words and the numbers of their tags, whose names the `datasets` library keeps in the schema."""
+    names = ["O", "B-KEY", "I-KEY"]
+    rows = [{"tokens": t.split(), "ner_tags": [names.index(tag) for tag in tags(t, p)]} for t, p in TEXTS]
+    features = {"ner_tags": {"feature": {"names": names, "_type": "ClassLabel"}, "_type": "Sequence"}}
+    return pa.Table.from_pylist(rows).replace_schema_metadata(
+        {"huggingface": json.dumps({"info": {"features": features}})}
+    )
+
+
+def table_file(write_table: Callable[[pa.Table, Any], None]) -> bytes:
+    file = io.BytesIO()
+    write_table(labeled_table(), file)
+    return file.getvalue()
+
+
+def write_arrow(table: pa.Table, file: Any, writer: Callable[..., Any]) -> None:
+    with writer(file, table.schema) as opened:
+        opened.write_table(table)
+
+
 TSV = "".join(f"{text}\t{'; '.join(phrases)}\n" for text, phrases in TEXTS)
 CONTENTS: dict[str, str | bytes] = {
+    "parquet": table_file(pq.write_table),
+    "arrow stream": table_file(lambda table, file: write_arrow(table, file, pa.ipc.new_stream)),
+    "arrow file": table_file(lambda table, file: write_arrow(table, file, pa.ipc.new_file)),
     "own spans": json_lines(lambda t, p: {"text": t, "spans": spans(t, p), "keyphrases": None}),
     "spans as floats": json_lines(lambda t, p: {"text": t, "spans": [[float(a), float(b)] for a, b in spans(t, p)]}),
     "keyphrases, null spans": json_lines(lambda t, p: {"text": t, "spans": None, "keyphrases": p}),
@@ -217,24 +241,25 @@ def test_the_same_keyphrases_are_read_from_every_kind_of_file(tmp_path: Path, na
     assert counts == ({"line without a tab, read as a text without keyphrases": 1} if "last tab" in name else {})
 
 
-def test_parquet_and_arrow_have_the_names_of_their_tags(tmp_path: Path):
-    names = ["O", "B-KEY", "I-KEY"]
-    rows = [{"tokens": t.split(), "ner_tags": [names.index(tag) for tag in tags(t, p)]} for t, p in TEXTS]
-    table = pa.Table.from_pylist(rows)
-    refused_table = tmp_path / "numbers.parquet"
-    pq.write_table(table, refused_table)
-    refused(lambda: read([refused_table]), f"{refused_table}:1: ", "their names are not in the file")
-    features = {"ner_tags": {"feature": {"names": names, "_type": "ClassLabel"}, "_type": "Sequence"}}
-    named = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
-    pq.write_table(named, tmp_path / "train-0.parquet")
-    with pa.ipc.new_stream(str(tmp_path / "stream.arrow"), named.schema) as stream:
-        stream.write_table(named)
-    with pa.ipc.new_file(str(tmp_path / "file.arrow"), named.schema) as file:
-        file.write_table(named)
-    for path in ("train-0.parquet", "stream.arrow", "file.arrow"):
-        assert read([tmp_path / path]) == (EXPECTED, {})
-    refused_table.unlink()
-    assert read([tmp_path])[0] == EXPECTED, "a directory stands for its tables"
+def test_tags_are_numbers_only_where_their_names_are_in_the_file(tmp_path: Path):
+    path = tmp_path / "numbers.parquet"
+    pq.write_table(labeled_table().replace_schema_metadata(), path)
+    refused(lambda: read([path]), f"{path}:1: ", "their names are not in the file")
+    pq.write_table(labeled_table().replace_schema_metadata({"huggingface": "[]"}), path)
+    refused(lambda: read([path]), f"{path}: ", "damaged")
+
+
+def test_a_directory_stands_for_its_tables(tmp_path: Path):
+    write(tmp_path, "train-0.parquet", CONTENTS["parquet"])
+    assert read([tmp_path])[0] == EXPECTED
+
+
+def test_damaged_offsets_and_texts_of_arrow_files_are_refused(tmp_path: Path):
+    content = CONTENTS["arrow file"]
+    for old, new in ((b"ferry", b"fer\xffy"), (b"\x03\0\0\0\x08\0\0\0", b"\x03\0\0\0\xff\xff\xff\xff")):
+        assert old in content
+        path = write(tmp_path, "damaged.arrow", content.replace(old, new))
+        refused(lambda path=path: read([path]), f"{path}: ", "damaged")
 
 
 @pytest.mark.parametrize("kind", ["brat", "inspec", "key"])

@@ -110,11 +110,12 @@ def binary_rows(file: FileRange) -> Iterator[tuple[str, dict[str, Any]]]:
     number = 0
     try:
         for batch in _batches(file):
+            batch.validate(full=True)  # pyarrow reads damaged offsets unchecked
             names = _class_names(batch.schema)
             for row in batch.to_pylist():
                 number += 1
                 yield f"{file.path}:{number}", {name: _labeled(value, names.get(name)) for name, value in row.items()}
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file.path}: cannot be read: {error}; is it damaged or incomplete?") from None
 
 
@@ -133,14 +134,21 @@ def _batches(file: FileRange) -> Iterator[pa.RecordBatch]:
 
 
 def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
-    """Return the names of class labels that the `datasets` library keeps in the schema, by column."""
+    """Return the names of class labels that the `datasets` library keeps in the schema, by column.
+
+    Raises:
+        pa.ArrowInvalid: what it kept is damaged.
+    """
     content = (schema.metadata or {}).get(b"huggingface")
-    features = json.loads(content)["info"]["features"] if content else {}
     names = {}
-    for column, feature in features.items():
-        inner = feature.get("feature", feature) if isinstance(feature, dict) else feature[0]
-        if isinstance(inner, dict) and inner.get("names"):
-            names[column] = inner["names"]
+    try:
+        features = json.loads(content)["info"]["features"] if content else {}
+        for column, feature in features.items():
+            inner = feature.get("feature", feature) if isinstance(feature, dict) else feature[0]
+            if isinstance(inner, dict) and inner.get("names"):
+                names[column] = list(map(str, inner["names"]))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise pa.ArrowInvalid(f"its metadata of the datasets library is damaged ({type(error).__name__})") from None
     return names
 
 

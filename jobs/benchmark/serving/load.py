@@ -1,4 +1,4 @@
-"""Load on a server: wrk, which sends the next request on each connection as soon as the last one is answered."""
+"""Load on a server: wrk, which sends the next request on each connection when the last one is answered, at once or later."""
 
 import json
 import os
@@ -24,7 +24,10 @@ _BODIES = 200  # different requests, sent in turn
 _SCRIPT = """
 wrk.method = "POST"
 wrk.headers["Content-Type"] = "application/json"
-local bodies, number = {%s}, 0
+local bodies, longest_pause_ms, number = {%s}, %d, 0
+if longest_pause_ms > 0 then
+  function delay() return math.random(0, longest_pause_ms) end
+end
 function request()
   number = number %% #bodies + 1
   return wrk.format(nil, nil, nil, bodies[number])
@@ -59,8 +62,14 @@ def require_wrk() -> None:
         raise UserError("--serve: needs the load generator wrk; install it with `apt-get install wrk`")
 
 
-def put_load(url: str, texts: Sequence[str], size: int, connections: int, seconds: int, folder: Path) -> Load:
+def put_load(
+    url: str, texts: Sequence[str], size: int, connections: int, seconds: int, folder: Path, requests_per_s: float = 0
+) -> Load:
     """Send requests of `size` texts on some connections for some seconds, and return what was answered.
+
+    Args:
+        requests_per_s: about how many all connections send together, with random pauses between the requests of each, so that
+            some come together as those of independent clients do; 0 is as many as are answered.
 
     Raises:
         RunFailedError: wrk failed.
@@ -70,7 +79,8 @@ def put_load(url: str, texts: Sequence[str], size: int, connections: int, second
     # A string of JSON in ASCII, quoted as JSON again, is a string of Lua too: it has no escapes but \" and \\.
     bodies = ",".join(json.dumps(json.dumps({"texts": list(chunk)})) for chunk in full)
     script = folder / "load.lua"
-    script.write_text(_SCRIPT % bodies)
+    longest_pause_ms = round(2000 * connections / requests_per_s) if requests_per_s else 0
+    script.write_text(_SCRIPT % (bodies, longest_pause_ms))
     command = [
         "wrk",
         "-t1",

@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,9 +34,18 @@ print(len(texts) / (time.perf_counter() - began))
 
 @dataclass(frozen=True)
 class ServingRow:
-    """A load; medians over the rounds. `ratio` is texts_per_s relative to extraction in process, in the same round."""
+    """A load; medians over the rounds.
+
+    Attributes:
+        layout: one process or replicas.
+        load: "highest", each connection sends as fast as it is answered, or "half" of the highest of this size.
+        texts: of a request.
+        ratio: texts_per_s relative to extraction in process, in the same round.
+        failed: requests of all rounds.
+    """
 
     layout: str
+    load: str
     texts: int
     connections: int
     texts_per_s: float
@@ -67,26 +76,30 @@ def measure_serving(bundle: str, data: str, repeats: int, log: Callable[[str], N
     texts = [labeled.text for labeled in Dataset(data).texts("test")]
     texts = (texts * (_TEXTS // max(len(texts), 1) + 1))[:_TEXTS]
     in_process: list[float] = []
-    measured: dict[tuple[str, int, int], list[tuple[Load, float]]] = {}
+    measured: dict[tuple[str, str, int, int], list[tuple[Load, float]]] = {}
     with tempfile.TemporaryDirectory(prefix="tandem-serve-") as folder:
         for number in range(1, repeats + 1):
             for layout, flags in LAYOUTS.items():
                 log(f"round {number} of {repeats}  {layout}")
                 in_process.append(_extract_in_process(bundle, texts, Path(folder)))
                 with running_server(bundle, *flags) as url:
-                    for size, connections, load in _loads(url, texts, Path(folder)):
-                        measured.setdefault((layout, size, connections), []).append((load, in_process[-1]))
+                    for name, size, connections, load in _loads(url, texts, Path(folder)):
+                        measured.setdefault((layout, name, size, connections), []).append((load, in_process[-1]))
     rows = [_median(key, pairs) for key, pairs in measured.items()]
     return ServingResult(bundle, statistics.median(in_process), rows)
 
 
-def _loads(url: str, texts: Sequence[str], folder: Path) -> list[tuple[int, int, Load]]:
+def _loads(url: str, texts: Sequence[str], folder: Path) -> Iterator[tuple[str, int, int, Load]]:
+    """Yield the name, the texts of a request, the connections and the result of each load."""
     put_load(url, texts, 32, 8, _WARM_UP_S, folder)
-    return [
-        (size, connections, put_load(url, texts, size, connections, _LOAD_S, folder))
-        for size in SIZES
-        for connections in CONNECTIONS
-    ]
+    for size in SIZES:
+        highest = 0.0
+        for connections in CONNECTIONS:
+            load = put_load(url, texts, size, connections, _LOAD_S, folder)
+            highest = max(highest, load.texts_per_s / size)
+            yield "highest", size, connections, load
+        if highest:
+            yield "half", size, connections, put_load(url, texts, size, connections, _LOAD_S, folder, highest / 2)
 
 
 def _extract_in_process(bundle: str, texts: Sequence[str], folder: Path) -> float:
@@ -100,7 +113,7 @@ def _extract_in_process(bundle: str, texts: Sequence[str], folder: Path) -> floa
     return float(done.stdout)
 
 
-def _median(key: tuple[str, int, int], pairs: list[tuple[Load, float]]) -> ServingRow:
+def _median(key: tuple[str, str, int, int], pairs: list[tuple[Load, float]]) -> ServingRow:
     rate, ratio, p50, p99 = (
         statistics.median(values)
         for values in zip(
@@ -113,12 +126,11 @@ def _median(key: tuple[str, int, int], pairs: list[tuple[Load, float]]) -> Servi
 
 def serving_table(result: ServingResult) -> str:
     """Return a line for each load."""
-    lines = [
-        f"{'':<14}{'texts':>6}{'connections':>13}{'texts/s':>10}{'in process':>12}{'p50 ms':>9}{'p99 ms':>9}{'failed':>8}"
-    ]
+    names = f"{'':<14}{'load':<9}{'texts':>6}{'connections':>13}{'texts/s':>10}{'in process':>12}"
+    lines = [f"{names}{'p50 ms':>9}{'p99 ms':>9}{'failed':>8}"]
     for row in result.rows:
         lines.append(
-            f"{row.layout:<14}{row.texts:>6}{row.connections:>13}{row.texts_per_s:>10,.0f}{row.ratio:>12.2f}"
+            f"{row.layout:<14}{row.load:<9}{row.texts:>6}{row.connections:>13}{row.texts_per_s:>10,.0f}{row.ratio:>12.2f}"
             f"{row.p50_ms:>9,.1f}{row.p99_ms:>9,.1f}{row.failed:>8}"
         )
     return "\n".join([*lines, f"in process: {result.in_process_texts_per_s:,.0f} texts/s"])
