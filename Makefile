@@ -16,7 +16,7 @@ CUDA_TORCH ?= torch==2.13.0
 CUDA_BIN := .venv-cuda/bin
 CUDA_READY := .venv-cuda/.ready
 
-.PHONY: help lock demo test benchmark peers encoder test-cluster chaos leaks budgets scale gpu gpu-dry up down lint format clean
+.PHONY: help lock demo test benchmark peers encoder test-cluster chaos leaks budgets serve-load scale gpu gpu-dry up down lint format clean
 
 help:
 	@echo "make demo          run everything on the built-in corpus: prepare, train with 2 workers, evaluate, extract"
@@ -30,6 +30,7 @@ help:
 	@echo "make chaos         kill workers, nodes and drivers of N=20 training runs on such a cluster"
 	@echo "make leaks         check that sweeps of hundreds of trials leave nothing behind in Ray (6 minutes)"
 	@echo "make budgets       run N=10 sweeps with budgets, and compare what they spend with the budget and the forecast"
+	@echo "make serve-load    put load on a server for MINUTES=30, and flood it; BUNDLE=bundle, DATA=dataset; needs wrk"
 	@echo "make scale         measure memory and speed of prepare on 250,000 and 1,000,000 texts (5 minutes)"
 	@echo "make gpu           check and measure everything on this machine's GPU (10 minutes); without one: make gpu-dry"
 	@echo "make gpu-dry       check devices and count host syncs with torch's CUDA build, without a GPU (2 minutes, 6 GB)"
@@ -87,6 +88,9 @@ leaks: $(READY)
 
 budgets: $(READY)
 	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/budgets.py --seeds $(or $(N),10)
+
+serve-load: $(READY)
+	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/serve_load.py --bundle $(BUNDLE) --data $(DATA) --minutes $(or $(MINUTES),30)
 
 scale: $(READY)
 	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/scale.py --texts 250000 1000000

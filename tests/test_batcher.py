@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -163,6 +164,27 @@ def test_nothing_is_taken_while_the_oldest_has_waited_for_too_long():
 
     result, _ = run(act, longest=0.01)
     assert len(result) == 1
+
+
+def test_nothing_is_taken_while_the_queue_will_take_too_long():
+    """A flood cannot fill the queue until the first of it has waited for long."""
+    slow: Any = Echo()
+    pipe, slow.pipe = slow.pipe, lambda texts, size: (time.sleep(0.05), pipe(texts, size))[1]
+    slow.may_go.set()
+    text = "x" * 2047  # 512 tokens
+
+    async def act(batcher: Batcher) -> Any:
+        await batcher.extract(slow, [text])  # 50 ms a batch, so far
+        slow.may_go.clear()
+        first = await blocked(batcher, slow)
+        tasks = [asyncio.create_task(batcher.extract(slow, [text])) for _ in range(30)]
+        await asyncio.sleep(0)
+        slow.may_go.set()
+        return await asyncio.gather(first, *tasks, return_exceptions=True)
+
+    results, _ = run(act, tokens=512, longest=0.5)
+    refused = [isinstance(result, QueueFullError) for result in results]
+    assert 2 <= refused.index(True) <= 12 and all(refused[refused.index(True) :])
 
 
 def test_a_request_is_answered_by_the_extractor_that_it_came_to():

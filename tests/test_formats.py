@@ -249,6 +249,11 @@ def test_tags_are_numbers_only_where_their_names_are_in_the_file(tmp_path: Path)
     refused(lambda: read([path]), f"{path}: ", "damaged")
 
 
+def test_a_carriage_return_inside_a_row_is_refused_by_its_place(tmp_path: Path):
+    path = write(tmp_path, "a.csv", "river ferry,ferry\nthe\rsalt road,salt road\n")
+    refused(lambda: read([path]), f"{path}")
+
+
 def test_a_directory_stands_for_its_tables(tmp_path: Path):
     write(tmp_path, "train-0.parquet", CONTENTS["parquet"])
     assert read([tmp_path])[0] == EXPECTED

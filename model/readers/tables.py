@@ -48,9 +48,16 @@ def find_dialect(lines: list[str], suffix: str) -> Dialect | None:
             return Dialect(delimiter, names, bool(labels))
     if suffix == ".csv":
         for delimiter in (",", ";"):
-            if all(len(row) == 2 for row in csv.reader(lines, delimiter=delimiter)):
+            if _is_of_two_cells(lines, delimiter):
                 return Dialect(delimiter, None)
     return Dialect("\t", None) if _has_quoted_cells(lines) else None
+
+
+def _is_of_two_cells(lines: list[str], delimiter: str) -> bool:
+    try:
+        return all(len(row) == 2 for row in csv.reader(lines, delimiter=delimiter))
+    except csv.Error:  # a carriage return inside a line
+        return False
 
 
 def _has_quoted_cells(lines: list[str]) -> bool:

@@ -17,7 +17,8 @@ from typing import NamedTuple
 from model.inference.extractor import Extractor, Keyphrase
 
 _BYTES_PER_TOKEN = 4
-_RATE_MEMORY = 0.8  # of the texts per second, the share that older batches have
+_RATE_MEMORY = 0.8  # of the tokens per second, the share that older batches have
+_RATE_TOKENS = 256  # of the smallest batch that says how fast a queue is worked off: single texts take longer a token
 
 
 class QueueFullError(Exception):
@@ -74,8 +75,8 @@ class Batcher:
             batch_tokens: about the most tokens of a batch; a single text may have more.
             wait_s: how long an idle thread waits for more texts before it begins a batch that is not full.
             max_queue: texts that may wait.
-            max_wait_s: while the oldest job has waited for longer, no other is taken: it would wait as long. A queue that
-                is longer than the deadline would answer nobody in time.
+            max_wait_s: while the queue will take longer, or the oldest job has waited for longer, no other is taken. Under
+                overload, those that are taken still get a quick answer.
             on_batch: called in the thread after each batch, before its requests are answered.
         """
         self._batch_tokens, self._wait_s, self._on_batch = batch_tokens, wait_s, on_batch
@@ -83,7 +84,7 @@ class Batcher:
         self._jobs: deque[_Job] = deque()
         self._changed = threading.Condition()
         self._waiting = self._waiting_tokens = 0
-        self._rate = 0.0
+        self._rate = 0.0  # tokens per second
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="extraction", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -113,8 +114,9 @@ class Batcher:
         tokens = sum(map(estimate_tokens, texts))
         with self._changed:
             waited = job.came - self._jobs[0].came if self._jobs else 0.0
-            if self._waiting + len(texts) > self._max_queue or waited > self._max_wait_s:
-                raise QueueFullError(self._waiting / self._rate if self._rate else 1.0)
+            wait = self._waiting_tokens / self._rate if self._rate else 0.0
+            if self._waiting + len(texts) > self._max_queue or max(waited, wait) > self._max_wait_s:
+                raise QueueFullError(wait)
             self._jobs.append(job)
             self._waiting += len(texts)
             self._waiting_tokens += tokens
@@ -194,10 +196,11 @@ class Batcher:
                     self._run([part])
                 return
             results.append(error)
-        seconds = time.monotonic() - began
-        rate = len(texts) / max(seconds, 1e-6)
-        self._rate = _RATE_MEMORY * self._rate + (1 - _RATE_MEMORY) * rate if self._rate else rate
-        self._on_batch(BatchStats(len(texts), sum(map(estimate_tokens, texts)), len(parts), seconds))
+        seconds, tokens = time.monotonic() - began, sum(map(estimate_tokens, texts))
+        if tokens >= _RATE_TOKENS:
+            rate = tokens / max(seconds, 1e-6)
+            self._rate = _RATE_MEMORY * self._rate + (1 - _RATE_MEMORY) * rate if self._rate else rate
+        self._on_batch(BatchStats(len(texts), tokens, len(parts), seconds))
         assert self._loop is not None
         self._loop.call_soon_threadsafe(_deliver, parts, results)
 
