@@ -210,6 +210,17 @@ def test_a_full_queue_too_many_requests_and_a_passed_deadline(small_bundle: str,
     problem(answer, 504, "0.02 s")
 
 
+def test_refused_requests_take_no_room_while_they_wait_for_their_answer(small_bundle: str):
+    async def act(client: httpx.AsyncClient, service: Service) -> list[int]:
+        first = asyncio.create_task(client.post("/v1/extract", json={"text": TEXT}))
+        await asyncio.sleep(0.02)
+        refused = [asyncio.create_task(client.post("/v1/extract", json={"text": TEXT})) for _ in range(3)]
+        answers = [await first, await client.post("/v1/extract", json={"text": TEXT}), *await asyncio.gather(*refused)]
+        return [answer.status_code for answer in answers]
+
+    assert ask(make_settings(bundle=small_bundle, max_requests=1, batch_wait=50), act) == [200, 200, 429, 429, 429]
+
+
 def test_what_is_counted(small_bundle: str, texts: list[str]):
     async def act(client: httpx.AsyncClient, service: Service) -> str:
         await client.post("/v1/extract", json={"texts": texts[:5]})

@@ -18,6 +18,9 @@ from model.inference.extractor import Extractor, Keyphrase
 
 _BYTES_PER_TOKEN = 4
 _RATE_MEMORY = 0.8  # of the tokens per second, the share that older batches have
+# Of the time that the last batch took. Requests of 64 connections then share batches instead of taking turns by halves, of
+# which small batches are slower: 400 instead of 290 texts/s of single texts on 2 cores.
+_WAIT_SHARE = 0.1
 _RATE_TOKENS = 256  # of the smallest batch that says how fast a queue is worked off: single texts take longer a token
 
 
@@ -73,7 +76,8 @@ class Batcher:
         """
         Args:
             batch_tokens: about the most tokens of a batch; a single text may have more.
-            wait_s: how long an idle thread waits for more texts before it begins a batch that is not full.
+            wait_s: how long the thread waits for more texts, at most, before it begins a batch that is not full. It waits
+                for a tenth of the time that its last batch took: clients that were answered then send their next requests.
             max_queue: texts that may wait.
             max_wait_s: while the queue will take longer, or the oldest job has waited for longer, no other is taken. Under
                 overload, those that are taken still get a quick answer.
@@ -85,6 +89,7 @@ class Batcher:
         self._changed = threading.Condition()
         self._waiting = self._waiting_tokens = 0
         self._rate = 0.0  # tokens per second
+        self._batch_s = math.inf  # of the last batch
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="extraction", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -143,7 +148,7 @@ class Batcher:
         with self._changed:
             while not self._jobs and not self._closed:
                 self._changed.wait()
-            until = time.monotonic() + self._wait_s
+            until = time.monotonic() + min(self._wait_s, _WAIT_SHARE * self._batch_s)
             while self._waiting_tokens < self._batch_tokens and not self._closed:
                 if (left := until - time.monotonic()) <= 0:
                     break
@@ -196,7 +201,8 @@ class Batcher:
                     self._run([part])
                 return
             results.append(error)
-        seconds, tokens = time.monotonic() - began, sum(map(estimate_tokens, texts))
+        self._batch_s = seconds = time.monotonic() - began
+        tokens = sum(map(estimate_tokens, texts))
         if tokens >= _RATE_TOKENS:
             rate = tokens / max(seconds, 1e-6)
             self._rate = _RATE_MEMORY * self._rate + (1 - _RATE_MEMORY) * rate if self._rate else rate

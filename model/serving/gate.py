@@ -3,6 +3,7 @@
 It is the innermost place that sees all requests, so it also counts them and turns an unforeseen error into status 500.
 """
 
+import asyncio
 import logging
 import time
 import traceback
@@ -14,6 +15,8 @@ from model.serving.service import Service
 from model.serving.settings import OPEN_PATHS, is_loopback
 
 ROUTES = (*OPEN_PATHS, "/v1/extract", "/v1/model", "/v1/reload", "/metrics", "/openapi.json")
+# A client that asks again at once would otherwise keep the event loop, and so the interpreter's lock, from extraction.
+_REFUSAL_S = 0.1
 _log = logging.getLogger("tandem.serve")
 _SAFETY = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
 
@@ -23,7 +26,7 @@ class Gate:
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app, self._service = app, service
-        self._in_flight = 0
+        self._in_flight = self._extracting = 0
         service.metrics.in_flight.set_function(lambda: self._in_flight)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -36,6 +39,8 @@ class Gate:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if status == 429:
+                    await asyncio.sleep(_REFUSAL_S)
                 message["headers"] = [*message["headers"], *_SAFETY]
                 if self._service.draining:
                     message["headers"].append((b"connection", b"close"))
@@ -66,9 +71,20 @@ class Gate:
         if tokens is not None and path not in OPEN_PATHS and not tokens.accept(headers.get(b"authorization", b"")):
             detail = "a token is needed: send the header Authorization: Bearer TOKEN"
             raise ProblemError(401, detail, headers={"WWW-Authenticate": "Bearer"})
-        if path == "/v1/extract" and self._in_flight > self._service.settings.max_requests:
+        if path == "/v1/extract":
+            await self._extract(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    async def _extract(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let some requests through at a time."""
+        if self._extracting >= self._service.settings.max_requests:
             raise ProblemError(429, "too many requests at a time; try again in 1 s", headers={"Retry-After": "1"})
-        await self._app(scope, receive, send)
+        self._extracting += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._extracting -= 1
 
     def _count(self, scope: Scope, status: int, seconds: float) -> None:
         route = scope["path"] if scope["path"] in ROUTES else "other"  # a path may hold anything

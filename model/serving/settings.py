@@ -31,9 +31,9 @@ class ServeSettings(BaseModel):
         max_characters: of a text.
         max_requests: requests that are worked on at a time; more are answered with 429.
         max_queue: texts that wait for a batch; a request that finds no room is answered with 429.
-        max_wait: while the oldest waiting request has waited for more seconds, others are answered with 429.
+        max_wait: while those that wait will take more seconds, others are answered with 429.
         batch_tokens: about the most tokens of a batch.
-        batch_wait: how long an idle model waits for more texts, in milliseconds.
+        batch_wait: how long the model waits for more texts at most, in milliseconds.
         deadline: the most seconds from a request's first byte to its result; then it is answered with 504.
         access_log: whether to log a line for each request, without texts and query strings.
     """
@@ -48,11 +48,11 @@ class ServeSettings(BaseModel):
     max_body: PositiveInt = 4 * 2**20
     max_texts: PositiveInt = 1000
     max_characters: PositiveInt = 20_000
-    max_requests: PositiveInt = 256
+    max_requests: PositiveInt = 128
     max_queue: PositiveInt = 4000
     max_wait: Seconds = 2.0
     batch_tokens: PositiveInt = 16_384
-    batch_wait: Annotated[float, Field(ge=0, le=1000)] = 2.0
+    batch_wait: Annotated[float, Field(ge=0, le=1000)] = 10.0
     deadline: Seconds = 10.0
     access_log: bool = False
 

@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ from jobs.benchmark.serving.load import put_load, running_server
 from model.data.dataset import Dataset
 
 SIZES, CONNECTIONS, SLICE_S = (1, 8, 32), 64, 30
-FLOOD_CONNECTIONS, FLOOD_S, AFTER_S = 400, 15, 15
+FLOOD_CONNECTIONS, FLOOD_S, AFTER_S, PROBES_PER_S = 1000, 20, 15, 50
 
 
 class Answer(NamedTuple):
@@ -34,24 +35,27 @@ class Answer(NamedTuple):
     seconds: float
 
 
-async def send_at_a_rate(port: int, bodies: list[bytes], rate: float, connections: int, seconds: float) -> list[Answer]:
+async def send_at_a_rate(port: int, bodies: list[bytes], rate: float, seconds: float) -> list[Answer]:
     """Sends requests at random moments whether or not others are answered, as many independent clients do."""
     answers: list[Answer] = []
-    began = time.monotonic()
+    idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+    draw, began = random.Random(0), time.monotonic()
 
-    async def client(number: int) -> None:
-        draw = random.Random(number)
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        while (pause := draw.expovariate(rate / connections)) + time.monotonic() - began < seconds:
-            await asyncio.sleep(pause)
-            body, sent = draw.choice(bodies), time.monotonic()
-            status = await _ask(reader, writer, body)
-            answers.append(Answer(sent - began, status, time.monotonic() - sent))
-            if not status:
-                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    async def client(body: bytes) -> None:
+        sent = time.monotonic()
+        connection = idle.pop() if idle else await asyncio.open_connection("127.0.0.1", port)
+        status = await _ask(*connection, body)
+        answers.append(Answer(sent - began, status, time.monotonic() - sent))
+        if status:
+            idle.append(connection)
+
+    next_s = 0.0
+    async with asyncio.TaskGroup() as clients:
+        while (next_s := next_s + draw.expovariate(rate)) < seconds:
+            await asyncio.sleep(max(0.0, began + next_s - time.monotonic()))
+            clients.create_task(client(draw.choice(bodies)))
+    for _, writer in idle:
         writer.close()
-
-    await asyncio.gather(*map(client, range(connections)))
     return answers
 
 
@@ -96,17 +100,22 @@ def endure(url: str, server: psutil.Process, texts: list[str], minutes: float, f
 
 
 def flood(url: str, texts: list[str], folder: Path, rounds: int) -> None:
-    """Floods a server with single texts, and prints how it stood that."""
+    """Floods a server with single texts, and prints how it stood that. Some more requests tell how long accepted ones take."""
     port, bodies = int(url.rpartition(":")[2]), [json.dumps({"text": text}).encode() for text in texts[:500]]
     for _ in range(rounds):
         normal = put_load(url, texts, 1, CONNECTIONS, 10, folder)
-        during = asyncio.run(send_at_a_rate(port, bodies, 3 * normal.texts_per_s, FLOOD_CONNECTIONS, FLOOD_S))
-        after = asyncio.run(send_at_a_rate(port, bodies, normal.texts_per_s / 2, CONNECTIONS, AFTER_S))
+        with ThreadPoolExecutor(1) as pool:
+            flooding = pool.submit(put_load, url, texts, 1, FLOOD_CONNECTIONS, FLOOD_S, folder, 3 * normal.texts_per_s)
+            time.sleep(1)  # until all connections are there
+            during = asyncio.run(send_at_a_rate(port, bodies, PROBES_PER_S, FLOOD_S - 2))
+            offered = flooding.result()
+        after = asyncio.run(send_at_a_rate(port, bodies, normal.texts_per_s / 2, AFTER_S))
         statuses = dict(Counter(answer.status for answer in during))
         slow = [answer.sent_s for answer in after if answer.status != 200 or answer.seconds > 2 * normal.p99_ms / 1000]
         print(
             f"normal: {normal.texts_per_s:.0f} requests/s, p99 {normal.p99_ms:.0f} ms; "
-            f"flood: {len(during) / FLOOD_S:.0f} requests/s, statuses {statuses}, p99 of the accepted {p99_ms(during):.0f} ms "
+            f"flood: {offered.texts_per_s + offered.failed / FLOOD_S:.0f} requests/s, {offered.texts_per_s:.0f} accepted; "
+            f"statuses of the sample {statuses}, p99 of the accepted {p99_ms(during):.0f} ms "
             f"({p99_ms(during) / normal.p99_ms:.2f} times); "
             f"after it: p99 {p99_ms(after):.0f} ms, the last slow or refused request at {max(slow, default=0):.2f} s",
             flush=True,
