@@ -1,6 +1,7 @@
 """A server for tests: in this process, or as a user starts it."""
 
 import asyncio
+import functools
 import json
 import os
 import re
@@ -21,6 +22,14 @@ BEARER = {"Authorization": f"Bearer {TOKEN}"}
 TEXT = "Sirens outside. Evacuated from Zorvalia, then 😀 a late goal by Brenwick Herons"
 
 
+@functools.cache
+def shared_model(bundle: str, device: str) -> Any:
+    """A loaded bundle, whose process tests share: each takes seconds to start."""
+    from model.serving.extraction import LoadedModel
+
+    return LoadedModel(bundle, device)
+
+
 def ask(
     settings: Any, act: Callable[[httpx.AsyncClient, Any], Awaitable[Any]], service: Any = None, host: str = "127.0.0.1"
 ) -> Any:
@@ -30,6 +39,7 @@ def ask(
 
     async def run() -> Any:
         server = service or Service(settings)
+        server.model = server.model or shared_model(settings.bundle, settings.device)
         app = build_app(server)
         async with app.router.lifespan_context(app):
             transport = httpx.ASGITransport(app=app, raise_app_exceptions=True)

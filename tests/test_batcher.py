@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -12,18 +12,18 @@ from model.serving.batcher import Batcher, BatchStats, QueueFullError, estimate_
 
 
 class Echo:
-    """An extractor that finds each text's own words, one batch when it is let, and fails at `bad`."""
+    """A model that finds each text's own words, one batch when it is let, and fails at `bad`."""
 
     def __init__(self, name: str = "echo") -> None:
         self.name, self.batches = name, []
         self.may_go = threading.Event()
 
-    def pipe(self, texts: list[str], batch_size: int) -> Iterator[Any]:
+    def extract(self, texts: list[str], leave_a_core: bool) -> list[Any]:
         assert self.may_go.wait(10)
         self.batches.append(list(texts))
         if "bad" in texts:
             raise ValueError("bad")
-        yield from ([(self.name, text)] for text in texts)
+        return [[(self.name, text)] for text in texts]
 
 
 def run(
@@ -169,7 +169,7 @@ def test_nothing_is_taken_while_the_oldest_has_waited_for_too_long():
 def test_nothing_is_taken_while_the_queue_will_take_too_long():
     """A flood cannot fill the queue until the first of it has waited for long."""
     slow: Any = Echo()
-    pipe, slow.pipe = slow.pipe, lambda texts, size: (time.sleep(0.05), pipe(texts, size))[1]
+    extract, slow.extract = slow.extract, lambda *batch: (time.sleep(0.05), extract(*batch))[1]
     slow.may_go.set()
     text = "x" * 2047  # 512 tokens
 
@@ -187,7 +187,7 @@ def test_nothing_is_taken_while_the_queue_will_take_too_long():
     assert 2 <= refused.index(True) <= 12 and all(refused[refused.index(True) :])
 
 
-def test_a_request_is_answered_by_the_extractor_that_it_came_to():
+def test_a_request_is_answered_by_the_model_that_it_came_to():
     old: Any = Echo("old")
     new: Any = Echo("new")
     new.may_go.set()

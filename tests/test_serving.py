@@ -2,12 +2,16 @@
 
 import asyncio
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from helpers import ROOT, refused
 from serving import TEXT, TOKEN, ask, found_of, token_file
@@ -15,9 +19,11 @@ from serving import TEXT, TOKEN, ask, found_of, token_file
 from model.data.characters import from_characters, to_characters
 from model.data.dataset import Dataset
 from model.inference.extractor import Extractor
+from model.serving.app import read_page
 from model.serving.contract import ExtractRequest
+from model.serving.extraction import ExtractionError, LoadedModel
+from model.serving.extraction import _extract as extract_batch
 from model.serving.gate import ROUTES
-from model.serving.page import read_page
 from model.serving.service import Service
 from model.serving.settings import OPEN_PATHS, Listen, ServeSettings, make_settings
 from model.serving.tokens import Tokens
@@ -241,7 +247,9 @@ def test_what_is_counted(small_bundle: str, texts: list[str]):
         "tandem_queue_texts 0.0",
     ):
         assert line in counted.splitlines(), counted
-    assert "planted" not in counted and "process_resident_memory_bytes" in counted
+    assert "planted" not in counted
+    for process in ("", "tandem_extraction_"):  # the process of the bundle
+        assert re.search(rf"^{process}process_resident_memory_bytes [1-9]", counted, re.M), process
 
 
 def test_the_model_is_described(small_bundle: str):
@@ -258,21 +266,57 @@ def test_the_model_is_described(small_bundle: str):
 def test_an_error_nobody_foresaw_is_told_without_its_words(
     small_bundle: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
-    def fail(self: Extractor, texts: list[str], size: int = 0) -> Any:
+    def fail(self: LoadedModel, texts: list[str], leave_a_core: bool) -> Any:
         raise ValueError(f"cannot read {texts[0]}") if texts[0] == TEXT else KeyError
 
-    settings = make_settings(bundle=small_bundle)
-    service = Service(settings)
-    service.load()
-    monkeypatch.setattr(Extractor, "pipe", fail)
+    monkeypatch.setattr(LoadedModel, "extract", fail)
 
     async def act(client: httpx.AsyncClient, _: Service) -> httpx.Response:
         return await client.post("/v1/extract", json={"text": TEXT})
 
-    answer = ask(settings, act, service)
+    answer = ask(make_settings(bundle=small_bundle), act)
     problem(answer, 500, "log")
     assert "ValueError" in caplog.text and "batcher.py" in caplog.text
     assert "Zorvalia" not in caplog.text + answer.text
+
+
+def test_a_batch_that_fails_is_logged_without_its_words(capsys: pytest.CaptureFixture[str]):
+    class Failing:
+        def pipe(self, texts: list[str], size: int) -> Any:
+            raise ValueError(texts[0])
+
+    failing: Any = Failing()
+    assert isinstance(extract_batch(failing, [TEXT]), ExtractionError)
+    logged = capsys.readouterr().err
+    assert "ValueError" in logged and "test_serving.py" in logged and "Zorvalia" not in logged
+
+
+def test_without_its_process_a_server_says_that_it_has_to_be_started_again(small_bundle: str):
+    service = Service(make_settings(bundle=small_bundle))
+    service.load()
+    assert service.model
+
+    async def act(client: httpx.AsyncClient, _: Service) -> None:
+        assert (await client.get("/healthz")).status_code == 200
+        os.kill(service.model.pid, signal.SIGKILL)
+        problem(await client.post("/v1/extract", json={"text": TEXT}), 500)
+        problem(await client.get("/healthz"), 503, "start the server again")
+        problem(await client.get("/readyz"), 503)
+        with pytest.raises(ExtractionError, match="ended"):
+            service.model.extract([TEXT])
+
+    ask(service.settings, act, service)
+
+
+def test_the_process_of_a_bundle_ends_with_it(small_bundle: str):
+    model = LoadedModel(small_bundle, "cpu")
+    process = psutil.Process(model.pid)
+    for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        process.send_signal(each)
+    assert len(model.extract([TEXT] * 2)) == 2
+    del model
+    process.wait(60)
+    refused(lambda: LoadedModel(f"{small_bundle}-none", "cpu"), "no such bundle")
 
 
 def test_while_it_drains_it_takes_nothing_new(small_bundle: str):

@@ -64,7 +64,7 @@ class Replica:
     def check_health(self) -> None:
         """Raise where the replica has to be replaced."""
         if not self.app.state.service.alive:
-            raise RuntimeError("the thread that extracts has ended")
+            raise RuntimeError("the process that extracts has ended")
 
 
 async def reload_replicas() -> None:

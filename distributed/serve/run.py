@@ -17,6 +17,8 @@ from model.serving.server import bound_socket
 from model.serving.settings import Listen, ServeSettings
 from model.serving.tokens import Tokens
 
+_RELOAD_S = 120  # for POST /v1/reload: each replica starts a process
+
 
 def serve_replicas(settings: ServeSettings, listen: Listen, replicas: Replicas, echo: Callable[[str], None]) -> None:
     """Serve with replicas until a signal raises an exception here; SIGHUP makes all of them read tokens and bundle again.
@@ -70,7 +72,7 @@ def _start(listen: Listen, settings: ServeSettings) -> None:
         port=listen.port,
         ssl_certfile=listen.certificate,
         ssl_keyfile=listen.key,
-        request_timeout_s=settings.deadline + 1,
+        request_timeout_s=settings.deadline + _RELOAD_S,  # the application itself answers with 504 at the deadline
     )
     try:
         serve.start(http_options=options, logging_config={"enable_access_log": False})

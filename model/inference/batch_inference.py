@@ -17,7 +17,8 @@ from typing import BinaryIO, NamedTuple, Protocol, TypedDict
 from model import staging, storage
 from model.data.labeled_text import SkipCounts, shift_line
 from model.errors import LineError, UserError
-from model.inference.extractor import PIPE_BATCH_SIZE, Extractor, Keyphrase
+from model.inference.extractor import PIPE_BATCH_SIZE, Extractor
+from model.inference.keyphrase import Keyphrase
 from model.readers.readers import Reader, reading_note, stream_texts, unlabeled_inputs
 from model.shards import FileRange, ParallelMap, make_shards, serial_map
 

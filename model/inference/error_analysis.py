@@ -11,7 +11,7 @@ from model.data.dataset import Split, split_from_examples
 from model.data.examples import CHUNK_TEXTS, Example
 from model.data.labels import O
 from model.data.subwords import SubwordTokenizer
-from model.inference.extractor import Keyphrase
+from model.inference.keyphrase import Keyphrase
 from model.inference.mistakes import HIGH_CONFIDENCE, KINDS, MIN_OCCURRENCES, Mistake
 from model.inference.training_stats import Phrase, Rate, TrainingStats
 from model.network.decoding import predict_spans, score_tags

@@ -8,7 +8,7 @@ for keyphrases in extractor.pipe(texts):
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from model.data.subword_batches import SubwordBatch, subword_batch
 from model.data.subwords import SubwordTokenizer, ranges
 from model.data.tokenizer import PAD, UNKNOWN, CachedTokenizer, TokenizedTexts
 from model.inference.bundle import load_bundle
+from model.inference.keyphrase import Keyphrase
 from model.network.decoding import predict_spans, tag_marginals
 from model.network.device import resolve_device, tune_malloc
 from model.network.logits import Logits
@@ -29,34 +30,6 @@ from model.network.tagger import Tagger
 PIPE_BATCH_SIZE = 2048  # texts that `pipe` processes at a time
 _NETWORK_BATCH_SIZE = 256
 MAX_CHUNK_TOKENS = 512  # a longer text is divided into chunks of this size, and no keyphrase crosses their borders
-
-
-class KeyphraseRecord(TypedDict):
-    """A keyphrase as JSON output has it."""
-
-    text: str
-    start: int
-    end: int
-    score: float
-
-
-class Keyphrase(NamedTuple):
-    """A keyphrase of a text: `text[start:end]`.
-
-    Attributes:
-        text: the keyphrase as the text has it.
-        start, end: its characters, half-open.
-        score: confidence in 0 to 1; see `model.network.decoding.SpanPredictions`.
-    """
-
-    text: str
-    start: int
-    end: int
-    score: float
-
-    def as_record(self) -> KeyphraseRecord:
-        """Return the keyphrase as plain values."""
-        return {"text": self.text, "start": self.start, "end": self.end, "score": self.score}
 
 
 class TagProbabilities(NamedTuple):

@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple, TypedDict
 
-from model.inference.extractor import Keyphrase, KeyphraseRecord
+from model.inference.keyphrase import Keyphrase, KeyphraseRecord
 
 HIGH_CONFIDENCE = 0.8
 MIN_OCCURRENCES = 5

@@ -1,9 +1,14 @@
 """The ASGI application. It runs under uvicorn in one process and, unchanged, in each replica of Ray Serve."""
 
 import asyncio
+import re
+from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import cache
+from hashlib import sha256
 from http import HTTPStatus
+from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
@@ -14,11 +19,11 @@ from starlette.requests import ClientDisconnect
 
 from model.errors import UserError
 from model.serving.contract import ModelBody, ProblemError, parse_request, to_body
+from model.serving.extraction import LoadedModel
 from model.serving.gate import Gate
 from model.serving.metrics import CONTENT_TYPE
 from model.serving.openapi import EXTRACT, METRICS, MODEL, OPEN, RELOAD, complete_schema
-from model.serving.page import read_page
-from model.serving.service import LoadedModel, Service
+from model.serving.service import Service
 
 Reload = Callable[[], Awaitable[None]]
 
@@ -81,7 +86,7 @@ def _add_routes(app: FastAPI, service: Service, reload_all: Reload | None) -> No
     async def healthz() -> Response:
         """Say that the process lives and can extract."""
         if not service.alive:
-            raise ProblemError(503, "the thread that extracts has ended; start the server again")
+            raise ProblemError(503, "the process that extracts has ended; start the server again")
         return JSONResponse({"status": "alive"})
 
     @app.get("/readyz", **OPEN)
@@ -100,6 +105,23 @@ def _add_routes(app: FastAPI, service: Service, reload_all: Reload | None) -> No
     async def page() -> Response:
         content, policy = read_page()
         return Response(content, media_type="text/html", headers={"Content-Security-Policy": policy})
+
+
+@cache
+def read_page() -> tuple[bytes, str]:
+    """Return the page for people and its Content-Security-Policy: it runs its own script, and talks to its own server alone."""
+    content = (Path(__file__).parent / "page.html").read_bytes()
+    script, style = (_hash_of(tag, content) for tag in (b"script", b"style"))
+    policy = (
+        f"default-src 'none'; script-src '{script}'; style-src '{style}'; connect-src 'self'; img-src data:; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    return content, policy
+
+
+def _hash_of(tag: bytes, content: bytes) -> str:
+    [inside] = re.findall(rb"<%b>(.*?)</%b>" % (tag, tag), content, re.DOTALL)
+    return f"sha256-{b64encode(sha256(inside).digest()).decode()}"
 
 
 async def _extract(service: Service, request: Request) -> Response:
@@ -143,7 +165,7 @@ def _describe(service: Service, model: LoadedModel | None) -> Response:
     if model is None:
         raise ProblemError(503, "the server is not ready", headers={"Retry-After": "1"})
     limits = {name: float(value) for name, value in service.settings.limits().items()}
-    body = ModelBody(card=model.card, metrics=model.metrics, weights_sha256=model.weights_sha256, limits=limits)
+    body = ModelBody(**vars(model.info), limits=limits)
     return Response(to_json(body, inf_nan_mode="null"), media_type="application/json")
 
 

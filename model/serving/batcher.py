@@ -1,9 +1,9 @@
-"""Dynamic batching: texts of many requests, extracted together in one thread that owns the model.
+"""Dynamic batching: texts of many requests, extracted together by one thread.
 
 A request is a job in a bounded queue. The thread takes texts from the front up to a number of tokens, so a large request
 goes through several batches and a batch holds many small requests. The extractor gives a text the same keyphrases in any
-company, so a result does not depend on who shares the batch. All texts of a job are extracted by the extractor that the job
-was submitted with, also when the server has a new one since.
+company, so a result does not depend on who shares the batch. All texts of a job are extracted by the model that the job was
+submitted with, also when the server has a new one since.
 """
 
 import asyncio
@@ -14,7 +14,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from model.inference.extractor import Extractor, Keyphrase
+from model.inference.keyphrase import Keyphrase
+from model.serving.extraction import LoadedModel
 
 _BYTES_PER_TOKEN = 4
 _RATE_MEMORY = 0.8  # of the tokens per second, the share that older batches have
@@ -44,8 +45,8 @@ class BatchStats(NamedTuple):
 class _Job:
     """The texts of a request, and what was found in them so far."""
 
-    def __init__(self, extractor: Extractor, texts: list[str], done: "asyncio.Future[list[list[Keyphrase]]]") -> None:
-        self.extractor, self.texts, self.done = extractor, texts, done
+    def __init__(self, model: LoadedModel, texts: list[str], done: "asyncio.Future[list[list[Keyphrase]]]") -> None:
+        self.model, self.texts, self.done = model, texts, done
         self.came = time.monotonic()
         self.taken = 0  # texts that are in a batch or done
         self.found: list[list[Keyphrase]] = []
@@ -72,6 +73,7 @@ class Batcher:
         max_queue: int,
         max_wait_s: float = math.inf,
         on_batch: Callable[[BatchStats], None] = lambda _: None,
+        overloaded: Callable[[], bool] = lambda: False,
     ) -> None:
         """
         Args:
@@ -82,8 +84,10 @@ class Batcher:
             max_wait_s: while the queue will take longer, or the oldest job has waited for longer, no other is taken. Under
                 overload, those that are taken still get a quick answer.
             on_batch: called in the thread after each batch, before its requests are answered.
+            overloaded: whether to leave a core to the event loop, see `LoadedModel.extract`.
         """
-        self._batch_tokens, self._wait_s, self._on_batch = batch_tokens, wait_s, on_batch
+        self._batch_tokens, self._wait_s = batch_tokens, wait_s
+        self._on_batch, self._overloaded = on_batch, overloaded
         self._max_queue, self._max_wait_s = max_queue, max_wait_s
         self._jobs: deque[_Job] = deque()
         self._changed = threading.Condition()
@@ -104,7 +108,7 @@ class Batcher:
         """Return whether the thread works, or has yet to start."""
         return self._loop is None or self._thread.is_alive()
 
-    async def extract(self, extractor: Extractor, texts: list[str]) -> list[list[Keyphrase]]:
+    async def extract(self, model: LoadedModel, texts: list[str]) -> list[list[Keyphrase]]:
         """Return the keyphrases of each text. If the caller is canceled, texts that are in no batch yet never will be.
 
         Raises:
@@ -115,7 +119,7 @@ class Batcher:
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
             self._thread.start()
-        job = _Job(extractor, texts, self._loop.create_future())
+        job = _Job(model, texts, self._loop.create_future())
         tokens = sum(map(estimate_tokens, texts))
         with self._changed:
             waited = job.came - self._jobs[0].came if self._jobs else 0.0
@@ -165,7 +169,7 @@ class Batcher:
                 self._forget(job.texts[job.taken :])
                 self._jobs.popleft()
                 continue
-            if parts and job.extractor is not parts[0][0].extractor:
+            if parts and job.model is not parts[0][0].model:
                 break
             start = job.taken
             while job.taken < len(job.texts):
@@ -189,11 +193,10 @@ class Batcher:
     def _run(self, parts: list[_Part]) -> None:
         """Extract a batch and answer its jobs. If that fails, each job is tried alone: one may not fail another."""
         texts = [text for job, start, end in parts for text in job.texts[start:end]]
-        extractor = parts[0][0].extractor
         began = time.monotonic()
         results: list[list[list[Keyphrase]] | Exception] = []
         try:
-            found = iter(list(extractor.pipe(texts, len(texts))))
+            found = iter(parts[0][0].model.extract(texts, self._overloaded()))
             results += [[next(found) for _ in range(start, end)] for _, start, end in parts]
         except Exception as error:
             if len(parts) > 1:

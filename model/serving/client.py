@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from model.errors import RunFailedError, UserError
-from model.inference.extractor import Keyphrase
+from model.inference.keyphrase import Keyphrase
 from model.serving.settings import TOKEN_VARIABLE
 
 _REQUEST_TEXTS = 64

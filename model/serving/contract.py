@@ -13,7 +13,7 @@ from pydantic_core import to_json
 from starlette.responses import Response
 
 from model.data.characters import Unit, from_characters
-from model.inference.extractor import Keyphrase
+from model.inference.keyphrase import Keyphrase
 from model.serving.settings import ServeSettings
 
 PROBLEM_TYPE = "application/problem+json"

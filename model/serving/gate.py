@@ -40,6 +40,7 @@ class Gate:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 if status == 429:
+                    self._service.refused_at = time.monotonic()
                     await asyncio.sleep(_REFUSAL_S)
                 message["headers"] = [*message["headers"], *_SAFETY]
                 if self._service.draining:

@@ -1,5 +1,7 @@
 """What a server counts, in the format of Prometheus. Labels are routes and statuses; nothing of a request's content."""
 
+from collections.abc import Callable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.gc_collector import GCCollector
@@ -15,9 +17,14 @@ _SIZES = tuple(2**n for n in range(13))
 class ServerMetrics:
     """The counters of one server, in a registry of their own, so that a process may have several servers."""
 
-    def __init__(self) -> None:
+    def __init__(self, extraction_pid: Callable[[], int | None]) -> None:
+        """
+        Args:
+            extraction_pid: id of the process of the bundle, if there is one.
+        """
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
+        ProcessCollector("tandem_extraction", lambda: extraction_pid() or "none", registry=self._registry)
         GCCollector(registry=self._registry)
         here = self._registry
         self._requests = Counter("tandem_requests", "Requests by route and status", ("route", "status"), registry=here)

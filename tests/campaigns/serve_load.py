@@ -76,7 +76,7 @@ def p99_ms(answers: list[Answer]) -> float:
     return float(np.percentile([answer.seconds for answer in answers if answer.status == 200] or [np.nan], 99) * 1000)
 
 
-def endure(url: str, server: psutil.Process, texts: list[str], minutes: float, folder: Path) -> None:
+def endure(url: str, processes: list[psutil.Process], texts: list[str], minutes: float, folder: Path) -> None:
     """Puts 80 % of the highest load on a server, and prints the errors, the memory and its slope."""
     highest = {size: put_load(url, texts, size, CONNECTIONS, 5, folder).texts_per_s / size for size in SIZES}
     print(f"requests/s at most: { {size: round(rate, 1) for size, rate in highest.items()} }", flush=True)
@@ -85,7 +85,7 @@ def endure(url: str, server: psutil.Process, texts: list[str], minutes: float, f
         for size in SIZES:
             load = put_load(url, texts, size, CONNECTIONS, SLICE_S, folder, 0.8 * highest[size])
             failed, served = failed + load.failed, served + load.texts_per_s * SLICE_S
-            memory.append((time.monotonic(), server.memory_info().rss / 2**20))
+            memory.append((time.monotonic(), sum(each.memory_info().rss for each in processes) / 2**20))
         print(
             f"{(until - time.monotonic()) / 60:5.1f} minutes left, {memory[-1][1]:,.0f} MiB, {failed} failed",
             flush=True,
@@ -105,16 +105,18 @@ def flood(url: str, texts: list[str], folder: Path, rounds: int) -> None:
     for _ in range(rounds):
         normal = put_load(url, texts, 1, CONNECTIONS, 10, folder)
         with ThreadPoolExecutor(1) as pool:
-            flooding = pool.submit(put_load, url, texts, 1, FLOOD_CONNECTIONS, FLOOD_S, folder, 3 * normal.texts_per_s)
+            # Of 4 times as many about 3 arrive, since each connection waits for its answer.
+            flooding = pool.submit(put_load, url, texts, 1, FLOOD_CONNECTIONS, FLOOD_S, folder, 4 * normal.texts_per_s)
             time.sleep(1)  # until all connections are there
             during = asyncio.run(send_at_a_rate(port, bodies, PROBES_PER_S, FLOOD_S - 2))
             offered = flooding.result()
         after = asyncio.run(send_at_a_rate(port, bodies, normal.texts_per_s / 2, AFTER_S))
+        arrived = offered.texts_per_s + offered.failed / FLOOD_S
         statuses = dict(Counter(answer.status for answer in during))
         slow = [answer.sent_s for answer in after if answer.status != 200 or answer.seconds > 2 * normal.p99_ms / 1000]
         print(
             f"normal: {normal.texts_per_s:.0f} requests/s, p99 {normal.p99_ms:.0f} ms; "
-            f"flood: {offered.texts_per_s + offered.failed / FLOOD_S:.0f} requests/s, {offered.texts_per_s:.0f} accepted; "
+            f"flood: {arrived:.0f} requests/s ({arrived / normal.texts_per_s:.1f} times), {offered.texts_per_s:.0f} accepted; "
             f"statuses of the sample {statuses}, p99 of the accepted {p99_ms(during):.0f} ms "
             f"({p99_ms(during) / normal.p99_ms:.2f} times); "
             f"after it: p99 {p99_ms(after):.0f} ms, the last slow or refused request at {max(slow, default=0):.2f} s",
@@ -139,7 +141,7 @@ def main() -> None:
         put_load(url, texts, 32, 8, 2, Path(folder))
         flood(url, texts, Path(folder), options.rounds)
         if options.minutes:
-            endure(url, server, texts, options.minutes, Path(folder))
+            endure(url, [server, *server.children()], texts, options.minutes, Path(folder))
 
 
 if __name__ == "__main__":
