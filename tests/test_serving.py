@@ -319,6 +319,18 @@ def test_the_process_of_a_bundle_ends_with_it(small_bundle: str):
     refused(lambda: LoadedModel(f"{small_bundle}-none", "cpu"), "no such bundle")
 
 
+def test_a_program_ends_although_something_still_holds_its_model(small_bundle: str, tmp_path: Path):
+    program = tmp_path / "program.py"
+    program.write_text(f"""
+from model.serving.extraction import LoadedModel
+if __name__ == "__main__":
+    held = []
+    held.append([held, LoadedModel({small_bundle!r}, "cpu")])
+""")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, str(program)], cwd=ROOT, env=environment, check=True, timeout=120)
+
+
 def test_while_it_drains_it_takes_nothing_new(small_bundle: str):
     async def act(client: httpx.AsyncClient, service: Service) -> None:
         assert (await client.get("/readyz")).status_code == 200

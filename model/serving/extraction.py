@@ -4,6 +4,7 @@ Extraction is thousands of short calls of torch, each of which gives up the inte
 with the event loop, requests delay it at each of them: a flood of refused requests took half of the server's capacity.
 """
 
+import atexit
 import multiprocessing
 import signal
 import sys
@@ -62,6 +63,7 @@ class LoadedModel:
         self._process = spawn.Process(target=_work, args=(theirs, location, device), daemon=True)
         self._process.start()
         theirs.close()  # so that an end of the process is the end of the connection
+        atexit.register(self._connection.close)  # before multiprocessing waits for the process
         self.info: ModelInfo = self._receive()
 
     @property
@@ -94,6 +96,7 @@ class LoadedModel:
         return found
 
     def __del__(self) -> None:
+        atexit.unregister(self._connection.close)
         self._connection.close()  # which the process takes as its end
 
     def _receive(self) -> Any:

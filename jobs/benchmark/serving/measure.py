@@ -1,7 +1,7 @@
 """The benchmark of the server: requests of several sizes on several connections, in one process and in replicas.
 
-Each load is measured next to extraction in a process of its own on the same cores, so that other work on the machine slows
-both. The load generator shares the cores too.
+The loads of a size are measured next to extraction in a process of its own on the same cores, while the server is idle, so that
+other work on the machine slows both. The load generator shares the cores too.
 """
 
 import statistics
@@ -81,25 +81,25 @@ def measure_serving(bundle: str, data: str, repeats: int, log: Callable[[str], N
         for number in range(1, repeats + 1):
             for layout, flags in LAYOUTS.items():
                 log(f"round {number} of {repeats}  {layout}")
-                in_process.append(_extract_in_process(bundle, texts, Path(folder)))
                 with running_server(bundle, *flags) as url:
-                    for name, size, connections, load in _loads(url, texts, Path(folder)):
-                        measured.setdefault((layout, name, size, connections), []).append((load, in_process[-1]))
+                    put_load(url, texts, 32, 8, _WARM_UP_S, Path(folder))
+                    for size in SIZES:
+                        in_process.append(_extract_in_process(bundle, texts, Path(folder)))
+                        for name, connections, load in _loads(url, texts, size, Path(folder)):
+                            measured.setdefault((layout, name, size, connections), []).append((load, in_process[-1]))
     rows = [_median(key, pairs) for key, pairs in measured.items()]
     return ServingResult(bundle, statistics.median(in_process), rows)
 
 
-def _loads(url: str, texts: Sequence[str], folder: Path) -> Iterator[tuple[str, int, int, Load]]:
-    """Yield the name, the texts of a request, the connections and the result of each load."""
-    put_load(url, texts, 32, 8, _WARM_UP_S, folder)
-    for size in SIZES:
-        highest = 0.0
-        for connections in CONNECTIONS:
-            load = put_load(url, texts, size, connections, _LOAD_S, folder)
-            highest = max(highest, load.texts_per_s / size)
-            yield "highest", size, connections, load
-        if highest:
-            yield "half", size, connections, put_load(url, texts, size, connections, _LOAD_S, folder, highest / 2)
+def _loads(url: str, texts: Sequence[str], size: int, folder: Path) -> Iterator[tuple[str, int, Load]]:
+    """Yield the name, the connections and the result of each load with requests of `size` texts."""
+    highest = 0.0
+    for connections in CONNECTIONS:
+        load = put_load(url, texts, size, connections, _LOAD_S, folder)
+        highest = max(highest, load.texts_per_s / size)
+        yield "highest", connections, load
+    if highest:
+        yield "half", connections, put_load(url, texts, size, connections, _LOAD_S, folder, highest / 2)
 
 
 def _extract_in_process(bundle: str, texts: Sequence[str], folder: Path) -> float:
