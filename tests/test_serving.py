@@ -69,7 +69,8 @@ def test_answers_are_those_of_the_extractor_in_any_company(
     while begin < len(texts):
         parts.append(texts[begin : begin + sizes[len(parts) % len(sizes)]])
         begin += len(parts[-1])
-    answers = post(make_settings(bundle=small_bundle, batch_tokens=batch_tokens), *({"texts": part} for part in parts))
+    settings = make_settings(bundle=small_bundle, batch_tokens=batch_tokens, deadline=300)
+    answers = post(settings, *({"texts": part} for part in parts))
     found = [each for answer in answers for each in found_of(answer)]
     assert found == [[each[:3] for each in keyphrases] for keyphrases in expected]
     scores = [each["score"] for answer in answers for one in answer.json()["results"] for each in one["keyphrases"]]

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _WARM_UP = ("what a match by Roger Federer tonight", "storm ada closes schools in leeds https://t.co/x @ann 😀")
 _WARM_UP_SIZES = (1, 8, 64)  # texts of a batch
+# These may be sent to all processes of a server at once, and it answers what it has accepted before it ends.
+_GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _ENDED = "the process that extracts has ended; is there enough memory?"
 
 
@@ -111,11 +113,7 @@ class LoadedModel:
 
 def _work(connection: Connection, location: str, device: str) -> None:
     """Answer batches until the other end of the connection is closed."""
-    for each in (
-        signal.SIGINT,
-        signal.SIGTERM,
-        signal.SIGHUP,
-    ):  # of a whole process group; the server answers what it has
+    for each in _GROUP_SIGNALS:
         signal.signal(each, signal.SIG_IGN)
     import torch
 
