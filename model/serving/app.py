@@ -32,14 +32,12 @@ def build_app(service: Service, reload_all: Reload | None = None) -> FastAPI:
     """Return the application around a service.
 
     Args:
-        service: loaded when the application starts, if it is not yet.
+        service: loaded, and closed when the application ends.
         reload_all: reloads every server of a group, for `POST /v1/reload`; by default the service alone.
     """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        if service.model is None:
-            await asyncio.to_thread(service.load)
         yield
         await service.close()
 

@@ -30,6 +30,7 @@ def serve(settings: ServeSettings, listen: Listen, echo: Callable[[str], None]) 
 
     Raises:
         UserError: the bundle, the tokens, the address or the TLS files cannot be used.
+        ExtractionError: the process of the bundle ends at once.
     """
     listen.check(settings.token_file is not None)
     log_to_stderr()

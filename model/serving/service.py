@@ -60,7 +60,7 @@ class Service:
         return self._batcher.alive and (self.model is None or self.model.alive)
 
     def load(self) -> None:
-        """Load the bundle. Raises UserError where it cannot be used."""
+        """Load the bundle. Raises UserError where it cannot be used, ExtractionError where its process ends."""
         self.model = LoadedModel(self.settings.bundle, self.settings.device)
 
     async def extract(self, texts: list[str]) -> list[list[Keyphrase]]:

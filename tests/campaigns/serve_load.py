@@ -1,8 +1,8 @@
 """How a server stands long and heavy load: `make serve-load BUNDLE=bundle DATA=dataset`.
 
-1. The highest load of single texts at 64 connections, and its p99: the normal one.
+1. The highest load of single texts at 64 connections, and its p99: the normal one. Then a flood of three times as much, and half
+   as much: how long accepted requests take, and when the server is itself again.
 2. MINUTES at 80 % of the highest load, in requests of 1, 8 and 32 texts: errors, and the memory of the server.
-3. A flood of three times the highest load, then half of it: how long accepted requests take, and when the server is itself again.
 """
 
 import argparse
