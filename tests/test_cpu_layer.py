@@ -19,10 +19,12 @@ TIME, INPUTS, HIDDEN, CLASSES = 10, 30, 20, 5
 
 
 def test_tokens_are_packed_by_step_with_the_longer_texts_first():
-    positions, steps = pack(np.array([1, 3]), padded_to=4)
-    assert steps == [PackedStep(2, 16), PackedStep(1, 16), PackedStep(1, 16)]
+    positions, steps, reversal = pack(np.array([1, 3]), padded_to=4)
+    assert steps == [PackedStep(2, 16), PackedStep(1, 1), PackedStep(1, 1)]
     filler = 8
-    assert positions.tolist() == [4, 0, *[filler] * 14, 5, *[filler] * 15, 6, *[filler] * 15]
+    assert positions.tolist() == [4, 0, *[filler] * 14, 5, 6]
+    # The second text has the first column of each step; what fills steps up stays where it is.
+    assert reversal.tolist() == [17, *range(1, 16), 16, 0]
     wide = pack(np.array([2] * 17 + [1] * 3), padded_to=2).steps
     assert wide == [PackedStep(20, 32), PackedStep(17, 32)]
 
@@ -49,8 +51,9 @@ def test_values_and_gradients_are_those_of_torch(lengths: torch.Tensor, cell: Ce
     of_states, of_logits = (torch.randn(len(lengths), TIME, size) * real for size in (directions * HIDDEN, CLASSES))
 
     ours = inputs.clone().requires_grad_()
-    positions, steps = pack(lengths.numpy(), TIME)
-    states, logits = packed_rnn_with_head(packed(ours, positions), steps, cell.kernel, own, head)
+    packing = pack(lengths.numpy(), TIME)
+    positions = packing.positions
+    states, logits = packed_rnn_with_head(packed(ours, positions), packing, cell.kernel, own, head)
     ((states * packed(of_states, positions)).sum() + (logits * packed(of_logits, positions)).sum()).backward()
     gradients = [ours.grad, *(weight.grad for rnn in own for weight in rnn.parameters()), head.weight.grad]
     head.zero_grad()
@@ -85,14 +88,16 @@ def test_rows_and_their_gradient_are_those_of_an_embedding():
 @pytest.mark.parametrize("directions", [1, 2])
 @pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
 def test_going_over_distinct_words_gives_what_going_over_tokens_gives(cell: Cell, directions: int):
-    table, ids = torch.randn(30, 7), torch.randint(0, 30, (len(LENGTHS), TIME, 3))
-    layers = [cell.module(21, HIDDEN, batch_first=True) for _ in range(directions)]
+    tables = torch.randn(30, 7), torch.randn(20, 4)
+    ids = [torch.randint(0, len(table), (len(LENGTHS), TIME, 3)) for table in tables]
+    layers = [cell.module(3 * (7 + 4), HIDDEN, batch_first=True) for _ in range(directions)]
     head = nn.Linear(directions * HIDDEN, CLASSES)
-    positions, steps = pack(LENGTHS.numpy(), TIME)
-    around = packed(ids, positions)
+    packing = pack(LENGTHS.numpy(), TIME)
+    lookups = [(table, packed(each, packing.positions)) for table, each in zip(tables, ids, strict=True)]
     with torch.no_grad():
-        by_word = packed_rnn_from_ids(table, around, steps, cell.kernel, layers, head)
-        by_token = packed_rnn_with_head(gather_windows(table, around, None), steps, cell.kernel, layers, head)
+        by_word = packed_rnn_from_ids(lookups, packing, cell.kernel, layers, head)
+        vectors = torch.cat([gather_windows(*lookup, None) for lookup in lookups], dim=1)
+        by_token = packed_rnn_with_head(vectors, packing, cell.kernel, layers, head)
     for one, other in zip(by_word, by_token, strict=True):
         assert torch.allclose(one, other, atol=1e-5 * max(1.0, float(other.abs().max())))  # sums of many texts
 

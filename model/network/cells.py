@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 from torch import nn
 
-from model.network.cpu.direction import Direction
 from model.network.cpu.kernels import GruKernel, LstmKernel, TanhKernel
+from model.network.cpu.recurrence import Recurrence
 
 
 class Cell(NamedTuple):
@@ -13,12 +13,12 @@ class Cell(NamedTuple):
 
     Attributes:
         module: torch's layer of such cells; it computes everywhere but on the packed CPU path, and is the kernel's oracle.
-        kernel: one direction of such a layer on a CPU.
+        kernel: the recurrence of such a layer on a CPU.
         gates: pre-activations of a hidden unit.
     """
 
     module: type[nn.RNN | nn.GRU | nn.LSTM]
-    kernel: type[Direction]
+    kernel: type[Recurrence]
     gates: int
 
 

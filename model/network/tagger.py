@@ -206,18 +206,19 @@ class Tagger(nn.Module):
         encoder_states: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         assert self.keyword_rnn is not None and self.keyphrase_rnn is not None
-        positions, steps = pack(lengths.numpy(), ids.shape[1])
-        windows = [packed_id_windows(indices, self.config.window, positions) for _, indices in lookups]
-        keyword_layer = (steps, self.keyword_rnn.kernel, self.keyword_rnn.directions, self.keyword_head)
-        keyphrase_layer = (steps, self.keyphrase_rnn.kernel, self.keyphrase_rnn.directions, self.keyphrase_head)
-        if self.training or torch.is_grad_enabled() or len(lookups) != 1 or encoder_states is not None:
-            parts = [self._packed_inputs(table, each) for (table, _), each in zip(lookups, windows, strict=True)]
+        packing = pack(lengths.numpy(), ids.shape[1])
+        positions = packing.positions
+        windows = [(table, packed_id_windows(indices, self.config.window, positions)) for table, indices in lookups]
+        keyword_layer = (packing, self.keyword_rnn.kernel, self.keyword_rnn.directions, self.keyword_head)
+        keyphrase_layer = (packing, self.keyphrase_rnn.kernel, self.keyphrase_rnn.directions, self.keyphrase_head)
+        if self.training or torch.is_grad_enabled() or encoder_states is not None:
+            parts = [self._packed_inputs(*each) for each in windows]
             if encoder_states is not None:
                 parts.append(self._packed_states(encoder_states, positions))
             inputs = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
             states, keyword = packed_rnn_with_head(inputs, *keyword_layer)
         else:
-            states, keyword = packed_rnn_from_ids(lookups[0].vectors, windows[0], *keyword_layer)
+            states, keyword = packed_rnn_from_ids(windows, *keyword_layer)
         _, keyphrase = packed_rnn_with_head(states, *keyphrase_layer)
         return unpack(keyword, positions, ids.shape), unpack(keyphrase, positions, ids.shape)
 

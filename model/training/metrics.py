@@ -61,8 +61,8 @@ def count_at_thresholds(logits: Logits, batch: Batch, thresholds: torch.Tensor) 
     marginals = predict_marginals(logits, logits.decoding, batch.lengths)
     agreeing = max_over_repeats(marginals, logits.decoding.word_ids)
     repeated = torch.cat([each.repeat(len(thresholds), 1, 1) for each in (marginals, agreeing)])
-    tags = select_spans(repeated, thresholds.repeat_interleave(rows).repeat(2))
-    counts = _count_spans(tags_to_spans(tags), batch.keyphrase.repeat(settings, 1))
+    spans = select_spans(repeated, thresholds.repeat_interleave(rows).repeat(2))
+    counts = _count_spans(spans, batch.keyphrase.repeat(settings, 1))
     return counts.unflatten(0, (settings, rows)).transpose(0, 1)
 
 

@@ -13,7 +13,8 @@ gradient is one product. The memory layout determines the speed of the small pro
 Shapes: N packed tokens, W window, D embedding, I inputs, H hidden units of all directions, G pre-activations, C classes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -23,14 +24,14 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from model.data.batching import unique_ids
-from model.network.cpu.direction import Direction
-from model.network.cpu.packing import PackedStep
+from model.network.cpu.packing import Packing
+from model.network.cpu.recurrence import Recurrence, Weights
 
 
 def packed_rnn_with_head(
     inputs: torch.Tensor,
-    steps: list[PackedStep],
-    kernel: type[Direction],
+    packing: Packing,
+    kernel: type[Recurrence],
     directions: list[nn.RNNBase],
     head: nn.Linear,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -38,7 +39,7 @@ def packed_rnn_with_head(
 
     Args:
         inputs: (N, I) packed tokens; the gradient of what only fills a step up must not matter.
-        steps: of the packing.
+        packing: of the batch.
         kernel: of the cell.
         directions: torch's layer that reads forwards and, where there are two, one that reads backwards.
         head: on the states of all directions.
@@ -46,40 +47,41 @@ def packed_rnn_with_head(
     Returns:
         States (N, H) and logits (N, C).
     """
-    return _Layer.apply(inputs, steps, kernel, head.weight, head.bias, *_weights(directions))
+    return _Layer.apply(inputs, packing, kernel, head.weight, head.bias, *_weights(directions))
 
 
 def packed_rnn_from_ids(
-    table: torch.Tensor,
-    ids: torch.Tensor,
-    steps: list[PackedStep],
-    kernel: type[Direction],
+    lookups: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    packing: Packing,
+    kernel: type[Recurrence],
     directions: list[nn.RNNBase],
     head: nn.Linear,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return `packed_rnn_with_head(gather_windows(table, ids, None), ...)` where no gradient is needed.
+    """Return `packed_rnn_with_head` of the embeddings of windows, side by side, where no gradient is needed.
 
-    Each distinct word is multiplied by the input weights once for each position in the window; the input projection of a
-    token is the sum over the words of its window.
+    Each distinct row of a table is multiplied by the input weights once for each position in the window, not once for
+    each token; the input projection of a token is the sum over its window.
 
     Args:
-        table: (V, D) embedding.
-        ids: (N, W) vocabulary ids of each token's window.
-        steps, kernel, directions, head: see `packed_rnn_with_head`.
+        lookups: each a table (V, D) and the rows of each token's window, (N, W).
+        packing, kernel, directions, head: see `packed_rnn_with_head`.
 
     Returns:
         States (N, H) and logits (N, C).
     """
-    distinct, index = unique_ids(ids.numpy(), len(table))
-    words, window = table[torch.from_numpy(distinct)], ids.shape[1]
-    positions = torch.from_numpy(index) * window + torch.arange(window)
-    states = words.new_empty(head.in_features, len(ids))
-    for direction in _directions(kernel, steps, _weights(directions), states):
-        w_ih = direction.w_ih
-        by_position = w_ih.view(len(w_ih), window, -1).permute(2, 1, 0).flatten(1)  # (D, W * G)
-        projections = (words @ by_position).view(-1, len(w_ih))
-        direction.set_input_projection(F.embedding_bag(positions, projections, mode="sum"))
-        direction.forward()
+    recurrence = _recurrence(kernel, packing, _weights(directions))
+    weights, column = torch.cat(recurrence.w_ih).t(), 0  # (I, R * G)
+    projections, indices, count = [], [], 0
+    for table, ids in lookups:
+        for position in ids.T.numpy():
+            distinct, index = unique_ids(position, len(table))
+            projections.append(table[torch.from_numpy(distinct)] @ weights[column : column + table.shape[1]])
+            indices.append(torch.from_numpy(index + count))
+            column, count = column + table.shape[1], count + len(distinct)
+    projection = F.embedding_bag(torch.stack(indices, 1), torch.cat(projections), mode="sum")  # (N, R * G)
+    for direction, own in enumerate(projection.chunk(len(directions), 1)):
+        recurrence.set_input_projection(direction, own)
+    states = recurrence.forward().flatten(0, 1)
     return states.t(), torch.addmm(head.bias[:, None], head.weight, states).t()
 
 
@@ -88,20 +90,17 @@ class _Layer(Function):
     def forward(
         ctx: Any,
         inputs: torch.Tensor,
-        steps: list[PackedStep],
-        kernel: type[Direction],
+        packing: Packing,
+        kernel: type[Recurrence],
         head: torch.Tensor,
         head_bias: torch.Tensor,
         *weights: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        states = inputs.new_empty(head.shape[1], len(inputs))
-        kept: list[torch.Tensor] = []
-        for direction in _directions(kernel, steps, weights, states):
-            direction.project_inputs(inputs.t())
-            direction.forward()
-            kept += direction.kept
-        ctx.save_for_backward(inputs, states, head, *weights, *kept)
-        ctx.steps, ctx.kernel, ctx.count = steps, kernel, len(weights)
+        recurrence = _recurrence(kernel, packing, weights)
+        recurrence.project_inputs(inputs.t())
+        states = recurrence.forward().flatten(0, 1)
+        ctx.save_for_backward(inputs, states, head, recurrence.states, *recurrence.kept, *weights)
+        ctx.packing, ctx.kernel, ctx.count = packing, kernel, len(weights)
         return states.t(), torch.addmm(head_bias[:, None], head, states).t()
 
     @staticmethod
@@ -109,19 +108,15 @@ class _Layer(Function):
     def backward(
         ctx: Any, grad_states: torch.Tensor | None, grad_logits: torch.Tensor
     ) -> tuple[torch.Tensor | None, ...]:
-        inputs, states, head, *others = ctx.saved_tensors
-        weights, kept = others[: ctx.count], others[ctx.count :]
+        inputs, states, head, own_states, *others = ctx.saved_tensors
+        kept, weights = others[: -ctx.count], others[-ctx.count :]
         grad = head.t() @ grad_logits.t()  # (H, N)
         if grad_states is not None:
             grad += grad_states.t()
-        directions = [*_directions(ctx.kernel, ctx.steps, weights, states, kept)]
-        grad_inputs, grad_weights = None, []
-        for direction, grad_own in zip(directions, grad.chunk(len(directions)), strict=True):
-            grad_preactivations = direction.backward(grad_own)
-            grad_weights += direction.weight_grads(grad_preactivations, inputs)
-            if ctx.needs_input_grad[0]:
-                own = direction.input_grad(grad_preactivations, inputs)
-                grad_inputs = own if grad_inputs is None else grad_inputs + own
+        recurrence = ctx.kernel(ctx.packing, _by_direction(weights), own_states, kept)
+        grad_preactivations = recurrence.backward(grad.view_as(own_states))
+        grad_weights = chain.from_iterable(recurrence.weight_grads(grad_preactivations, inputs))
+        grad_inputs = recurrence.input_grad(grad_preactivations, inputs) if ctx.needs_input_grad[0] else None
         return grad_inputs, None, None, grad_logits.t() @ states.t(), grad_logits.sum(0), *grad_weights
 
 
@@ -129,15 +124,11 @@ def _weights(directions: list[nn.RNNBase]) -> list[torch.Tensor]:
     return [weight for module in directions for weight in module.parameters()]
 
 
-def _directions(
-    kernel: type[Direction],
-    steps: list[PackedStep],
-    weights: Sequence[torch.Tensor],
-    states: torch.Tensor,
-    kept: Sequence[torch.Tensor] | None = None,
-) -> Iterator[Direction]:
-    """Yield the directions of a layer, with their parts of its weights, its states and what its forward pass kept."""
-    count = len(weights) // 4
-    for i, own in enumerate(states.chunk(count)):
-        matrices = None if kept is None else kept[i * len(kernel.keeps) : (i + 1) * len(kernel.keeps)]
-        yield kernel(steps, bool(i), weights[4 * i : 4 * i + 4], own, matrices)
+def _by_direction(weights: Sequence[torch.Tensor]) -> list[Weights]:
+    return [weights[first : first + 4] for first in range(0, len(weights), 4)]
+
+
+def _recurrence(kernel: type[Recurrence], packing: Packing, weights: Sequence[torch.Tensor]) -> Recurrence:
+    directions = _by_direction(weights)
+    hidden = directions[0][1].shape[1]
+    return kernel(packing, directions, directions[0][1].new_empty(len(directions), hidden, len(packing.positions)))

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from model.data.tokenizer import PAD
 
-_LANES = 16  # columns that the matrix product computes at once
+_LANES = 16  # columns that the matrix product computes at once; it multiplies a single one in a third of their time
 
 
 class PackedStep(NamedTuple):
@@ -29,10 +29,12 @@ class Packing(NamedTuple):
     Attributes:
         positions: (N,) index of each packed token in the flattened batch; B * T where it only fills a step up.
         steps: as many as the longest text has tokens; their widths never increase.
+        reversal: (N,) index of the packed token that stands in a token's place where each text is read from its end.
     """
 
     positions: torch.Tensor
     steps: list[PackedStep]
+    reversal: torch.Tensor
 
 
 def pack(lengths: npt.NDArray[np.int64], padded_to: int) -> Packing:
@@ -43,11 +45,16 @@ def pack(lengths: npt.NDArray[np.int64], padded_to: int) -> Packing:
     steps = np.arange(ordered[0])[:, None]
     real = steps < ordered
     texts = real.sum(1)
-    columns = texts + -texts % _LANES
-    positions = np.where(real, order * padded_to + steps, len(lengths) * padded_to)
-    positions = positions[np.arange(len(order)) < columns[:, None]]
+    columns = np.where(texts == 1, 1, texts + -texts % _LANES)
+    packed = np.arange(len(order)) < columns[:, None]  # (steps, columns of the first)
+    positions = np.where(real, order * padded_to + steps, len(lengths) * padded_to)[packed]
+    begins = np.cumsum(columns) - columns
+    mirrored = np.where(real, ordered - 1 - steps, steps)  # step of the token that is read in its place
+    reversal = (begins[mirrored] + np.arange(len(order)))[packed]
     return Packing(
-        torch.from_numpy(positions), [PackedStep(*each) for each in zip(texts.tolist(), columns.tolist(), strict=True)]
+        torch.from_numpy(positions),
+        [PackedStep(*each) for each in zip(texts.tolist(), columns.tolist(), strict=True)],
+        torch.from_numpy(reversal),
     )
 
 
