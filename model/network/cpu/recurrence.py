@@ -68,7 +68,9 @@ class Recurrence(ABC):
     def set_input_projection(self, direction: int, projection: torch.Tensor) -> None:
         """Take an input projection (N, G) that lacks the biases, in place of `project_inputs`; it is overwritten."""
         b_ih, b_hh = self.biases[direction]
-        projection.add_(b_ih).add_(b_hh).mul_(self.factor)
+        projection.add_(b_ih + b_hh)
+        if self.factor != 1:
+            projection.mul_(self.factor)
         if direction:
             projection = projection.index_select(0, self.reversal)
         self._input_rows(self.preactivations)[direction].copy_(projection.t())
