@@ -16,7 +16,7 @@ CUDA_TORCH ?= torch==2.13.0
 CUDA_BIN := .venv-cuda/bin
 CUDA_READY := .venv-cuda/.ready
 
-.PHONY: help lock demo test benchmark peers encoder test-cluster chaos leaks budgets serve-load scale gpu gpu-dry up down lint format clean
+.PHONY: help lock demo test benchmark peers encoder distil test-cluster chaos leaks budgets serve-load scale gpu gpu-dry up down lint format clean
 
 help:
 	@echo "make demo          run everything on the built-in corpus: prepare, train with 2 workers, evaluate, extract"
@@ -26,6 +26,7 @@ help:
 	@echo "make benchmark     measure speed against a reference loop and the machine's limit; DATA=dataset (10 minutes)"
 	@echo "make peers         compare the presets with a CRF and spaCy; DATA=dataset, ENCODER=pretrained encoder"
 	@echo "make encoder       fine-tune a small pretrained encoder on the built-in corpus, or on DATA=dataset"
+	@echo "make distil        teach a small tagger with a large one; DATA=dataset, UNLABELED=texts, ENCODER=pretrained encoder"
 	@echo "make test-cluster  run jobs on a local cluster of a head and three nodes, and on an autoscaler (12 minutes)"
 	@echo "make chaos         kill workers, nodes and drivers of N=20 training runs on such a cluster"
 	@echo "make leaks         check that sweeps of hundreds of trials leave nothing behind in Ray (6 minutes)"
@@ -76,6 +77,9 @@ encoder: $(ENCODER_READY)
 	$(if $(DATA),,$(BIN)/python -m jobs demo --data-only --texts 4000 --folder runs/encoder)
 	$(BIN)/python -m jobs train --preset encoder --data $(or $(DATA),runs/encoder/dataset) --json \
 		--set tagger.encoder="$(MINILM_FOLDER)" --set tagger.encoder_digest=$(MINILM_DIGEST)
+
+distil: $(ENCODER_READY)
+	$(BIN)/python -m jobs distil --data $(DATA) --unlabeled "$(UNLABELED)" --encoder "$(or $(ENCODER),$(MINILM_FOLDER))"
 
 test-cluster: $(READY)
 	TANDEM_CLUSTER=1 $(BIN)/python -m pytest tests/test_cluster.py tests/test_autoscaler.py

@@ -5,6 +5,7 @@ import typer
 from jobs.benchmark.command import benchmark
 from jobs.console import keep_warnings, write_utf8
 from jobs.demo import demo
+from jobs.distil import distil
 from jobs.evaluate import evaluate
 from jobs.extract import extract
 from jobs.label import label
@@ -21,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for job in (prepare, train, tune, evaluate, extract, label, serve, report, benchmark, demo):
+for job in (prepare, train, tune, evaluate, extract, label, distil, serve, report, benchmark, demo):
     app.command()(job)
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import typer
 from jobs.console import command, echo, invocation, print_json, table
 from jobs.corpora import spaceless
 from jobs.corpora.generated import prepare_corpus, write_corpus
-from jobs.demo_corpus import generate
+from jobs.corpora.tweets import generate
 
 # The corpus has none of these names, and each sentence has one that is not a keyphrase: only the context decides.
 SENTENCES = (

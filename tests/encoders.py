@@ -8,7 +8,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
-from jobs.demo_corpus import generate
+from jobs.corpora.tweets import generate
 
 KINDS = ("bert", "distilbert", "roberta", "xlm-roberta", "deberta-v2", "modernbert")
 _BRACKETS, _ANGLES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"], ["<pad>", "<unk>", "<s>", "</s>", "<mask>"]

@@ -31,7 +31,7 @@ SMALL = {"embedding_dim": 24, "keyword_hidden": 24, "keyphrase_hidden": 24}
 
 def generated_dataset(folder: Path, count: int) -> str:
     """A dataset directory of `count` texts of the built-in corpus: 7 in 10 for training, 1 for validation, 2 for the test."""
-    from jobs.demo_corpus import generate
+    from jobs.corpora.tweets import generate
     from model.prepare.builder import PrepareConfig, prepare
 
     files = {}

@@ -29,6 +29,7 @@ from jobs.benchmark.communication import ExchangeRow
 from jobs.benchmark.result import BenchmarkResult, Machine
 from jobs.benchmark.serving.measure import ServingResult, ServingRow
 from jobs.benchmark.single_process import Row
+from jobs.distil import DistilResult, TaggerRow
 from model.data.dataset_info import DatasetInfo, PrepareSettings, SourceInfo, SplitInfo, VectorsInfo
 from model.distillation.label_files import LabelsInfo
 from model.inference.batch_inference import ExtractionInfo, SourceLines
@@ -94,6 +95,7 @@ def printed(result: Result) -> dict[str, Any]:
         ("prepare", 0, {"out", *names_of(DatasetInfo)}),
         ("train", 0, {*names_of(TrainResult), *scores()}),
         ("label", 0, {"out", *names_of(LabelsInfo)}),
+        ("distil", 0, set(names_of(DistilResult))),
         ("tune", 0, set(names_of(TuneResult))),
         ("tune", 1, {"can_become", *names_of(DryRun)}),
         ("benchmark", 0, set(names_of(BenchmarkResult))),
@@ -113,6 +115,7 @@ def test_the_documented_keys_are_the_fields_of_results(command: str, part: int, 
         ("prepare", 0, "sources", SourceInfo),
         ("prepare", 0, "recipe", PrepareSettings),
         ("label", 0, "sources", SourceLines),
+        ("distil", 0, "taggers", TaggerRow),
         ("tune", 0, "best", BestTrial),
         ("tune", 0, "finalists", Finalist),
         ("tune", 0, "record", RecordRow),

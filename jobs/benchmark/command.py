@@ -93,7 +93,7 @@ def benchmark(
 def _dataset(data: str | None) -> Iterator[str]:
     """Yield the location of a dataset, or of the built-in corpus while it is needed."""
     from jobs.corpora.generated import prepare_corpus, write_corpus
-    from jobs.demo_corpus import generate
+    from jobs.corpora.tweets import generate
     from model import storage
 
     with tempfile.TemporaryDirectory(prefix="tandem-corpus-") as folder:

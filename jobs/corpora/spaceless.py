@@ -1,4 +1,4 @@
-"""Generated short texts of scripts without spaces, with one or two labeled keyphrases each, as `demo_corpus` has of English.
+"""Generated short texts of scripts without spaces, with one or two labeled keyphrases each, as `tweets` has of English.
 
 The words before or behind a name decide whether it is a keyphrase; the name itself does not, because names of the same
 patterns occur in asides too: the striker Chen Siyu, my neighbor Chen Siyu.

@@ -27,7 +27,7 @@ AccessLogOption = Annotated[bool, typer.Option("--access-log", help="Log a line 
 MaxTextsOption = Annotated[int | None, typer.Option(help="Most texts of a request (1000).")]
 MaxCharactersOption = Annotated[int | None, typer.Option(help="Most characters of a text (20000).")]
 MaxBodyOption = Annotated[int | None, typer.Option(metavar="BYTES", help="Largest body of a request (4194304).")]
-MaxRequestsOption = Annotated[int | None, typer.Option(help="Requests worked on at a time (128).")]
+MaxRequestsOption = Annotated[int | None, typer.Option(help="Requests worked on at a time (96).")]
 MaxQueueOption = Annotated[int | None, typer.Option(metavar="TEXTS", help="Texts that may wait for a batch (4000).")]
 MaxWaitOption = Annotated[
     float | None, typer.Option(metavar="SECONDS", help="Take no request while those that wait will take longer (2).")

@@ -100,6 +100,22 @@ def rules_digest(tokenizer: bytes) -> str:
     return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
 
 
+def require_same_words(rules: str, teacher: str, tokenizer: bytes, data: str) -> None:
+    """Raise UserError where a teacher divides texts into other words than a dataset.
+
+    Args:
+        rules: `rules_digest` of the teacher's tokenizer.
+        teacher: location of the bundle or of its labels, for the message.
+        tokenizer: content of the dataset's tokenizer.json.
+        data: location of the dataset, for the message.
+    """
+    if rules_digest(tokenizer) != rules:
+        raise UserError(
+            f"{teacher}: the teacher divides texts into other words than {data}: their tokenizers have different rules; "
+            f"prepare the dataset again with this version and train the teacher on it, or take another teacher"
+        )
+
+
 def to_table(texts: list[str], begins: npt.NDArray[np.int64], keyword: Floats, keyphrase: Floats) -> pa.Table:
     """Return texts as rows of SCHEMA; text number i has the words from begins[i] to begins[i + 1]."""
     offsets = (begins - begins[0]).astype(np.int32)
@@ -156,11 +172,7 @@ class TeacherLabels:
             tokenizer: content of the dataset's tokenizer.json.
             data: location of the dataset, for the message.
         """
-        if rules_digest(tokenizer) != self.info["rules_digest"]:
-            raise UserError(
-                f"{self.location}: the teacher divides texts into other words than {data}: their tokenizers have different "
-                f"rules; prepare the dataset again with this version and train the teacher on it, or take another teacher"
-            )
+        require_same_words(self.info["rules_digest"], self.location, tokenizer, data)
 
     def read(self) -> Iterator[LabeledTexts]:
         """Yield the texts of each part. Raises UserError where a part is not the one that labels.json names."""

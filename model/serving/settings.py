@@ -48,7 +48,7 @@ class ServeSettings(BaseModel):
     max_body: PositiveInt = 4 * 2**20
     max_texts: PositiveInt = 1000
     max_characters: PositiveInt = 20_000
-    max_requests: PositiveInt = 128
+    max_requests: PositiveInt = 96
     max_queue: PositiveInt = 4000
     max_wait: Seconds = 2.0
     batch_tokens: PositiveInt = 16_384

@@ -140,7 +140,7 @@ class Chaos:
 
 def write_texts(path: Path, count: int) -> None:
     """Labeled texts of the built-in corpus."""
-    from jobs.demo_corpus import generate
+    from jobs.corpora.tweets import generate
 
     with path.open("w") as file:
         for texts in generate(count).values():

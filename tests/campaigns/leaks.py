@@ -154,7 +154,7 @@ def main() -> None:
 
 def _small(folder: Path) -> str:
     from jobs.corpora.generated import prepare_corpus, write_corpus
-    from jobs.demo_corpus import generate
+    from jobs.corpora.tweets import generate
 
     return prepare_corpus(write_corpus(folder / "corpus", generate(1000)), folder / "data")
 

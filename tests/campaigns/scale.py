@@ -33,7 +33,7 @@ NODES: dict[str, tuple[int, ...]] = {"one core": (), "Ray, 1 node": (2,), "Ray, 
 
 def lines(texts: int) -> Iterator[str]:
     """Labeled texts as TSV; those of a small number begin those of a large one."""
-    from jobs.demo_corpus import generate
+    from jobs.corpora.tweets import generate
 
     rng = random.Random(0)
     known = [labeled for split in generate(20_000).values() for labeled in split]

@@ -11,7 +11,7 @@ import pytest
 from helpers import trained_tokenizer
 
 from jobs.corpora.english import DOMAINS
-from jobs.demo_corpus import TOKEN, GeneratedText, generate
+from jobs.corpora.tweets import TOKEN, GeneratedText, generate
 from model.config import TaggerConfig, TrainingConfig
 from model.data.dataset import split_from_examples
 from model.data.examples import examples
@@ -74,7 +74,7 @@ def test_same_seed_gives_the_same_texts() -> None:
 
 @pytest.mark.parametrize("hash_seed", ["1", "2"])
 def test_texts_do_not_depend_on_the_hash_seed(hash_seed: str) -> None:
-    code = "import hashlib; from jobs.demo_corpus import generate; "
+    code = "import hashlib; from jobs.corpora.tweets import generate; "
     code += "print(hashlib.sha256(repr(generate(300, 5)).encode()).hexdigest())"
     environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(sys.path)}
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)

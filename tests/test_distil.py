@@ -1,0 +1,83 @@
+"""A teacher, its students and their comparison in one command."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import SMALL, call, last_json
+
+from jobs.corpora.tweets import generate
+from model.data.dataset import Dataset
+
+FIELDS = [f"--set=tagger.{name}={value}" for name, value in SMALL.items()]
+
+
+@pytest.fixture
+def unlabeled(tmp_path: Path) -> str:
+    path = tmp_path / "unlabeled.txt"
+    path.write_text("".join(f"{text.text}\n" for text in generate(500, seed=1)["train"]), "utf-8")
+    return str(path)
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_made(
+    small_bundle: str, small_dataset: str, unlabeled: str, tmp_path: Path
+):
+    asked = ("distil", "--data", small_dataset, "--unlabeled", unlabeled, "--out", str(tmp_path / "out"))
+    for more, message in (
+        ((), "give one of --teacher, a bundle, and --encoder"),
+        (("--teacher", small_bundle, "--encoder", "e"), "give one of --teacher, a bundle, and --encoder"),
+        (("--teacher", str(tmp_path)), str(tmp_path)),
+    ):
+        done = call(*asked, *more)
+        assert done.exit_code == 2 and message in done.stderr, done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_teacher_of_other_words_is_refused(small_bundle: str, small_dataset: str, unlabeled: str, tmp_path: Path):
+    other = tmp_path / "teacher"
+    shutil.copytree(small_bundle, other)
+    tokenizer = json.loads((other / "tokenizer.json").read_bytes())
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer | {"normalizer": {"type": "Lowercase"}}))
+    done = call(
+        "distil",
+        "--data",
+        small_dataset,
+        "--unlabeled",
+        unlabeled,
+        "--teacher",
+        str(other),
+        "--out",
+        str(tmp_path / "out"),
+    )
+    assert done.exit_code == 2 and "into other words" in done.stderr, done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.ray
+def test_students_are_compared_with_their_teacher_and_what_is_there_is_kept(
+    call_on_cluster: Any, small_bundle: str, small_dataset: str, unlabeled: str, tmp_path: Path
+):
+    out = tmp_path / "out"
+    asked = ["distil", "--data", small_dataset, "--unlabeled", unlabeled, "--teacher", small_bundle, "--out", str(out)]
+    asked += ["--preset", "record", "--seeds", "1", "--device", "cpu", *FIELDS, "--set", "training.epochs=3", "--json"]
+    done = call_on_cluster(*asked)
+    assert done.exit_code == 0, done.stderr
+    result = last_json(done.stdout)
+    assert [row["tagger"] for row in result["taggers"]] == ["teacher", "student", "record"]
+    assert (result["seeds"], result["test_texts"]) == (1, Dataset(small_dataset).rows("test"))
+    assert result["labeled_texts"] == 350
+    for row in result["taggers"]:
+        assert row["low"] <= row["keyphrase_f1"] <= row["high"] and row["texts_per_s"] > 0 and row["megabytes"] > 0
+    assert result["difference"] == result["taggers"][1]["keyphrase_f1"] - result["taggers"][2]["keyphrase_f1"]
+    made = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+
+    again = call_on_cluster(*asked)
+    assert again.exit_code == 0 and "labels: are there" in again.stderr, again.stderr
+    assert made == {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    scores = [[row["keyphrase_f1"] for row in last_json(each.stdout)["taggers"]] for each in (done, again)]
+    assert scores[0] == scores[1]
+
+    other = call_on_cluster(*asked, "--set", "training.lr=0.1")
+    assert other.exit_code == 2 and "was begun with another value of student" in other.stderr, other.stderr
