@@ -158,8 +158,11 @@ def _label_shard(teacher: str, digest: str, device: str, folder: str, shard: Ext
 
 
 def _source(shard: ExtractionShard) -> str:
-    """Return what tells the texts of a shard from others: its ranges, and the sizes of their files."""
-    return json.dumps([[*each[2:4], each.path, storage.size(each.location)] for each in shard.ranges])
+    """Return what tells the texts of a shard from others: its ranges, and a digest of its texts."""
+    digest = hashlib.sha256()
+    for text in texts_of_shard(shard.ranges, []):
+        digest.update(json.dumps(text).encode())
+    return json.dumps([[[*each[2:4], each.path] for each in shard.ranges], digest.hexdigest()])
 
 
 def _existing(place: str, digest: str, source: str) -> LabeledPart | None:
