@@ -20,11 +20,13 @@ TIME, INPUTS, HIDDEN, CLASSES = 10, 30, 20, 5
 
 def test_tokens_are_packed_by_step_with_the_longer_texts_first():
     positions, steps, reversal = pack(np.array([1, 3]), padded_to=4)
-    assert steps == [PackedStep(2, 16), PackedStep(1, 1), PackedStep(1, 1)]
+    assert steps == [PackedStep(2, 16), PackedStep(1, 16), PackedStep(1, 16)]
     filler = 8
-    assert positions.tolist() == [4, 0, *[filler] * 14, 5, 6]
+    assert positions.tolist() == [4, 0, *[filler] * 14, 5, *[filler] * 15, 6, *[filler] * 15]
     # The second text has the first column of each step; what fills steps up stays where it is.
-    assert reversal.tolist() == [17, *range(1, 16), 16, 0]
+    assert reversal.tolist() == [32, *range(1, 32), 0, *range(33, 48)]
+    alone = pack(np.array([3]), padded_to=4)
+    assert alone.steps == [PackedStep(1, 1)] * 3 and alone.reversal.tolist() == [2, 1, 0]
     wide = pack(np.array([2] * 17 + [1] * 3), padded_to=2).steps
     assert wide == [PackedStep(20, 32), PackedStep(17, 32)]
 
@@ -37,7 +39,7 @@ def packed(padded: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("directions", [1, 2])
 @pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
-@pytest.mark.parametrize("lengths", [LENGTHS, MANY], ids=["few", "many"])
+@pytest.mark.parametrize("lengths", [LENGTHS, MANY, torch.tensor([7])], ids=["few", "many", "one"])
 def test_values_and_gradients_are_those_of_torch(lengths: torch.Tensor, cell: Cell, directions: int):
     torch.manual_seed(0)
     own = [cell.module(INPUTS, HIDDEN, batch_first=True) for _ in range(directions)]
