@@ -94,6 +94,7 @@ def distil(
     After a stop, the same command goes on.
     """
     from model import storage
+    from model.config import make_config
     from model.data.dataset import Dataset
     from model.distillation.label_files import require_same_words, rules_digest
     from model.errors import NotGrantedError, UserError
@@ -109,6 +110,7 @@ def distil(
         rules = rules_digest(storage.read(storage.join(teacher, "tokenizer.json")))
         require_same_words(rules, teacher, dataset.tokenizer_bytes(), data)
     student = merge_sources(preset, None, set or [], {})
+    make_config({"data": data} | student)
     settings = {"data": dataset.digest, "unlabeled": unlabeled, "teacher": teacher, "encoder": pretrained}
     _check_settings(place, {**settings, "student": student})
     run = {"data": data, "run.storage": place, "run.workers": workers, "run.device": device}

@@ -29,6 +29,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_made(
         ((), "give one of --teacher, a bundle, and --encoder"),
         (("--teacher", small_bundle, "--encoder", "e"), "give one of --teacher, a bundle, and --encoder"),
         (("--teacher", str(tmp_path)), str(tmp_path)),
+        (("--teacher", small_bundle, "--set", "training.lrr=1"), "training.lrr"),
     ):
         done = call(*asked, *more)
         assert done.exit_code == 2 and message in done.stderr, done.stderr
