@@ -20,7 +20,7 @@ from typing import NoReturn, ParamSpec
 
 import typer
 
-from model.errors import RunFailedError, StorageError, UserError
+from model.errors import NotGrantedError, RunFailedError, StorageError, UserError
 
 _PYTHON = os.path.relpath(sys.executable)
 SECONDS_PER_LINE = 20  # between lines of progress where there is no terminal
@@ -127,6 +127,28 @@ def leave(code: int) -> NoReturn:
     with suppress(OSError):  # where its reader has ended
         sys.stdout.flush()
     os._exit(code)
+
+
+@contextmanager
+def using_ray(on_stop: Callable[[], None], remedy: str = "") -> Iterator[None]:
+    """Shut Ray down at the end.
+
+    Args:
+        on_stop: called on Ctrl-C or SIGTERM, to say how to go on; then this process ends.
+        remedy: added to the message where the cluster does not grant the resources.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, Terminated) as stop:
+        on_stop()
+        leave(exit_code(stop))
+    except NotGrantedError as error:  # Ray still waits
+        echo(f"error: {error}{remedy}")
+        leave(FAILED)
+    finally:
+        import ray
+
+        ray.shutdown()
 
 
 def _stop(message: str, code: int) -> None:

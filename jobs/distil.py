@@ -10,11 +10,12 @@ import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs.console import FAILED, Terminated, command, echo, exit_code, leave, print_json, progress_counter
+from jobs.console import command, echo, print_json, progress_counter, using_ray
 from jobs.progress import TrainingProgress
 from jobs.train import merge_sources
 
@@ -97,7 +98,7 @@ def distil(
     from model.config import make_config
     from model.data.dataset import Dataset
     from model.distillation.label_files import require_same_words, rules_digest
-    from model.errors import NotGrantedError, UserError
+    from model.errors import UserError
     from model.inference.bundle import bundle_digest
 
     if (teacher is None) == (pretrained is None):
@@ -114,7 +115,7 @@ def distil(
     settings = {"data": dataset.digest, "unlabeled": unlabeled, "teacher": teacher, "encoder": pretrained}
     _check_settings(place, {**settings, "student": student})
     run = {"data": data, "run.storage": place, "run.workers": workers, "run.device": device}
-    try:
+    with using_ray(lambda: echo("stopped; the same command goes on")):
         if teacher is None:
             fields = {**run, "run.name": "teacher", "tagger.encoder": pretrained}
             teacher = _bundle(merge_sources("encoder", None, [], fields))
@@ -125,16 +126,6 @@ def distil(
             for system, targets in (("student", labels), (preset, None)):
                 fields = {**run, "run.name": f"{system}-{seed}", "training.seed": seed, "training.teacher": targets}
                 bundles[system].append(_bundle(merge_sources(preset, None, set or [], fields)))
-    except (KeyboardInterrupt, Terminated) as stop:
-        echo("stopped; the same command goes on")
-        leave(exit_code(stop))
-    except NotGrantedError as error:  # Ray Train still waits
-        echo(f"error: {error}")
-        leave(FAILED)
-    finally:
-        import ray
-
-        ray.shutdown()
     result = _compare(place, dataset, bundles, labeled_texts)
     echo(_table(result))
     if json:
@@ -244,7 +235,7 @@ def _rates(bundles: dict[str, str], data: "Dataset") -> dict[str, float]:
     from model.inference.extractor import Extractor
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))  # Ray gives a job one thread
-    texts = [labeled.text for labeled, _ in zip(data.texts("test"), range(_TEXTS_TIMED), strict=False)]
+    texts = [labeled.text for labeled in islice(data.texts("test"), _TEXTS_TIMED)]
     extractors = {tagger: Extractor.load(bundle) for tagger, bundle in bundles.items()}
     found: dict[str, list[float]] = {tagger: [] for tagger in bundles}
     for number in range(1 + _ROUNDS):  # the first warms up

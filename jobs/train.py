@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs.console import FAILED, Terminated, command, echo, exit_code, invocation, leave, print_json, table
+from jobs.console import command, echo, invocation, print_json, table, using_ray
 from jobs.progress import TrainingProgress
 
 if TYPE_CHECKING:
@@ -130,22 +130,13 @@ def run(config: "Config") -> "TrainResult":
     """Train with progress output; where the training is stopped, print how to resume it."""
     from distributed.train.driver import train as fit
     from distributed.train.runs import run_exists
-    from model.errors import NotGrantedError
 
-    try:
-        with TrainingProgress(config.training.epochs) as progress:
-            return fit(config, progress.event)
-    except (KeyboardInterrupt, Terminated) as stop:
+    def say_how_to_resume() -> None:
         if run_exists(config):
             resume = invocation("train", "--resume", f"{config.run.name}", "--storage", config.run.storage)
             echo(f"stopped; resume with: {resume}")
         else:
             echo("stopped before the run began")
-        leave(exit_code(stop))
-    except NotGrantedError as error:  # Ray Train still waits
-        echo(f"error: {error}")
-        leave(FAILED)
-    finally:
-        import ray
 
-        ray.shutdown()
+    with using_ray(say_how_to_resume), TrainingProgress(config.training.epochs) as progress:
+        return fit(config, progress.event)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from distributed.sweep.samplers import SAMPLERS
-from jobs.console import FAILED, Terminated, command, echo, exit_code, invocation, leave, print_json
+from jobs.console import command, echo, invocation, print_json, using_ray
 from jobs.progress import SweepProgress
 from jobs.train import merge_sources
 
@@ -173,13 +173,10 @@ def run(plan: "SweepConfig") -> "TuneResult":
     from distributed.sweep.state import sweep_exists
     from distributed.tune.driver import tune as run_sweep
     from distributed.tune.driver import write_best_bundle
-    from model.errors import NotGrantedError
 
     resume = invocation("tune", "--resume", f"{plan.config.run.name}", "--storage", plan.config.run.storage)
-    try:
-        with SweepProgress() as view:
-            return run_sweep(plan, view.event)
-    except (KeyboardInterrupt, Terminated) as stop:
+
+    def write_bundle() -> None:
         if sweep_exists(plan.folder):
             echo("stopped; writing the bundle of the best trial so far ...")
             bundle = write_best_bundle(plan.folder)
@@ -187,14 +184,9 @@ def run(plan: "SweepConfig") -> "TuneResult":
             echo(f"resume with: {resume}")
         else:
             echo("stopped before the sweep began")
-        leave(exit_code(stop))
-    except NotGrantedError as error:  # Tune still waits
-        echo(f"error: {error}; resume with: {resume}")
-        leave(FAILED)
-    finally:
-        import ray
 
-        ray.shutdown()
+    with using_ray(write_bundle, f"; resume with: {resume}"), SweepProgress() as view:
+        return run_sweep(plan, view.event)
 
 
 def _print_plan(plan: "SweepConfig") -> None:

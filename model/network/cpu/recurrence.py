@@ -79,7 +79,7 @@ class Recurrence(ABC):
         """Compute the states from the input projections, and return them in the order of the packing, (R, H, N)."""
         recurrent = self.each(self._recurrent_rows(self.preactivations))
         for step in range(len(self.steps)):
-            previous = self._previous(step)
+            previous = self._previous(self.each_state, step)
             if previous is not None:
                 add_product(recurrent[step], self.w_hh, previous, self.factor)
             self._cell_forward(step, previous)
@@ -95,7 +95,7 @@ class Recurrence(ABC):
         grad_recurrent = self.each(self._recurrent_rows(grad_preactivations))
         transposed = self.w_hh.mT.contiguous()  # a fifth faster where H is 128, a thirtieth slower where it is 300
         for step in range(len(self.steps) - 1, -1, -1):
-            grad_previous = leading(grad_each[step - 1], self.steps[step].columns) if step else None
+            grad_previous = self._previous(grad_each, step)
             self._cell_backward(step, grad_each[step], grad_previous)
             if grad_previous is not None:
                 add_product(grad_previous, transposed, grad_recurrent[step])
@@ -138,9 +138,9 @@ class Recurrence(ABC):
             later = slice(begins[first], begins[last + 1])
             yield later, slice(later.start - distance, later.stop - distance)
 
-    def _previous(self, step: int) -> torch.Tensor | None:
-        """Return the previous states of the texts of a step, (R, H, columns); None for the first."""
-        return leading(self.each_state[step - 1], self.steps[step].columns) if step else None
+    def _previous(self, each: Sequence[torch.Tensor], step: int) -> torch.Tensor | None:
+        """Return what the texts of a step have at the one before, (R, H, columns); None for the first."""
+        return leading(each[step - 1], self.steps[step].columns) if step else None
 
     def _grad_w_hh(self, grad_preactivations: torch.Tensor) -> torch.Tensor:
         """Sum one product for each run of steps that are equally wide."""
