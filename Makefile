@@ -16,19 +16,19 @@ CUDA_TORCH ?= torch==2.13.0
 CUDA_BIN := .venv-cuda/bin
 CUDA_READY := .venv-cuda/.ready
 
-.PHONY: help lock demo test benchmark peers encoder distil test-cluster chaos leaks budgets serve-load scale gpu gpu-dry up down lint format clean
+.PHONY: help lock demo test benchmark peers encoder distil test-long chaos leaks budgets serve-load scale gpu gpu-dry up down lint format clean
 
 help:
 	@echo "make demo          run everything on the built-in corpus: prepare, train with 2 workers, evaluate, extract"
-	@echo "make test          run the tests that need neither a cluster nor a GPU"
+	@echo "make test          run the tests that need neither a GPU nor minutes each (10 minutes)"
 	@echo "make lint          run ruff, mypy and codespell"
 	@echo "make format        format the code with ruff"
 	@echo "make benchmark     measure speed against a reference loop and the machine's limit; DATA=dataset (10 minutes)"
 	@echo "make peers         compare the presets with a CRF and spaCy; DATA=dataset, ENCODER=pretrained encoder"
 	@echo "make encoder       fine-tune a small pretrained encoder on the built-in corpus, or on DATA=dataset"
 	@echo "make distil        teach a small tagger with a large one; DATA=dataset, UNLABELED=texts, ENCODER=pretrained encoder"
-	@echo "make test-cluster  run jobs on a local cluster of a head and three nodes, and on an autoscaler (12 minutes)"
-	@echo "make chaos         kill workers, nodes and drivers of N=20 training runs on such a cluster"
+	@echo "make test-long     run the others: kills, stops and resumes, a cluster of four nodes, an autoscaler (30 minutes)"
+	@echo "make chaos         kill workers, nodes and drivers of N=20 training runs on a local cluster of four nodes"
 	@echo "make leaks         check that sweeps of hundreds of trials leave nothing behind in Ray (6 minutes)"
 	@echo "make budgets       run N=10 sweeps with budgets, and compare what they spend with the budget and the forecast"
 	@echo "make serve-load    put load on a server for MINUTES=30, and flood it; BUNDLE=bundle, DATA=dataset; needs wrk"
@@ -55,7 +55,7 @@ demo: $(READY)
 # Ray often wait for its processes: three of them run at a time, each on a Ray of its own.
 test: $(ENCODER_READY)
 	@$(BIN)/python -m pytest -m "not ray" -n 2; others=$$?; \
-	$(BIN)/python -m pytest -m ray -n 3 --dist load --maxschedchunk 1; exit $$(($$? | others))
+	$(BIN)/python -m pytest -m "ray and not long" -n 3 --dist load --maxschedchunk 1; exit $$(($$? | others))
 
 benchmark: $(READY)
 	$(BIN)/python -m jobs benchmark $(if $(DATA),--data $(DATA))
@@ -81,8 +81,8 @@ encoder: $(ENCODER_READY)
 distil: $(ENCODER_READY)
 	$(BIN)/python -m jobs distil --data $(DATA) --unlabeled "$(UNLABELED)" --encoder "$(or $(ENCODER),$(MINILM_FOLDER))"
 
-test-cluster: $(READY)
-	TANDEM_CLUSTER=1 $(BIN)/python -m pytest tests/test_cluster.py tests/test_autoscaler.py
+test-long: $(ENCODER_READY)
+	$(BIN)/python -m pytest -m long
 
 chaos: $(READY)
 	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/chaos.py --runs $(or $(N),20)

@@ -4,10 +4,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from helpers import ROOT, SMALL, alone, call, generated_dataset
 from hypothesis import settings
 from typer.testing import Result
@@ -34,26 +36,41 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = fast + [item for item in items if "ray" in item.keywords][::-1]
 
 
+def made_once(name: str, tmp_path_factory: pytest.TempPathFactory, make: Callable[[Path], object]) -> Path:
+    """A folder that all test processes share: the first that asks for it makes its content, and the others wait."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.exists():
+            folder.mkdir()
+            make(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A dataset directory of 700 training, 100 validation and 200 test texts of the built-in corpus."""
-    return generated_dataset(tmp_path_factory.mktemp("small"), 1000)
+    return str(made_once("small", tmp_path_factory, lambda folder: generated_dataset(folder, 1000)) / "data")
 
 
 @pytest.fixture(scope="session")
 def small_bundle(small_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A bundle of a tagger trained for a few epochs on the small dataset, without Ray."""
+    made = made_once("tagger", tmp_path_factory, lambda folder: make_bundle(small_dataset, str(folder / "bundle")))
+    return str(made / "bundle")
+
+
+def make_bundle(dataset: str, location: str) -> None:
+    """Train a small tagger on a dataset and save it."""
     from model.config import make_config
     from model.data.dataset import Dataset
     from model.inference.bundle import save_bundle
 
-    tree = {"data": small_dataset, "tagger": SMALL | {"dropout": 0.1}, "training": {"epochs": 6, "lr": 0.01}}
+    tree = {"data": dataset, "tagger": SMALL | {"dropout": 0.1}, "training": {"epochs": 6, "lr": 0.01}}
     config = make_config(tree)
     training = alone(config)
     metrics = {name.removeprefix("valid/"): value for name, value in training.history[-1].items()}
-    location = str(tmp_path_factory.mktemp("bundle") / "bundle")
-    save_bundle(location, config, Dataset(small_dataset).tokenizer_bytes(), training.tagger.state_dict(), metrics)
-    return location
+    save_bundle(location, config, Dataset(dataset).tokenizer_bytes(), training.tagger.state_dict(), metrics)
 
 
 @pytest.fixture

@@ -118,6 +118,7 @@ def test_a_sweep_of_format_1_is_read(format1: Path):
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_a_run_and_a_sweep_of_format_1_go_on(format1: Path, cluster):
     from distributed.train.driver import train
     from distributed.tune.driver import tune

@@ -19,12 +19,7 @@ import pytest
 import yaml
 from helpers import ROOT, SMALL
 
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.skipif(
-        not os.environ.get("TANDEM_CLUSTER"), reason="starts an autoscaler of its own; make test-cluster runs it"
-    ),
-]
+pytestmark = [pytest.mark.ray, pytest.mark.long]
 BIN = Path(sys.executable).parent
 NAMESPACES = ("unshare", "--pid", "--net", "--mount", "--uts", "--fork", "--kill-child", "--mount-proc")
 HEAD_TYPE = "ray.head.default"  # what the provider of such nodes calls its head

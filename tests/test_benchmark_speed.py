@@ -135,6 +135,7 @@ def test_what_is_computed_of_the_exchange(small_dataset: str):
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_groups_of_torchrun_and_of_ray_train_take_turns(cluster, small_dataset: str):
     config = Config(data=small_dataset, tagger=TaggerConfig(**SMALL)).model_dump()
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)

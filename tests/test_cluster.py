@@ -18,8 +18,7 @@ from nodes import Nodes
 from distributed.sweep.state import read_sweep
 from model.config import make_config
 
-AT_LENGTH = bool(os.environ.get("TANDEM_CLUSTER"))
-at_length = pytest.mark.skipif(not AT_LENGTH, reason="takes minutes; make test-cluster runs it")
+pytestmark = [pytest.mark.ray, pytest.mark.long]
 TINY = [f"--set=tagger.{name}={size}" for name, size in SMALL.items()]
 EPOCHS = 20
 LONG = [f"--epochs={EPOCHS}", "--batch=16"]  # some 20 s of training, so that there is a midst to disturb
@@ -27,12 +26,12 @@ LONG = [f"--epochs={EPOCHS}", "--batch=16"]  # some 20 s of training, so that th
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
-    """A head and three nodes with one CPU each; two where only a training of one worker runs on them."""
+    """A head and three nodes with one CPU each."""
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
         pytest.skip("nodes on one machine need mounts of their own, which this user may not make")
     cluster = Nodes(tmp_path_factory.mktemp("nodes"))
     try:
-        cluster.begin(3 if AT_LENGTH else 2)
+        cluster.begin(3)
         yield cluster
     finally:
         cluster.end()
@@ -53,7 +52,6 @@ def result_of(logs: str) -> dict[str, Any]:
     return json.loads([line for line in logs.splitlines() if line.startswith("{")][-1])
 
 
-@at_length
 def test_a_submitted_training_runs_on_three_nodes(nodes: Nodes, training: list[str], small_bundle: str):
     done = nodes.submit(*training, "--name", "three", "--epochs", "8", "--json", job="three")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -71,7 +69,6 @@ def test_a_submitted_training_runs_on_three_nodes(nodes: Nodes, training: list[s
     assert alone["keyphrase_f1_low"] <= result["keyphrase_f1"] <= alone["keyphrase_f1_high"]
 
 
-@at_length
 def test_no_secret_is_in_what_a_run_leaves_or_the_job_server_tells(nodes: Nodes, training: list[str]):
     done = nodes.submit(*training, "--name", "secret", "--epochs", "1", "--json", job="secret")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -85,7 +82,6 @@ def test_no_secret_is_in_what_a_run_leaves_or_the_job_server_tells(nodes: Nodes,
         assert [str(path) for path in files if secret.encode() in path.read_bytes()] == []
 
 
-@at_length
 def test_storage_on_one_node_alone_is_refused_before_anything_is_held(nodes: Nodes, training: list[str]):
     local = [each.replace(str(nodes.shared / "runs"), "/tmp/runs") for each in training]
     done = nodes.submit(*local, "--name", "local", job="local")
@@ -103,8 +99,7 @@ def test_a_node_that_is_lost_costs_no_bit(nodes: Nodes, training: list[str]):
     logs = nodes.job_logs("node")
     assert nodes.status("node") == "SUCCEEDED", logs
     assert "lost worker 0" in logs and "resuming from checkpoint_epoch_" in logs
-    if AT_LENGTH:
-        nodes.add()
+    nodes.add()
     run = nodes.shared / "runs" / "node"
     undisturbed = alone(make_config(json.loads((run / "config.json").read_text()))).history
     history = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -125,7 +120,6 @@ def weights(nodes: Nodes, run: str) -> bytes:
     return (nodes.shared / "runs" / run / "bundle" / "weights.safetensors").read_bytes()
 
 
-@at_length
 def test_a_stopped_job_leaves_nothing_behind_and_goes_on_to_the_same_bits(
     nodes: Nodes, training: list[str], undisturbed: tuple[bytes, dict[str, Any]]
 ):
@@ -143,7 +137,6 @@ def test_a_stopped_job_leaves_nothing_behind_and_goes_on_to_the_same_bits(
     assert weights(nodes, "stopped") == undisturbed[0]
 
 
-@at_length
 def test_an_elastic_training_goes_on_with_the_nodes_that_are_left_and_grows_again(
     nodes: Nodes, training: list[str], undisturbed: tuple[bytes, dict[str, Any]]
 ):
@@ -162,7 +155,6 @@ def test_an_elastic_training_goes_on_with_the_nodes_that_are_left_and_grows_agai
     assert alone["keyphrase_f1_low"] <= result_of(logs)["keyphrase_f1"] <= alone["keyphrase_f1_high"]
 
 
-@at_length
 def test_a_notice_from_the_cloud_is_answered_by_a_checkpoint(
     nodes: Nodes, training: list[str], undisturbed: tuple[bytes, dict[str, Any]]
 ):
@@ -177,7 +169,6 @@ def test_a_notice_from_the_cloud_is_answered_by_a_checkpoint(
     assert nodes.status("spot") == "SUCCEEDED" and weights(nodes, "spot") == undisturbed[0]
 
 
-@at_length
 def test_a_notice_from_the_cloud_restarts_a_trial_of_several_workers(nodes: Nodes, training: list[str]):
     """Ray must not restart the trial's worker group by itself: the new group would wait for an epoch request for ever."""
     runs = nodes.shared / "runs"

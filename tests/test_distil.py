@@ -57,6 +57,7 @@ def test_a_teacher_of_other_words_is_refused(small_bundle: str, small_dataset: s
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_students_are_compared_with_their_teacher_and_what_is_there_is_kept(
     call_on_cluster: Any, small_bundle: str, small_dataset: str, unlabeled: str, tmp_path: Path
 ):

@@ -302,6 +302,7 @@ def test_extract_on_ray_is_extract_to_stdout(
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_the_first_bad_line_is_reported_whichever_worker_met_one_first(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -315,6 +316,7 @@ def test_the_first_bad_line_is_reported_whichever_worker_met_one_first(
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_a_disk_that_fills_under_workers_is_reported_and_leaves_nothing(
     cluster: Any, tmp_path: Path, small_dataset: str
 ):

@@ -29,6 +29,7 @@ def replica_processes() -> list[psutil.Process]:
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_replicas_answer_reload_and_are_replaced_when_killed(cluster: Any, small_bundle: str, tmp_path: Path):
     bundle, extractor = tmp_path / "bundle", Extractor.load(small_bundle)
     shutil.copytree(small_bundle, bundle)

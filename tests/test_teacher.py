@@ -12,8 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from encoders import tiny_encoder
-from helpers import SMALL, Half, alone, call, last_json, refused, without_measurements
-from safetensors.torch import load_file
+from helpers import SMALL, Half, alone, best_weights_together, call, last_json, refused, without_measurements
 
 from distributed.cluster.preflight import check_data
 from distributed.train.driver import train
@@ -341,17 +340,19 @@ def test_fields_of_the_teacher_are_searched_but_not_the_teacher(small_dataset: s
     assert done.exit_code == 0 and "training.teacher=null" in last_json(done.stdout)["rows"]
 
 
-@pytest.mark.ray
-def test_two_workers_of_a_student_end_with_the_weights_of_one(
-    cluster: Any, small_dataset: str, labels: str, tmp_path: Path
-):
-    run = {"name": "student", "storage": str(tmp_path), "workers": 2, "cpus_per_worker": 1}
-    tree = config_of(small_dataset, labels, {"dropout": 0.0}, epochs=1).model_dump() | {"run": run}
-    config = new_run(make_config(tree))
-    result, one = train(config, lambda event: None), alone(config)
-    weights = load_file(Path(result.bundle) / "weights.safetensors")
+def test_two_processes_of_a_student_end_with_the_weights_of_one(small_dataset: str, labels: str, tmp_path: Path):
+    config = config_of(small_dataset, labels, {"dropout": 0.0}, epochs=1)
+    weights, one = best_weights_together(config, 2, tmp_path / "two"), alone(config)
     for name, weight in one.tagger.state_dict().items():
         assert torch.allclose(weight, weights[name], atol=1e-4), name
+
+
+@pytest.mark.ray
+@pytest.mark.long
+def test_a_students_run_goes_on_with_its_teacher_alone(cluster: Any, small_dataset: str, labels: str, tmp_path: Path):
+    run = {"name": "student", "storage": str(tmp_path), "cpus_per_worker": 1}
+    config = new_run(make_config(config_of(small_dataset, labels, epochs=1).model_dump() | {"run": run}))
+    result = train(config, lambda event: None)
     bundle = load_bundle(result.bundle)
     assert bundle.config.training.teacher_digest == TeacherLabels(labels).digest
     assert sorted(path.name for path in Path(result.bundle).iterdir()) == [

@@ -67,9 +67,15 @@ def train_workers() -> list[psutil.Process]:
 ENCODER = {"cell": "none", "embedding_dim": 0, "crf": True, "decoding": "spans", "pooling": "mean"}
 
 
-def test_two_processes_end_with_the_weights_of_one(small_dataset: str, tmp_path: Path):
+@pytest.mark.parametrize(("tagger", "sync"), [({}, "auto"), (ENCODER, "ddp")], ids=["record", "encoder"])
+def test_two_processes_end_with_the_weights_of_one(
+    small_dataset: str, tmp_path: Path, tagger: dict[str, Any], sync: str
+):
     """Without Ray, whose workers end with the bits of such processes, as the test of three of them shows."""
-    config = config_of(small_dataset, tmp_path, "two", {"dropout": 0.0})
+    fields = {"dropout": 0.0, **tagger}
+    if tagger is ENCODER:
+        fields["encoder"] = tiny_encoder(tmp_path / "bert", "bert", dropout=False)
+    config = config_of(small_dataset, tmp_path, "two", fields, batch=33, gradient_sync=sync)
     weights, one = best_weights_together(config, 2, tmp_path / "two"), alone(config)
     best = one.history[one.best]
     assert best["epoch"] == 3  # the weights are those of the last epoch
@@ -81,15 +87,9 @@ def test_two_processes_end_with_the_weights_of_one(small_dataset: str, tmp_path:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize(("tagger", "sync"), [(BEST, "auto"), (ENCODER, "ddp")], ids=["best", "encoder"])
-def test_two_workers_end_with_the_weights_of_one(
-    cluster, small_dataset: str, tmp_path: Path, tagger: dict[str, Any], sync: str
-):
+def test_two_workers_end_with_the_weights_of_one(cluster, small_dataset: str, tmp_path: Path):
     events: list[Event] = []
-    fields = {"dropout": 0.0, **tagger}
-    if tagger is ENCODER:
-        fields["encoder"] = tiny_encoder(tmp_path / "bert", "bert", dropout=False)
-    config = config_of(small_dataset, tmp_path, "two", fields, {"workers": 2}, batch=33, gradient_sync=sync)
+    config = config_of(small_dataset, tmp_path, "two", BEST | {"dropout": 0.0}, {"workers": 2}, batch=33)
     two, one = train(config, events.append), alone(config)
     weights = load_file(Path(two.bundle) / "weights.safetensors")
     best = one.history[one.best]
@@ -127,7 +127,7 @@ def test_three_workers_of_which_one_is_killed_end_with_the_bits_of_three_that_ar
     cluster, small_dataset: str, tmp_path: Path
 ):
     # Of two workers' gradients, the order in which they are added would not show.
-    settings: dict[str, Any] = {"tagger": {"dropout": 0.1}, "run": {"workers": 3}, "epochs": 8}
+    settings: dict[str, Any] = {"tagger": {"dropout": 0.1}, "run": {"workers": 3}, "epochs": 6}
     killed: list[int] = []
     notes: list[str] = []
 
@@ -141,13 +141,13 @@ def test_three_workers_of_which_one_is_killed_end_with_the_bits_of_three_that_ar
     config = config_of(small_dataset, tmp_path, "disturbed", **settings)
     disturbed = train(config, kill_once)
     whole = best_weights_together(config, 3, tmp_path / "whole")
-    assert killed and disturbed.epochs == 8
+    assert killed and disturbed.epochs == 6
     assert notes[-2].startswith("lost worker ")
     assert re.match(r"resuming from checkpoint_epoch_0\d+ with 3 worker", notes[-1])
     weights = load_file(Path(disturbed.bundle) / "weights.safetensors")
     assert weights.keys() == whole.keys() and all(torch.equal(weights[name], whole[name]) for name in whole)
     epochs = [json.loads(line)["epoch"] for line in (tmp_path / "disturbed" / "metrics.jsonl").read_text().splitlines()]
-    assert epochs == list(range(1, 9))
+    assert epochs == list(range(1, 7))
     one = summarize(alone(config).counts)  # each with its own dropout
     assert one["keyphrase_f1_low"] <= disturbed.valid["keyphrase_f1"] <= one["keyphrase_f1_high"]
     assert one["keyphrase_f1"] > 0.3
@@ -214,6 +214,7 @@ def test_the_start_timeout_of_a_run_ends_with_it(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_a_run_that_may_not_be_retried_fails_with_the_way_to_go_on(cluster, small_dataset: str, tmp_path: Path):
     def kill(event: Event) -> None:
         for process in train_workers() if isinstance(event, EpochEnd) else []:

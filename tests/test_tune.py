@@ -28,19 +28,13 @@ def wandb_offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.ray
 def test_a_sweep_stops_the_worse_keeps_the_best_and_leaves_nothing_in_ray(
-    cluster, small_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster, wandb_offline, small_dataset: str, tmp_path: Path
 ):
-    """The short form of tests/campaigns/leaks.py, in the setting that is hardest: one worker a trial, then two."""
+    """The short form of tests/campaigns/leaks.py."""
     events: Events = []
     plan = plan_of(small_dataset, tmp_path, "s", trials=9, max_epochs=9, max_concurrent=2)
-    with leaks.second_ray():
-        with monkeypatch.context() as offline:
-            offline.setenv("WANDB_MODE", "offline")
-            result, one = leaks.watch(plan, events.append)
-        two = leaks.sweep(small_dataset, str(tmp_path), workers=2, trials=4, max_concurrent=2)
-    for row in (one | result, two):
-        assert row["failed"] == 0 and row["stopped"] > 0 and row["longest_silence_s"] < 60
-        assert not any(row["left"].values()), row
+    result, seen = leaks.watch(plan, events.append)
+    assert seen["longest_silence_s"] < 60 and not any(seen["left"].values())
     trials = curves(tmp_path / "s")
     assert list(trials) == [f"t{number:03d}" for number in range(1, 10)]
     assert result["trials"] == 9 and result["failed"] == 0 and 0 < result["stopped"] < 9
@@ -63,6 +57,16 @@ def test_a_sweep_stops_the_worse_keeps_the_best_and_leaves_nothing_in_ray(
 
 
 @pytest.mark.ray
+@pytest.mark.long
+def test_two_worker_trials_leave_nothing_beside_a_second_ray(cluster, small_dataset: str, tmp_path: Path):
+    with leaks.second_ray():
+        seen = leaks.sweep(small_dataset, str(tmp_path), workers=2, trials=4, max_concurrent=2)
+    assert seen["failed"] == 0 and seen["stopped"] > 0 and seen["longest_silence_s"] < 60
+    assert not any(seen["left"].values()), seen
+
+
+@pytest.mark.ray
+@pytest.mark.long
 def test_finalists_are_judged_and_the_test_split_is_read_for_the_winner(
     cluster, wandb_offline, small_dataset: str, tmp_path: Path
 ):
@@ -104,6 +108,7 @@ def test_a_trial_that_cannot_be_trained_is_ranked_last_and_takes_nothing_down(
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_optuna_proposes_the_same_for_the_same_seed_and_learns(cluster, small_dataset: str, tmp_path: Path):
     proposed = []
     for name in ("one", "two"):
@@ -199,6 +204,7 @@ def test_a_sweep_resumed_after_any_event_decides_as_one_that_was_not(tmp_path: P
 
 
 @pytest.mark.ray
+@pytest.mark.long
 @pytest.mark.skipif(not SHARED.exists(), reason="the labeled tweets are not on this machine")
 def test_the_record_is_repeated_on_500_tweets(command, tmp_path: Path):
     lines = (SHARED / "tweets" / "train.tsv").read_text("utf-8").splitlines(keepends=True)[:500]

@@ -39,6 +39,7 @@ def processes(kind: str) -> list[psutil.Process]:
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_a_killed_trial_goes_on_from_its_checkpoint_and_fails_when_killed_again(
     cluster, small_dataset: str, tmp_path: Path
 ):
@@ -56,18 +57,19 @@ def test_a_killed_trial_goes_on_from_its_checkpoint_and_fails_when_killed_again(
                     process.kill()
 
     once: dict[str, Any] = {"run": {"retries": 1}, "max_concurrent": 1}
-    plan = plan_of(small_dataset, tmp_path, "killed", trials=3, max_epochs=12, stopping=False, **once)
+    plan = plan_of(small_dataset, tmp_path, "killed", trials=2, max_epochs=12, stopping=False, **once)
     result = tune(plan, kill).as_dict()
-    first, second, third = read_sweep(str(tmp_path / "killed")).all
+    first, second = read_sweep(str(tmp_path / "killed")).all
     assert result["failed"] == 1 and result["best"]["trial"] != "t001"
     assert first.state == "failed" and first.retries == 1 and first.error
-    assert "t002" in killed and (second.retries, third.retries) == (1, 0)
+    assert "t002" in killed and second.retries == 1
     went_on, whole = curves(tmp_path / "killed"), undisturbed(tmp_path / "killed")
-    assert all(went_on[name] == whole[name] for name in ("t002", "t003"))
+    assert went_on["t002"] == whole["t002"]
     assert any("restarting from its last checkpoint" in event.text for event in events if isinstance(event, Note))
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_a_full_disk_and_spent_budgets_end_a_sweep_which_can_go_on(
     cluster, small_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -126,6 +128,7 @@ def test_ray_never_restarts_a_trials_worker_group_itself(small_dataset: str, mon
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_two_worker_trials_share_a_group_and_survive_its_loss(cluster, small_dataset: str, tmp_path: Path):
     groups: set[int] = set()
     killed: list[str] = []
@@ -206,6 +209,7 @@ def wait_for_epochs(folder: Path, more: int) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_a_sweep_whose_driver_is_killed_and_stopped_again_and_again_ends_the_same(
     cluster, small_dataset: str, tmp_path: Path
 ):
