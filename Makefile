@@ -16,7 +16,7 @@ CUDA_TORCH ?= torch==2.13.0
 CUDA_BIN := .venv-cuda/bin
 CUDA_READY := .venv-cuda/.ready
 
-.PHONY: help lock demo test benchmark peers encoder distil test-long chaos leaks budgets serve-load scale gpu gpu-dry up down lint format clean
+.PHONY: help lock demo test benchmark peers encoder distil test-long chaos leaks budgets serve-load scale streaming gpu gpu-dry up down lint format clean
 
 help:
 	@echo "make demo          run everything on the built-in corpus: prepare, train with 2 workers, evaluate, extract"
@@ -33,6 +33,7 @@ help:
 	@echo "make budgets       run N=10 sweeps with budgets, and compare what they spend with the budget and the forecast"
 	@echo "make serve-load    put load on a server for MINUTES=30, and flood it; BUNDLE=bundle, DATA=dataset; needs wrk"
 	@echo "make scale         measure memory and speed of prepare on 250,000 and 1,000,000 texts (5 minutes)"
+	@echo "make streaming     measure memory and speed of training from storage, from 1 to 30 million texts (20 minutes)"
 	@echo "make gpu           check and measure everything on this machine's GPU (10 minutes); without one: make gpu-dry"
 	@echo "make gpu-dry       check devices and count host syncs with torch's CUDA build, without a GPU (2 minutes, 6 GB)"
 	@echo "make lock          renew the versions that tests run with, and the list of their licenses"
@@ -95,6 +96,9 @@ budgets: $(READY)
 
 serve-load: $(READY)
 	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/serve_load.py --bundle $(BUNDLE) --data $(DATA) --minutes $(or $(MINUTES),30)
+
+streaming: $(READY)
+	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/streaming.py
 
 scale: $(READY)
 	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/scale.py --texts 250000 1000000

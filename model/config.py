@@ -176,6 +176,11 @@ class TrainingConfig(_Section):
     teacher_confidence: Fraction = Field(
         0.0, description="leave out labeled texts with a word whose tag the teacher finds less probable"
     )
+    data: Literal["memory", "stream", "auto"] = Field(
+        "auto",
+        description="memory: the training split lies in the memory of each node; stream: workers read it from storage; auto: "
+        "stream from 200 million tokens on (1 GB)",
+    )
     bucket_by_length: bool = Field(True, description="batch texts of similar length; false: random batches")
     sparse_embedding: bool = Field(
         True, description="exchange and update only the embedding rows of a step; false: the whole table at every step"

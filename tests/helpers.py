@@ -48,7 +48,9 @@ def alone(config: Any, on_epoch: Callable[[Any], None] = lambda training: None, 
     from model.distillation.teacher_split import teacher_labels
     from model.training.loop import Training
 
-    data = SharedData.load(config.data, config.tagger, labels=teacher_labels(config.training))
+    data = SharedData.load(
+        config.data, config.tagger, labels=teacher_labels(config.training), data=config.training.data
+    )
     tagger = data.new_tagger(config.tagger, config.training.seed)
     train, valid = data.splits_for(config.tagger, torch.device("cpu"))
     training = Training(config.training, tagger, train, valid, communicator)

@@ -30,6 +30,7 @@ from model.training.encoder_states import with_encoder_states
 from model.training.evaluation import evaluate
 from model.training.loop import Training
 from model.training.optimizer import learning_rate
+from model.training.training_texts import GlobalBatch
 
 CPU = torch.device("cpu")
 HEADS = {"cell": "none", "embedding_dim": 0, "dropout": 0.1}
@@ -117,7 +118,7 @@ def test_training_moves_the_encoder_and_learns(bert: str, small_dataset: str):
 def test_checkpointing_changes_nothing_but_memory(bert: str, small_dataset: str):
     one, other = (training_of(config_of(small_dataset, bert, gradient_checkpointing=on)) for on in (False, True))
     for training in (one, other):
-        batch = training.local_batches(np.arange(8), 0)
+        batch = training.local_batches(GlobalBatch(training.train, np.arange(8)), 0)
         training.train_step(batch, int(batch[0].lengths.sum()), 0, 1e-3)
     for name, weights in one.tagger.state_dict().items():
         assert torch.allclose(weights, other.tagger.state_dict()[name], atol=1e-6), name
@@ -126,7 +127,7 @@ def test_checkpointing_changes_nothing_but_memory(bert: str, small_dataset: str)
 def test_learning_rates_fall_from_layer_to_layer_and_norms_do_not_decay(bert: str, small_dataset: str):
     config = config_of(small_dataset, bert, lr=1e-2, encoder_lr=1e-3, encoder_lr_decay=0.5, weight_decay=0.1)
     training = training_of(config)
-    batch = training.local_batches(np.arange(8), 0)
+    batch = training.local_batches(GlobalBatch(training.train, np.arange(8)), 0)
     training.train_step(batch, int(batch[0].lengths.sum()), 0, 1e-2)
     names = {id(each): name for name, each in training.tagger.named_parameters()}
     [optimizer] = training.optimizers
@@ -386,7 +387,7 @@ def test_a_real_encoder_learns_in_a_few_steps(small_dataset: str):
     losses = []
     for step in range(12):
         rows = np.arange(8 * step, 8 * step + 8)
-        batch = training.local_batches(rows, step)
+        batch = training.local_batches(GlobalBatch(training.train, rows), step)
         tokens = int(batch[0].lengths.sum())
         losses.append(float(training.train_step(batch, tokens, step, 3e-3).sum()) / tokens)
     assert np.mean(losses[-3:]) < 0.6 * np.mean(losses[:3]), losses

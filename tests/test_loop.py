@@ -19,6 +19,7 @@ from model.training.loss import dual_loss
 from model.training.metrics import KEYPHRASE, Column, summarize
 from model.training.optimizer import LazyAdam, clip_gradients, learning_rate, make_optimizers
 from model.training.progress import Progress
+from model.training.training_texts import GlobalBatch
 
 
 @pytest.fixture(scope="module")
@@ -100,9 +101,9 @@ def test_training_learns_with_each_part_exchanged(splits: tuple[Split, Split, in
 
 def test_the_whole_table_is_updated_where_that_is_asked(splits: tuple[Split, Split, int]):
     training = train(splits, sparse_embedding=False)
-    training.train_step(training.local_batches(np.arange(8), 0), 100, 0, 1e-2)
+    training.train_step(training.local_batches(GlobalBatch(training.train, np.arange(8)), 0), 100, 0, 1e-2)
     before = training.tagger.embedding.weight.detach().clone()
-    training.train_step(training.local_batches(np.arange(8, 9), 1), 100, 1, 1e-2)
+    training.train_step(training.local_batches(GlobalBatch(training.train, np.arange(8, 9)), 1), 100, 1, 1e-2)
     moved = (training.tagger.embedding.weight.detach() != before).any(1).nonzero()[:, 0]
     assert set(moved.tolist()) > set(collate(splits[0], np.arange(8)).ids.unique().tolist()) - {0}  # by their momentum
 
@@ -128,7 +129,9 @@ def test_the_sum_of_two_workers_gradients_is_that_of_one(splits: tuple[Split, Sp
         training = Training(config, tagger, train_split, valid, communicator)
         for optimizer in training.optimizers:
             optimizer.step = optimizer.zero_grad = lambda: None
-        training.train_step(training.local_batches(rows, 0), int(train_split.lengths[rows].sum()), 0, 1e-3)
+        training.train_step(
+            training.local_batches(GlobalBatch(training.train, rows), 0), int(train_split.lengths[rows].sum()), 0, 1e-3
+        )
         gradients.append(torch.cat([p.grad.to_dense().flatten() for p in tagger.parameters()]))
     assert torch.allclose(gradients[0], gradients[1] + gradients[2], atol=1e-7)
     assert not torch.allclose(gradients[1], gradients[2], atol=1e-4)
@@ -208,7 +211,7 @@ def test_schedules():
 
 def test_clipping_bounds_the_common_norm(splits: tuple[Split, Split, int]):
     training = train(splits)
-    [batch] = training.local_batches(np.arange(8), 0)
+    [batch] = training.local_batches(GlobalBatch(training.train, np.arange(8)), 0)
     rows = training.tagger.gather_rows(batch.tables)
     lookups = [EmbeddingRows(each, table.indices) for each, table in zip(rows, batch.tables, strict=True)]
     (100 * dual_loss(training.tagger(batch.ids, batch.lengths, None, lookups), batch).total(0.3)).backward()
@@ -230,7 +233,9 @@ def test_a_batch_in_parts_gives_the_weights_of_the_whole(splits: tuple[Split, Sp
             splits, {"dropout": 0.0, **tagger}, accumulate=accumulate, sparse_embedding=by_rows, optimizer="sgd"
         )
         for step in range(3):
-            losses = training.train_step(training.local_batches(np.arange(20), step), 400, step, 1.0)
+            losses = training.train_step(
+                training.local_batches(GlobalBatch(training.train, np.arange(20)), step), 400, step, 1.0
+            )
         after.append([losses.float(), *training.tagger.state_dict().values()])
     assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(*after, strict=True))
 
@@ -255,7 +260,7 @@ def test_only_the_rows_that_a_step_touched_are_updated(splits: tuple[Split, Spli
     training = train(splits)
     before = training.tagger.embedding.weight.detach().clone()
     rows = np.arange(8)
-    training.train_step(training.local_batches(rows, 0), 100, 0, 1e-2)
+    training.train_step(training.local_batches(GlobalBatch(training.train, rows), 0), 100, 0, 1e-2)
     moved = (training.tagger.embedding.weight.detach() != before).any(1).nonzero()[:, 0]
     assert set(moved.tolist()) == set(collate(splits[0], rows).ids.unique().tolist()) - {0}
 

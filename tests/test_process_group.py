@@ -55,6 +55,7 @@ from model.data.dataset import Dataset
 from model.network.tagger import new_tagger
 from model.presets import preset_values
 from model.training.loop import Training
+from model.training.training_texts import GlobalBatch
 
 dist.init_process_group("gloo")
 found, group = {}, TorchCommunicator()  # one serves all trials of a sweep
@@ -75,7 +76,7 @@ for preset in ("record", "best"):
         batches = epoch_batches(made.train.lengths, 16, 0, 0)
         for step in range(first, last):
             tokens = int(made.train.lengths[batches[step]].sum())
-            made.train_step(made.local_batches(batches[step], step), tokens, step, 1e-2)
+            made.train_step(made.local_batches(GlobalBatch(made.train, batches[step]), step), tokens, step, 1e-2)
         return made
 
     after = {way: take(training(way), 0, 12).tagger.state_dict() for way in ("flat", "ddp", "auto")}

@@ -34,6 +34,7 @@ from model.network.logits import Logits
 from model.network.tagger import new_tagger
 from model.training.loop import Training
 from model.training.loss import dual_loss, soft_dual_loss, training_loss
+from model.training.training_texts import GlobalBatch
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 LENGTHS = torch.tensor([5, 1, 4])
@@ -243,8 +244,9 @@ def test_a_confidence_leaves_texts_out(small_dataset: str, labels: str):
     sizes = []
     for confidence in (0.0, 0.6, 1.0):
         training = training_of(config_of(small_dataset, labels, teacher_confidence=confidence))
-        sizes.append(len(training.batches.rows))
-        assert training.tokens == training.train.lengths[training.batches.rows].sum()
+        batches = list(training.texts.batches(0))
+        sizes.append(sum(len(texts.rows) for texts in batches))
+        assert training.texts.tokens == sum(texts.tokens for texts in batches)
     assert sizes[0] == 901 and 700 < sizes[1] < 901 and 700 <= sizes[2] < sizes[1]
 
 
@@ -260,7 +262,7 @@ def test_the_sum_of_two_workers_gradients_is_that_of_one(small_dataset: str, lab
             parameters = list(training.tagger.parameters())
             for optimizer in training.optimizers:
                 optimizer.step = optimizer.zero_grad = lambda: None  # type: ignore[method-assign, assignment]
-            training.train_step(training.local_batches(rows, 0), 100, 0, 1e-3)
+            training.train_step(training.local_batches(GlobalBatch(training.train, rows), 0), 100, 0, 1e-3)
             assert all(each.grad is not None for each in parameters)
             gradients.append(torch.cat([p.grad.to_dense().flatten() for p in parameters]))  # type: ignore[union-attr]
         assert torch.allclose(gradients[0], gradients[1] + gradients[2], atol=1e-6)

@@ -89,7 +89,7 @@ def test_two_processes_end_with_the_weights_of_one(
 @pytest.mark.ray
 def test_two_workers_end_with_the_weights_of_one(cluster, small_dataset: str, tmp_path: Path):
     events: list[Event] = []
-    config = config_of(small_dataset, tmp_path, "two", BEST | {"dropout": 0.0}, {"workers": 2}, batch=33)
+    config = config_of(small_dataset, tmp_path, "two", BEST | {"dropout": 0.0}, {"workers": 2}, batch=33, data="stream")
     two, one = train(config, events.append), alone(config)
     weights = load_file(Path(two.bundle) / "weights.safetensors")
     best = one.history[one.best]

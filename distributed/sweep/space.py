@@ -110,6 +110,10 @@ def check_space(space: Space, base: Config) -> None:
             raise UserError(f"--space {name}: all trials of a sweep share one encoder; start a sweep for each")
         if name in ("training.teacher", "training.teacher_digest"):
             raise UserError(f"--space {name}: all trials of a sweep share one teacher's labels; start a sweep for each")
+        if name == "training.data":
+            raise UserError(
+                "--space training.data: all trials of a sweep share their data; use --set training.data=..."
+            )
         if name not in known:
             raise UserError(f"--space {name}: is unknown or does not change the result; known are {', '.join(known)}")
         for value in domain.bounds:

@@ -28,10 +28,9 @@ from model.config import Config
 from model.errors import UserError
 from model.network.device import processor
 from model.training.communicator import Communicator
-from model.training.loop import Training
+from model.training.loop import Training, TrainingState
 from model.training.metrics import Counts
 from model.training.progress import Progress
-from model.training.state import TrainingState
 
 STATE, DIGEST = "state.pt", "seal.json"  # the files of a checkpoint
 CheckpointRequest = Literal["save", "stop"]

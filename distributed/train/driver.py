@@ -111,7 +111,8 @@ def _fit(config: Config, request: WorkerRequest, folder: str, on_event: EventHan
     from distributed.train.worker import WorkerSettings, train_loop_per_worker
 
     events, control = driver_queue(), driver_queue()
-    data = ray.put(SharedData.load(config.data, config.tagger, labels=teacher_labels(config.training)))
+    labels = teacher_labels(config.training)
+    data = ray.put(SharedData.load(config.data, config.tagger, labels=labels, data=config.training.data))
     settings = WorkerSettings(config.model_dump(), folder, data, request.cpus, request.gpu, events, control)
     limit = NoProgressLimit(config.run.retries, on_event)
 

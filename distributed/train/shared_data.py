@@ -10,23 +10,40 @@ from model.config import TaggerConfig
 from model.data.dataset import Dataset, Split
 from model.distillation.label_files import TeacherLabels
 from model.distillation.teacher_split import add_labeled_texts
+from model.errors import UserError
 from model.network.encoder_files import EncoderFiles, load_encoder
 from model.network.tagger import Tagger, new_tagger
 from model.training.encoder_states import with_encoder_states
+from model.training.training_texts import StreamedSplit
+
+STREAM_TOKENS = 200_000_000  # of a training split that `training.data=auto` leaves on storage; 1 GB in memory
+_NEEDS_MEMORY = (
+    "training.data=stream: a frozen encoder and the labels of a teacher need the training split in memory; use "
+    "--set training.data=memory"
+)
+
+
+def _streams(data: str, dataset: Dataset, needs_memory: bool) -> bool:
+    """Return whether workers read the training split from storage. Raises UserError where they cannot."""
+    if data == "stream" and needs_memory:
+        raise UserError(_NEEDS_MEMORY)
+    dataset.require("train")
+    large = dataset.info["splits"]["train"]["tokens"] >= STREAM_TOKENS
+    return data == "stream" or (data == "auto" and large and not needs_memory)
 
 
 class SharedData(NamedTuple):
     """The data of a training, or of all trials of a sweep; Ray keeps one copy in each node's shared memory.
 
     Attributes:
-        train: the training split, with the texts that a teacher labeled.
+        train: the training split, with the texts that a teacher labeled; or what to read from storage.
         valid: the validation split.
         words: size of the vocabulary.
         vectors: (words, size) pretrained word vectors; None where the dataset has none.
         encoder: pretrained, for taggers with one.
     """
 
-    train: Split
+    train: Split | StreamedSplit
     valid: Split
     words: int
     vectors: npt.NDArray[np.float32] | None
@@ -34,7 +51,12 @@ class SharedData(NamedTuple):
 
     @classmethod
     def load(
-        cls, location: str, tagger: TaggerConfig, word_features: bool = False, labels: TeacherLabels | None = None
+        cls,
+        location: str,
+        tagger: TaggerConfig,
+        word_features: bool = False,
+        labels: TeacherLabels | None = None,
+        data: str = "auto",
     ) -> "SharedData":
         """Read a dataset directory, the encoder of a tagger and the labels of a teacher.
 
@@ -43,6 +65,7 @@ class SharedData(NamedTuple):
             tagger: what its taggers need.
             word_features: whether some of them need word features, even if this one does not.
             labels: of a teacher, to learn from beside the training split.
+            data: `training.data`.
 
         Raises:
             UserError: the dataset, the encoder or the labels cannot be read, or do not belong together.
@@ -53,24 +76,34 @@ class SharedData(NamedTuple):
         )
         subwords = encoder.subwords() if encoder else None
         word_features = word_features or tagger.uses_word_features
-        train, valid = (dataset.load(split, word_features, subwords) for split in ("train", "valid"))
-        if labels:
-            train = add_labeled_texts(train, labels, dataset, word_features, subwords)
+        valid = dataset.load("valid", word_features, subwords)
+        train: Split | StreamedSplit
+        if _streams(data, dataset, labels is not None or tagger.encoder_frozen):
+            train = StreamedSplit.open(dataset, word_features, subwords)
+        else:
+            train = dataset.load("train", word_features, subwords)
+            if labels:
+                train = add_labeled_texts(train, labels, dataset, word_features, subwords)
         return cls(train, valid, dataset.info["words"], dataset.vectors(), encoder)
 
     def new_tagger(self, config: TaggerConfig, seed: int) -> Tagger:
         """Return a tagger with its initial weights."""
         return new_tagger(config, self.words, seed, self.vectors_for(config), self.encoder if config.encoder else None)
 
-    def splits_for(self, config: TaggerConfig, device: torch.device) -> tuple[Split, Split]:
+    def splits_for(self, config: TaggerConfig, device: torch.device) -> tuple[Split | StreamedSplit, Split]:
         """Return the training and the validation split with what a tagger reads.
 
         Args:
             config: of the tagger. The states of a frozen encoder are computed, unless this node has them already.
             device: where to compute them.
+
+        Raises:
+            UserError: the encoder is frozen and the training split stays on storage.
         """
         if not (self.encoder and config.encoder and config.encoder_frozen):
             return self.train, self.valid
+        if not isinstance(self.train, Split):
+            raise UserError(_NEEDS_MEMORY)
         return (
             with_encoder_states(self.train, self.encoder, config, device),
             with_encoder_states(self.valid, self.encoder, config, device),

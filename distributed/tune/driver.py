@@ -104,7 +104,8 @@ def _search(
     """Train the trials, then the finalists."""
     word_features = "tagger.word_feature_dim" in space
     labels = teacher_labels(plan.config.training)
-    data = ray.put(SharedData.load(plan.config.data, plan.config.tagger, word_features, labels))
+    config = plan.config
+    data = ray.put(SharedData.load(config.data, config.tagger, word_features, labels, config.training.data))
     events = driver_queue()
     settings = TrialSettings(data, events, plan.workers_per_trial, resources.cpus, resources.gpus, plan.ranking)
     tuner = TunerRun(plan, settings, resources, recorder, on_event)

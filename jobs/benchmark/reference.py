@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from model.config import TaggerConfig, TrainingConfig
-from model.data.batching import Batch, epoch_batches, prefetch
+from model.data.batching import Batch, prefetch
 from model.data.dataset import Split
 from model.data.labels import O
 from model.data.tokenizer import PAD
@@ -80,17 +80,16 @@ def training_steps(training: Training) -> Iterator[int]:
 
     As in training, the next batch is assembled while a GPU computes.
     """
-    config, lengths = training.config, training.train.lengths
-    batches = epoch_batches(lengths, config.global_batch_size, config.seed, 0, config.bucket_by_length)
+    batches = list(training.texts.batches(0))
     training.tagger.train()
-    tokens = [int(lengths[rows].sum()) for rows in batches]
+    tokens = [texts.tokens for texts in batches]
 
     def assemble(step: int) -> tuple[int, list[Batch]]:
         return step, training.local_batches(batches[step], step)
 
     assembled = (prefetch if training.device.type == "cuda" else map)(assemble, cycle(range(len(batches))))
     for step, local in assembled:
-        training.train_step(local, tokens[step], step, config.lr)
+        training.train_step(local, tokens[step], step, training.config.lr)
         yield tokens[step]
 
 

@@ -13,7 +13,6 @@ import torch
 from jobs.benchmark import reference
 from jobs.benchmark.process_groups import ProcessGroupHandle
 from model.config import Config, TaggerConfig, TrainingConfig
-from model.data.batching import epoch_batches
 from model.data.dataset import Dataset
 from model.errors import UserError
 from model.inference.bundle import save_bundle
@@ -150,10 +149,9 @@ def measure_in_process(
 
 
 def _batches(training: Training) -> Iterator[float]:
-    lengths = training.train.lengths
     while True:
-        for rows in epoch_batches(lengths, training.config.global_batch_size, 0, 0):
-            yield float(sum(batch.lengths.sum() for batch in training.local_batches(rows, 0)))
+        for texts in training.texts.batches(0):
+            yield float(sum(batch.lengths.sum() for batch in training.local_batches(texts, 0)))
 
 
 def _evaluated(training: Training) -> Iterator[float]:

@@ -198,10 +198,28 @@ def epoch_batches(
         seed, epoch: determine the order.
         bucket_by_length: whether the texts of a batch are of similar length, which reduces padding.
     """
-    rng = np.random.default_rng([seed, epoch])
-    order = rng.permutation(len(lengths))
-    count = count_batches(len(lengths), batch_size)
-    bounds = np.arange(count + 1) * len(lengths) // count
+    bounds = batch_bounds(len(lengths), batch_size)
+    return shuffled_batches(lengths, bounds, np.random.default_rng([seed, epoch]), bucket_by_length)
+
+
+def batch_bounds(rows: int, batch_size: int) -> RowIds:
+    """Return (batches + 1,) where each global batch of an epoch begins, and where the last one ends."""
+    count = count_batches(rows, batch_size)
+    return np.arange(count + 1) * rows // count
+
+
+def shuffled_batches(
+    lengths: npt.NDArray[np.int64], bounds: RowIds, rng: np.random.Generator, bucket_by_length: bool
+) -> list[RowIds]:
+    """Return all rows in random batches, as row numbers.
+
+    Args:
+        lengths: (rows,) tokens of each text.
+        bounds: (batches + 1,) the sums of the sizes of the batches, from 0 to `rows`.
+        rng: determines the order.
+        bucket_by_length: whether the texts of a batch are of similar length.
+    """
+    order, count = rng.permutation(len(lengths)), len(bounds) - 1
     for first in range(0, count, _POOL_BATCHES) if bucket_by_length else ():
         pool = slice(bounds[first], bounds[min(first + _POOL_BATCHES, count)])
         order[pool] = order[pool][np.argsort(lengths[order[pool]], kind="stable")]

@@ -11,10 +11,13 @@ with a `dataset.json` is therefore complete.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +39,7 @@ from model.errors import UserError
 
 DATASET_FORMAT = 1
 SPLITS = ("train", "valid", "test")
+_FOOTERS_AT_A_TIME = 16  # each is a request or two to the storage
 _INTS = pa.list_(pa.int32())
 SCHEMA = pa.schema(
     [
@@ -52,6 +56,22 @@ SCHEMA = pa.schema(
 def part_name(number: int) -> str:
     """Return the file name of a split's part."""
     return f"part-{number:05d}.parquet"
+
+
+class RowGroup(NamedTuple):
+    """A row group of a file of a split: the number of the file, its own number in it, and how many rows it has."""
+
+    part: int
+    number: int
+    rows: int
+
+
+class RowRange(NamedTuple):
+    """Some consecutive rows of a row group: the first, and the one after the last."""
+
+    group: RowGroup
+    begin: int
+    end: int
 
 
 @dataclass(frozen=True)
@@ -184,15 +204,76 @@ class Dataset:
             UserError: the split is missing or damaged.
         """
         self.require(split)
+        return self._arrays(self._tables(split, self._columns(word_features, subwords)), word_features, subwords)
+
+    def row_groups(self, split: str) -> list[RowGroup]:
+        """Return the row groups of a split's files, in the order of its texts; reads only the footers of the files.
+
+        Raises:
+            UserError: the split is missing or damaged.
+        """
+        self.require(split)
+
+        def of_part(number: int) -> list[RowGroup]:
+            with self._part(split, number) as file:
+                sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+                return [RowGroup(number, group, rows) for group, rows in enumerate(sizes)]
+
+        parts = range(self.info["splits"][split]["parts"])
+        with ThreadPoolExecutor(_FOOTERS_AT_A_TIME) as threads:
+            return list(chain.from_iterable(threads.map(of_part, parts)))
+
+    def load_rows(
+        self,
+        split: str,
+        ranges: Sequence[RowRange],
+        word_features: bool = False,
+        subwords: SubwordTokenizer | None = None,
+    ) -> Split:
+        """Return some rows of a split, with what `load` adds.
+
+        Args:
+            split: its name.
+            ranges: the rows, in the order in which they are wanted.
+            word_features, subwords: see `load`.
+
+        Raises:
+            UserError: the split is damaged.
+        """
+        columns = self._columns(word_features, subwords)
+        tables = []
+        for group, begin, end in ranges:
+            with self._part(split, group.part) as file:
+                tables.append(file.read_row_group(group.number, columns=columns).slice(begin, end - begin))
+        return self._arrays(tables, word_features, subwords)
+
+    def word_counts(self, split: str, groups: Iterable[RowGroup]) -> npt.NDArray[np.int64]:
+        """Return (words,) how often each word of the vocabulary occurs in some row groups of a split.
+
+        Raises:
+            UserError: the split is damaged.
+        """
+        counts = np.zeros(self.info["words"], np.int64)
+        for group in groups:
+            with self._part(split, group.part) as file:
+                ids, _ = _flatten(file.read_row_group(group.number, columns=["ids"])["ids"])
+                counts += np.bincount(ids, minlength=len(counts))
+        return counts
+
+    @staticmethod
+    def _columns(word_features: bool, subwords: SubwordTokenizer | None) -> list[str]:
         columns = ["ids", "span_starts", "span_ends"]
-        needs_text = word_features or subwords is not None
-        table = self._table(split, [*columns, "text", "starts", "ends"] if needs_text else columns)
+        return [*columns, "text", "starts", "ends"] if word_features or subwords is not None else columns
+
+    @staticmethod
+    def _arrays(tables: list[pa.Table], word_features: bool, subwords: SubwordTokenizer | None) -> Split:
+        table = pa.concat_tables(tables)
         ids, begins = _flatten(table["ids"])
         span_starts, span_begins = _flatten(table["span_starts"])
         span_ends, _ = _flatten(table["span_ends"])
         first_tokens = np.repeat(begins[:-1], np.diff(span_begins))  # spans are relative to their own text
         tags = spans_to_tags(np.stack([span_starts + first_tokens, span_ends + first_tokens], axis=1), len(ids))
-        if not needs_text:
+        if "text" not in table.column_names:
             return Split(ids, tags, begins)
         place = (_flatten(table["starts"])[0], _flatten(table["ends"])[0], begins)
 
@@ -222,15 +303,26 @@ class Dataset:
     def _parts(self, split: str) -> list[str]:
         return [part_name(i) for i in range(self.info["splits"][split]["parts"])]
 
-    def _table(self, split: str, columns: list[str]) -> pa.Table:
+    def _tables(self, split: str, columns: list[str]) -> list[pa.Table]:
         filesystem, path = storage.resolve(storage.join(self.location, split))
-        try:
-            parts = [
+        with self._damage_as_user_error(split):
+            return [
                 pq.read_table(f"{path}/{part}", columns=columns, filesystem=filesystem) for part in self._parts(split)
             ]
+
+    @contextmanager
+    def _part(self, split: str, number: int) -> Iterator[pq.ParquetFile]:
+        """Open a file of a split."""
+        filesystem, path = storage.resolve(storage.join(self.location, split))
+        with self._damage_as_user_error(split), filesystem.open_input_file(f"{path}/{part_name(number)}") as file:
+            yield pq.ParquetFile(file)
+
+    @contextmanager
+    def _damage_as_user_error(self, split: str) -> Iterator[None]:
+        try:
+            yield
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"{self.location}/{split}: is damaged ({error}); prepare the dataset again") from error
-        return pa.concat_tables(parts)
 
     def _read(self, name: str) -> tuple[bytes, str]:
         """Return the content of a file and its location."""

@@ -1,7 +1,7 @@
 """The batches of training steps: one worker's share, and what all workers must know of the global batch.
 
-Every worker holds the whole split, so it knows the whole global batch. It finds without communication which rows of the
-embedding tables any worker uses, and which words all of them drop.
+Every worker knows the whole global batch. It finds without communication which rows of the embedding tables any worker uses,
+and which words all of them drop.
 """
 
 from dataclasses import replace
@@ -13,49 +13,41 @@ import torch
 from model.config import TaggerConfig, TrainingConfig
 from model.data.batching import Batch, RowIds, TableRows, collate, padded, unique_ids
 from model.data.dataset import Split
-from model.data.subwords import ranges
 from model.data.tokenizer import PAD, UNKNOWN
 
 
 class TrainingBatches:
-    """Assembles a worker's batches.
-
-    Attributes:
-        rows: of the split that are trained on, see `training_rows`.
-        counts: (V,) how often each word occurs in the training texts, at least 1.
-    """
+    """Assembles a worker's batches."""
 
     def __init__(
         self,
-        split: Split,
         tagger: TaggerConfig,
         training: TrainingConfig,
         table_rows: list[int],
+        counts: npt.NDArray[np.int64] | None = None,
         rank: int = 0,
         size: int = 1,
     ) -> None:
         """
         Args:
-            split: the training texts.
             tagger: with the dropout of words.
             training: with the seed, and whether tables are trained by rows.
             table_rows: rows of each embedding table: words, and word features where the tagger uses them.
+            counts: (V,) how often each word occurs in the training texts; needed where rare words are dropped.
             rank, size: this worker, and the number of workers.
         """
-        self.split, self.tagger, self.training = split, tagger, training
+        self.tagger, self.training = tagger, training
         self.table_rows, self.rank, self.size = table_rows, rank, size
-        self.rows = training_rows(split, training)
-        ids = split.ids if len(self.rows) == len(split) else split.ids[_tokens_of(split, self.rows)]
-        self.counts = np.bincount(ids, minlength=table_rows[0] if table_rows else 0).clip(min=1)
+        self.counts = np.ones(1, np.int64) if counts is None else counts.clip(min=1)
 
-    def __call__(self, rows: RowIds, epoch: int, step: int) -> list[Batch]:
+    def __call__(self, split: Split, rows: RowIds, epoch: int, step: int) -> list[Batch]:
         """Return this worker's share of a global batch, in `training.accumulate` parts.
 
         Args:
-            rows: of the global batch.
+            split, rows: the texts of the global batch.
             epoch, step: from 0; with the seed they determine which words are dropped.
         """
-        texts = self.split.take(rows)
+        texts = split.take(rows)
         texts = replace(texts, ids=self._drop_words(texts.ids, epoch, step))
         own = np.arange(len(rows))[self.rank :: self.size]
         parts = np.array_split(own, min(self.training.accumulate, len(own)))
@@ -76,21 +68,9 @@ class TrainingBatches:
         probability, rare = self.tagger.word_dropout, self.tagger.rare_word_dropout
         if not probability and not rare:
             return ids
-        kept = (1 - probability) * (1 - rare / (rare + self.counts[ids]))
+        kept = (1 - probability) * (1 - (rare / (rare + self.counts[ids]) if rare else 0.0))
         draws = np.random.default_rng([self.training.seed, epoch, step]).random(len(ids))
         return np.where(draws < kept, ids, np.int32(UNKNOWN))
-
-
-def training_rows(split: Split, training: TrainingConfig) -> RowIds:
-    """Return the texts of a split to train on: gold ones, and those that a teacher labeled with enough confidence."""
-    if split.teacher is None:
-        return np.arange(len(split))
-    confident = split.teacher.confidence >= training.teacher_confidence
-    return np.flatnonzero(~split.teacher.labeled | (confident & (training.teacher is not None)))
-
-
-def _tokens_of(split: Split, rows: RowIds) -> RowIds:
-    return ranges(split.begins[rows], split.lengths[rows])
 
 
 def _table_ids(texts: Split) -> list[npt.NDArray[np.integer]]:

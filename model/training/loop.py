@@ -6,14 +6,15 @@ for metrics in training.epochs():
 """
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Protocol, TypedDict
 
 import numpy as np
 import torch
+from torch.optim.optimizer import StateDict
 
 from model.aliases import current_weights
 from model.config import TrainingConfig
-from model.data.batching import Batch, RowIds, epoch_batches, prefetch
+from model.data.batching import Batch, prefetch
 from model.data.dataset import Split
 from model.data.training_batches import TrainingBatches
 from model.errors import DivergedError
@@ -28,12 +29,24 @@ from model.training.loss import training_loss
 from model.training.metrics import Counts, summarize
 from model.training.optimizer import apply_gradients, clip_gradients, learning_rate, make_optimizers
 from model.training.progress import EpochLosses, EpochTimer, Progress, ProgressReporter
-from model.training.state import TrainingState
+from model.training.training_texts import GlobalBatch, StreamedSplit, training_texts
 
 SELECTION_METRIC = "valid/keyphrase_f1"
 _STEPS_BETWEEN_CHECKS = 20  # a check waits for the device and the other workers, so not every step
 
 Metrics = dict[str, float]
+
+
+class TrainingState(TypedDict):
+    """All that a training needs to resume; `losses` and `seconds` are those of the epoch that `step` is in."""
+
+    tagger: dict[str, torch.Tensor]
+    optimizers: list[StateDict]
+    epoch: int
+    step: int
+    losses: list[float]
+    seconds: float
+    history: list[Metrics]
 
 
 class Checkpointer(Protocol):
@@ -55,7 +68,7 @@ class Training:
         epoch: finished epochs.
         step: finished steps of the running epoch.
         history: the metrics of each finished epoch.
-        tokens: of the texts that are trained on in an epoch.
+        texts: that are trained on, in the order of an epoch.
         counts: (texts, 8) of the last epoch on the validation split; None before its end.
         logits: of the last training step, for each of its batches.
     """
@@ -64,7 +77,7 @@ class Training:
         self,
         config: TrainingConfig,
         tagger: Tagger,
-        train: Split,
+        train: Split | StreamedSplit,
         valid: Split,
         communicator: Communicator | None = None,
         device: torch.device | None = None,
@@ -75,7 +88,8 @@ class Training:
         Args:
             config: objective, optimizer, order of the data.
             tagger: trained in place; moved to the device.
-            train, valid: the splits to train on and to rank epochs by.
+            train: the split to train on, in memory or on storage.
+            valid: the split to rank epochs by.
             communicator: of the workers, each of which runs this same loop; none for one process.
             device: where to compute, by default the CPU.
             on_progress: called about twice a second.
@@ -96,10 +110,13 @@ class Training:
         self.optimizers = make_optimizers(self.tagger, config)
         self.sync = self.communicator.sync_gradients(self.tagger, config)
         table_rows = [table.num_embeddings for table in self.tagger.tables]
+        self.texts = training_texts(train, config)
+        counts = None
+        if tagger.config.rare_word_dropout and table_rows:
+            counts = self.texts.word_counts(table_rows[0], self.communicator, self.device)
         self.batches = TrainingBatches(
-            train, tagger.config, config, table_rows, self.communicator.rank, self.communicator.size
+            tagger.config, config, table_rows, counts, self.communicator.rank, self.communicator.size
         )
-        self.tokens = int(train.lengths[self.batches.rows].sum())
         self.logits: list[Logits] = []
         self.meter = DeviceMeter(self.device)
         self.history: list[Metrics] = []
@@ -171,7 +188,7 @@ class Training:
                 "epoch": self.epoch,
                 **trained,
                 "train/seconds": seconds,
-                "train/tokens_per_s": self.tokens / seconds,
+                "train/tokens_per_s": self.texts.tokens / seconds,
                 "valid/loss": alpha * evaluation.keyword_loss + (1 - alpha) * evaluation.keyphrase_loss,
                 "valid/keyword_loss": evaluation.keyword_loss,
                 "valid/keyphrase_loss": evaluation.keyphrase_loss,
@@ -183,35 +200,32 @@ class Training:
         return self.history[-1]
 
     def _train_epoch(self) -> Metrics:
-        config, lengths, chosen = self.config, self.train.lengths, self.batches.rows
-        order = epoch_batches(
-            lengths[chosen], config.global_batch_size, config.seed, self.epoch, config.bucket_by_length
-        )
-        batches = [chosen[rows] for rows in order]
-        tokens = [int(lengths[rows].sum()) for rows in batches]
-        progress = ProgressReporter(self.on_progress, self.epoch + 1, tokens, self.communicator.size)
+        steps = self.texts.steps
+        before = self.texts.tokens * self.step / steps
+        progress = ProgressReporter(self.on_progress, self.epoch + 1, steps, before, self.communicator.size)
         self._timer.start()
         self.tagger.train()
         # A GPU computes while the CPU is idle: it can assemble the next batch.
         assembled = (prefetch if self.device.type == "cuda" else map)(
-            lambda step: self.local_batches(batches[step], step), range(self.step, len(batches))
+            lambda numbered: (*numbered, self.local_batches(numbered[1], numbered[0])),
+            enumerate(self.texts.batches(self.epoch, self.step), self.step),
         )
-        for step, local in enumerate(assembled, self.step):
-            lr = learning_rate(config, self.epoch * len(batches) + step, len(batches))
-            losses = self.train_step(local, tokens[step], step, lr)
+        for step, texts, local in assembled:
+            lr = learning_rate(self.config, self.epoch * steps + step, steps)
+            losses = self.train_step(local, texts.tokens, step, lr)
             self._losses.add(losses, step)
             self.step = step + 1
-            if step % _STEPS_BETWEEN_CHECKS == 0 or self.step == len(batches):
-                self._check(len(batches))
-            progress.update(step, self._losses)
+            if step % _STEPS_BETWEEN_CHECKS == 0 or self.step == steps:
+                self._check(steps)
+            progress.update(step, texts.tokens, self._losses)
         self._timer.lap()
-        return self._training_metrics(local, losses, len(batches[-1]), lr)
+        return self._training_metrics(local, losses, len(texts.rows), lr)
 
     def _training_metrics(self, local: list[Batch], losses: torch.Tensor, texts: int, lr: float) -> Metrics:
         """Return the metrics of an epoch, given this worker's batches of its last step, their losses (2,), texts and lr."""
         sums = [legacy_metrics.batch_sums(*each) for each in zip(self.logits, local, strict=True)]
         record = self.communicator.all_reduce(torch.cat([torch.stack(sums).sum(0), losses]))
-        keyword, keyphrase = (self.communicator.all_reduce(self._losses.sums) / self.tokens).tolist()
+        keyword, keyphrase = (self.communicator.all_reduce(self._losses.sums) / self.texts.tokens).tolist()
         alpha = self.config.alpha
         return {
             "train/loss": alpha * keyword + (1 - alpha) * keyphrase,
@@ -221,9 +235,9 @@ class Training:
             **legacy_metrics.training_metrics(record, texts, alpha, lr),
         }
 
-    def local_batches(self, rows: RowIds, step: int) -> list[Batch]:
+    def local_batches(self, texts: GlobalBatch, step: int) -> list[Batch]:
         """Return this worker's share of a global batch, on the device; see `TrainingBatches`."""
-        return [batch.to(self.device) for batch in self.batches(rows, self.epoch, step)]
+        return [batch.to(self.device) for batch in self.batches(*texts, self.epoch, step)]
 
     def train_step(self, batches: list[Batch], tokens: int, step: int, lr: float) -> torch.Tensor:
         """Update the weights once, and return the loss sums (2,) of keyword and keyphrase head over this worker's share.

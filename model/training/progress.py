@@ -63,27 +63,30 @@ class EpochTimer:
 class ProgressReporter:
     """Reports an epoch about twice a second."""
 
-    def __init__(self, report: Callable[[Progress], None] | None, epoch: int, tokens: list[int], workers: int) -> None:
+    def __init__(
+        self, report: Callable[[Progress], None] | None, epoch: int, steps: int, tokens_before: float, workers: int
+    ) -> None:
         """
         Args:
             report: what to call; None for no reports.
             epoch: number of the epoch, from 1.
-            tokens: of each global batch of the epoch.
+            steps: of the epoch.
+            tokens_before: about as many tokens of the epoch were trained on by an earlier process.
             workers: that share each batch.
         """
-        self._report, self._epoch, self._tokens, self._workers = report, epoch, tokens, workers
+        self._report, self._epoch, self._steps, self._workers = report, epoch, steps, workers
         self._began = self._reported = time.perf_counter()
-        self._done = 0
+        self._before, self._done = tokens_before, 0
 
-    def update(self, step: int, losses: EpochLosses) -> None:
-        """Report, if it is time to, after a step (from 0) has been done.
+    def update(self, step: int, tokens: int, losses: EpochLosses) -> None:
+        """Report, if it is time to, after a step (from 0) of some tokens has been done.
 
         The losses are estimated from this worker's texts alone.
         """
-        self._done += self._tokens[step]
+        self._done += tokens
         now = time.perf_counter()
         if self._report and now - self._reported > _SECONDS_BETWEEN_REPORTS:
             self._reported = now
-            means = losses.sums / sum(self._tokens[: step + 1]) * self._workers
+            means = losses.sums / (self._before + self._done) * self._workers
             speed = self._done / (now - self._began)
-            self._report(Progress(self._epoch, step + 1, len(self._tokens), speed, *means.tolist()))
+            self._report(Progress(self._epoch, step + 1, self._steps, speed, *means.tolist()))

@@ -6,16 +6,14 @@ import sys
 import time
 from collections.abc import Iterator
 from functools import partial
-from itertools import cycle
 from pathlib import Path
 
 import torch
 from gpu_commands import result_of, run
 from gpu_setup import PRESETS, ROOT, Check, large, small, training_of
 
-from jobs.benchmark.reference import flops_per_token
+from jobs.benchmark.reference import flops_per_token, training_steps
 from model.config import TaggerConfig
-from model.data.batching import epoch_batches, prefetch
 from model.errors import UserError
 from model.network.cells import CELLS
 from model.training.loop import Training
@@ -49,16 +47,8 @@ def rate(work: Iterator[float], device: torch.device, seconds: float = SECONDS) 
 
 def steps_of(training: Training) -> Iterator[float]:
     """Take the steps of one epoch again and again, batches assembled as training does. Yield their tokens."""
-    config, lengths = training.config, training.train.lengths
-    batches = epoch_batches(lengths, config.global_batch_size, config.seed, 0, config.bucket_by_length)
-    tokens = [int(lengths[rows].sum()) for rows in batches]
-    training.tagger.train()
-    assembled = (prefetch if training.device.type == "cuda" else map)(
-        lambda step: training.local_batches(batches[step], step), cycle(range(len(batches)))
-    )
-    for step, local in zip(cycle(range(len(batches))), assembled, strict=False):
-        training.train_step(local, tokens[step], step, config.lr)
-        yield float(tokens[step])
+    for tokens in training_steps(training):
+        yield float(tokens)
 
 
 def ceiling(config: TaggerConfig, dtype: torch.dtype, device: torch.device) -> float:

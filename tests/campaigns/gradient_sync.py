@@ -24,6 +24,7 @@ from model.data.dataset import Dataset
 from model.network.tagger import new_tagger
 from model.presets import preset_values
 from model.training.loop import Training
+from model.training.training_texts import GlobalBatch
 
 # Hidden units of both layers of a network with about so many millions of dense parameters.
 HIDDEN = {1: 430, 5: 1350, 22: 2980, 110: 6920}
@@ -47,7 +48,9 @@ def steps(config: Config) -> Iterator[Training]:
     tagger.train()
     for number, rows in cycle(enumerate(batches)):
         tokens = int(train.lengths[rows].sum())
-        training.train_step(training.local_batches(rows, number), tokens, number, config.training.lr)
+        training.train_step(
+            training.local_batches(GlobalBatch(training.train, rows), number), tokens, number, config.training.lr
+        )
         yield training
 
 
