@@ -39,7 +39,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def config_of(
-    data: str, storage: Path, name: str, tagger: dict | None = None, run: dict | None = None, **training
+    data: str, storage: Path, name: str, /, tagger: dict | None = None, run: dict | None = None, **training
 ) -> Config:
     tree = {
         "data": data,
