@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from encoders import tiny_encoder
 from helpers import SMALL, Half, alone, best_weights_together, call, last_json, refused, without_measurements
 
-from distributed.cluster.preflight import check_data
+from distributed.cluster.preflight import check_data, data_warnings
 from distributed.train.driver import train
 from distributed.train.runs import new_run, resumed_run
 from distributed.train.shared_data import SharedData
@@ -25,7 +25,7 @@ from model.data.labels import LEGAL, MAY_END, MAY_START, B, E, I, O, S
 from model.data.tokenizer import UNKNOWN
 from model.distillation.label_files import TeacherLabels
 from model.distillation.labeling import LabelConfig, label
-from model.distillation.teacher_split import add_labeled_texts, teacher_labels
+from model.distillation.teacher_split import add_labeled_texts, count_held_out, teacher_labels
 from model.inference.bundle import load_bundle
 from model.network.crf import CrfTransitions, crf_cross_entropy, crf_nll, temper_marginals
 from model.network.decoding import tag_marginals
@@ -310,6 +310,17 @@ def test_labels_that_do_not_fit_are_refused_by_name(small_dataset: str, labels: 
     refused(lambda: alone(config_of(small_dataset, str(tmp_path / "none"))), "none", "no such folder")
     done = call("train", "--data", small_dataset, "--teacher", small_dataset, "--storage", str(tmp_path))
     assert done.exit_code == 2 and "is no label folder" in done.stderr and "Traceback" not in done.output
+
+
+def test_labeled_texts_that_are_held_out_are_said(small_bundle: str, small_dataset: str, labels: str, tmp_path: Path):
+    dataset, config = Dataset(small_dataset), config_of(small_dataset, labels)
+    [warning] = data_warnings(config, dataset)
+    assert f"{labels}: 200 labeled texts are in the test split of {small_dataset} as well" in warning
+    assert data_warnings(config_of(small_dataset, None), dataset) == []
+    held_out = next(dataset.texts("valid")).text
+    (tmp_path / "texts.txt").write_text(f"{held_out.upper()}  \na new text\n", "utf-8")
+    label(LabelConfig(small_bundle, [str(tmp_path / "texts.txt")], str(tmp_path / "labels")))
+    assert count_held_out(TeacherLabels(str(tmp_path / "labels")), dataset) == {"valid": 1}
 
 
 def test_texts_without_words_teach_nothing(small_bundle: str, small_dataset: str, tmp_path: Path):

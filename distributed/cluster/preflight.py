@@ -7,7 +7,7 @@ from model import storage
 from model.config import Config
 from model.data.batching import min_batch_size
 from model.data.dataset import Dataset
-from model.distillation.teacher_split import teacher_labels
+from model.distillation.teacher_split import count_held_out, teacher_labels
 from model.errors import UserError
 
 
@@ -37,6 +37,17 @@ def check_data(config: Config, dataset: Dataset) -> None:
             f"{config.data}: its word vectors have {size} values, and tagger.embedding_dim is {config.tagger.embedding_dim}; "
             f"use --set tagger.embedding_dim={size}, or --set tagger.pretrained_vectors=false to train without them"
         )
+
+
+def data_warnings(config: Config, dataset: Dataset) -> list[str]:
+    """Return warnings about data that can be trained on, but teaches or measures badly."""
+    labels = teacher_labels(config.training)
+    shared = count_held_out(labels, dataset) if labels else {}
+    return missing_keyphrases(dataset) + [
+        f"warning: {config.training.teacher}: {count} labeled texts are in the {split} split of {dataset.location} as well, so its "
+        f"F1 is too high; label texts without them"
+        for split, count in shared.items()
+    ]
 
 
 def missing_keyphrases(dataset: Dataset) -> list[str]:

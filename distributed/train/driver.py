@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from distributed.cluster.connection import connect, driver_queue, inspect_cluster
-from distributed.cluster.preflight import check_storage, missing_keyphrases
+from distributed.cluster.preflight import check_storage, data_warnings
 from distributed.cluster.ray_internals import START_TIMEOUT, TRAIN_ENVIRONMENT, environment
 from distributed.cluster.resources import ClusterResources, WorkerRequest, plan_workers
 from distributed.train.checkpoint import STOP, checkpoints
@@ -55,7 +55,7 @@ def train(config: Config, on_event: EventHandler) -> TrainResult:
     check_storage(config.run.storage, cluster)
     dataset = Dataset(config.data)
     config = config.model_copy(update={"data_digest": dataset.digest})
-    for warning in missing_keyphrases(dataset):
+    for warning in data_warnings(config, dataset):
         on_event(Note(warning))
     with _saved(config, folder):
         return _train(config, request, cluster, folder, on_event)

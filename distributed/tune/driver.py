@@ -6,7 +6,7 @@ import statistics
 import ray
 
 from distributed.cluster.connection import connect, driver_queue, inspect_cluster
-from distributed.cluster.preflight import check_storage, missing_keyphrases
+from distributed.cluster.preflight import check_storage, data_warnings
 from distributed.report import ablation_table
 from distributed.report.page import write_report
 from distributed.sweep import ablation, comparison
@@ -67,7 +67,7 @@ def tune(plan: SweepConfig, on_event: SweepEventHandler) -> TuneResult:
                 return finished
             rate = resources.rate(plan.workers_per_trial)
             recorder.record({"event": "session", "time": timestamp(), "cpus": rate.cpus, "gpus": rate.gpus})
-            for line in (*missing_keyphrases(dataset), *plan.left_out):
+            for line in (*data_warnings(plan.config, dataset), *plan.left_out):
                 on_event(Note(line))
             on_event(Note(f"sweep {plan.config.run.name}: {_describe(plan, resources)}, {tracker.where}"))
             try:

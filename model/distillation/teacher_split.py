@@ -1,5 +1,6 @@
 """The training split of a student: gold texts, and after them texts that a teacher labeled."""
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple, TypeVar
 
@@ -47,6 +48,25 @@ def teacher_labels(training: TrainingConfig) -> TeacherLabels | None:
             f"another --name"
         )
     return labels
+
+
+def count_held_out(labels: TeacherLabels, dataset: Dataset) -> dict[str, int]:
+    """Return how many labeled texts are in the validation and in the test split as well; splits without any are left out.
+
+    Texts are the same if they differ in case and white space alone.
+
+    Raises:
+        UserError: the labels are damaged.
+    """
+
+    def key(text: str) -> str:
+        return " ".join(text.casefold().split())
+
+    held_out = {
+        key(each.text): split for split in ("test", "valid") if dataset.rows(split) for each in dataset.texts(split)
+    }
+    found = Counter(held_out.get(key(text)) for part in labels.read() for text in part.texts)
+    return {split: found[split] for split in ("valid", "test") if found[split]}
 
 
 def add_labeled_texts(
