@@ -245,6 +245,16 @@ class Config(_Tree):
     training: TrainingConfig = TrainingConfig()
     run: RunConfig = RunConfig()
 
+    @model_validator(mode="after")
+    def _data_where_it_is_needed(self) -> "Config":
+        for name, needs_memory in (
+            ("training.teacher", self.training.teacher is not None),
+            ("tagger.encoder_frozen", self.tagger.encoder_frozen),
+        ):
+            if needs_memory and self.training.data == "stream":
+                raise ValueError(f"{name} needs the training split in memory; leave out training.data=stream")
+        return self
+
 
 def make_config(tree: Tree, where: str = "configuration") -> Config:
     """Return the configuration that a tree describes, validated.
@@ -339,4 +349,7 @@ def _explain(error: ErrorDetails) -> str:
         return f"{path} is unknown; known are {', '.join(near)}"
     if error["type"] == "missing":
         return f"{path} is missing; give the dataset directory with --data"
-    return f"{path} is {json.dumps(error['input'], default=str)}: {error['msg'].removeprefix('Value error, ')}"
+    message = error["msg"].removeprefix("Value error, ")
+    if isinstance(error["input"], dict):  # fields that do not go together, which the message names
+        return f"{path}: {message}" if path else message
+    return f"{path} is {json.dumps(error['input'], default=str)}: {message}"

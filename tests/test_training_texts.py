@@ -154,9 +154,17 @@ def test_large_splits_stay_on_storage_unless_they_are_needed_in_memory(
     assert (kind("auto"), kind("memory")) == (StreamedSplit, Split)
 
 
-def test_what_needs_the_split_in_memory_is_refused(dataset: Dataset):
-    config = TaggerConfig(**SMALL)
-    refused(lambda: SharedData.load(dataset.location, config, labels=object(), data="stream"), "training.data=memory")
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"training": {"teacher": "labels"}}, "training.teacher needs the training split in memory"),
+        ({"tagger": {"encoder": "bert", "encoder_frozen": True}}, "tagger.encoder_frozen needs the training split"),
+    ],
+)
+def test_what_needs_the_split_in_memory_is_refused(fields: dict, named: str):
+    tree = {"data": "d"} | fields
+    tree["training"] = fields.get("training", {}) | {"data": "stream"}
+    refused(lambda: make_config(tree), named, "leave out training.data=stream")
 
 
 def test_a_damaged_file_is_named(dataset: Dataset, tmp_path: Path):

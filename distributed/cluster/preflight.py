@@ -44,8 +44,8 @@ def data_warnings(config: Config, dataset: Dataset) -> list[str]:
     labels = teacher_labels(config.training)
     shared = count_held_out(labels, dataset) if labels else {}
     return missing_keyphrases(dataset) + [
-        f"warning: {config.training.teacher}: {count} labeled texts are in the {split} split of {dataset.location} as well, so its "
-        f"F1 is too high; label texts without them"
+        f"warning: {config.training.teacher}: {count} labeled texts are in the {split} split of {dataset.location} as well, so "
+        f"its F1 is too high; label texts without them"
         for split, count in shared.items()
     ]
 

@@ -17,19 +17,6 @@ from model.training.encoder_states import with_encoder_states
 from model.training.training_texts import StreamedSplit
 
 STREAM_TOKENS = 200_000_000  # of a training split that `training.data=auto` leaves on storage; 1 GB in memory
-_NEEDS_MEMORY = (
-    "training.data=stream: a frozen encoder and the labels of a teacher need the training split in memory; use "
-    "--set training.data=memory"
-)
-
-
-def _streams(data: str, dataset: Dataset, needs_memory: bool) -> bool:
-    """Return whether workers read the training split from storage. Raises UserError where they cannot."""
-    if data == "stream" and needs_memory:
-        raise UserError(_NEEDS_MEMORY)
-    dataset.require("train")
-    large = dataset.info["splits"]["train"]["tokens"] >= STREAM_TOKENS
-    return data == "stream" or (data == "auto" and large and not needs_memory)
 
 
 class SharedData(NamedTuple):
@@ -77,8 +64,10 @@ class SharedData(NamedTuple):
         subwords = encoder.subwords() if encoder else None
         word_features = word_features or tagger.uses_word_features
         valid = dataset.load("valid", word_features, subwords)
+        dataset.require("train")
         train: Split | StreamedSplit
-        if _streams(data, dataset, labels is not None or tagger.encoder_frozen):
+        large = dataset.info["splits"]["train"]["tokens"] >= STREAM_TOKENS
+        if data == "stream" or (data == "auto" and large and not labels and not tagger.encoder_frozen):
             train = StreamedSplit.open(dataset, word_features, subwords)
         else:
             train = dataset.load("train", word_features, subwords)
@@ -98,12 +87,12 @@ class SharedData(NamedTuple):
             device: where to compute them.
 
         Raises:
-            UserError: the encoder is frozen and the training split stays on storage.
+            UserError: the encoder is frozen, and the training split is too large for the memory.
         """
         if not (self.encoder and config.encoder and config.encoder_frozen):
             return self.train, self.valid
         if not isinstance(self.train, Split):
-            raise UserError(_NEEDS_MEMORY)
+            raise UserError("tagger.encoder_frozen=true needs the training split in memory; set training.data=memory")
         return (
             with_encoder_states(self.train, self.encoder, config, device),
             with_encoder_states(self.valid, self.encoder, config, device),
