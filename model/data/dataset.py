@@ -204,7 +204,7 @@ class Dataset:
             UserError: the split is missing or damaged.
         """
         self.require(split)
-        return self._arrays(self._tables(split, self._columns(word_features, subwords)), word_features, subwords)
+        return self._arrays(self._table(split, self._columns(word_features, subwords)), word_features, subwords)
 
     def row_groups(self, split: str) -> list[RowGroup]:
         """Return the row groups of a split's files, in the order of its texts; reads only the footers of the files.
@@ -245,7 +245,7 @@ class Dataset:
         for group, begin, end in ranges:
             with self._part(split, group.part) as file:
                 tables.append(file.read_row_group(group.number, columns=columns).slice(begin, end - begin))
-        return self._arrays(tables, word_features, subwords)
+        return self._arrays(pa.concat_tables(tables), word_features, subwords)
 
     def word_counts(self, split: str, groups: Iterable[RowGroup]) -> npt.NDArray[np.int64]:
         """Return (words,) how often each word of the vocabulary occurs in some row groups of a split.
@@ -266,8 +266,7 @@ class Dataset:
         return [*columns, "text", "starts", "ends"] if word_features or subwords is not None else columns
 
     @staticmethod
-    def _arrays(tables: list[pa.Table], word_features: bool, subwords: SubwordTokenizer | None) -> Split:
-        table = pa.concat_tables(tables)
+    def _arrays(table: pa.Table, word_features: bool, subwords: SubwordTokenizer | None) -> Split:
         ids, begins = _flatten(table["ids"])
         span_starts, span_begins = _flatten(table["span_starts"])
         span_ends, _ = _flatten(table["span_ends"])
@@ -303,12 +302,12 @@ class Dataset:
     def _parts(self, split: str) -> list[str]:
         return [part_name(i) for i in range(self.info["splits"][split]["parts"])]
 
-    def _tables(self, split: str, columns: list[str]) -> list[pa.Table]:
+    def _table(self, split: str, columns: list[str]) -> pa.Table:
         filesystem, path = storage.resolve(storage.join(self.location, split))
         with self._damage_as_user_error(split):
-            return [
+            return pa.concat_tables(
                 pq.read_table(f"{path}/{part}", columns=columns, filesystem=filesystem) for part in self._parts(split)
-            ]
+            )
 
     @contextmanager
     def _part(self, split: str, number: int) -> Iterator[pq.ParquetFile]:
