@@ -83,7 +83,7 @@ def equal(one: Any, other: Any) -> bool:
     return one == other
 
 
-@pytest.mark.parametrize("after", [3, 10, 11])
+@pytest.mark.parametrize("after", [1, 3, 10, 11, 14])
 def test_a_training_cut_off_inside_an_epoch_ends_as_if_it_had_not_been(
     small_dataset: str, tmp_path: Path, whole: Training, after: int
 ):

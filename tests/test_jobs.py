@@ -214,14 +214,14 @@ def test_extract_into_a_pipe_that_closes_early_ends_quietly(small_bundle: str):
     assert done.stdout.splitlines()[-1] == "0" and not done.stderr
 
 
-def stop(sign: signal.Signals, *arguments: str, address: str = "") -> tuple[int, str]:
-    """Exit code and stderr of a training, as a process of its own, that gets a signal in its second epoch."""
+def stop(sign: signal.Signals, moment: str, *arguments: str, address: str = "") -> tuple[int, str]:
+    """Exit code and stderr of a training, as a process of its own, that gets a signal at its first line of a kind."""
     command = [sys.executable, "-m", "jobs", "train", *arguments]
     environment = os.environ | {"WANDB_MODE": "offline", "RAY_ADDRESS": address}
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment)
     assert process.stderr
     for line in process.stderr:
-        if line.startswith("epoch 2/"):
+        if line.startswith(moment):
             process.send_signal(sign)
             break
     rest = process.stderr.read()
@@ -229,21 +229,22 @@ def stop(sign: signal.Signals, *arguments: str, address: str = "") -> tuple[int,
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize(
-    ("sign", "code", "on_cluster"),
-    [pytest.param(signal.SIGINT, 130, False, marks=pytest.mark.long), (signal.SIGTERM, 143, True)],
-)
-def test_a_stopped_training_says_how_to_go_on(
-    call_on_cluster, small_dataset: str, tmp_path: Path, sign: signal.Signals, code: int, on_cluster: bool
-):
-    """Stopped in the middle and gone on with, the run ends with the weights of one that was never stopped."""
+@pytest.mark.parametrize("stops", [1, pytest.param(2, marks=pytest.mark.long)])
+def test_a_stopped_training_says_how_to_go_on(call_on_cluster, small_dataset: str, tmp_path: Path, stops: int):
+    """Stopped in the middle and gone on with, also twice, the run ends with the weights of one that was never stopped."""
     settings = ["--epochs", "30", "--set", "training.patience=0", "--set", "run.cpus_per_worker=1", *TINY]
     begin = ["--data", small_dataset, "--name", "stopped", "--storage", str(tmp_path), *settings]
     resume = ["--resume", "stopped", "--storage", str(tmp_path)]
-    returned, rest = stop(sign, *begin, address=ray.get_runtime_context().gcs_address if on_cluster else "")
-    assert returned == code and "--resume stopped" in rest and "Traceback" not in rest, rest
-    assert list((tmp_path / "stopped").glob("checkpoint_epoch_*"))
-    assert not (tmp_path / "stopped" / "bundle").exists()
+    here = ray.get_runtime_context().gcs_address
+    for sign, code, moment, arguments, address in (
+        (signal.SIGINT, 130, "epoch 2/30", begin, "" if stops == 2 else here),
+        (signal.SIGTERM, 143, "epoch", resume, here),
+    )[:stops]:
+        returned, rest = stop(sign, moment, *arguments, address=address)
+        assert returned == code, rest
+        assert "--resume stopped" in rest and "Traceback" not in rest
+        assert list((tmp_path / "stopped").glob("checkpoint_epoch_*"))
+        assert not (tmp_path / "stopped" / "bundle").exists()
     done = call_on_cluster("train", *resume, "--json")
     assert done.exit_code == 0, done.stderr
     result = last_json(done.stdout)

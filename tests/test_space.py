@@ -104,6 +104,7 @@ def test_optuna_sees_the_same_ranges():
         ("training.alpha=0.5:1.5", "training.alpha is 1.5"),
         ("tagger.cell=rnn,cnn", "tagger.cell"),
         ("tagger.encoder=one,two", "share one encoder"),
+        ("training.data=memory,stream", "share their data"),
         ("tagger.keyword_layer=1,2", "needs an encoder"),
     ],
 )

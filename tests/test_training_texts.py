@@ -31,14 +31,10 @@ FIELDS = {"cell": "gru", "word_feature_dim": 4, "rare_word_dropout": 1.0, **SMAL
 @pytest.fixture(scope="module")
 def dataset(small_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """The small dataset with row groups of about 60 texts."""
-    folder = copied(small_dataset, tmp_path_factory.mktemp("streamed") / "data")
+    folder = Path(shutil.copytree(small_dataset, tmp_path_factory.mktemp("streamed") / "data"))
     part = folder / "train" / "part-00000.parquet"
     pq.write_table(pq.read_table(part), part, row_group_size=60)
     return Dataset(str(folder))
-
-
-def copied(location: str, folder: Path) -> Path:
-    return Path(shutil.copytree(location, folder))
 
 
 @pytest.fixture(autouse=True)
@@ -169,7 +165,7 @@ def test_what_needs_the_split_in_memory_is_refused(fields: dict, named: str):
 
 def test_a_damaged_file_is_named(dataset: Dataset, tmp_path: Path):
     split = StreamedSplit.open(dataset)
-    damaged = copied(dataset.location, tmp_path / "data")
+    damaged = Path(shutil.copytree(dataset.location, tmp_path / "data"))
     part = damaged / "train" / "part-00000.parquet"
     content = bytearray(part.read_bytes())
     content[4 : len(content) // 2] = bytes(len(content) // 2 - 4)

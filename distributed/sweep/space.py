@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 Value = Any  # of a field of the configuration
 Values = dict[str, Value]  # by dotted name
 
+_SHARED = {
+    "tagger.encoder": "one encoder",
+    "tagger.encoder_digest": "one encoder",
+    "training.teacher": "one teacher's labels",
+    "training.teacher_digest": "one teacher's labels",
+    "training.data": "their data",
+}  # fields that do not differ between the trials of a sweep
 _SYNTAX = "write a range as low:high or log:low:high, choices as a,b,c"
 
 
@@ -106,14 +113,8 @@ def check_space(space: Space, base: Config) -> None:
     for name, domain in space.items():
         if name == "training.epochs":
             raise UserError("--space training.epochs: every trial's curve shows every epoch; use --max-epochs")
-        if name in ("tagger.encoder", "tagger.encoder_digest"):
-            raise UserError(f"--space {name}: all trials of a sweep share one encoder; start a sweep for each")
-        if name in ("training.teacher", "training.teacher_digest"):
-            raise UserError(f"--space {name}: all trials of a sweep share one teacher's labels; start a sweep for each")
-        if name == "training.data":
-            raise UserError(
-                "--space training.data: all trials of a sweep share their data; use --set training.data=..."
-            )
+        if name in _SHARED:
+            raise UserError(f"--space {name}: all trials of a sweep share {_SHARED[name]}; start a sweep for each")
         if name not in known:
             raise UserError(f"--space {name}: is unknown or does not change the result; known are {', '.join(known)}")
         for value in domain.bounds:

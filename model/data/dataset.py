@@ -289,11 +289,10 @@ class Dataset:
             UserError: the split is missing.
         """
         self.require(split)
-        filesystem, path = storage.resolve(storage.join(self.location, split))
-        for part in self._parts(split):
-            with filesystem.open_input_file(f"{path}/{part}") as file:
+        for index, part in enumerate(self._parts(split)):
+            with self._part(split, index) as file:
                 columns = ["text", "starts", "ends", "span_starts", "span_ends"]
-                batches = pq.ParquetFile(file).iter_batches(columns=columns)
+                batches = file.iter_batches(columns=columns)
                 for number, row in enumerate(chain.from_iterable(batch.to_pylist() for batch in batches), 1):
                     spans = zip(row["span_starts"], row["span_ends"], strict=True)
                     characters = tuple((row["starts"][start], row["ends"][end - 1]) for start, end in spans)

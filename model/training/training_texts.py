@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from model.config import TrainingConfig
-from model.data.batching import RowIds, batch_bounds, epoch_batches, prefetch, shuffled_batches
+from model.data.batching import RowIds, batch_bounds, count_batches, epoch_batches, prefetch, shuffled_batches
 from model.data.dataset import Dataset, RowGroup, RowRange, Split
 from model.data.subwords import SubwordTokenizer, ranges
 from model.training.communicator import Communicator
@@ -56,7 +56,7 @@ class TextsInMemory:
     @property
     def steps(self) -> int:
         """Return the number of global batches of an epoch."""
-        return len(batch_bounds(len(self._rows), self._config.global_batch_size)) - 1
+        return count_batches(len(self._rows), self._config.global_batch_size)
 
     def word_counts(self, words: int, communicator: Communicator, device: torch.device) -> WordCounts:
         """Return (words,) how often each word of the vocabulary occurs in the texts."""

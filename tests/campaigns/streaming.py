@@ -40,8 +40,8 @@ def repeated(data: Path, folder: Path, times: int) -> Path:
     """Return a dataset whose training split has all files of another one several times."""
     from model.data.dataset import part_name
 
-    shutil.copytree(data, folder, ignore=shutil.ignore_patterns("part-*"))
-    shutil.copytree(data / "valid", folder / "valid", dirs_exist_ok=True)
+    shutil.copytree(data, folder, ignore=shutil.ignore_patterns("train"))
+    (folder / "train").mkdir()
     info = json.loads((data / "dataset.json").read_text())
     train = info["splits"]["train"]
     for number in range(times * train["parts"]):
@@ -136,7 +136,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--millions", type=int, nargs="+", default=[1, 10, 30])
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seconds", type=float, default=40)
     parser.add_argument("--in", dest="inside", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.inside:
