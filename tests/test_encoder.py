@@ -152,6 +152,22 @@ def test_the_linear_schedule_rises_and_falls(small_dataset: str, bert: str):
     assert rates[5:] == pytest.approx([1 - i / 16 for i in range(1, 16)])
 
 
+def test_texts_with_as_many_subwords_are_read_together(bert: str, small_dataset: str):
+    training = training_of(config_of(small_dataset, bert))
+    filled: list[float] = []  # share of an input that is not padding
+    training.tagger.encoder.register_forward_pre_hook(lambda _, args: filled.append(args[0].mask.float().mean().item()))
+    training.run_epoch()
+    assert np.mean(filled[: training.texts.steps]) > 0.95
+    filled.clear()
+    evaluate(training.tagger, training.train, CPU)
+    assert np.mean(filled) > 0.8
+    tokenizer, subwords = Dataset(small_dataset).tokenizer(), load_encoder(bert).subwords()
+    filled.clear()
+    texts = ["a b c", "antidisestablishmentarianism extraordinarily uncharacteristic"] * 256  # three words each
+    Extractor(training.tagger, tokenizer, subwords=subwords).probabilities(texts)
+    assert filled == [1, 1]
+
+
 def test_a_frozen_encoder_is_read_once(bert: str, small_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TANDEM_CACHE", str(tmp_path / "cache"))
     config = config_of(small_dataset, bert, FROZEN | {"pooling": "mean"}, epochs=2)

@@ -120,6 +120,13 @@ class Split:
         """(rows,) tokens of each text."""
         return np.diff(self.begins)
 
+    @property
+    def input_lengths(self) -> npt.NDArray[np.int64]:
+        """(rows,) what the tagger reads of each text: sub-words where its encoder runs, else tokens."""
+        if self.subwords is None or self.encoder_states is not None:
+            return self.lengths
+        return self.subwords.lengths
+
 
 class Dataset:
     """An existing dataset directory.

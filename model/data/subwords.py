@@ -54,6 +54,11 @@ class Subwords(NamedTuple):
     lasts: Ints
     layout: WindowLayout
 
+    @property
+    def lengths(self) -> Ints:
+        """(texts,) sub-words of each text."""
+        return self.ends - self.begins
+
     def take(self, rows: Ints, words: Ints, lengths: Ints) -> "Subwords":
         """Return some texts, in their order.
 
@@ -62,7 +67,7 @@ class Subwords(NamedTuple):
             words: the numbers of their words, concatenated.
             lengths: (rows,) words of each.
         """
-        begins, sizes = self.begins[rows], self.ends[rows] - self.begins[rows]
+        begins, sizes = self.begins[rows], self.lengths[rows]
         ends = sizes.cumsum()
         shifts = np.repeat(begins - ends + sizes, lengths)
         ids = self.ids[ranges(begins, sizes)]

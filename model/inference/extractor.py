@@ -158,7 +158,7 @@ class Extractor:
         if self._subwords and len(chunks.begins):
             found = self._subwords(texts, tokens.starts, tokens.ends, tokens.begins)
             subwords = found.divide(np.append(chunks.begins, len(tokens.ids)))
-        for rows in length_sorted_batches(chunks.lengths, _NETWORK_BATCH_SIZE):
+        for rows in length_sorted_batches(subwords.lengths if subwords else chunks.lengths, _NETWORK_BATCH_SIZE):
             own = _Chunks(*(each[rows] for each in chunks))
             batch = [padded(tokens.ids, own.begins, own.lengths, PAD)]
             if features is not None:

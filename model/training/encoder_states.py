@@ -80,7 +80,7 @@ def _write(path: Path, split: Split, encoder: Encoder) -> None:
     unfinished = path.with_suffix(".unfinished")
     states = np.lib.format.open_memmap(unfinished, "w+", np.float16, (len(split.ids), encoder.outputs))
     try:
-        for rows in length_sorted_batches(split.lengths, _BATCH):
+        for rows in length_sorted_batches(split.input_lengths, _BATCH):
             _states(states, split, rows, encoder)
         states.flush()
         unfinished.replace(path)

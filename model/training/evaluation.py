@@ -53,7 +53,7 @@ def predict_batches(
         share: of the batches.
     """
     tagger.eval()
-    for rows in length_sorted_batches(split.lengths, EVALUATION_BATCH)[share]:
+    for rows in length_sorted_batches(split.input_lengths, EVALUATION_BATCH)[share]:
         batch = collate(split, rows).to(device)
         yield rows, batch, tagger(batch.ids, batch.lengths, batch.word_features, encoder_inputs=batch.encoder_inputs)
 

@@ -66,7 +66,7 @@ class TextsInMemory:
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[GlobalBatch]:
         """Yield the global batches of an epoch (from 0), from a step on."""
-        config, lengths = self._config, self._split.lengths[self._rows]
+        config, lengths = self._config, self._split.input_lengths[self._rows]
         order = epoch_batches(lengths, config.global_batch_size, config.seed, epoch, config.bucket_by_length)
         return (GlobalBatch(self._split, self._rows[rows]) for rows in order[first:])
 
@@ -144,7 +144,7 @@ class StreamedTexts:
             begin = window * self._window_steps
             bounds = self._bounds[begin : begin + self._window_steps + 1]
             rng = np.random.default_rng([config.seed, epoch, window])
-            found = shuffled_batches(split.lengths, bounds - bounds[0], rng, config.bucket_by_length)
+            found = shuffled_batches(split.input_lengths, bounds - bounds[0], rng, config.bucket_by_length)
             for rows in found[max(first - begin, 0) :]:
                 yield GlobalBatch(split, rows)
 
