@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from model.config import TaggerConfig
+from model.network import tagger as tagger_module
 from model.network.cells import CELLS, Cell
 from model.network.cpu.dropout import dropout_mask
 from model.network.cpu.layer import packed_rnn_from_ids, packed_rnn_with_head
@@ -108,7 +109,9 @@ def test_going_over_distinct_words_gives_what_going_over_tokens_gives(cell: Cell
     ("cell", "window", "both"),
     [("rnn", 1, False), ("rnn", 3, False), ("rnn", 3, True), ("rnn", 5, True), ("lstm", 1, True), ("gru", 3, True)],
 )
-def test_a_tagger_says_the_same_and_learns_the_same_without_it(cell: str, window: int, both: bool):
+def test_a_tagger_says_the_same_and_learns_the_same_without_it(
+    cell: str, window: int, both: bool, monkeypatch: pytest.MonkeyPatch
+):
     ids, lengths = torch.randint(2, 40, (len(LENGTHS), TIME)), LENGTHS
     ids[torch.arange(TIME) >= lengths[:, None]] = 0
     real = (torch.arange(TIME) < lengths[:, None])[..., None]
@@ -133,9 +136,12 @@ def test_a_tagger_says_the_same_and_learns_the_same_without_it(cell: str, window
     for one, other in zip(*(tagger.parameters() for tagger in taggers), strict=True):
         gradients = [each.grad.to_dense() if each.grad.is_sparse else each.grad for each in (one, other)]
         assert torch.allclose(*gradients, atol=1e-5)
-    with torch.no_grad():
-        for one, other in zip(taggers[0].eval()(ids, lengths)[:2], said[0], strict=True):
-            assert torch.allclose(one * real, other * real, atol=1e-5)
+    for tokens in (1, 10**9):  # the first layer without gradients, by distinct words and by tokens
+        monkeypatch.setattr(tagger_module, "_TOKENS_BY_WORD", tokens)
+        with torch.no_grad():
+            found = taggers[0].eval()(ids, lengths)[:2]
+        for one, other in zip(found, said[0], strict=True):
+            assert torch.allclose(one * real, other * real, atol=1e-6) and not (one * ~real).any()
 
 
 @pytest.mark.parametrize("share", [0.5, 0.25, 0.3, 0.9])

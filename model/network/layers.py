@@ -21,7 +21,7 @@ class BiRnn(nn.Module):
 
     def __init__(self, cell: str, inputs: int, hidden: int, bidirectional: bool) -> None:
         super().__init__()
-        self.kernel, module = CELLS[cell].kernel, CELLS[cell].module
+        self._cell, self.kernel, module = cell, CELLS[cell].kernel, CELLS[cell].module
         self.forward_rnn = module(inputs, hidden, batch_first=True)
         self.backward_rnn = module(inputs, hidden, batch_first=True) if bidirectional else None
         self.outputs = hidden * (2 if bidirectional else 1)
@@ -41,6 +41,21 @@ class BiRnn(nn.Module):
             with torch.autocast("cuda", enabled=False):
                 return self._states(inputs.float(), lengths)
         return self._states(inputs, lengths)
+
+    def packed(self, inputs: torch.Tensor, batch_sizes: torch.Tensor) -> torch.Tensor:
+        """Return the states (N, outputs) of packed tokens (N, D), where no gradient is needed.
+
+        Args:
+            inputs: in the order of a `PackedSequence`.
+            batch_sizes: (steps,) int64 on the CPU, texts that have a token at each step.
+        """
+        weights = [weight for module in self.directions for weight in module.parameters()]
+        initial = inputs.new_zeros(len(self.directions), int(batch_sizes[0]), self.forward_rnn.hidden_size)
+        state = (initial, initial) if isinstance(self.forward_rnn, nn.LSTM) else initial
+        packed, bidirectional = CELLS[self._cell].packed, len(self.directions) == 2
+        states: torch.Tensor
+        states, *_ = packed(inputs, batch_sizes, state, weights, True, 1, 0.0, False, bidirectional)
+        return states
 
     def _states(self, inputs: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         forward_states, _ = self.forward_rnn(inputs)

@@ -34,6 +34,8 @@ from model.network.logits import EmbeddingRows, Logits, SpanDecoding
 # Standard deviation of the initial embedding. With torch's own 1.0 a rare word, which a sparse optimizer moves only when
 # it occurs, hardly leaves its random place: F1 0.44 against 0.50 on 10,722 tweets after 8 epochs.
 _EMBEDDING_STD = 0.1
+# Packed tokens of a batch from which on, without gradients, distinct words are projected instead of tokens.
+_TOKENS_BY_WORD = 2048
 _INITIAL_THRESHOLD = 0.5  # until an evaluation on the validation split has tuned it
 
 
@@ -172,7 +174,9 @@ class Tagger(nn.Module):
         encoder_states: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if self._uses_cpu_kernels(ids):
-            return self._packed_heads(ids, lengths, lookups, encoder_states)
+            learns = self.training or torch.is_grad_enabled()
+            packed = self._packed_heads if learns else self._packed_heads_without_gradient
+            return packed(ids, lengths, lookups, encoder_states)
         vectors = [F.embedding(indices, table, padding_idx=PAD) for table, indices in lookups]
         parts = [context_windows(each.flatten(2), self.config.window) for each in vectors]
         if encoder_states is not None:
@@ -207,20 +211,51 @@ class Tagger(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         assert self.keyword_rnn is not None and self.keyphrase_rnn is not None
         packing = pack(lengths.numpy(), ids.shape[1])
+        inputs = self._packed_inputs(lookups, encoder_states, packing.positions)
+        layers = [(self.keyword_rnn, self.keyword_head), (self.keyphrase_rnn, self.keyphrase_head)]
+        logits = []
+        for rnn, head in layers:
+            inputs, of_head = packed_rnn_with_head(inputs, packing, rnn.kernel, rnn.directions, head)
+            logits.append(unpack(of_head, packing.positions, ids.shape))
+        keyword, keyphrase = logits
+        return keyword, keyphrase
+
+    def _packed_heads_without_gradient(
+        self,
+        ids: torch.Tensor,
+        lengths: torch.Tensor,
+        lookups: Sequence[EmbeddingRows],
+        encoder_states: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what `_packed_heads` does, by torch's own layers: faster than ours where no backward pass follows."""
+        assert self.keyword_rnn is not None and self.keyphrase_rnn is not None
+        by_word = encoder_states is None and int(lengths.sum()) >= _TOKENS_BY_WORD
+        packing = pack(lengths.numpy(), ids.shape[1], fill=by_word)
         positions = packing.positions
-        windows = [(table, packed_id_windows(indices, self.config.window, positions)) for table, indices in lookups]
-        keyword_layer = (packing, self.keyword_rnn.kernel, self.keyword_rnn.directions, self.keyword_head)
-        keyphrase_layer = (packing, self.keyphrase_rnn.kernel, self.keyphrase_rnn.directions, self.keyphrase_head)
-        if self.training or torch.is_grad_enabled() or encoder_states is not None:
-            parts = [self._packed_inputs(*each) for each in windows]
-            if encoder_states is not None:
-                parts.append(self._packed_states(encoder_states, positions))
-            inputs = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-            states, keyword = packed_rnn_with_head(inputs, *keyword_layer)
+        if by_word:
+            windows = [(table, packed_id_windows(rows, self.config.window, positions)) for table, rows in lookups]
+            rnn, real = self.keyword_rnn, positions < ids.numel()
+            found = packed_rnn_from_ids(windows, packing, rnn.kernel, rnn.directions, self.keyword_head)
+            states, keyword, positions = (each[real] for each in (*found, positions))
         else:
-            states, keyword = packed_rnn_from_ids(windows, *keyword_layer)
-        _, keyphrase = packed_rnn_with_head(states, *keyphrase_layer)
+            inputs = self._packed_inputs(lookups, encoder_states, positions)
+            states = self.keyword_rnn.packed(inputs, packing.batch_sizes)
+            keyword = self.keyword_head(states)
+        keyphrase = self.keyphrase_head(self.keyphrase_rnn.packed(states, packing.batch_sizes))
         return unpack(keyword, positions, ids.shape), unpack(keyphrase, positions, ids.shape)
+
+    def _packed_inputs(
+        self, lookups: Sequence[EmbeddingRows], encoder_states: torch.Tensor | None, positions: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the windows of packed tokens with dropout, (N, I), side by side with the encoder's states."""
+        parts = []
+        for table, rows in lookups:
+            windows = packed_id_windows(rows, self.config.window, positions)
+            mask = self._dropout_mask((len(windows), windows.shape[1] * table.shape[1]))
+            parts.append(gather_windows(table, windows, mask))
+        if encoder_states is not None:
+            parts.append(self._packed_states(encoder_states, positions))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def _packed_states(self, states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Return the encoder's states with dropout: (B, T, outputs) to (N, outputs)."""
@@ -228,11 +263,6 @@ class Tagger(nn.Module):
         mask = self._dropout_mask((len(positions), states.shape[2]))
         packed = flat.index_select(0, positions)
         return packed if mask is None else packed * mask
-
-    def _packed_inputs(self, table: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
-        """Return the rows of a table with dropout: (N, rows) to (N, rows * D)."""
-        mask = self._dropout_mask((len(windows), windows.shape[1] * table.shape[1]))
-        return gather_windows(table, windows, mask)
 
     def _dropout(self, inputs: torch.Tensor) -> torch.Tensor:
         if self.config.cpu_dropout and inputs.device.type == "cpu":
