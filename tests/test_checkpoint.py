@@ -2,6 +2,7 @@
 
 import random
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from distributed.train.checkpoint import StorageCheckpointer, checkpoints, load_
 from model.config import make_config
 from model.data.dataset import Dataset
 from model.network.tagger import new_tagger
+from model.training import loop
 from model.training.communicator import SingleProcess
 from model.training.loop import SELECTION_METRIC, Training
 
@@ -38,10 +40,19 @@ class Cut(StorageCheckpointer):
             raise CutOffError
 
 
+@pytest.fixture(scope="module", autouse=True)
+def more_opportunities() -> Iterator[None]:
+    """Nine opportunities to save in the 44 steps of an epoch."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_STEPS_BETWEEN_CHECKS", 5)
+        yield
+
+
 def resume(data: str, folder: Path, after: int = 0, notes: list[str] | None = None) -> tuple[Training, Cut]:
-    """A training of two epochs as it begins or goes on, in batches of 4 so that an epoch has several opportunities."""
+    """A training of two epochs as it begins or goes on."""
     dataset = Dataset(data)
-    config = make_config({"data": data, "tagger": SMALL, "training": {"epochs": 2, "lr": 0.01, "global_batch_size": 4}})
+    fields = {"epochs": 2, "lr": 0.01, "global_batch_size": 16}
+    config = make_config({"data": data, "tagger": SMALL, "training": fields})
     tagger = new_tagger(config.tagger, dataset.info["words"], 0)
     checkpointer = Cut(str(folder), after, [] if notes is None else notes)
     training = Training(
