@@ -16,7 +16,7 @@ CUDA_TORCH ?= torch==2.13.0
 CUDA_BIN := .venv-cuda/bin
 CUDA_READY := .venv-cuda/.ready
 
-.PHONY: help lock demo test benchmark peers encoder distil test-long chaos leaks budgets serve-load scale streaming gpu gpu-dry up down lint format clean
+.PHONY: help lock demo test benchmark peers encoder distil test-long chaos leaks budgets labels serve-load scale streaming gpu gpu-dry up down lint format clean
 
 help:
 	@echo "make demo          run everything on the built-in corpus: prepare, train with 2 workers, evaluate, extract"
@@ -31,6 +31,7 @@ help:
 	@echo "make chaos         kill workers, nodes and drivers of N=20 training runs on a local cluster of four nodes"
 	@echo "make leaks         check that sweeps of hundreds of trials leave nothing behind in Ray (6 minutes)"
 	@echo "make budgets       run N=10 sweeps with budgets, and compare what they spend with the budget and the forecast"
+	@echo "make labels        label texts on one node and on three, and kill it on the way; TEACHER=bundle, TEXTS=file of lines"
 	@echo "make serve-load    put load on a server for MINUTES=30, and flood it; BUNDLE=bundle, DATA=dataset; needs wrk"
 	@echo "make scale         measure memory and speed of prepare on 250,000 and 1,000,000 texts (5 minutes)"
 	@echo "make streaming     measure memory and speed of training from storage, from 1 to 30 million texts (20 minutes)"
@@ -93,6 +94,9 @@ leaks: $(READY)
 
 budgets: $(READY)
 	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/budgets.py --seeds $(or $(N),10)
+
+labels: $(READY)
+	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/labels.py --teacher $(TEACHER) --texts $(TEXTS)
 
 serve-load: $(READY)
 	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/serve_load.py --bundle $(BUNDLE) --data $(DATA) --minutes $(or $(MINUTES),30)
