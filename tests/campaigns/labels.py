@@ -72,14 +72,17 @@ class Labeling:
         moments: list[tuple[float, int]] = []
         for _ in range(kills):
             process = self.start("killed", 2)
-            after = draw.uniform(0.2, 0.8) * seconds
+            after = draw.uniform(0.2, 1) * seconds / kills
             time.sleep(after)
+            if process.poll() is not None:
+                break
             children = psutil.Process(process.pid).children(recursive=True)
             process.kill()
             process.wait()
             moments.append((round(after, 1), len(list((self.folder / "killed").glob("part-*.parquet")))))
             psutil.wait_procs(children, timeout=30)  # Ray's own end when their driver is gone
-        process = self.start("killed", 2)
+        if len(moments) == kills:
+            process = self.start("killed", 2)
         assert process.wait() == 0, (self.folder / "killed.log").read_text()
         return {"kills": moments, "sha256": digest(self.folder / "killed")}
 
