@@ -67,19 +67,25 @@ class Labeling:
         info = json.loads((self.folder / out / "labels.json").read_text())
         return {"seconds": seconds, "peak_mb": max(peaks), "texts": info["texts"], "sha256": digest(self.folder / out)}
 
+    def parts(self, out: str) -> int:
+        """How many parts of a label folder are written."""
+        return len(list((self.folder / out).glob("part-*.parquet")))
+
     def killed(self, kills: int, seconds: float, draw: random.Random) -> dict[str, Any]:
-        """Kills the driver at random moments, and lets the same command end at last."""
-        moments: list[tuple[float, int]] = []
+        """Kills the driver at a random moment after each next part, and lets the same command end at last."""
+        moments: list[int] = []
+        of_a_part = seconds / self.parts("whole-2")
         for _ in range(kills):
-            process = self.start("killed", 2)
-            after = draw.uniform(0.2, 1) * seconds / kills
-            time.sleep(after)
+            process, before = self.start("killed", 2), self.parts("killed")
+            while self.parts("killed") == before and process.poll() is None:
+                time.sleep(0.1)
+            time.sleep(draw.uniform(0, of_a_part))
             if process.poll() is not None:
                 break
             children = psutil.Process(process.pid).children(recursive=True)
             process.kill()
             process.wait()
-            moments.append((round(after, 1), len(list((self.folder / "killed").glob("part-*.parquet")))))
+            moments.append(self.parts("killed"))
             psutil.wait_procs(children, timeout=30)  # Ray's own end when their driver is gone
         if len(moments) == kills:
             process = self.start("killed", 2)
@@ -115,8 +121,7 @@ def main() -> None:
                     flush=True,
                 )
             killed = labeling.killed(asked.kills, two["seconds"], random.Random(asked.seed))
-            for after, parts in killed["kills"]:
-                print(f"kill -9 after {after:.1f} s, with {parts} part(s) written", flush=True)
+            print(f"kill -9 with {killed['kills']} of {labeling.parts('killed')} parts written", flush=True)
             nodes.begin(3)
             cluster = labeling.on_nodes(nodes)
             print(
