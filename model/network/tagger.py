@@ -209,37 +209,25 @@ class Tagger(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         assert self.keyword_rnn is not None and self.keyphrase_rnn is not None
         learns = self.training or torch.is_grad_enabled()
-        if not learns and int(lengths.sum()) < _FEW_TOKENS:
-            return self._heads_of_few(ids, lengths, lookups, encoder_states)
-        packing = pack(lengths.numpy(), ids.shape[1])
+        few = not learns and int(lengths.sum()) < _FEW_TOKENS
+        packing = pack(lengths.numpy(), ids.shape[1], fill=not few)
         positions = packing.positions
-        keyword_layer = (packing, self.keyword_rnn.kernel, self.keyword_rnn.directions, self.keyword_head)
-        keyphrase_layer = (packing, self.keyphrase_rnn.kernel, self.keyphrase_rnn.directions, self.keyphrase_head)
-        if learns or encoder_states is not None:
-            inputs = self._packed_inputs(lookups, encoder_states, positions)
-            states, keyword = packed_rnn_with_head(inputs, *keyword_layer)
-        else:
-            windows = [(table, packed_id_windows(rows, self.config.window, positions)) for table, rows in lookups]
-            states, keyword = packed_rnn_from_ids(windows, *keyword_layer)
-        _, keyphrase = packed_rnn_with_head(states, *keyphrase_layer)
-        return unpack(keyword, positions, ids.shape), unpack(keyphrase, positions, ids.shape)
 
-    def _heads_of_few(
-        self,
-        ids: torch.Tensor,
-        lengths: torch.Tensor,
-        lookups: Sequence[EmbeddingRows],
-        encoder_states: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the logits of a small batch without gradients, by torch's own layers."""
-        assert self.keyword_rnn is not None and self.keyphrase_rnn is not None
-        packing = pack(lengths.numpy(), ids.shape[1], fill=False)
-        inputs = self._packed_inputs(lookups, encoder_states, packing.positions)
-        keyword_states = self.keyword_rnn.packed(inputs, packing.batch_sizes)
-        keyphrase_states = self.keyphrase_rnn.packed(keyword_states, packing.batch_sizes)
-        logits = self.keyword_head(keyword_states), self.keyphrase_head(keyphrase_states)
-        keyword, keyphrase = (unpack(each, packing.positions, ids.shape) for each in logits)
-        return keyword, keyphrase
+        def layer(rnn: BiRnn, head: nn.Linear, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            if few:
+                states = rnn.packed(inputs, packing.batch_sizes)
+                return states, head(states)
+            return packed_rnn_with_head(inputs, packing, rnn.kernel, rnn.directions, head)
+
+        if learns or few or encoder_states is not None:
+            inputs = self._packed_inputs(lookups, encoder_states, positions)
+            states, keyword = layer(self.keyword_rnn, self.keyword_head, inputs)
+        else:
+            rnn, head = self.keyword_rnn, self.keyword_head
+            windows = [(table, packed_id_windows(rows, self.config.window, positions)) for table, rows in lookups]
+            states, keyword = packed_rnn_from_ids(windows, packing, rnn.kernel, rnn.directions, head)
+        _, keyphrase = layer(self.keyphrase_rnn, self.keyphrase_head, states)
+        return unpack(keyword, positions, ids.shape), unpack(keyphrase, positions, ids.shape)
 
     def _packed_inputs(
         self, lookups: Sequence[EmbeddingRows], encoder_states: torch.Tensor | None, positions: torch.Tensor

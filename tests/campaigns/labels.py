@@ -5,7 +5,6 @@ of three nodes. Peak memory is that of the largest process.
 """
 
 import argparse
-import hashlib
 import json
 import random
 import shutil
@@ -15,30 +14,21 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 from nodes import ROOT, Nodes
+from scale import content, peak_mb
 
 
-def digest(folder: Path) -> str:
-    """The SHA-256 of all files of a label folder, and of their names."""
-    found = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        found.update(path.name.encode() + path.read_bytes())
-    return found.hexdigest()
-
-
-def largest_mb(process: subprocess.Popen[bytes], peaks: list[float]) -> None:
-    """Notes the resident memory of the largest process of a command, until it ends."""
+def watch(process: subprocess.Popen[bytes], peaks: list[int]) -> None:
+    """Notes the peak memory of each process of a command, until it ends."""
     while process.poll() is None:
-        tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-        for each in tree:
-            try:
-                peaks.append(each.memory_info().rss / 2**20)
-            except psutil.NoSuchProcess:
-                continue
+        with suppress(psutil.NoSuchProcess):
+            tree = [process.pid, *(each.pid for each in psutil.Process(process.pid).children(recursive=True))]
+            peaks += map(peak_mb, tree)
         time.sleep(0.5)
 
 
@@ -59,13 +49,13 @@ class Labeling:
 
     def whole(self, workers: int) -> dict[str, Any]:
         """Labels undisturbed, and measures."""
-        out, peaks = f"whole-{workers}", [0.0]
+        out, peaks = f"whole-{workers}", [0]
         began, process = time.monotonic(), self.start(out, workers)
-        threading.Thread(target=largest_mb, args=(process, peaks), daemon=True).start()
+        threading.Thread(target=watch, args=(process, peaks), daemon=True).start()
         assert process.wait() == 0, (self.folder / f"{out}.log").read_text()
         seconds = time.monotonic() - began
         info = json.loads((self.folder / out / "labels.json").read_text())
-        return {"seconds": seconds, "peak_mb": max(peaks), "texts": info["texts"], "sha256": digest(self.folder / out)}
+        return {"seconds": seconds, "peak_mb": max(peaks), "texts": info["texts"], "files": content(self.folder / out)}
 
     def parts(self, out: str) -> int:
         """How many parts of a label folder are written."""
@@ -87,17 +77,17 @@ class Labeling:
             process.wait()
             moments.append(self.parts("killed"))
             psutil.wait_procs(children, timeout=30)  # Ray's own end when their driver is gone
-        if len(moments) == kills:
+        else:
             process = self.start("killed", 2)
         assert process.wait() == 0, (self.folder / "killed.log").read_text()
-        return {"kills": moments, "sha256": digest(self.folder / "killed")}
+        return {"kills": moments, "files": content(self.folder / "killed")}
 
     def on_nodes(self, nodes: Nodes) -> dict[str, Any]:
         """Labels by a job on a cluster."""
         began = time.monotonic()
         done = nodes.submit(*self.command, "--out", str(self.folder / "nodes"), job="label")
         assert done.returncode == 0, done.stdout + done.stderr
-        return {"seconds": time.monotonic() - began, "sha256": digest(self.folder / "nodes")}
+        return {"seconds": time.monotonic() - began, "files": content(self.folder / "nodes")}
 
 
 def main() -> None:
@@ -130,9 +120,9 @@ def main() -> None:
             )
         finally:
             nodes.end()
-    same = {row["sha256"] for row in (one, two, killed, cluster)}
-    print("all wrote the same bytes" if len(same) == 1 else "THE BYTES DIFFER")
-    sys.exit(len(same) != 1)
+    same = all(row["files"] == one["files"] for row in (two, killed, cluster))
+    print("all wrote the same bytes" if same else "THE BYTES DIFFER")
+    sys.exit(not same)
 
 
 if __name__ == "__main__":
