@@ -16,11 +16,11 @@ CUDA_TORCH ?= torch==2.13.0
 CUDA_BIN := .venv-cuda/bin
 CUDA_READY := .venv-cuda/.ready
 
-.PHONY: help lock demo test benchmark peers encoder distil test-long chaos leaks budgets labels serve-load scale streaming gpu gpu-dry up down lint format clean
+.PHONY: help lock demo test benchmark peers encoder distil test-long chaos leaks budgets labels flaky world-sizes serve-load scale streaming gpu gpu-dry up down lint format clean
 
 help:
 	@echo "make demo          run everything on the built-in corpus: prepare, train with 2 workers, evaluate, extract"
-	@echo "make test          run the tests that need neither a GPU nor minutes each (15 minutes on two slow cores)"
+	@echo "make test          run the tests that need neither a GPU nor minutes each (10 minutes on two slow cores)"
 	@echo "make lint          run ruff, mypy and codespell"
 	@echo "make format        format the code with ruff"
 	@echo "make benchmark     measure speed against a reference loop and the machine's limit; DATA=dataset (10 minutes)"
@@ -32,11 +32,13 @@ help:
 	@echo "make leaks         check that sweeps of hundreds of trials leave nothing behind in Ray (6 minutes)"
 	@echo "make budgets       run N=10 sweeps with budgets, and compare what they spend with the budget and the forecast"
 	@echo "make labels        label texts on one node and on three, and kill it on the way; TEACHER=bundle, TEXTS=file of lines"
+	@echo "make flaky         run the commands on remote storage that fails one call in ten (6 minutes)"
+	@echo "make world-sizes   stop a training 40 times, and go on in another number of processes each time (10 minutes)"
 	@echo "make serve-load    put load on a server for MINUTES=30, and flood it; BUNDLE=bundle, DATA=dataset; needs wrk"
 	@echo "make scale         measure memory and speed of prepare on 250,000 and 1,000,000 texts (5 minutes)"
 	@echo "make streaming     measure memory and speed of training from storage, from 1 to 30 million texts (20 minutes)"
 	@echo "make gpu           check and measure everything on this machine's GPU (10 minutes); without one: make gpu-dry"
-	@echo "make gpu-dry       check devices and count host syncs with torch's CUDA build, without a GPU (2 minutes, 6 GB)"
+	@echo "make gpu-dry       check devices and count host syncs with torch's CUDA build, without a GPU (15 minutes on two slow cores, 6 GB)"
 	@echo "make lock          renew the versions that tests run with, and the list of their licenses"
 	@echo "make up            start the cluster of cluster.yaml, once its values are set"
 	@echo "make down          stop that cluster"
@@ -56,7 +58,7 @@ demo: $(READY)
 # One half after the other: beside Ray's processes, which take all of a slow machine, other tests would starve. Tests that start
 # Ray often wait for its processes: three of them run at a time, each on a Ray of its own.
 test: $(ENCODER_READY)
-	@$(BIN)/python -m pytest -m "not ray" -n 2; others=$$?; \
+	@$(BIN)/python -m pytest -m "not ray and not long" -n 2; others=$$?; \
 	$(BIN)/python -m pytest -m "ray and not long" -n 3 --dist load --maxschedchunk 1; exit $$(($$? | others))
 
 benchmark: $(READY)
@@ -97,6 +99,12 @@ budgets: $(READY)
 
 labels: $(READY)
 	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/labels.py --teacher $(TEACHER) --texts $(TEXTS)
+
+flaky: $(READY)
+	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/flaky_storage.py
+
+world-sizes: $(READY)
+	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/world_sizes.py --stops $(or $(N),40)
 
 serve-load: $(READY)
 	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/serve_load.py --bundle $(BUNDLE) --data $(DATA) --minutes $(or $(MINUTES),30)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import IO, Any, Literal, NamedTuple, Protocol, TypeVar
 
 from model import storage
-from model.errors import UserError
+from model.errors import StorageError, UserError
 
 SHARD_BYTES = 16 * 2**20
 _BUFFER_BYTES = 2**20
@@ -87,6 +87,8 @@ class FileRange(NamedTuple):
                 f"{self.path}: not found on a machine that has to read it; use a path on a file system that every "
                 f"node mounts, or a URI such as s3://bucket/file"
             ) from None
+        except StorageError:
+            raise
         except (OSError, EOFError) as error:
             raise UserError(f"{self.path}: cannot be read: {error}; is it damaged or incomplete?") from error
 

@@ -134,10 +134,9 @@ def _clear(location: str, marker: str) -> None:
 
 def _upload(folder: Path, location: str, marker: str) -> None:
     """Copy a local folder to remote storage, the marker last."""
-    filesystem, path = storage.resolve(location)
-    filesystem.create_dir(path, recursive=True)
     files = [file for file in folder.rglob("*") if file.is_file()]
     for file in sorted(files, key=lambda file: (file.name == marker, file)):
-        target = f"{path}/{file.relative_to(folder).as_posix()}"
-        filesystem.create_dir(target.rpartition("/")[0], recursive=True)
-        fs.copy_files(str(file), target, destination_filesystem=filesystem)
+        target = storage.join(location, file.relative_to(folder).as_posix())
+        storage.make_directory(storage.parent(target))
+        with file.open("rb") as content:
+            storage.upload(content, target)

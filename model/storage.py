@@ -1,12 +1,16 @@
 """Files by path or URI.
 
 A location is a local path or a URI of any scheme that pyarrow (`s3://`, `gs://`, `hdfs://`, `file://`) or an installed
-fsspec package (`memory://`, `az://`, ...) supports. A file is written completely or not at all.
+fsspec package (`memory://`, `az://`, ...) supports. A file is written completely or not at all. What remote storage refuses for
+a moment is tried again, see `model.filesystems.retry`.
 """
 
 import fnmatch
+import io
 import os
 import re
+import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,10 +20,11 @@ from typing import IO
 from pyarrow import fs
 
 from model.errors import UserError
-from model.filesystems import open_filesystem, require_answer
+from model.filesystems import open_filesystem, require_answer, retry
 
 # A user with a password before an @, or an option such as secret_key=...
 _CREDENTIAL = re.compile(r"://[^/?]*:[^/?@]+@|[?&][^=&]*(key|secret|token|password)[^=&]*=", re.IGNORECASE)
+_CHUNK_BYTES = 2**20  # of an upload
 
 
 def is_remote(location: str) -> bool:
@@ -126,15 +131,14 @@ def write(location: str, content: bytes) -> None:
     """Replace a file atomically: a reader sees the old content or the new. Creates missing parent directories.
 
     Raises:
-        OSError: the file cannot be written; the old content remains.
+        OSError: the file cannot be written; the old content of a local file remains.
     """
     filesystem, path = resolve(location)
     parent = path.rpartition("/")[0]
     if parent:
         filesystem.create_dir(parent, recursive=True)
-    if is_remote(location):  # object stores make an object visible when its upload is complete
-        with filesystem.open_output_stream(path, compression=None) as stream:
-            stream.write(content)
+    if is_remote(location):
+        upload(io.BytesIO(content), location)
         return
     temporary = _temporary_path(path)
     try:
@@ -147,28 +151,50 @@ def write(location: str, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-@contextmanager
-def open_atomic(location: str) -> Iterator[IO[bytes]]:
-    """Open a file for writing, in an existing directory; if the block raises, no file remains.
+def upload(file: IO[bytes], location: str) -> None:
+    """Replace a file of remote storage, which makes it visible when the upload is complete.
+
+    Args:
+        file: at any position; all of it is uploaded.
+        location: URI, in an existing directory.
 
     Raises:
-        OSError: the file cannot be written.
+        OSError: the upload has failed several times; no file remains.
     """
     filesystem, path = resolve(location)
-    if is_remote(location):
+
+    def attempt() -> None:
+        file.seek(0)
+        stream = filesystem.open_output_stream(path, compression=None)
         try:
-            with filesystem.open_output_stream(path, compression=None) as stream:
-                yield stream
+            with stream:
+                shutil.copyfileobj(file, stream, _CHUNK_BYTES)
         except BaseException:  # closing the stream has made what was written so far visible
             with suppress(OSError):
                 filesystem.delete_file(path)
             raise
+
+    retry(attempt, location)
+
+
+@contextmanager
+def open_atomic(location: str) -> Iterator[IO[bytes]]:
+    """Open a file for writing, in an existing directory; if the block raises, no file is written.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    if is_remote(location):
+        resolve(location)  # before the block's work
+        with tempfile.TemporaryFile(prefix="tandem-") as file:
+            yield file
+            upload(file, location)
         return
-    temporary = _temporary_path(path)
+    temporary = _temporary_path(absolute(location))
     try:
         with temporary.open("wb") as file:
             yield file
-        temporary.replace(path)
+        temporary.replace(absolute(location))
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -25,7 +25,7 @@ from distributed.train.shared_data import SharedData
 from model import staging, storage
 from model.aliases import current_weights
 from model.config import Config
-from model.errors import UserError
+from model.errors import StorageError, UserError
 from model.network.device import processor
 from model.training.communicator import Communicator
 from model.training.loop import Training, TrainingState
@@ -236,10 +236,13 @@ def load_checkpoint(location: str) -> TrainingState:
 
     Raises:
         UserError: a file is missing, or the state does not match its digest.
+        StorageError: the storage does not answer.
     """
     try:
         content = storage.read(storage.join(location, STATE))
         digest = json.loads(storage.read(storage.join(location, DIGEST)))
+    except StorageError:  # the checkpoint may be whole
+        raise
     except (OSError, ValueError) as error:
         raise UserError(f"{location}: is not a whole checkpoint: {error}") from error
     if len(content) != digest["bytes"] or hashlib.sha256(content).hexdigest() != digest["sha256"]:

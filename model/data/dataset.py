@@ -35,7 +35,7 @@ from model.data.labeled_text import LabeledText
 from model.data.labels import TeacherTargets, spans_to_tags
 from model.data.subwords import Subwords, SubwordTokenizer, ranges
 from model.data.tokenizer import parse_tokenizer
-from model.errors import UserError
+from model.errors import StorageError, UserError
 
 DATASET_FORMAT = 1
 SPLITS = ("train", "valid", "test")
@@ -326,6 +326,8 @@ class Dataset:
     def _damage_as_user_error(self, split: str) -> Iterator[None]:
         try:
             yield
+        except StorageError:
+            raise
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"{self.location}/{split}: is damaged ({error}); prepare the dataset again") from error
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from model import storage
-from model.errors import UserError
+from model.errors import StorageError, UserError
 from model.readers.head import decode_line
 from model.readers.records import LABEL_FIELDS, TEXT_FIELDS
 from model.shards import FileRange
@@ -122,6 +122,8 @@ def binary_rows(file: FileRange) -> Iterator[tuple[str, dict[str, Any]]]:
             for row in batch.to_pylist():
                 number += 1
                 yield f"{file.path}:{number}", {name: _labeled(value, names.get(name)) for name, value in row.items()}
+    except StorageError:
+        raise
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file.path}: cannot be read: {error}; is it damaged or incomplete?") from None
 
