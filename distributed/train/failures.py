@@ -49,6 +49,8 @@ class NoProgressLimit:
             case TrainingStarted(epoch, step):
                 if (epoch, step) > self.position:
                     self.losses = 0
+                elif self.losses and (epoch, step) == (0, 0):
+                    self.on_event(Note("starting again from the beginning: nothing was saved yet"))
                 self.position = (epoch, step)
             case WorkersLost(reason, error):
                 self.losses += 1
