@@ -16,7 +16,7 @@ CUDA_TORCH ?= torch==2.13.0
 CUDA_BIN := .venv-cuda/bin
 CUDA_READY := .venv-cuda/.ready
 
-.PHONY: help lock demo test benchmark peers encoder distil test-long chaos leaks budgets labels flaky world-sizes serve-load scale streaming gpu gpu-dry up down lint format clean
+.PHONY: help lock demo test benchmark peers encoder distil test-long chaos leaks budgets labels flaky damage world-sizes serve-load scale streaming gpu gpu-dry up down lint format clean
 
 help:
 	@echo "make demo          run everything on the built-in corpus: prepare, train with 2 workers, evaluate, extract"
@@ -33,6 +33,7 @@ help:
 	@echo "make budgets       run N=10 sweeps with budgets, and compare what they spend with the budget and the forecast"
 	@echo "make labels        label texts on one node and on three, and kill it on the way; TEACHER=bundle, TEXTS=file of lines"
 	@echo "make flaky         run the commands on remote storage that fails one call in ten (6 minutes)"
+	@echo "make damage        damage N=1000 files of datasets, bundles, checkpoints, labels and sweeps, and read them (4 minutes)"
 	@echo "make world-sizes   stop a training 40 times, and go on in another number of processes each time (10 minutes)"
 	@echo "make serve-load    put load on a server for MINUTES=30, and flood it; BUNDLE=bundle, DATA=dataset; needs wrk"
 	@echo "make scale         measure memory and speed of prepare on 250,000 and 1,000,000 texts (5 minutes)"
@@ -102,6 +103,9 @@ labels: $(READY)
 
 flaky: $(READY)
 	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/flaky_storage.py
+
+damage: $(READY)
+	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/damage.py --rounds $(or $(N),1000)
 
 world-sizes: $(READY)
 	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/world_sizes.py --stops $(or $(N),40)

@@ -93,6 +93,15 @@ def test_a_missing_or_truncated_file_is_named(small_bundle: str, tmp_path: Path,
     refused(lambda: load_bundle(str(copy)), f"{name} is missing")
 
 
+def test_changed_words_are_noticed(small_bundle: str, tmp_path: Path):
+    copy = tmp_path / "bundle"
+    shutil.copytree(small_bundle, copy)
+    words = (copy / "tokenizer.json").read_text("utf-8")
+    (copy / "tokenizer.json").write_text(words.replace('"with"', '"wits"', 1), "utf-8")
+    assert words != (copy / "tokenizer.json").read_text("utf-8")
+    refused(lambda: load_bundle(str(copy)), "tokenizer.json: does not match its digest", "copy the bundle again")
+
+
 def test_a_bundle_of_a_newer_version_and_no_bundle_are_refused(small_bundle: str, tmp_path: Path):
     copy = tmp_path / "bundle"
     shutil.copytree(small_bundle, copy)

@@ -6,13 +6,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import SMALL, refused, without_measurements
+from safetensors.torch import save
 
-from distributed.train.checkpoint import StorageCheckpointer, checkpoints, load_best, load_checkpoint, save_checkpoint
+from distributed.train.checkpoint import (
+    StorageCheckpointer,
+    checkpoints,
+    load_best,
+    load_checkpoint,
+    save_best,
+    save_checkpoint,
+)
 from model.config import make_config
 from model.data.dataset import Dataset
+from model.errors import UserError
 from model.network.tagger import new_tagger
 from model.training import loop
 from model.training.communicator import SingleProcess
@@ -150,8 +160,32 @@ def test_a_checkpoint_cut_off_anywhere_is_never_taken_for_whole(tmp_path: Path):
             (tmp_path / name).write_bytes(content[:size])
             refused(lambda: load_checkpoint(str(tmp_path)), "not a whole checkpoint")
         (tmp_path / name).write_bytes(content)
+    seal = (tmp_path / "seal.json").read_text()
+    for damaged in (seal.replace("bytes", "bites"), seal.replace("sha256", "sha257"), "[]"):
+        (tmp_path / "seal.json").write_text(damaged)
+        refused(lambda: load_checkpoint(str(tmp_path)), "not a whole checkpoint")
     (tmp_path / "state.pt").unlink()
     refused(lambda: load_checkpoint(str(tmp_path)), "not a whole checkpoint")
+
+
+def test_the_best_weights_are_read_as_they_were_saved_or_not_at_all(tmp_path: Path):
+    weights, counts = {"head.weight": torch.arange(40.0)}, np.arange(16).reshape(2, 8)
+    save_best(str(tmp_path), weights, counts)
+    file = tmp_path / "best.safetensors"
+    content = file.read_bytes()
+    for at in range(0, len(content), 3):
+        file.write_bytes(content[:at])
+        refused(lambda: load_best(str(tmp_path)), "best.safetensors: is damaged", "copy it again, or train again")
+        file.write_bytes(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])
+        try:
+            found = load_best(str(tmp_path))  # the name of the digest was changed
+            assert torch.equal(found[0]["head.weight"], weights["head.weight"]) and np.array_equal(found[1], counts)
+        except UserError as error:
+            assert "best.safetensors: is damaged" in str(error)
+    file.write_bytes(
+        save(weights | {"counts": torch.from_numpy(counts)})
+    )  # as an earlier version did, without a digest
+    assert torch.equal(load_best(str(tmp_path))[0]["head.weight"], weights["head.weight"])
 
 
 def test_a_checkpoint_inside_an_epoch_comes_with_the_minutes(tmp_path: Path):

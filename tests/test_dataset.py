@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -125,6 +126,31 @@ def test_a_damaged_dataset_is_refused(tmp_path: Path):
     refused(lambda: Dataset(str(tmp_path / "d")).load("train"), "damaged", "prepare the dataset again")
     (tmp_path / "d" / "tokenizer.json").unlink()
     refused(lambda: Dataset(str(tmp_path / "d")).tokenizer(), "tokenizer.json: is missing")
+
+
+def test_a_changed_byte_is_noticed(tmp_path: Path):
+    prepare(PrepareConfig([tsv(tmp_path / "a.tsv", 100)], str(tmp_path / "d")))
+
+    def read() -> list[Any]:
+        dataset = Dataset(str(tmp_path / "d"))
+        return [dataset.load("train").ids.tolist(), list(dataset.texts("train"))]
+
+    whole, part, about = read(), tmp_path / "d" / "train" / "part-00000.parquet", tmp_path / "d" / "dataset.json"
+    content, noticed = part.read_bytes(), 0
+    pages = len(content) - 8 - int.from_bytes(content[-8:-4], "little")  # behind them is the footer
+    places = range(4, pages, pages // 50)
+    for at in places:
+        part.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        try:
+            assert read() == whole  # of no account, as in the header of a page
+        except UserError:
+            noticed += 1
+    assert noticed > 0.7 * len(places)
+    tokenizer = tmp_path / "d" / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text().replace("text", "test"))
+    refused(lambda: Dataset(str(tmp_path / "d")).tokenizer(), "tokenizer.json: does not match its digest")
+    about.write_text(about.read_text().replace('"parts"', '"party"'))
+    refused(lambda: Dataset(str(tmp_path / "d")), "dataset.json: is damaged ('parts')")
 
 
 def test_a_dataset_on_other_storage(tmp_path: Path):

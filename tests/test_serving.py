@@ -259,7 +259,7 @@ def test_the_model_is_described(small_bundle: str):
 
     about = ask(make_settings(bundle=small_bundle, max_texts=7), act)
     config = json.loads((Path(small_bundle) / "config.json").read_text())
-    assert about["weights_sha256"] == config["weights_sha256"] and about["limits"]["max_texts"] == 7
+    assert about["weights_sha256"] == config["sha256"]["weights.safetensors"] and about["limits"]["max_texts"] == 7
     assert about["card"] == (Path(small_bundle) / "README.md").read_text()
     assert about["metrics"] == json.loads((Path(small_bundle) / "metrics.json").read_text())
 

@@ -1,5 +1,6 @@
 """The plan and the journal of a sweep: what is refused, and what a kill leaves."""
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,24 @@ def test_a_journal_cut_off_anywhere_loses_its_last_event_alone(tmp_path: Path, s
         assert list(read_events(str(folder))) == [*EVENTS[:-1], {"event": "session", "time": 1.0}]
     path.write_bytes(content[:30] + b"#" + content[31:])
     refused(lambda: list(read_events(str(folder))), f"{path}:1", "damaged")
+
+
+def test_a_changed_byte_of_a_journal_is_noticed(tmp_path: Path):
+    journal = Journal(str(tmp_path))
+    for event in EVENTS:
+        journal.write(event)
+    journal.close()
+    path = tmp_path / "journal.jsonl"
+    content = path.read_bytes()
+    for at in range(0, len(content) - 1, 2):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        try:
+            found = list(read_events(str(tmp_path)))  # the name of the checksum was changed
+            assert all(wanted.items() <= event.items() for wanted, event in zip(EVENTS, found, strict=True))
+        except UserError as error:
+            assert str(error).startswith(f"{path}:") and "remove the line" in str(error)
+    path.write_text("".join(json.dumps(event) + "\n" for event in EVENTS))  # as an earlier version did
+    assert list(read_events(str(tmp_path))) == EVENTS
 
 
 def test_two_processes_cannot_work_on_one_sweep(tmp_path: Path):

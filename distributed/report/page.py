@@ -13,6 +13,7 @@ from distributed.report.samples import Section, sample_sections
 from distributed.sweep.plan import SweepConfig
 from distributed.sweep.results import AblationRow, TuneResult
 from distributed.sweep.state import SweepState, read_sweep
+from distributed.train.result import read_history
 from model import storage
 from model.config import make_config
 from model.errors import UserError
@@ -96,11 +97,9 @@ def _sweep_page(sweep: SweepState, folder: str) -> Section:
 
 def _run_page(folder: str) -> Section:
     config = make_config(_json(folder, "config.json"), f"{folder}/config.json")
-    location = storage.join(folder, "metrics.jsonl")
-    lines = storage.read(location).decode().splitlines() if storage.exists(location) else []
-    if not lines:
+    history = read_history(folder)
+    if not history:
         raise UserError(f"{folder}: the run has not finished an epoch yet; there is nothing to report")
-    history = [json.loads(line) for line in lines]
     best = max(history, key=lambda metrics: metrics[SELECTION_METRIC])
     speed = sorted(metrics["train/tokens_per_s"] for metrics in history)[len(history) // 2]
     names = {

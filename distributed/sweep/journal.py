@@ -1,9 +1,10 @@
-"""A sweep's append-only journal."""
+"""A sweep's append-only journal: a JSON object a line, whose last key is the CRC-32 of the line without it."""
 
 import fcntl
 import json
 import os
 import time
+import zlib
 from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
@@ -73,6 +74,7 @@ class BrokenEvent(TypedDict):
     error: str
 
 
+_CHECKSUM = b', "crc32": '
 JournalEvent = SessionEvent | TrialEvent | BegunEvent | EpochEvent | RetryEvent | BrokenEvent
 
 
@@ -100,7 +102,8 @@ class Journal:
 
     def write(self, event: JournalEvent) -> None:
         """Append an event. Raises OSError."""
-        line = json.dumps(event, ensure_ascii=False).encode() + b"\n"
+        content = json.dumps(event, ensure_ascii=False).encode()
+        line = b"%s%s%d}\n" % (content[:-1], _CHECKSUM, zlib.crc32(content))
         if self.stream is not None:
             self.stream.write(line)
             os.fsync(self.stream.fileno())
@@ -134,11 +137,21 @@ def read_events(folder: str) -> Iterator[JournalEvent]:
         lines = storage.read(location).split(b"\n")
         for number, line in enumerate(lines[:-1], 1):  # what follows the last line end is no whole line
             try:
-                yield cast(JournalEvent, current_keys(json.loads(line), EVENTS))
-            except ValueError as error:
+                yield _event(line)
+            except (ValueError, AttributeError) as error:
                 raise UserError(
                     f"{location}:{number}: is damaged ({error}); remove the line to continue without it"
                 ) from None
+
+
+def _event(line: bytes) -> JournalEvent:
+    """Return the event of a line. Raises ValueError or AttributeError where it is damaged."""
+    content, mark, checksum = line.rpartition(_CHECKSUM)
+    if not mark:  # of an earlier version
+        content = line[:-1]
+    elif zlib.crc32(content + b"}") != int(checksum.removesuffix(b"}")):
+        raise ValueError("its checksum is that of another line")
+    return cast(JournalEvent, current_keys(json.loads(content + b"}"), EVENTS))
 
 
 def timestamp() -> float:

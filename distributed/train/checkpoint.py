@@ -19,6 +19,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from distributed.train.shared_data import SharedData
@@ -41,7 +42,7 @@ _SECONDS_BETWEEN_REQUESTS = 0.5
 _ROUNDING = 1e-4  # of sums of weights that processors of different kinds have updated with the same gradients
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 _PREFIX = "checkpoint_epoch_"
-_BEST, _COUNTS = "best.safetensors", "counts"
+_BEST, _COUNTS, _SHA256 = "best.safetensors", "counts", "sha256"
 
 
 class StoppedError(Exception):
@@ -211,14 +212,34 @@ def prune_checkpoints(folder: str, keep: int = 0) -> None:
 def save_best(folder: str, weights: dict[str, torch.Tensor], counts: Counts) -> None:
     """Save the weights of the best epoch, and with them its counts on the validation split."""
     tensors = {name: tensor.cpu().contiguous() for name, tensor in weights.items()}
-    storage.write(storage.join(folder, _BEST), save(tensors | {_COUNTS: torch.from_numpy(counts)}))
+    tensors[_COUNTS] = torch.from_numpy(counts)
+    storage.write(storage.join(folder, _BEST), save(tensors, {_SHA256: _sha256(tensors)}))
 
 
 def load_best(folder: str) -> tuple[dict[str, torch.Tensor], Counts]:
-    """Return the weights and counts that `save_best` saved. Raises FileNotFoundError."""
-    tensors = load(storage.read(storage.join(folder, _BEST)))
+    """Return the weights and counts that `save_best` saved.
+
+    Raises:
+        FileNotFoundError: there are none.
+        UserError: the file is damaged.
+    """
+    place = storage.join(folder, _BEST)
+    content = storage.read(place)
+    try:
+        tensors = load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise UserError(f"{place}: is damaged ({error}); copy it again, or train again") from error
+    digest = header.get("__metadata__", {}).get(_SHA256)  # files of earlier versions have none
+    if digest not in (None, _sha256(tensors)):
+        raise UserError(f"{place}: is damaged: it does not match its own digest; copy it again, or train again")
     counts = tensors.pop(_COUNTS).numpy()
     return current_weights(tensors), counts
+
+
+def _sha256(tensors: dict[str, torch.Tensor]) -> str:
+    """Return the digest of tensors with their names, shapes and types."""
+    return hashlib.sha256(save(tensors)).hexdigest()
 
 
 def save_checkpoint(folder: Path, state: TrainingState) -> None:
@@ -241,11 +262,12 @@ def load_checkpoint(location: str) -> TrainingState:
     try:
         content = storage.read(storage.join(location, STATE))
         digest = json.loads(storage.read(storage.join(location, DIGEST)))
+        whole = len(content) == digest["bytes"] and hashlib.sha256(content).hexdigest() == digest["sha256"]
     except StorageError:  # the checkpoint may be whole
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{location}: is not a whole checkpoint: {error}") from error
-    if len(content) != digest["bytes"] or hashlib.sha256(content).hexdigest() != digest["sha256"]:
+    if not whole:
         raise UserError(f"{location}: is not a whole checkpoint: {STATE} does not match the digest in {DIGEST}")
     state: TrainingState = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     return state

@@ -9,6 +9,7 @@ from distributed.train.runs import run_folder
 from model import storage
 from model.config import Config
 from model.data.dataset import Dataset
+from model.errors import UserError
 from model.inference.bundle import save_bundle
 from model.network.encoder_files import encoder_of
 from model.training.device_usage import usage_of
@@ -48,12 +49,30 @@ class TrainResult:
 
 
 def read_result(folder: str) -> TrainResult | None:
-    """Return the result of a finished run; None while it is not finished."""
+    """Return the result of a finished run; None while it is not finished. Raises UserError where the file is damaged."""
     place = storage.join(folder, _FILE)
     if not storage.exists(place):
         return None
-    saved = json.loads(storage.read(place))
-    return TrainResult(**{field.name: saved[field.name] for field in fields(TrainResult) if field.name in saved})
+    try:
+        saved = json.loads(storage.read(place))
+        return TrainResult(**{field.name: saved[field.name] for field in fields(TrainResult) if field.name in saved})
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{place}: is damaged ({error}); delete it, and finish the run with `train --resume`"
+        ) from error
+
+
+def read_history(folder: str) -> list[Metrics]:
+    """Return the metrics of a run's epochs; none before the first ends. Raises UserError where the file is damaged."""
+    place = storage.join(folder, "metrics.jsonl")
+    if not storage.exists(place):
+        return []
+    try:
+        history = [json.loads(line) for line in storage.read(place).splitlines()]
+        _ = [metrics["epoch"] + metrics[SELECTION_METRIC] + metrics["train/tokens_per_s"] for metrics in history]
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{place}: is damaged ({error}); copy it again, or train again") from error
+    return history
 
 
 def write_result(config: Config, seconds: float) -> TrainResult:
@@ -61,8 +80,9 @@ def write_result(config: Config, seconds: float) -> TrainResult:
     assert config.run.name is not None
     folder = run_folder(config)
     weights, _ = load_best(folder)
-    lines = storage.read(storage.join(folder, "metrics.jsonl")).decode().splitlines()
-    history: list[Metrics] = [json.loads(line) for line in lines]
+    history = read_history(folder)
+    if not history:
+        raise UserError(f"{folder}: has no metrics.jsonl; copy it again, or train again")
     best = max(history, key=lambda metrics: metrics[SELECTION_METRIC])
     valid = {
         name.removeprefix("valid/"): value

@@ -90,11 +90,13 @@ def resumed_run(name: str, location: str, changes: Mapping[str, Any]) -> Config:
 
 def _read_config(place: str, name: str) -> dict[str, Any]:
     try:
-        return current_tree(json.loads(storage.read(place)))
+        tree = current_tree(json.loads(storage.read(place)))
+        _ = [tree["data"] + "", tree["tagger"].keys(), tree["training"].keys(), tree["run"].keys()]
     except FileNotFoundError:
         raise UserError(f"{place}: no run of this name; see --storage, or start it with --name {name}") from None
-    except ValueError as error:
-        raise UserError(f"{place}: is damaged: {error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{place}: is damaged ({error}); copy it again, or train again") from None
+    return tree
 
 
 def _refuse_other_numbers(name: str, tree: Mapping[str, Any], changes: Mapping[str, Any]) -> None:

@@ -139,14 +139,17 @@ class Dataset:
     def __init__(self, location: str) -> None:
         """Open a dataset. Raises UserError if there is none, or if a newer version wrote it."""
         self.location = location
+        place = storage.join(location, "dataset.json")
         try:
-            self.info: DatasetInfo = json.loads(storage.read(storage.join(location, "dataset.json")))
+            self.info: DatasetInfo = json.loads(storage.read(place))
             version = self.info["format_version"]
+            if version <= DATASET_FORMAT:
+                _require_sizes(self.info)
         except (FileNotFoundError, NotADirectoryError):
             missing = "no such directory" if not storage.exists(location) else "is no dataset: it has no dataset.json"
             raise UserError(f"{location}: {missing}; make one with `python -m jobs prepare FILES --out DIR`") from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{location}/dataset.json: is damaged ({error}); prepare the dataset again") from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{place}: is damaged ({error}); prepare the dataset again") from None
         if version > DATASET_FORMAT:
             raise UserError(
                 f"{location}: has dataset format {version}, but this Tandem reads up to {DATASET_FORMAT}; "
@@ -155,11 +158,11 @@ class Dataset:
 
     def tokenizer(self) -> Tokenizer:
         """Return the tokenizer. Raises UserError where it is missing or damaged."""
-        return parse_tokenizer(*self._read("tokenizer.json"))
+        return parse_tokenizer(*self._read("tokenizer.json", self.info.get("tokenizer_sha256")))
 
     def tokenizer_bytes(self) -> bytes:
-        """Return the content of tokenizer.json. Raises UserError where it is missing."""
-        return self._read("tokenizer.json")[0]
+        """Return the content of tokenizer.json. Raises UserError where it is missing or damaged."""
+        return self._read("tokenizer.json", self.info.get("tokenizer_sha256"))[0]
 
     @cached_property
     def digest(self) -> str:
@@ -178,9 +181,10 @@ class Dataset:
         Raises:
             UserError: the file is missing or damaged.
         """
-        if not self.info.get("vectors"):
+        vectors = self.info.get("vectors")
+        if not vectors:
             return None
-        content, location = self._read("vectors.safetensors")
+        content, location = self._read("vectors.safetensors", vectors.get("sha256"))
         try:
             return load(content)["vectors"]
         except SafetensorError as error:
@@ -312,7 +316,8 @@ class Dataset:
         filesystem, path = storage.resolve(storage.join(self.location, split))
         with self._damage_as_user_error(split):
             return pa.concat_tables(
-                pq.read_table(f"{path}/{part}", columns=columns, filesystem=filesystem) for part in self._parts(split)
+                pq.read_table(f"{path}/{part}", columns=columns, filesystem=filesystem, page_checksum_verification=True)
+                for part in self._parts(split)
             )
 
     @contextmanager
@@ -320,7 +325,7 @@ class Dataset:
         """Open a file of a split."""
         filesystem, path = storage.resolve(storage.join(self.location, split))
         with self._damage_as_user_error(split), filesystem.open_input_file(f"{path}/{part_name(number)}") as file:
-            yield pq.ParquetFile(file)
+            yield pq.ParquetFile(file, page_checksum_verification=True)
 
     @contextmanager
     def _damage_as_user_error(self, split: str) -> Iterator[None]:
@@ -331,13 +336,23 @@ class Dataset:
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"{self.location}/{split}: is damaged ({error}); prepare the dataset again") from error
 
-    def _read(self, name: str) -> tuple[bytes, str]:
-        """Return the content of a file and its location."""
+    def _read(self, name: str, sha256: str | None) -> tuple[bytes, str]:
+        """Return the content of a file, which has this digest if one is known, and its location."""
         location = storage.join(self.location, name)
         try:
-            return storage.read(location), location
+            content = storage.read(location)
         except FileNotFoundError:
             raise UserError(f"{location}: is missing; prepare the dataset again") from None
+        if sha256 not in (None, hashlib.sha256(content).hexdigest()):
+            raise UserError(f"{location}: does not match its digest in dataset.json; prepare the dataset again")
+        return content, location
+
+
+def _require_sizes(info: DatasetInfo) -> None:
+    """Raise KeyError, TypeError or AttributeError where a number that reading needs is missing or is none."""
+    for split in info["splits"].values():
+        _ = split["rows"] + split["tokens"] + split["keyphrases"] + split["parts"]
+    _ = info["words"] + info["recipe"]["max_tokens"]
 
 
 def _flatten(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:

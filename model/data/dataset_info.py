@@ -78,6 +78,7 @@ class VectorsInfo(TypedDict):
         size: dimensions of a vector.
         words_covered: words of the vocabulary with a pretrained vector; the others are random.
         words: size of the vocabulary.
+        sha256: digest of vectors.safetensors; absent in datasets of earlier versions.
     """
 
     pretrained: NotRequired[PretrainingInfo]
@@ -89,6 +90,7 @@ class VectorsInfo(TypedDict):
     size: int
     words_covered: int
     words: int
+    sha256: NotRequired[str]
 
 
 class PrepareSettings(TypedDict):
@@ -109,6 +111,7 @@ class DatasetInfo(TypedDict):
         vectors: None where a training draws its embedding at random.
         sources: the input files, by the split for which they were given.
         recipe: the settings.
+        tokenizer_sha256: digest of tokenizer.json; absent in datasets of earlier versions.
         warnings: why the dataset may teach or measure badly; absent where nothing was found.
     """
 
@@ -118,4 +121,5 @@ class DatasetInfo(TypedDict):
     vectors: VectorsInfo | None
     sources: dict[str, list[SourceInfo]]
     recipe: PrepareSettings
+    tokenizer_sha256: NotRequired[str]
     warnings: NotRequired[list[str]]

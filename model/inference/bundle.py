@@ -11,6 +11,7 @@ A local bundle is moved into place when it is complete; on other storage `config
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -30,7 +31,7 @@ from model.network.encoder import Encoder, build_model
 from model.network.encoder_files import EncoderFiles, subword_tokenizer
 from model.network.tagger import Tagger
 
-BUNDLE_FORMAT = 2  # that is written; 1 is read too, by model/aliases.py
+BUNDLE_FORMAT = 3  # that is written; 1 and 2 are read too, see model/aliases.py and `load_bundle`
 
 
 @dataclass(frozen=True)
@@ -76,14 +77,16 @@ def save_bundle(
     if encoder and config.tagger.encoder_frozen:
         tensors |= {f"encoder.model.{name}": torch.tensor(values) for name, values in encoder.weights.items()}
     content = save(tensors)
-    about = {"format_version": BUNDLE_FORMAT, "weights_sha256": sha256(content).hexdigest(), **config.model_dump()}
+    files = {"weights.safetensors": content, "tokenizer.json": tokenizer}
+    if encoder:
+        files["encoder/config.json"] = json.dumps(encoder.config, indent=2).encode()
+        files["encoder/tokenizer.json"] = encoder.tokenizer
+    digests = {name: sha256(each).hexdigest() for name, each in files.items()}
+    about = {"format_version": BUNDLE_FORMAT, "sha256": digests, **config.model_dump()}
     with staging.staged_local_directory(location, marker="config.json") as folder:
-        (folder / "weights.safetensors").write_bytes(content)
-        if encoder:
-            (folder / "encoder").mkdir()
-            (folder / "encoder" / "config.json").write_text(json.dumps(encoder.config, indent=2), "utf-8")
-            (folder / "encoder" / "tokenizer.json").write_bytes(encoder.tokenizer)
-        (folder / "tokenizer.json").write_bytes(tokenizer)
+        for name, each in files.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes(each)
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=2), "utf-8")
         (folder / "README.md").write_text(_model_card(config, metrics, encoder), "utf-8")
         (folder / "config.json").write_text(json.dumps(about, indent=2), "utf-8")
@@ -106,21 +109,20 @@ def load_bundle(location: str) -> Bundle:
             f"{location}/config.json: has bundle format {version}, and this Tandem reads up to {BUNDLE_FORMAT}; "
             f"update Tandem, or train again"
         )
-    digest = about.pop("weights_sha256", None)  # bundles of earlier versions have none
+    digests = about.pop("sha256", {})
+    if "weights_sha256" in about:  # of an earlier version
+        digests["weights.safetensors"] = about.pop("weights_sha256")
     config = make_config(about, f"{location}/config.json")
-    tokenizer = parse_tokenizer(_file(location, "tokenizer.json"), f"{location}/tokenizer.json")
-    tagger, subwords = _empty_tagger(location, config.tagger, tokenizer.get_vocab_size())
-    content = _file(location, "weights.safetensors")
-    actual = sha256(content).hexdigest()
-    if digest is not None and actual != digest:
-        raise UserError(
-            f"{location}/weights.safetensors: does not match its digest in config.json; copy the bundle again"
-        )
+    tokenizer = parse_tokenizer(_file(location, "tokenizer.json", digests), f"{location}/tokenizer.json")
+    tagger, subwords = _empty_tagger(location, config.tagger, tokenizer.get_vocab_size(), digests)
+    content = _file(location, "weights.safetensors", digests)
     try:
         tagger.load_state_dict(current_weights(load(content)))
     except (SafetensorError, RuntimeError) as error:
         raise UserError(f"{location}/weights.safetensors: is damaged ({error}); copy the bundle again") from error
-    return Bundle(config, tokenizer, tagger.eval(), _json(location, "metrics.json"), actual, subwords)
+    return Bundle(
+        config, tokenizer, tagger.eval(), _json(location, "metrics.json"), sha256(content).hexdigest(), subwords
+    )
 
 
 def read_card(location: str) -> str:
@@ -147,13 +149,15 @@ def bundle_digest(location: str) -> str:
     return digest.hexdigest()
 
 
-def _empty_tagger(location: str, config: TaggerConfig, words: int) -> tuple[Tagger, SubwordTokenizer | None]:
+def _empty_tagger(
+    location: str, config: TaggerConfig, words: int, digests: Mapping[str, str]
+) -> tuple[Tagger, SubwordTokenizer | None]:
     """Return a tagger with random weights, and what finds sub-words for it."""
     if config.encoder is None:
         return Tagger(config, words), None
-    encoder_config = _json(location, "encoder/config.json")
+    encoder_config = _json(location, "encoder/config.json", digests)
     encoder = Encoder(config, build_model(encoder_config))
-    subwords = subword_tokenizer(_file(location, "encoder/tokenizer.json"), encoder_config)
+    subwords = subword_tokenizer(_file(location, "encoder/tokenizer.json", digests), encoder_config)
     return Tagger(config, words, encoder=encoder), subwords
 
 
@@ -162,16 +166,20 @@ def _require(location: str) -> None:
         raise UserError(f"{location}: no such bundle; `python -m jobs train` writes one into the run's folder")
 
 
-def _file(location: str, name: str) -> bytes:
+def _file(location: str, name: str, digests: Mapping[str, str] | None = None) -> bytes:
+    """Return the content of a file, which has its digest among some; bundles of earlier versions do not name all."""
     try:
-        return storage.read(storage.join(location, name))
+        content = storage.read(storage.join(location, name))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{location}: is not a complete bundle: {name} is missing; copy the bundle again") from None
+    if (digests or {}).get(name) not in (None, sha256(content).hexdigest()):
+        raise UserError(f"{location}/{name}: does not match its digest in config.json; copy the bundle again")
+    return content
 
 
-def _json(location: str, name: str) -> dict[str, Any]:
+def _json(location: str, name: str, digests: Mapping[str, str] | None = None) -> dict[str, Any]:
     try:
-        content = json.loads(_file(location, name))
+        content = json.loads(_file(location, name, digests))
     except ValueError as error:
         raise UserError(f"{location}/{name}: is damaged ({error}); copy the bundle again") from None
     if not isinstance(content, dict):

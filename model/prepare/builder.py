@@ -5,6 +5,7 @@ the vocabulary. The second pass writes the rows with vocabulary ids. Shards are 
 the same on any number of processes.
 """
 
+import hashlib
 import json
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -109,7 +110,8 @@ def prepare(
         vocabulary = vectors.extend(vocabulary, pretrain_progress)
         write_vocabulary(drafts, vocabulary)
         with staging.staged_shared_directory(config.out, marker="dataset.json") as folder:
-            save_tokenizer(vocabulary, storage.join(folder, "tokenizer.json"))
+            tokenizer = storage.join(folder, "tokenizer.json")
+            save_tokenizer(vocabulary, tokenizer)
             info: DatasetInfo = {
                 "format_version": DATASET_FORMAT,
                 "words": len(SPECIAL) + len(vocabulary),
@@ -121,6 +123,7 @@ def prepare(
                     "max_words": config.max_words,
                     "max_tokens": config.max_tokens,
                 },
+                "tokenizer_sha256": hashlib.sha256(storage.read(tokenizer)).hexdigest(),
             }
             if warnings := totals.advice():
                 info["warnings"] = warnings

@@ -1,5 +1,6 @@
 """The initial word vectors of a dataset: read from a file, trained on unlabeled texts, or made with an encoder."""
 
+import hashlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -94,13 +95,15 @@ class InitialVectors:
             return None
         embedding = initial_embedding(self._vectors, [*SPECIAL, *vocabulary.to_pylist()])
         self._vectors = None  # it may be large
-        storage.write(storage.join(folder, "vectors.safetensors"), save({"vectors": embedding.table}))
+        content = save({"vectors": embedding.table})
+        storage.write(storage.join(folder, "vectors.safetensors"), content)
         words, size = embedding.table.shape
         info: VectorsInfo = {
             "words_joined": self._words_joined,
             "size": size,
             "words_covered": embedding.covered,
             "words": words,
+            "sha256": hashlib.sha256(content).hexdigest(),
         }
         if self._training:
             return {"pretrained": self._training, **info}

@@ -115,7 +115,7 @@ def write_part(draft_folder: str, split: str, number: int, folder: str, ids: npt
     """
     with (
         storage.open_atomic(storage.join(folder, split, part_name(number))) as file,
-        pq.ParquetWriter(file, SCHEMA, compression="zstd") as writer,
+        pq.ParquetWriter(file, SCHEMA, compression="zstd", write_page_checksum=True) as writer,
     ):
         for table in _row_groups(_read_batches(_draft_path(draft_folder, split, number))):
             column = table["ids"].combine_chunks()
