@@ -102,6 +102,18 @@ def test_changed_words_are_noticed(small_bundle: str, tmp_path: Path):
     refused(lambda: load_bundle(str(copy)), "tokenizer.json: does not match its digest", "copy the bundle again")
 
 
+def test_a_bundle_of_format_2_is_read(small_bundle: str, tmp_path: Path):
+    """It has a digest of its weights alone."""
+    copy = tmp_path / "bundle"
+    shutil.copytree(small_bundle, copy)
+    about = json.loads((copy / "config.json").read_text())
+    digest = about.pop("sha256")["weights.safetensors"]
+    (copy / "config.json").write_text(json.dumps(about | {"format_version": 2, "weights_sha256": digest}))
+    assert load_bundle(str(copy)).weights_sha256 == digest
+    (copy / "weights.safetensors").write_bytes((copy / "weights.safetensors").read_bytes()[:-1] + b"?")
+    refused(lambda: load_bundle(str(copy)), "weights.safetensors: does not match its digest")
+
+
 def test_a_bundle_of_a_newer_version_and_no_bundle_are_refused(small_bundle: str, tmp_path: Path):
     copy = tmp_path / "bundle"
     shutil.copytree(small_bundle, copy)
