@@ -6,6 +6,7 @@ import re
 import signal
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,7 @@ from safetensors.torch import load_file
 from distributed.cluster.preflight import check_storage
 from distributed.cluster.ray_internals import START_TIMEOUT
 from distributed.cluster.resources import ClusterResources, WorkerRequest, describe_request, plan_workers
-from distributed.train import driver
+from distributed.train import driver, trainer
 from distributed.train.driver import train
 from distributed.train.events import EpochEnd, Event, Note, TrainingStarted, WorkersLost
 from distributed.train.failures import NoProgressLimit
@@ -152,6 +153,34 @@ def test_three_workers_of_which_one_is_killed_end_with_the_bits_of_three_that_ar
     one = summarize(alone(config).counts)  # each with its own dropout
     assert one["keyphrase_f1_low"] <= disturbed.valid["keyphrase_f1"] <= one["keyphrase_f1_high"]
     assert one["keyphrase_f1"] > 0.3
+
+
+@pytest.mark.ray
+@pytest.mark.long
+def test_a_worker_that_hangs_is_given_up(cluster, small_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(trainer, "make_trainer", partial(trainer.make_trainer, collective_timeout_s=20))
+    hung: list[psutil.Process] = []
+    notes: list[str] = []
+
+    def stop_once(event: Event) -> None:
+        if isinstance(event, Note):
+            notes.append(event.text)
+        if isinstance(event, EpochEnd) and event.metrics["epoch"] == 2 and not hung:
+            hung.append(train_workers()[-1])
+            hung[0].suspend()
+
+    config = config_of(small_dataset, tmp_path, "hung", {"dropout": 0.1}, {"workers": 2}, epochs=4)
+    try:
+        found = train(config, stop_once)
+        assert not hung[0].is_running()
+    finally:
+        for process in hung:
+            if process.is_running():
+                process.kill()
+    whole = best_weights_together(config, 2, tmp_path / "whole")
+    weights = load_file(Path(found.bundle) / "weights.safetensors")
+    assert weights.keys() == whole.keys() and all(torch.equal(weights[name], whole[name]) for name in whole)
+    assert any(note.startswith("lost worker ") for note in notes) and notes[-1].startswith("resuming from checkpoint_")
 
 
 def test_losses_are_borne_as_long_as_the_training_gets_further():
