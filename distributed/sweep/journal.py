@@ -147,11 +147,11 @@ def read_events(folder: str) -> Iterator[JournalEvent]:
 def _event(line: bytes) -> JournalEvent:
     """Return the event of a line. Raises ValueError or AttributeError where it is damaged."""
     content, mark, checksum = line.rpartition(_CHECKSUM)
-    if not mark:  # of an earlier version
-        content = line[:-1]
-    elif zlib.crc32(content + b"}") != int(checksum.removesuffix(b"}")):
-        raise ValueError("its checksum is that of another line")
-    return cast(JournalEvent, current_keys(json.loads(content + b"}"), EVENTS))
+    if mark:  # lines of earlier versions have none
+        line = content + b"}"
+        if zlib.crc32(line) != int(checksum.removesuffix(b"}")):
+            raise ValueError("its checksum is that of another line")
+    return cast(JournalEvent, current_keys(json.loads(line), EVENTS))
 
 
 def timestamp() -> float:
