@@ -42,6 +42,13 @@ def generated_dataset(folder: Path, count: int) -> str:
     return str(folder / "data")
 
 
+def without_digests(file: Path) -> None:
+    """Make the dataset.json of a dataset or the config.json of a bundle one of earlier versions, whose files may change."""
+    about = json.loads(file.read_text("utf-8"))
+    kept = {name: value for name, value in about.items() if name not in ("sha256", "tokenizer_sha256")}
+    file.write_text(json.dumps(kept), "utf-8")
+
+
 def alone(config: Any, on_epoch: Callable[[Any], None] = lambda training: None, communicator: Any = None) -> Any:
     """The training of a configuration in this process, without Ray; a worker with one CPU ends with the same bits."""
     from distributed.train.shared_data import SharedData

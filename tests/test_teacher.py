@@ -12,7 +12,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from encoders import tiny_encoder
-from helpers import SMALL, Half, alone, best_weights_together, call, last_json, refused, without_measurements
+from helpers import (
+    SMALL,
+    Half,
+    alone,
+    best_weights_together,
+    call,
+    last_json,
+    refused,
+    without_digests,
+    without_measurements,
+)
 
 from distributed.cluster.preflight import check_data, data_warnings
 from distributed.train.driver import train
@@ -302,6 +312,7 @@ def test_labels_that_do_not_fit_are_refused_by_name(small_dataset: str, labels: 
     rules = json.loads((data / "tokenizer.json").read_text())
     rules["normalizer"]["normalizers"].pop()  # the case of letters is kept
     (data / "tokenizer.json").write_text(json.dumps(rules))
+    without_digests(data / "dataset.json")
     refused(lambda: check_data(config_of(str(data), labels), Dataset(str(data))), labels, str(data), "other words")
     refused(lambda: alone(config_of(str(data), labels)), labels, str(data), "other words")
     changed = config.training.model_copy(update={"teacher_digest": "0" * 64})
