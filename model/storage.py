@@ -190,11 +190,12 @@ def open_atomic(location: str) -> Iterator[IO[bytes]]:
             yield file
             upload(file, location)
         return
-    temporary = _temporary_path(absolute(location))
+    path = absolute(location)
+    temporary = _temporary_path(path)
     try:
         with temporary.open("wb") as file:
             yield file
-        temporary.replace(absolute(location))
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 

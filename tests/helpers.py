@@ -128,6 +128,14 @@ def best_weights_together(config: Any, workers: int, folder: Path) -> dict[str, 
     return load_file(folder / "weights.safetensors")
 
 
+def has_weights(bundle: str, wanted: dict[str, Any]) -> bool:
+    """Whether a bundle has these weights to the last bit."""
+    from safetensors.torch import load_file
+
+    found = load_file(Path(bundle) / "weights.safetensors")
+    return found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
 def f1_curve(config: Any) -> list[float]:
     """The F1 of each epoch of a configuration, trained in this process."""
     return [metrics["valid/keyphrase_f1"] for metrics in alone(config).history]

@@ -84,14 +84,19 @@ def test_a_journal_gives_back_its_events(place: str, tmp_path: Path, small_datas
     assert read_sweep(plan.folder).epochs_spent == 4
 
 
-def test_a_journal_cut_off_anywhere_loses_its_last_event_alone(tmp_path: Path, small_dataset: str):
-    folder = tmp_path / "s"
+def written_journal(folder: Path) -> tuple[Path, bytes]:
+    """The journal of EVENTS in a folder, and its content."""
     journal = Journal(str(folder))
     for event in EVENTS:
         journal.write(event)
     journal.close()
     path = folder / "journal.jsonl"
-    content = path.read_bytes()
+    return path, path.read_bytes()
+
+
+def test_a_journal_cut_off_anywhere_loses_its_last_event_alone(tmp_path: Path, small_dataset: str):
+    folder = tmp_path / "s"
+    path, content = written_journal(folder)
     before = len(content[:-1].rpartition(b"\n")[0]) + 1
     for size in range(before, len(content)):
         path.write_bytes(content[:size])
@@ -105,12 +110,7 @@ def test_a_journal_cut_off_anywhere_loses_its_last_event_alone(tmp_path: Path, s
 
 
 def test_a_changed_byte_of_a_journal_is_noticed(tmp_path: Path):
-    journal = Journal(str(tmp_path))
-    for event in EVENTS:
-        journal.write(event)
-    journal.close()
-    path = tmp_path / "journal.jsonl"
-    content = path.read_bytes()
+    path, content = written_journal(tmp_path)
     for at in range(0, len(content) - 1, 2):
         path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
         try:

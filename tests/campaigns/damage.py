@@ -222,8 +222,6 @@ def main() -> None:
             if end not in (SAME, REFUSED):
                 bad += 1
                 print(f"round {number}: {kind}/{file.relative_to(copy)}, {how}: {words}\n{said}", flush=True)
-            if end == OTHER:
-                shutil.copy(file, f"/tmp/dmg-{number}")
             shutil.rmtree(place / "damaged")
     for (kind, words), count in sorted(found.items()):
         print(f"{kind:<14}{words:<14}{count:>6}")

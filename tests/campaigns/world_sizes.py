@@ -129,7 +129,8 @@ def whole_training(config: Config, folder: Path, cuts: list[tuple[int, Position]
 
 def compare(config: Config, folder: Path, count: int, seed: int) -> dict[str, Any]:
     """Trains with some stops and without, and returns how the two differ."""
-    draw, steps = random.Random(seed), training_steps(config)
+    texts = len(SharedData.load(config.data, config.tagger, data="stream").train)
+    draw, steps = random.Random(seed), -(-texts // config.training.global_batch_size)
     every = [(epoch, step) for epoch in range(EPOCHS) for step in range(1, steps)]
     cuts = [(draw.randint(1, 3), stop) for stop in sorted(draw.sample(every, count))]
     stopped = whole_training(config, folder / "stopped", cuts, draw.randint(1, 3))
@@ -144,26 +145,16 @@ def compare(config: Config, folder: Path, count: int, seed: int) -> dict[str, An
         for name, weight in stopped["state"]["tagger"].items()
     ]
     epochs: list[Counter[str]] = [Counter() for _ in range(EPOCHS)]
-    for epoch, _, texts in stopped["steps"]:
-        epochs[epoch].update(texts)
+    for epoch, _, digests in stopped["steps"]:
+        epochs[epoch].update(digests)
     return {
         "stops": count,
         "processes": [processes for processes, _ in cuts],
         "same_texts_at_each_step": stopped["steps"] == whole["steps"],
-        "every_text_once": all(found == epochs[0] and found.total() == texts_of(config) for found in epochs),
+        "every_text_once": all(found == epochs[0] and found.total() == texts for found in epochs),
         "loss_difference": max(losses),
         "weight_difference": max(weights),
     }
-
-
-def texts_of(config: Config) -> int:
-    """Texts of the training split."""
-    return len(SharedData.load(config.data, config.tagger, data="stream").train)
-
-
-def training_steps(config: Config) -> int:
-    """Steps of an epoch."""
-    return -(-texts_of(config) // config.training.global_batch_size)
 
 
 def configuration(data: str, seed: int) -> Config:
