@@ -5,7 +5,7 @@ import typer
 from jobs.benchmark.command import benchmark
 from jobs.console import keep_warnings, write_utf8
 from jobs.demo import demo
-from jobs.distil import distil
+from jobs.distil.command import distil
 from jobs.evaluate import evaluate
 from jobs.extract import extract
 from jobs.label import label

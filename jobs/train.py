@@ -30,7 +30,9 @@ def train(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="training.seed.")] = None,
     cell: Annotated[str | None, typer.Option(help="tagger.cell: rnn, gru or lstm.")] = None,
-    teacher: Annotated[str | None, typer.Option(help="training.teacher: texts that label has labeled.")] = None,
+    teacher: Annotated[
+        list[str] | None, typer.Option(help="training.teacher: texts that label has labeled; may be given again.")
+    ] = None,
     workers: Annotated[
         str | None,
         typer.Option(
@@ -60,7 +62,7 @@ def train(
         "training.global_batch_size": batch_size,
         "training.seed": seed,
         "tagger.cell": cell,
-        "training.teacher": teacher,
+        "training.teacher": teacher or None,
         "run.name": name,
         **_workers(workers),
         "run.device": device,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
@@ -22,6 +22,7 @@ from model.errors import UserError
 Tree = dict[str, Any]  # nested plain values, as YAML and JSON have them
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Locations = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
 PositiveInt = Annotated[int, Field(ge=1)]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -154,9 +155,10 @@ class TrainingConfig(_Section):
         description="ddp: DistributedDataParallel; flat: one all-reduce after the backward pass; auto: ddp on GPUs and for "
         "large networks",
     )
-    teacher: str | None = Field(
+    teacher: Annotated[Locations, Field(min_length=1)] | None = Field(
         None,
-        description="texts that a teacher labeled, to learn from beside the training split: a folder made by `label`",
+        description="texts that teachers labeled, to learn from beside the training split: a folder made by `label`, or a list "
+        "of them",
     )
     teacher_digest: str | None = Field(
         None, pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the teacher's labels; set when a run starts"
@@ -176,6 +178,11 @@ class TrainingConfig(_Section):
     teacher_confidence: Fraction = Field(
         0.0, description="leave out labeled texts with a word whose tag the teacher finds less probable"
     )
+    held_out_fold: str | None = Field(
+        None,
+        pattern=r"^[1-9]\d*/[1-9]\d*$",
+        description="K/N: leave out every Nth text of the training split, from the Kth on, as in cross-validation",
+    )
     data: Literal["memory", "stream", "auto"] = Field(
         "auto",
         description="memory: the training split lies in the memory of each node; stream: workers read it from storage; auto: "
@@ -185,6 +192,21 @@ class TrainingConfig(_Section):
     sparse_embedding: bool = Field(
         True, description="exchange and update only the embedding rows of a step; false: the whole table at every step"
     )
+
+    @field_validator("held_out_fold")
+    @classmethod
+    def _one_of_several(cls, fold: str | None) -> str | None:
+        if fold is not None:
+            number, folds = map(int, fold.split("/"))
+            if not (1 <= number <= folds and folds > 1):
+                raise ValueError("write the first of five folds as 1/5, the last as 5/5")
+        return fold
+
+    @property
+    def needs_split_in_memory(self) -> str | None:
+        """Return the name of a field that the training split has to be in memory for, if there is one."""
+        wanted = ("teacher", "held_out_fold")
+        return next((f"training.{name}" for name in wanted if getattr(self, name) is not None), None)
 
 
 class RunConfig(_Section):
@@ -247,12 +269,9 @@ class Config(_Tree):
 
     @model_validator(mode="after")
     def _data_where_it_is_needed(self) -> "Config":
-        for name, needs_memory in (
-            ("training.teacher", self.training.teacher is not None),
-            ("tagger.encoder_frozen", self.tagger.encoder_frozen),
-        ):
-            if needs_memory and self.training.data == "stream":
-                raise ValueError(f"{name} needs the training split in memory; leave out training.data=stream")
+        name = self.training.needs_split_in_memory or ("tagger.encoder_frozen" if self.tagger.encoder_frozen else None)
+        if name and self.training.data == "stream":
+            raise ValueError(f"{name} needs the training split in memory; leave out training.data=stream")
         return self
 
 

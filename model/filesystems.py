@@ -1,7 +1,7 @@
 """The file systems of URIs: pyarrow's own and those of fsspec packages, whether their storage answers, and when to try again.
 
-The clients of pyarrow's own (S3, GCS, HDFS) try again by themselves; those of fsspec packages do so here, but for uploads,
-which are tried again as a whole, see `model.storage.upload`.
+The clients of pyarrow's own (S3, GCS, HDFS) try again by themselves; those of fsspec packages do so here. Files that are read or
+written as a whole are tried again as a whole, see `model.storage`.
 """
 
 import logging
@@ -25,10 +25,10 @@ _log = logging.getLogger("tandem.storage")
 
 # Answers of a server that another try would not change: no right, no such bucket or repository.
 _REFUSAL = re.compile(r"ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS|SIGNATURE|TOKEN|\b40[134]\b|Unauthorized|Forbidden")
-# Answers about files, and mistakes of ours, that stay the same.
+# Answers about files, mistakes of ours, and failures after other tries, that stay the same.
 _FINAL = (
     *(FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError),
-    *(UserError, TypeError, ValueError, AttributeError, NotImplementedError),
+    *(UserError, StorageError, TypeError, ValueError, AttributeError, NotImplementedError),
 )
 ANSWER_S = 15.0
 WAITS_S = (0.5, 1.0, 2.0, 4.0, 8.0)  # between the tries of a call: a failure is final after about 15 s

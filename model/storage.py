@@ -121,10 +121,20 @@ def expand(pattern: str) -> list[str]:
 
 
 def read(location: str) -> bytes:
-    """Return the content of a file. Raises FileNotFoundError or another OSError."""
+    """Return the content of a file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        StorageError: remote storage has failed several times.
+        OSError: the file cannot be read.
+    """
     filesystem, path = resolve(location)
-    with filesystem.open_input_stream(path, compression=None) as stream:
-        return stream.read()
+
+    def attempt() -> bytes:
+        with filesystem.open_input_stream(path, compression=None) as stream:
+            return stream.read()
+
+    return retry(attempt, location) if is_remote(location) else attempt()
 
 
 def write(location: str, content: bytes) -> None:

@@ -52,12 +52,9 @@ def without_digests(file: Path) -> None:
 def alone(config: Any, on_epoch: Callable[[Any], None] = lambda training: None, communicator: Any = None) -> Any:
     """The training of a configuration in this process, without Ray; a worker with one CPU ends with the same bits."""
     from distributed.train.shared_data import SharedData
-    from model.distillation.teacher_split import teacher_labels
     from model.training.loop import Training
 
-    data = SharedData.load(
-        config.data, config.tagger, labels=teacher_labels(config.training), data=config.training.data
-    )
+    data = SharedData.load(config.data, config.tagger, config.training)
     tagger = data.new_tagger(config.tagger, config.training.seed)
     train, valid = data.splits_for(config.tagger, torch.device("cpu"))
     training = Training(config.training, tagger, train, valid, communicator)

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from encoders import tiny_encoder
 from helpers import SMALL, call, last_json
 
 from jobs.corpora.tweets import generate
 from model.data.dataset import Dataset
+from model.distillation.label_files import TeacherLabels
 
 FIELDS = [f"--set=tagger.{name}={value}" for name, value in SMALL.items()]
 
@@ -29,6 +31,9 @@ def test_what_does_not_fit_is_refused_before_anything_is_made(
         ((), "give one of --teacher, a bundle, and --encoder"),
         (("--teacher", small_bundle, "--encoder", "e"), "give one of --teacher, a bundle, and --encoder"),
         (("--teacher", str(tmp_path)), str(tmp_path)),
+        (("--teacher", small_bundle, "--folds", "2"), "--folds and --teacher-set"),
+        (("--teacher", small_bundle, "--teacher-set", "training.epochs=2"), "--folds and --teacher-set"),
+        (("--encoder", "e", "--teacher-set", "training.lrr=1"), "training.lrr"),
         (("--teacher", small_bundle, "--set", "training.lrr=1"), "training.lrr"),
     ):
         done = call(*asked, *more)
@@ -81,5 +86,43 @@ def test_students_are_compared_with_their_teacher_and_what_is_there_is_kept(
     scores = [[row["keyphrase_f1"] for row in last_json(each.stdout)["taggers"]] for each in (done, again)]
     assert scores[0] == scores[1]
 
-    other = call_on_cluster(*asked, "--set", "training.lr=0.1")
-    assert other.exit_code == 2 and "was begun with another value of student" in other.stderr, other.stderr
+    for more, named in ((("--set", "training.lr=0.1"), "student"), (("--unlabeled", unlabeled), "unlabeled")):
+        other = call_on_cluster(*asked, *more)
+        assert other.exit_code == 2 and f"was begun with another value of {named}" in other.stderr, other.stderr
+
+
+@pytest.mark.ray
+@pytest.mark.long
+def test_each_fold_of_the_gold_texts_is_labeled_by_a_teacher_that_has_not_seen_it(
+    call_on_cluster: Any, small_dataset: str, unlabeled: str, tmp_path: Path
+):
+    out, dataset = tmp_path / "out", Dataset(small_dataset)
+    encoder = tiny_encoder(tmp_path / "bert", "bert")
+    asked = ["distil", "--data", small_dataset, "--unlabeled", unlabeled, "--encoder", encoder, "--out", str(out)]
+    asked += [
+        "--teacher-set",
+        "training.epochs=1",
+        "--folds",
+        "2",
+        "--preset",
+        "record",
+        "--seeds",
+        "1",
+        "--device",
+        "cpu",
+    ]
+    done = call_on_cluster(*asked, *FIELDS, "--set", "training.epochs=1", "--json")
+    assert done.exit_code == 0, done.stderr
+    assert last_json(done.stdout)["labeled_texts"] == 350 + 700
+    texts = [each.text for each in dataset.texts("train")]
+    digests = []
+    for fold in (1, 2):
+        config = json.loads((out / f"teacher-fold-{fold}" / "config.json").read_bytes())
+        assert (config["training"]["held_out_fold"], config["training"]["epochs"]) == (f"{fold}/2", 1)
+        labels = TeacherLabels(str(out / f"labels-fold-{fold}"))
+        assert [text for part in labels.read() for text in part.texts] == texts[fold - 1 :: 2]
+        digests.append(labels.info["teacher_digest"])
+    assert len({*digests, TeacherLabels(str(out / "labels")).info["teacher_digest"]}) == 3
+    student = json.loads((out / "student-0" / "config.json").read_bytes())["training"]
+    assert student["teacher"] == [str(out / name) for name in ("labels", "labels-fold-1", "labels-fold-2")]
+    assert student["held_out_fold"] is None

@@ -29,7 +29,7 @@ from jobs.benchmark.communication import ExchangeRow
 from jobs.benchmark.result import BenchmarkResult, Machine
 from jobs.benchmark.serving.measure import ServingResult, ServingRow
 from jobs.benchmark.single_process import Row
-from jobs.distil import DistilResult, TaggerRow
+from jobs.distil.comparison import DistilResult, TaggerRow
 from model.data.dataset_info import DatasetInfo, PrepareSettings, SourceInfo, SplitInfo, VectorsInfo
 from model.distillation.label_files import LabelsInfo
 from model.inference.batch_inference import ExtractionInfo, SourceLines

@@ -49,7 +49,7 @@ def config_of(data: str, encoder: str, tagger: dict[str, Any] | None = None, **t
 
 
 def training_of(config: Config) -> Training:
-    data = SharedData.load(config.data, config.tagger)
+    data = SharedData.load(config.data, config.tagger, config.training)
     splits = data.splits_for(config.tagger, CPU)
     return Training(config.training, data.new_tagger(config.tagger, config.training.seed), *splits)
 

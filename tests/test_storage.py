@@ -1,5 +1,6 @@
 """Remote storage that fails now and then, or for good."""
 
+import io
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,8 +15,10 @@ from pyarrow import fs
 from distributed.train.checkpoint import DIGEST, STATE, load_checkpoint
 from model import filesystems, staging, storage
 from model.data.dataset import Dataset
+from model.distillation.label_files import TeacherLabels
 from model.errors import StorageError
 from model.prepare.builder import PrepareConfig, prepare
+from model.readers import documents
 from model.shards import FileRange
 
 
@@ -133,3 +136,31 @@ def test_a_failure_that_passes_is_reported_once(caplog: pytest.LogCaptureFixture
     monkeypatch.setattr(filesystems, "WAITS_S", (0.01,))
     assert filesystems.retry(call, "az://box/file") == 7
     assert [record.message for record in caplog.records] == ["az://box/file: 503; trying again in 0.0 s"]
+
+
+class _Client:
+    """A client like those of pyarrow, whose calls fail for a while."""
+
+    def __init__(self, failures: int) -> None:
+        self.failures = failures
+
+    def open_input_stream(self, path: str, compression: None) -> Any:
+        self.failures -= 1
+        if self.failures >= 0:
+            raise OSError("When reading information for key 'x' in bucket 'b': AWS Error SLOW_DOWN: reduce your rate")
+        return io.BytesIO(b"whole")
+
+
+def test_a_file_of_pyarrows_own_storage_is_read_again_and_then_given_up(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(filesystems, "WAITS_S", (0.001,) * 3)
+    client = _Client(3)
+    monkeypatch.setattr(storage, "resolve", lambda location: (client, "b/x"))
+    assert storage.read("s3://b/x") == b"whole"
+    for read in (storage.read, load_checkpoint, TeacherLabels, _annotated):
+        client.failures = 4
+        with pytest.raises(StorageError, match="SLOW_DOWN"):
+            read("s3://b/x")
+
+
+def _annotated(place: str) -> Any:
+    return documents._read(place)

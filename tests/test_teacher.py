@@ -35,7 +35,7 @@ from model.data.labels import LEGAL, MAY_END, MAY_START, B, E, I, O, S
 from model.data.tokenizer import UNKNOWN
 from model.distillation.label_files import TeacherLabels
 from model.distillation.labeling import LabelConfig, label
-from model.distillation.teacher_split import add_labeled_texts, count_held_out, teacher_labels
+from model.distillation.teacher_split import add_labeled_texts, count_held_out, labels_digest, teacher_labels
 from model.inference.bundle import load_bundle
 from model.network.crf import CrfTransitions, crf_cross_entropy, crf_nll, temper_marginals
 from model.network.decoding import tag_marginals
@@ -57,6 +57,15 @@ def labels(small_bundle: str, small_dataset: str, tmp_path_factory: pytest.TempP
     folder = tmp_path_factory.mktemp("labels")
     texts = [labeled.text for labeled in Dataset(small_dataset).texts("test")]
     (folder / "texts.txt").write_text("\n".join(["", *texts, "zzyzx qwfp", "rain " * 1001]) + "\n", "utf-8")
+    label(LabelConfig(small_bundle, [str(folder / "texts.txt")], str(folder / "labels")))
+    return str(folder / "labels")
+
+
+@pytest.fixture(scope="module")
+def other_labels(small_bundle: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What it says of three other texts."""
+    folder = tmp_path_factory.mktemp("labels")
+    (folder / "texts.txt").write_text("a match by Roger Federer tonight\nrain in Bern\nno news\n", "utf-8")
     label(LabelConfig(small_bundle, [str(folder / "texts.txt")], str(folder / "labels")))
     return str(folder / "labels")
 
@@ -183,7 +192,7 @@ def test_gold_and_labeled_texts_have_their_own_losses():
 def test_labeled_texts_follow_the_gold_ones(small_dataset: str, labels: str):
     dataset = Dataset(small_dataset)
     gold = dataset.load("train", word_features=True)
-    split = add_labeled_texts(gold, TeacherLabels(labels), dataset, word_features=True)
+    split = add_labeled_texts(gold, [TeacherLabels(labels)], dataset, word_features=True)
     test = dataset.load("test", word_features=True)
     assert split.teacher is not None and len(split) == 700 + 200 + 1  # the blank and the long one are left out
     assert np.array_equal(split.ids[len(gold.ids) : -2], test.ids) and (split.ids[-2:] == UNKNOWN).all()
@@ -205,13 +214,92 @@ def test_labeled_texts_follow_the_gold_ones(small_dataset: str, labels: str):
     assert (batch.teacher.keyphrase[0, length:] == 0).all()
 
 
-def config_of(data: str, labels: str | None, tagger: dict[str, Any] | None = None, **training: Any) -> Config:
+def test_the_texts_of_several_teachers_follow_each_other(small_dataset: str, labels: str, other_labels: str):
+    dataset = Dataset(small_dataset)
+    gold = dataset.load("train", word_features=True)
+    one, two = TeacherLabels(labels), TeacherLabels(other_labels)
+    both = add_labeled_texts(gold, [one, two], dataset, word_features=True)
+    alone = [add_labeled_texts(gold, [each], dataset, word_features=True) for each in (one, two)]
+    assert len(both) == 700 + 201 + 3 and both.teacher is not None and both.teacher.labeled.sum() == 204
+    for split, first, rows in ((alone[0], 0, 901), (alone[1], 901, 3)):
+        own, wanted = both.take(np.arange(first, first + rows)), split.take(np.arange(len(split))[-rows:])
+        assert np.array_equal(own.ids, wanted.ids) and np.array_equal(own.word_features, wanted.word_features)
+        assert np.array_equal(own.teacher.keyphrase, wanted.teacher.keyphrase)  # type: ignore[union-attr]
+    digests = {labels_digest(each) for each in ([one], [two], [one, two], [two, one])}
+    assert len(digests) == 4 and labels_digest([one]) == one.digest
+
+
+def test_a_run_of_several_teachers_keeps_them_all(small_dataset: str, labels: str, other_labels: str, tmp_path: Path):
+    given = ("train", "--data", small_dataset, "--storage", str(tmp_path), "--name", "student", "--dry-run")
+    done = call(*given, "--teacher", os.path.relpath(labels), "--teacher", other_labels)
+    assert done.exit_code == 0, done.stderr
+    training = last_json(done.stdout)["config"]["training"]
+    assert training["teacher"] == [labels, other_labels]
+    assert training["teacher_digest"] == labels_digest([TeacherLabels(labels), TeacherLabels(other_labels)])
+    as_list = call(*given, "--set", f"training.teacher=[{labels}, {other_labels}]")
+    assert last_json(as_list.stdout)["config"]["training"] == training
+    done = call(*given, "--teacher", labels, "--teacher", small_dataset)
+    assert done.exit_code == 2 and f"{small_dataset}: is no label folder" in done.stderr
+    done = call(*given, "--set", "training.teacher=[]")
+    assert done.exit_code == 2 and "training.teacher" in done.stderr and "Traceback" not in done.output
+
+
+def test_a_run_of_an_earlier_version_has_one_teacher(small_dataset: str, labels: str, tmp_path: Path):
+    config = new_run(config_of(small_dataset, labels, run={"name": "student", "storage": str(tmp_path)}))
+    tree = config.model_dump(mode="json")
+    tree["training"]["teacher"] = labels
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student" / "config.json").write_text(json.dumps(tree))
+    for given in ({}, {"training": {"teacher": os.path.relpath(labels)}}, {"training": {"teacher": [labels]}}):
+        assert resumed_run("student", str(tmp_path), given) == config
+    refused(
+        lambda: resumed_run("student", str(tmp_path), {"training": {"teacher": [labels, labels]}}), "training.teacher"
+    )
+
+
+def test_a_fold_of_the_gold_texts_is_left_out(small_dataset: str, labels: str, tmp_path: Path):
+    left, texts = [], []
+    for fold in ("1/3", "2/3", "3/3"):
+        for teacher, rows in ((None, 0), (labels, 201)):
+            config = config_of(small_dataset, teacher, held_out_fold=fold)
+            check_data(config, Dataset(small_dataset))
+            training = training_of(config)
+            found = np.sort(np.concatenate([batch.rows for batch in training.texts.batches(0)]))
+            assert (found >= 700).sum() == rows
+        left.append(np.setdiff1d(np.arange(700), found))
+        texts.append(training.texts.tokens)
+    assert left[1].tolist() == list(range(1, 700, 3))
+    assert sorted(np.concatenate(left)) == list(range(700)) and len(set(texts)) > 1
+    for wrong in ("0/3", "4/3", "1/1", "1", "a/b", "1/3/5"):
+        refused(lambda wrong=wrong: config_of(small_dataset, None, held_out_fold=wrong), "training.held_out_fold")  # type: ignore[misc]
+
+
+def test_a_fold_that_leaves_nothing_is_refused(tmp_path: Path):
+    rows = "rain in Bern\tBern\n"
+    for split in ("train", "valid"):
+        (tmp_path / f"{split}.tsv").write_text(rows)
+    data = str(tmp_path / "data")
+    done = call("prepare", str(tmp_path / "train.tsv"), "--valid", str(tmp_path / "valid.tsv"), "--out", data)
+    assert done.exit_code == 0, done.stderr
+    config = config_of(data, None, held_out_fold="1/2")
+    refused(lambda: check_data(config, Dataset(data)), data, "training.held_out_fold=1/2 leaves no text")
+    check_data(config_of(data, None, held_out_fold="2/2"), Dataset(data))
+
+
+def config_of(
+    data: str,
+    labels: str | None,
+    tagger: dict[str, Any] | None = None,
+    run: dict[str, Any] | None = None,
+    **training: Any,
+) -> Config:
     fields = {"epochs": 2, "lr": 0.01, "patience": 0, "teacher": labels} | training
-    return make_config({"data": data, "tagger": {**BEST, "dropout": 0.1, **(tagger or {})}, "training": fields})
+    tree = {"data": data, "tagger": {**BEST, "dropout": 0.1, **(tagger or {})}, "training": fields, "run": run or {}}
+    return make_config(tree)
 
 
 def training_of(config: Config, communicator: Any = None) -> Training:
-    data = SharedData.load(config.data, config.tagger, labels=teacher_labels(config.training))
+    data = SharedData.load(config.data, config.tagger, config.training)
     tagger = data.new_tagger(config.tagger, config.training.seed)
     return Training(config.training, tagger, data.train, data.valid, communicator)
 
@@ -227,7 +315,7 @@ def same(one: Training, other: Training) -> bool:
 def test_without_a_teacher_labeled_texts_change_no_bit(small_dataset: str, labels: str):
     """As in a sweep, whose trials share the data whether they have the teacher or not."""
     without = config_of(small_dataset, None, {"rare_word_dropout": 1.0}, epochs=1)
-    data = SharedData.load(small_dataset, without.tagger, labels=TeacherLabels(labels))
+    data = SharedData.load(small_dataset, without.tagger, config_of(small_dataset, labels).training)
     shared = Training(without.training, data.new_tagger(without.tagger, 0), data.train, data.valid)
     list(shared.epochs())
     gold = alone(without)
@@ -284,7 +372,7 @@ def test_a_student_of_few_gold_texts_learns_from_the_teacher(small_dataset: str,
     dataset = Dataset(small_dataset)
     valid, few = dataset.load("valid", word_features=True), np.arange(20)
     gold = dataset.load("train", word_features=True).take(few)
-    both = add_labeled_texts(gold, TeacherLabels(labels), dataset, word_features=True)
+    both = add_labeled_texts(gold, [TeacherLabels(labels)], dataset, word_features=True)
     found = []
     for teacher, split in ((None, gold), (labels, both)):
         config = config_of(small_dataset, teacher, epochs=6, global_batch_size=16)
@@ -298,7 +386,7 @@ def test_the_subwords_of_labeled_texts_are_those_of_the_texts(small_dataset: str
     subwords = load_encoder(tiny_encoder(tmp_path / "bert", "bert")).subwords()
     dataset = Dataset(small_dataset)
     gold, test = (dataset.load(split, subwords=subwords) for split in ("train", "test"))
-    split = add_labeled_texts(gold, TeacherLabels(labels), dataset, subwords=subwords)
+    split = add_labeled_texts(gold, [TeacherLabels(labels)], dataset, subwords=subwords)
     for first, wanted in ((0, gold), (700, test)):
         rows = np.arange(first, first + len(wanted))
         found, whole = split.take(rows).subwords, wanted.take(np.arange(len(wanted))).subwords
@@ -316,7 +404,7 @@ def test_labels_that_do_not_fit_are_refused_by_name(small_dataset: str, labels: 
     refused(lambda: check_data(config_of(str(data), labels), Dataset(str(data))), labels, str(data), "other words")
     refused(lambda: alone(config_of(str(data), labels)), labels, str(data), "other words")
     changed = config.training.model_copy(update={"teacher_digest": "0" * 64})
-    refused(lambda: teacher_labels(changed), labels, "no longer has the labels")
+    refused(lambda: teacher_labels(changed), labels, "no longer the labels")
     many = config.model_copy(update={"run": config.run.model_copy(update={"workers": 33})})
     refused(lambda: check_data(many, Dataset(small_dataset)), "33 workers")
     refused(lambda: alone(config_of(small_dataset, str(tmp_path / "none"))), "none", "no such folder")

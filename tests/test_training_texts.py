@@ -142,18 +142,20 @@ def test_a_training_goes_on_from_any_step_to_the_same_bits(dataset: Dataset, mon
 def test_large_splits_stay_on_storage_unless_they_are_needed_in_memory(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ):
-    def kind(data: str, **tagger: object) -> type:
-        return type(SharedData.load(dataset.location, TaggerConfig(**SMALL, **tagger), data=data).train)
+    def kind(data: str, fold: str | None = None) -> type:
+        config = TrainingConfig(data=data, held_out_fold=fold)
+        return type(SharedData.load(dataset.location, TaggerConfig(**SMALL), config).train)
 
     assert (kind("auto"), kind("stream"), kind("memory")) == (Split, StreamedSplit, Split)
     monkeypatch.setattr(shared_data, "STREAM_TOKENS", 1000)
-    assert (kind("auto"), kind("memory")) == (StreamedSplit, Split)
+    assert (kind("auto"), kind("memory"), kind("auto", "1/2")) == (StreamedSplit, Split, Split)
 
 
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
         ({"training": {"teacher": "labels"}}, "training.teacher needs the training split in memory"),
+        ({"training": {"held_out_fold": "1/2"}}, "training.held_out_fold needs the training split in memory"),
         ({"tagger": {"encoder": "bert", "encoder_frozen": True}}, "tagger.encoder_frozen needs the training split"),
     ],
 )

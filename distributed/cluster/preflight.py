@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from distributed.cluster.resources import ClusterResources
 from model import storage
 from model.config import Config
@@ -9,6 +11,7 @@ from model.data.batching import min_batch_size
 from model.data.dataset import Dataset
 from model.distillation.teacher_split import count_held_out, teacher_labels
 from model.errors import UserError
+from model.training.training_texts import in_fold
 
 
 def check_data(config: Config, dataset: Dataset) -> None:
@@ -20,14 +23,15 @@ def check_data(config: Config, dataset: Dataset) -> None:
             f"{config.data}: is no longer the dataset that the run was started on; prepare that one again, or start a new run "
             f"with another --name"
         )
-    smallest = min_batch_size(dataset.rows("train"), config.training.global_batch_size)
-    if labels := teacher_labels(config.training):
+    rows = _gold_texts(config, dataset)
+    smallest = min_batch_size(rows, config.training.global_batch_size)
+    for labels in teacher_labels(config.training):
         labels.check_words(dataset.tokenizer_bytes(), config.data)
         # With more texts, of which some may be left out, the batches of an epoch are at least half full.
         smallest = min(smallest, max(config.training.global_batch_size // 2, 1))
     if config.run.workers > smallest:
         raise UserError(
-            f"{config.run.workers} workers, but the smallest batch has {smallest} texts ({dataset.rows('train')} texts in "
+            f"{config.run.workers} workers, but the smallest batch has {smallest} texts ({rows} texts in "
             f"batches of {config.training.global_batch_size}); lower --workers or raise --batch-size"
         )
     vectors = dataset.info.get("vectors")
@@ -39,14 +43,26 @@ def check_data(config: Config, dataset: Dataset) -> None:
         )
 
 
+def _gold_texts(config: Config, dataset: Dataset) -> int:
+    """Return how many texts of the training split are trained on. Raises UserError where that is none."""
+    rows = np.arange(dataset.rows("train"))
+    if config.training.held_out_fold is None:
+        return len(rows)
+    left = len(rows) - int(in_fold(rows, config.training.held_out_fold).sum())
+    if not left:
+        raise UserError(
+            f"{config.data}: training.held_out_fold={config.training.held_out_fold} leaves no text to train on; leave it out"
+        )
+    return left
+
+
 def data_warnings(config: Config, dataset: Dataset) -> list[str]:
     """Return warnings about data that can be trained on, but teaches or measures badly."""
-    labels = teacher_labels(config.training)
-    shared = count_held_out(labels, dataset) if labels else {}
     return missing_keyphrases(dataset) + [
-        f"warning: {config.training.teacher}: {count} labeled texts are in the {split} split of {dataset.location} as well, so "
+        f"warning: {labels.location}: {count} labeled texts are in the {split} split of {dataset.location} as well, so "
         f"its F1 is too high; label texts without them"
-        for split, count in shared.items()
+        for labels in teacher_labels(config.training)
+        for split, count in count_held_out(labels, dataset).items()
     ]
 
 

@@ -27,6 +27,7 @@ _SHARED = {
     "tagger.encoder_digest": "one encoder",
     "training.teacher": "one teacher's labels",
     "training.teacher_digest": "one teacher's labels",
+    "training.held_out_fold": "their data",
     "training.data": "their data",
 }  # fields that do not differ between the trials of a sweep
 _SYNTAX = "write a range as low:high or log:low:high, choices as a,b,c"

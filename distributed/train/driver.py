@@ -21,7 +21,6 @@ from distributed.train.tracking import WandbRun, wandb_settings
 from model import storage
 from model.config import Config, RunConfig
 from model.data.dataset import Dataset
-from model.distillation.teacher_split import teacher_labels
 from model.errors import DivergedError
 
 if TYPE_CHECKING:
@@ -111,8 +110,7 @@ def _fit(config: Config, request: WorkerRequest, folder: str, on_event: EventHan
     from distributed.train.worker import WorkerSettings, train_loop_per_worker
 
     events, control = driver_queue(), driver_queue()
-    labels = teacher_labels(config.training)
-    data = ray.put(SharedData.load(config.data, config.tagger, labels=labels, data=config.training.data))
+    data = ray.put(SharedData.load(config.data, config.tagger, config.training))
     settings = WorkerSettings(config.model_dump(), folder, data, request.cpus, request.gpu, events, control)
     limit = NoProgressLimit(config.run.retries, on_event)
 

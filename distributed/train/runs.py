@@ -18,7 +18,7 @@ from typing import Any
 
 from model import storage
 from model.config import Config, TrainingConfig, current_tree, make_config
-from model.distillation.teacher_split import teacher_labels
+from model.distillation.teacher_split import labels_digest, teacher_labels
 from model.errors import UserError
 from model.network.encoder_files import with_digest
 
@@ -59,12 +59,11 @@ def new_run(config: Config, kind: str = "run") -> Config:
 
 
 def _with_teacher(training: TrainingConfig) -> TrainingConfig:
-    """Return the fields of a new run: the location of the teacher's labels valid in every folder, and their digest."""
+    """Return the fields of a new run: the locations of its teachers' labels valid in every folder, and their digest."""
     if training.teacher is None:
         return training
-    training = training.model_copy(update={"teacher": storage.absolute(training.teacher)})
-    labels = teacher_labels(training)
-    return training.model_copy(update={"teacher_digest": labels.digest if labels else None})
+    training = training.model_copy(update={"teacher": tuple(map(storage.absolute, training.teacher))})
+    return training.model_copy(update={"teacher_digest": labels_digest(teacher_labels(training))})
 
 
 def resumed_run(name: str, location: str, changes: Mapping[str, Any]) -> Config:
@@ -80,9 +79,11 @@ def resumed_run(name: str, location: str, changes: Mapping[str, Any]) -> Config:
     """
     place = storage.join(storage.absolute(location), name, "config.json")
     tree, given = _read_config(place, name), current_tree(dict(changes))
-    make_config({"data": tree["data"]} | given)  # reports unknown and invalid fields by name
-    if teacher := given.get("training", {}).get("teacher"):
-        given["training"] = given["training"] | {"teacher": storage.absolute(teacher)}  # as `new_run` saved it
+    asked = make_config({"data": tree["data"]} | given)  # reports unknown and invalid fields by name
+    if teacher := asked.training.teacher:  # as `new_run` saved it
+        given["training"] = given["training"] | {"teacher": list(map(storage.absolute, teacher))}
+    if isinstance(begun := tree["training"].get("teacher"), str):  # by an earlier version
+        tree["training"]["teacher"] = [begun]
     _refuse_other_numbers(name, tree, given)
     tree["run"] |= given.get("run", {}) | {"name": name, "storage": storage.absolute(location)}
     return make_config(tree, place)

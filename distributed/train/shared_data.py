@@ -6,10 +6,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from model.config import TaggerConfig
+from model.config import TaggerConfig, TrainingConfig
 from model.data.dataset import Dataset, Split
-from model.distillation.label_files import TeacherLabels
-from model.distillation.teacher_split import add_labeled_texts
+from model.distillation.teacher_split import add_labeled_texts, teacher_labels
 from model.errors import UserError
 from model.network.encoder_files import EncoderFiles, load_encoder
 from model.network.tagger import Tagger, new_tagger
@@ -41,23 +40,21 @@ class SharedData(NamedTuple):
         cls,
         location: str,
         tagger: TaggerConfig,
+        training: TrainingConfig,
         word_features: bool = False,
-        labels: TeacherLabels | None = None,
-        data: str = "auto",
     ) -> "SharedData":
-        """Read a dataset directory, the encoder of a tagger and the labels of a teacher.
+        """Read a dataset directory, the encoder of a tagger and the labels of its teachers.
 
         Args:
             location: path or URI of the dataset.
             tagger: what its taggers need.
-            word_features: whether some of them need word features, even if this one does not.
-            labels: of a teacher, to learn from beside the training split.
-            data: `training.data`.
+            training: its teachers, and where the training split is to be.
+            word_features: whether some of the taggers need word features, even if this one does not.
 
         Raises:
             UserError: the dataset, the encoder or the labels cannot be read, or do not belong together.
         """
-        dataset = Dataset(location)
+        dataset, labels = Dataset(location), teacher_labels(training)
         encoder = (
             load_encoder(tagger.encoder, tagger.encoder_digest, not tagger.encoder_frozen) if tagger.encoder else None
         )
@@ -67,7 +64,8 @@ class SharedData(NamedTuple):
         dataset.require("train")
         train: Split | StreamedSplit
         large = dataset.info["splits"]["train"]["tokens"] >= STREAM_TOKENS
-        if data == "stream" or (data == "auto" and large and not labels and not tagger.encoder_frozen):
+        in_memory = training.needs_split_in_memory or tagger.encoder_frozen
+        if training.data == "stream" or (training.data == "auto" and large and not in_memory):
             train = StreamedSplit.open(dataset, word_features, subwords)
         else:
             train = dataset.load("train", word_features, subwords)

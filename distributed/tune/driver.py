@@ -28,7 +28,6 @@ from distributed.tune.trial_run import TrialSettings
 from distributed.tune.tuner import TunerRun
 from model import storage
 from model.data.dataset import Dataset
-from model.distillation.teacher_split import teacher_labels
 from model.errors import RunFailedError
 from model.inference.bundle import load_bundle, save_bundle
 from model.network.device import resolve_device
@@ -103,9 +102,8 @@ def _search(
 ) -> None:
     """Train the trials, then the finalists."""
     word_features = "tagger.word_feature_dim" in space
-    labels = teacher_labels(plan.config.training)
     config = plan.config
-    data = ray.put(SharedData.load(config.data, config.tagger, word_features, labels, config.training.data))
+    data = ray.put(SharedData.load(config.data, config.tagger, config.training, word_features))
     events = driver_queue()
     settings = TrialSettings(data, events, plan.workers_per_trial, resources.cpus, resources.gpus, plan.ranking)
     tuner = TunerRun(plan, settings, resources, recorder, on_event)

@@ -97,7 +97,7 @@ def _throughput(extract: ExtractSpans, texts: list[str]) -> tuple[float, float]:
 
 def _train_preset(data: Dataset, preset: str, seed: int, log: Log, encoder: str | None, device: str) -> TrainedSystem:
     config = _preset_config(data, preset, seed, encoder)
-    shared = SharedData.load(data.location, config.tagger)
+    shared = SharedData.load(data.location, config.tagger, config.training)
     stopwatch = Stopwatch()
     tagger = shared.new_tagger(config.tagger, seed)
     training = Training(config.training, tagger, shared.train, shared.valid, device=resolve_device(device))

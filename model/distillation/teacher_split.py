@@ -1,7 +1,8 @@
 """The training split of a student: gold texts, and after them texts that a teacher labeled."""
 
+import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -33,21 +34,25 @@ class _Part(NamedTuple):
     keyphrase: npt.NDArray[np.float16]
 
 
-def teacher_labels(training: TrainingConfig) -> TeacherLabels | None:
-    """Return the labels that a run learns from; None for a run without a teacher.
+def teacher_labels(training: TrainingConfig) -> list[TeacherLabels]:
+    """Return the label folders that a run learns from; none for a run without a teacher.
 
     Raises:
-        UserError: the folder cannot be used, or has other labels than when the run was started.
+        UserError: a folder cannot be used, or has other labels than when the run was started.
     """
-    if training.teacher is None:
-        return None
-    labels = TeacherLabels(training.teacher)
-    if training.teacher_digest not in (None, labels.digest):
+    labels = [TeacherLabels(location) for location in training.teacher or ()]
+    if labels and training.teacher_digest not in (None, labels_digest(labels)):
         raise UserError(
-            f"{training.teacher}: no longer has the labels that the run was started on; restore them, or start a new run with "
-            f"another --name"
+            f"{', '.join(each.location for each in labels)}: no longer the labels that the run was started on; restore them, or "
+            f"start a new run with another --name"
         )
     return labels
+
+
+def labels_digest(labels: Sequence[TeacherLabels]) -> str:
+    """Return the SHA-256 of the label folders, in their order; of one folder, its own."""
+    digests = [each.digest for each in labels]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def count_held_out(labels: TeacherLabels, dataset: Dataset) -> dict[str, int]:
@@ -71,7 +76,7 @@ def count_held_out(labels: TeacherLabels, dataset: Dataset) -> dict[str, int]:
 
 def add_labeled_texts(
     gold: Split,
-    labels: TeacherLabels,
+    labels: Sequence[TeacherLabels],
     dataset: Dataset,
     word_features: bool = False,
     subwords: SubwordTokenizer | None = None,
@@ -83,17 +88,14 @@ def add_labeled_texts(
 
     Args:
         gold: the dataset's training split.
-        labels: of the teacher.
+        labels: folders of one teacher or of several, at least one.
         dataset: whose vocabulary the student has.
         word_features, subwords: what to add, as in `Dataset.load`.
 
     Raises:
-        UserError: the labels are damaged, empty, or those of a teacher with other words.
+        UserError: the labels of a folder are damaged, empty, or those of a teacher with other words.
     """
-    labels.check_words(dataset.tokenizer_bytes(), dataset.location)
-    parts = list(_parts(labels, dataset))
-    if not any(part.texts for part in parts):
-        raise UserError(f"{labels.location}: has no text to learn from; label texts that have words")
+    parts = [part for folder in labels for part in _parts(folder, dataset)]
     ids, starts, ends = (
         np.concatenate([np.zeros(0, np.int32), *(getattr(part.tokens, name) for part in parts)])
         for name in ("ids", "starts", "ends")
@@ -113,14 +115,16 @@ def add_labeled_texts(
     return _join(gold, Split(ids, tags, begins, features, found, teacher=teacher))
 
 
-def _parts(labels: TeacherLabels, dataset: Dataset) -> Iterator[_Part]:
-    """Yield the texts of each part that can be learned from."""
+def _parts(labels: TeacherLabels, dataset: Dataset) -> list[_Part]:
+    """Return the texts of each part that can be learned from."""
+    labels.check_words(dataset.tokenizer_bytes(), dataset.location)
     tokenizer, longest = dataset.tokenizer(), dataset.info["recipe"]["max_tokens"]
     vocabulary = tokenizer.get_vocab()
     tokenize = CachedTokenizer(lambda word: vocabulary.get(word, UNKNOWN), tokenizer)
-    for part in labels.read():
-        if part.texts:
-            yield _usable(part, tokenize(part.texts), longest, labels.location)
+    parts = [_usable(part, tokenize(part.texts), longest, labels.location) for part in labels.read() if part.texts]
+    if not any(part.texts for part in parts):
+        raise UserError(f"{labels.location}: has no text to learn from; label texts that have words")
+    return parts
 
 
 def _usable(part: LabeledTexts, tokens: TokenizedTexts, longest: int, location: str) -> _Part:

@@ -7,7 +7,7 @@ from pathlib import PurePath
 from model import storage
 from model.data.characters import Unit
 from model.data.labeled_text import LabeledText, SkipCounts
-from model.errors import LineError, UserError
+from model.errors import LineError, StorageError, UserError
 from model.readers.conll import Lines, characters, join_tokens
 from model.readers.head import decode_file
 from model.readers.records import checked_text, in_characters, phrases_of
@@ -42,6 +42,8 @@ def _read(path: str) -> str:
     """Return the content of a file with its line ends as they are, because offsets count them. Raises UserError."""
     try:
         return decode_file(storage.read(path), path)
+    except StorageError:
+        raise
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
 
@@ -134,10 +136,9 @@ def doc_bin(file: FileRange) -> Iterator[tuple[str, LabeledText]]:
         spacy, tokens = importlib.import_module("spacy"), importlib.import_module("spacy.tokens")
     except ImportError:
         raise UserError(f"{file.path}: is a DocBin of spaCy, which is not installed; run pip install spacy") from None
+    content = storage.read(file.location or file.path)
     try:
-        documents = list(
-            tokens.DocBin().from_bytes(storage.read(file.location or file.path)).get_docs(spacy.blank("xx").vocab)
-        )
+        documents = list(tokens.DocBin().from_bytes(content).get_docs(spacy.blank("xx").vocab))
     except Exception as error:  # the library raises whatever its parsers do
         raise UserError(f"{file.path}: is damaged or no DocBin of spaCy: {error}; save it again") from error
     for number, document in enumerate(documents, 1):

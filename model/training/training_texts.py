@@ -165,10 +165,24 @@ def training_texts(split: Split | StreamedSplit, config: TrainingConfig) -> Trai
 
 def training_rows(split: Split, config: TrainingConfig) -> RowIds:
     """Return the texts of a split to train on: gold ones, and those that a teacher labeled with enough confidence."""
-    if split.teacher is None:
-        return np.arange(len(split))
-    confident = split.teacher.confidence >= config.teacher_confidence
-    return np.flatnonzero(~split.teacher.labeled | (confident & (config.teacher is not None)))
+    rows = np.arange(len(split))
+    gold, used = np.ones(len(split), np.bool_), np.zeros(len(split), np.bool_)
+    if split.teacher is not None:
+        gold = ~split.teacher.labeled
+        used = (
+            split.teacher.labeled
+            & (split.teacher.confidence >= config.teacher_confidence)
+            & (config.teacher is not None)
+        )
+    if config.held_out_fold is not None:
+        gold &= ~in_fold(rows, config.held_out_fold)  # gold texts are the first ones
+    return rows[gold | used]
+
+
+def in_fold(rows: RowIds, fold: str) -> npt.NDArray[np.bool_]:
+    """Return which rows of a training split are in fold K of N, written K/N: each Nth row from the Kth on."""
+    number, folds = map(int, fold.split("/"))
+    return rows % folds == number - 1
 
 
 def row_ranges(groups: list[RowGroup], begin: int, end: int) -> list[RowRange]:

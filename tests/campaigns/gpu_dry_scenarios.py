@@ -192,7 +192,7 @@ class Attempt:
         config = self.config()
         spec = TrialSpec("trial", config.model_dump(), str(self.folder))
         settings: Any = TrialSettings(None, None, 1, 1, 1.0, Metric.parse("valid/keyphrase_f1"))  # type: ignore[arg-type]
-        data = SharedData.load(self.data, config.tagger)
+        data = SharedData.load(self.data, config.tagger, config.training)
         self.training = self._counted(TrialRun(spec, data, settings, SingleProcess(), None).training)
         self._epoch(self.training)
 

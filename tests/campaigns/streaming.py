@@ -63,10 +63,9 @@ def measure(location: str, data: str, features: bool, seconds: float) -> dict[st
     torch.set_num_threads(1)
     began = time.monotonic()
     config = TaggerConfig(**SMALL | (FEATURES if features else {}))
-    shared = SharedData.load(location, config, data=data)
-    training = Training(
-        TrainingConfig(global_batch_size=64, data=data), shared.new_tagger(config, 0), shared.train, shared.valid
-    )
+    fields = TrainingConfig(global_batch_size=64, data=data)
+    shared = SharedData.load(location, config, fields)
+    training = Training(fields, shared.new_tagger(config, 0), shared.train, shared.valid)
     training.tagger.train()
     started, done = None, 0
     for step, texts in enumerate(training.texts.batches(0)):

@@ -80,7 +80,7 @@ def part(config: Config, folder: Path, processes: int, stop: Position | None) ->
 def train(config: Config, folder: Path, rank: int, processes: int, stop: Position | None) -> None:
     """What one process does."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=processes)
-    data = SharedData.load(config.data, config.tagger, data="stream")
+    data = SharedData.load(config.data, config.tagger, config.training)
     tagger, device = data.new_tagger(config.tagger, config.training.seed), torch.device("cpu")
     splits = data.splits_for(config.tagger, device)
     training = Training(
@@ -129,7 +129,7 @@ def whole_training(config: Config, folder: Path, cuts: list[tuple[int, Position]
 
 def compare(config: Config, folder: Path, count: int, seed: int) -> dict[str, Any]:
     """Trains with some stops and without, and returns how the two differ."""
-    texts = len(SharedData.load(config.data, config.tagger, data="stream").train)
+    texts = len(SharedData.load(config.data, config.tagger, config.training).train)
     draw, steps = random.Random(seed), -(-texts // config.training.global_batch_size)
     every = [(epoch, step) for epoch in range(EPOCHS) for step in range(1, steps)]
     cuts = [(draw.randint(1, 3), stop) for stop in sorted(draw.sample(every, count))]

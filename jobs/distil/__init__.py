@@ -1,0 +1,1 @@
+"""`python -m jobs distil`: a teacher, its labels, students, and how they compare."""

@@ -1,0 +1,197 @@
+"""`python -m jobs distil`: dataset + unlabeled texts + teacher -> students, and how they compare with the teacher.
+
+All is in one folder: the runs `teacher`, `student-SEED` and `best-SEED`, and the teacher's `labels`. With folds there are, for
+each fold K, the run `teacher-fold-K`, which has not learned from it, the fold's texts `fold-K.jsonl`, and `labels-fold-K`. What
+is finished there is not done again.
+"""
+
+import json as encoder
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from itertools import compress
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jobs.console import command, echo, print_json, progress_counter, using_ray
+from jobs.distil.comparison import compare, comparison_table
+from jobs.progress import TrainingProgress
+from jobs.train import merge_sources
+
+if TYPE_CHECKING:
+    from model.data.dataset import Dataset
+
+_SETTINGS = "distil.json"
+
+
+@command
+def distil(
+    data: Annotated[str, typer.Option(help="Dataset directory with a validation and a test split.")],
+    unlabeled: Annotated[list[str], typer.Option(help="Path, URI or glob of unlabeled texts; may be given again.")],
+    teacher: Annotated[str | None, typer.Option(help="Bundle of a finished run.")] = None,
+    pretrained: Annotated[
+        str | None, typer.Option("--encoder", help="Instead of --teacher: a pretrained encoder to fine-tune as one.")
+    ] = None,
+    teacher_set: Annotated[
+        list[str] | None, typer.Option(help="With --encoder: a field of the teacher, as in training.epochs=6.")
+    ] = None,
+    folds: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="With --encoder: train as many more teachers, each without one part of the training split, which it labels for "
+            "the students.",
+        ),
+    ] = None,
+    out: Annotated[str, typer.Option(help="Folder of runs and labels; what is missing there is made.")] = "runs/distil",
+    preset: Annotated[str, typer.Option(help="Preset of the student.")] = "best",
+    set: Annotated[list[str] | None, typer.Option(help="A field of the student, as in training.epochs=12.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings with the teacher, and as many without.")] = 3,
+    workers: Annotated[int, typer.Option(min=1, help="Processes of a training, and of labeling.")] = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+) -> None:
+    """Let a teacher label texts, teach students with them, and compare both with the same trainings without a teacher.
+
+    After a stop, the same command goes on.
+    """
+    from model import storage
+    from model.config import make_config
+    from model.data.dataset import Dataset
+    from model.distillation.label_files import require_same_words, rules_digest
+    from model.errors import UserError
+    from model.inference.bundle import bundle_digest
+
+    if (teacher is None) == (pretrained is None):
+        raise UserError("give one of --teacher, a bundle, and --encoder, a pretrained encoder to fine-tune as one")
+    if teacher is not None and (folds or teacher_set):
+        raise UserError(
+            "--folds and --teacher-set: are of teachers that are trained here; give --encoder, or leave them out"
+        )
+    dataset, place = Dataset(data), storage.absolute(out)
+    for split in ("valid", "test"):
+        dataset.require(split)
+    if teacher is not None:  # before hours of labeling
+        bundle_digest(teacher)  # which raises UserError where there is none
+        rules = rules_digest(storage.read(storage.join(teacher, "tokenizer.json")))
+        require_same_words(rules, teacher, dataset.tokenizer_bytes(), data)
+    student = merge_sources(preset, None, set or [], {})
+    of_teacher = merge_sources("encoder", None, teacher_set or [], {"tagger.encoder": pretrained})
+    for tree in (student, of_teacher) if pretrained else (student,):
+        make_config({"data": data} | tree)
+    settings = {"data": dataset.digest, "unlabeled": unlabeled, "teacher": teacher, "encoder": pretrained}
+    _check_settings(place, {**settings, "teacher_set": teacher_set or None, "folds": folds, "student": student})
+    folder = _Folder(place, dataset, {"data": data, "run.storage": place, "run.workers": workers, "run.device": device})
+    with using_ray(lambda: echo("stopped; the same command goes on")):
+        teacher = teacher or folder.bundle("teacher", of_teacher, {})
+        labels = [folder.labels("labels", teacher, unlabeled)]
+        labels += [folder.cross_fitted(of_teacher, number, folds) for number in range(1, folds + 1)] if folds else []
+        bundles: dict[str, list[str]] = {"teacher": [teacher], "student": [], preset: []}
+        for seed in range(seeds):
+            for system, targets in (("student", labels), (preset, None)):
+                changes = {"training.seed": seed, "training.teacher": targets}
+                bundles[system].append(folder.bundle(f"{system}-{seed}", student, changes))
+    echo("comparing on the test split")
+    result = compare(place, dataset, bundles, labels)
+    echo(comparison_table(result))
+    if json:
+        print_json(asdict(result))
+
+
+def _check_settings(place: str, settings: Mapping[str, object]) -> None:
+    """Save what a folder is made from. Raises UserError where it was begun with something else."""
+    from model import storage
+    from model.errors import UserError
+
+    file = storage.join(place, _SETTINGS)
+    if not storage.exists(file):
+        storage.make_directory(place)
+        storage.write(file, encoder.dumps(settings, indent=2, ensure_ascii=False).encode())
+        return
+    begun = encoder.loads(storage.read(file))
+    others = [name for name, value in settings.items() if begun.get(name) != value]
+    if others:
+        raise UserError(f"{place}: was begun with another value of {others[0]}; choose another --out, or delete it")
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """Where runs and labels are, and how they are made.
+
+    Attributes:
+        place: path or URI.
+        dataset: to train on.
+        run: the fields that all runs have, by dotted name.
+    """
+
+    place: str
+    dataset: "Dataset"
+    run: Mapping[str, Any]
+
+    def bundle(self, name: str, tree: Mapping[str, Any], changes: Mapping[str, object]) -> str:
+        """Return the bundle of a run, which is started or resumed where it is not finished.
+
+        Args:
+            name: of the run.
+            tree: its configuration.
+            changes: fields in which it differs from that, by dotted name.
+        """
+        from distributed.train.driver import train
+        from distributed.train.result import read_result
+        from distributed.train.runs import new_run, resumed_run, run_exists, run_folder
+        from model.config import make_config, set_dotted
+
+        whole = deepcopy(dict(tree))
+        for dotted, value in {**self.run, "run.name": name, **changes}.items():
+            set_dotted(whole, dotted, value)
+        config = make_config(whole)
+        result = read_result(run_folder(config))
+        echo(f"{name}: {'is there' if result else 'training'}")
+        if result is None:
+            resumed = run_exists(config)
+            config = resumed_run(name, self.place, {"run": whole["run"]}) if resumed else new_run(config)
+            with TrainingProgress(config.training.epochs) as progress:
+                result = train(config, progress.event)
+        return result.bundle
+
+    def labels(self, name: str, teacher: str, files: list[str]) -> str:
+        """Let a teacher label texts, unless that is done, and return the folder of the labels.
+
+        Raises:
+            UserError: they are those of another teacher.
+        """
+        from distributed.cluster.connection import inspect_cluster
+        from distributed.cluster.ray_data import parallel_map
+        from model import storage
+        from model.distillation.label_files import MANIFEST, TeacherLabels
+        from model.distillation.labeling import LabelConfig, label
+        from model.errors import UserError
+        from model.inference.bundle import bundle_digest
+
+        out, device = storage.join(self.place, name), self.run["run.device"]
+        finished = storage.exists(storage.join(out, MANIFEST))
+        echo(f"{name}: {'are there' if finished else 'labeling'}")
+        if not finished:
+            gpu = device == "cuda" or (device == "auto" and inspect_cluster().maximum.gpus > 0)
+            with progress_counter("texts") as show_progress:
+                mapped = parallel_map(out, self.run["run.workers"], actors=True, gpu=gpu)
+                label(LabelConfig(teacher, files, out, "cuda" if gpu else "cpu"), mapped, show_progress, echo)
+        if TeacherLabels(out).info["teacher_digest"] != bundle_digest(teacher):
+            raise UserError(f"{out}: was labeled by another teacher than {teacher}; delete it, or choose another --out")
+        return out
+
+    def cross_fitted(self, tree: Mapping[str, Any], number: int, folds: int) -> str:
+        """Train a teacher without a fold of the training split, let it label that fold, and return the folder of the labels."""
+        import numpy as np
+
+        from model import storage
+        from model.training.training_texts import in_fold
+
+        fold = f"{number}/{folds}"
+        teacher = self.bundle(f"teacher-fold-{number}", tree, {"training.held_out_fold": fold})
+        own = in_fold(np.arange(self.dataset.rows("train")), fold)
+        lines = (encoder.dumps({"text": each.text}) for each in compress(self.dataset.texts("train"), own))
+        file = storage.join(self.place, f"fold-{number}.jsonl")
+        storage.write(file, "".join(f"{line}\n" for line in lines).encode())
+        return self.labels(f"labels-fold-{number}", teacher, [file])
