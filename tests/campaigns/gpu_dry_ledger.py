@@ -199,10 +199,19 @@ class DryFunctions(TorchFunctionMode):
         kwargs, name = kwargs or {}, getattr(func, "__name__", "")
         if name in CUDNN_MODES and isinstance(args[0], CudaTensor):
             return cudnn_layer(name, *args)
+        if name == "scaled_dot_product_attention" and isinstance(args[0], CudaTensor):
+            return attention(*args, **kwargs)
         device = self.ledger.device_of(kwargs.get("device")) if name in ("tensor", "as_tensor") else None
         if device is not None and not isinstance(args[0], torch.Tensor):
             return func(*args, **kwargs | {"device": "cpu"}).to(device)
         return func(*args, **kwargs)
+
+
+def attention(query: Any, key: Any, value: Any, attn_mask: Any = None, **kwargs: Any) -> Any:
+    """Compute, in more kernels, what torch's fused one computes, which asks the driver what the GPU can do."""
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(~attn_mask, float("-inf"))
+    return torch._scaled_dot_product_attention_math(query, key, value, attn_mask, **kwargs)[0]
 
 
 def _values(each: Any) -> Any:

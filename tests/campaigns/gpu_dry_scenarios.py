@@ -27,7 +27,7 @@ from model.data.labeled_text import SkipCounts
 from model.errors import UserError
 from model.inference.error_analysis import find_errors
 from model.inference.extractor import Extractor
-from model.network.tagger import new_tagger
+from model.network.encoder_files import load_encoder
 from model.presets import PRESETS, preset_values
 from model.training import loop
 from model.training.communicator import SingleProcess
@@ -41,7 +41,10 @@ COLUMNS = ("train", "evaluate", "resume", "extract", "as CPU")
 
 
 class Scenario(NamedTuple):
-    """What is tried: a preset with other values, on a device."""
+    """What is tried: a preset with other values, on a device.
+
+    A step, with the assembly of its batch, may let the host wait for the GPU `waits` times.
+    """
 
     name: str
     preset: str
@@ -49,11 +52,11 @@ class Scenario(NamedTuple):
     device: str = "cuda:0"
     group: bool = False  # in a process group
     trial: bool = False  # as a trial of a worker group that has this device
+    waits: int = 0
 
 
 def scenarios() -> list[Scenario]:
     """Return all that is tried."""
-
     found = []
     for preset in PRESETS:
         found += [
@@ -72,7 +75,11 @@ def scenarios() -> list[Scenario]:
             Scenario(f"{preset}, trial on cuda:1", preset, {}, device="cuda:1", trial=True),
         ]
     found.append(Scenario("record, lstm", "record", {"tagger.cell": "lstm"}))
-    return found
+    # In each pass, transformers asks whether its mask hides anything.
+    return [
+        each._replace(waits=int(each.values.get("training.accumulate", 1))) if each.preset == "encoder" else each
+        for each in found
+    ]
 
 
 class Outcome(NamedTuple):
@@ -82,13 +89,21 @@ class Outcome(NamedTuple):
     columns: dict[str, str]
     syncs: dict[str, dict[str, float]]  # by phase and place, a step or a batch
     kernels: float  # a step
+    may_wait: int  # times a step
 
 
 class Attempt:
     """A scenario that is being carried out."""
 
-    def __init__(self, scenario: Scenario, data: str, folder: Path) -> None:
-        self.scenario, self.data, self.folder = scenario, data, folder
+    def __init__(self, scenario: Scenario, data: str, encoder: str, folder: Path) -> None:
+        """
+        Args:
+            scenario: what is tried.
+            data: location of a dataset.
+            encoder: folder of a pretrained one, for the preset that has one.
+            folder: an empty one, for a checkpoint.
+        """
+        self.scenario, self.data, self.encoder, self.folder = scenario, data, encoder, folder
         self.ledger = CudaTensor.ledger = Ledger()
         self.device = torch.device(scenario.device)
         self.columns = dict.fromkeys(COLUMNS, "-")
@@ -108,9 +123,8 @@ class Attempt:
                 self._try("as CPU", self._compare)
         finally:
             torch._C._cuda_setDevice(0)
-        return Outcome(
-            self.scenario.name, self.columns, self._syncs(), self.ledger.kernels["step"] / max(self.calls["step"], 1)
-        )
+        kernels = self.ledger.kernels["step"] / max(self.calls["step"], 1)
+        return Outcome(self.scenario.name, self.columns, self._syncs(), kernels, self.scenario.waits)
 
     def _try(self, column: str, part: Callable[[], None]) -> bool:
         try:
@@ -129,21 +143,21 @@ class Attempt:
 
     def config(self) -> Any:
         """Return the configuration of the scenario."""
-
         tree = {"data": self.data} | preset_values(self.scenario.preset)
         values = {"training.global_batch_size": BATCH, "training.epochs": 3} | self.scenario.values
+        if self.scenario.preset == "encoder":
+            values["tagger.encoder"] = self.encoder
         for name, value in values.items():
             set_dotted(tree, name, value)
         return make_config(tree)
 
     def _new(self, checkpointer: Any = None, device: torch.device | None = None) -> Any:
         """Return a training of the scenario."""
-
-        config, dataset = self.config(), Dataset(self.data)
-        train, valid = (dataset.load(split, config.tagger.uses_word_features) for split in ("train", "valid"))
-        tagger = new_tagger(config.tagger, dataset.info["words"], config.training.seed)
-        group = TorchCommunicator() if self.scenario.group else None
-        return Training(config.training, tagger, train, valid, group, device or self.device, checkpointer=checkpointer)
+        config = self.config()
+        data = SharedData.load(self.data, config.tagger, config.training)
+        tagger = data.new_tagger(config.tagger, config.training.seed)
+        group, splits = TorchCommunicator() if self.scenario.group else None, (data.train, data.valid)
+        return Training(config.training, tagger, *splits, group, device or self.device, checkpointer=checkpointer)
 
     def _counted(self, training: Any) -> Any:
         """Let a training count its steps, the assembly of batches and its checks apart."""
@@ -188,7 +202,6 @@ class Attempt:
 
     def _train_trial(self) -> None:
         """Train as a worker of a group does that carries out trials: its device is the current one of its thread."""
-
         config = self.config()
         spec = TrialSpec("trial", config.model_dump(), str(self.folder))
         settings: Any = TrialSettings(None, None, 1, 1, 1.0, Metric.parse("valid/keyphrase_f1"))  # type: ignore[arg-type]
@@ -198,7 +211,6 @@ class Attempt:
 
     def _resume(self) -> None:
         """Resume from the checkpoint inside the epoch, or where a trial was, and end with the same weights."""
-
         if self.scenario.trial:
             save_checkpoint(self.folder, self.training.state())
             self._epoch(self.training)
@@ -210,13 +222,13 @@ class Attempt:
             assert _on_cpu(value).equal(_on_cpu(other)), f"{name} is another than without the interruption"
 
     def _extract(self) -> None:
-
-        dataset = Dataset(self.data)
-        extractor = Extractor(self.training.tagger, dataset.tokenizer(), str(self.device))
+        dataset, config = Dataset(self.data), self.config().tagger
+        subwords = load_encoder(config.encoder).subwords() if config.encoder else None
+        extractor = Extractor(self.training.tagger, dataset.tokenizer(), str(self.device), subwords)
         texts = list(dataset.texts("test"))
         list(extractor.pipe([each.text for each in texts]))
         found = examples(iter(texts), dataset.tokenizer(), SkipCounts(), 1000)
-        find_errors(self.training.tagger, found, self.training.train, self.device)
+        find_errors(self.training.tagger, found, self.training.train, self.device, subwords)
 
     def _compare(self) -> None:
         """Train the same on the CPU, and compare the losses."""
