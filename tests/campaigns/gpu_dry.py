@@ -2,7 +2,8 @@
 
 Trains an epoch of each preset, evaluates, resumes from a checkpoint inside the epoch and extracts, with tensors that claim to
 be on a GPU (gpu_dry_tensor.py). A tensor on a wrong device is an error; what the host would wait for in a step is counted and
-must not exceed what the scenario states: nothing but one question of transformers in each pass of an encoder. With dropout off, losses must be those of the CPU. Nothing here measures time.
+must not exceed what the scenario states: nothing but one question of transformers in each pass of an encoder. With dropout off,
+losses must be those of the CPU. Nothing here measures time.
 
 It needs torch's CUDA build, which chooses kernels and autograd nodes as on a GPU, and a C compiler: gpu_dry.c answers the
 questions that autograd asks the driver. Where torch itself needs more than that, gpu_dry_card.py replaces it.
