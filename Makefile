@@ -30,7 +30,7 @@ help:
 	@echo "make encoder       fine-tune a small pretrained encoder on the built-in corpus, or on DATA=dataset"
 	@echo "make distil        teach a small tagger with a large one; DATA=dataset, UNLABELED=texts, ENCODER=pretrained encoder"
 	@echo "make test-long     run the others: kills, stops and resumes, a cluster of four nodes, an autoscaler (30 minutes)"
-	@echo "make chaos         kill workers, nodes and drivers of N=20 training runs on a local cluster of four nodes"
+	@echo "make chaos         kill workers, nodes and drivers of N=20 training runs on a local cluster of four nodes; DATA=stream"
 	@echo "make leaks         check that sweeps of hundreds of trials leave nothing behind in Ray (6 minutes)"
 	@echo "make budgets       run N=10 sweeps with budgets, and compare what they spend with the budget and the forecast"
 	@echo "make labels        label texts on one node and on three, and kill it on the way; TEACHER=bundle, TEXTS=file of lines"
@@ -59,10 +59,10 @@ demo: $(READY)
 	$(BIN)/python -m jobs demo
 
 # One half after the other: beside Ray's processes, which take all of a slow machine, other tests would starve. Tests that start
-# Ray often wait for its processes: three of them run at a time, each on a Ray of its own.
+# Ray often wait for its processes: three of them run at a time, each on a Ray of its own. Only files that have any are read.
 test: $(ENCODER_READY)
 	@$(BIN)/python -m pytest -m "not ray and not long" -n 2; others=$$?; \
-	$(BIN)/python -m pytest -m "ray and not long" -n 3 --dist load --maxschedchunk 1; exit $$(($$? | others))
+	$(BIN)/python -m pytest -m "ray and not long" -n 3 --dist load --maxschedchunk 1 $$(grep -l mark.ray tests/test_*.py); exit $$(($$? | others))
 
 benchmark: $(READY)
 	$(BIN)/python -m jobs benchmark $(if $(DATA),--data $(DATA))
@@ -92,7 +92,7 @@ test-long: $(ENCODER_READY)
 	$(BIN)/python -m pytest -m long
 
 chaos: $(READY)
-	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/chaos.py --runs $(or $(N),20)
+	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/chaos.py --runs $(or $(N),20) --data $(or $(DATA),memory)
 
 leaks: $(READY)
 	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/leaks.py --one 250 --two 32

@@ -49,8 +49,9 @@ class Run(NamedTuple):
 class Chaos:
     """A cluster, a dataset that all nodes see, and the undisturbed run."""
 
-    def __init__(self, nodes: Nodes, texts: int) -> None:
+    def __init__(self, nodes: Nodes, texts: int, place: str) -> None:
         self.nodes, self.data, self.runs = nodes, nodes.shared / "data", nodes.shared / "runs"
+        self.settings = [*SETTINGS, "--set", f"training.data={place}"]
         made = self.nodes.shared / "texts.jsonl"
         write_texts(made, texts)
         command = [sys.executable, "-m", "jobs", "prepare", str(made), "--out", str(self.data)]
@@ -67,7 +68,7 @@ class Chaos:
     def submit(self, run: str, job: str) -> None:
         """Begins a run, or goes on with it."""
         begun = (self.runs / run / "config.json").exists()
-        how = ["--resume", run, "--json"] if begun else ["--data", str(self.data), "--name", run, *SETTINGS]
+        how = ["--resume", run, "--json"] if begun else ["--data", str(self.data), "--name", run, *self.settings]
         done = self.nodes.submit("train", "--storage", str(self.runs), *how, job=job, wait=False)
         assert done.returncode == 0, done.stderr
 
@@ -153,14 +154,14 @@ def short(name: str) -> str:
     return name if len(parts) < 3 else f"{int(parts[2])}" + (f"+{int(parts[4]):03d}" if len(parts) > 4 else "")
 
 
-def campaign(runs: int, kinds: list[str], seed: int, texts: int) -> dict[str, Any]:
+def campaign(runs: int, kinds: list[str], seed: int, texts: int, place: str) -> dict[str, Any]:
     """Prints a line for each run and gives the summary."""
     draw = random.Random(seed)
     with tempfile.TemporaryDirectory(prefix="chaos-") as logs:
         nodes = Nodes(Path(logs))
         try:
             nodes.begin(3)
-            chaos = Chaos(nodes, texts)
+            chaos = Chaos(nodes, texts, place)
             print(
                 f"undisturbed: {chaos.seconds:.0f} s, {len(chaos.seen)} checkpoints over {chaos.span:.0f} s, "
                 f"at most {chaos.cadence:.1f} s apart",
@@ -206,9 +207,10 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--texts", type=int, default=3_500)
+    parser.add_argument("--data", choices=("memory", "stream"), default="memory", help="where the training split is")
     asked = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the cluster's processes are ended all the same
-    summary = campaign(asked.runs, asked.kinds, asked.seed, asked.texts)
+    summary = campaign(asked.runs, asked.kinds, asked.seed, asked.texts, asked.data)
     print(json.dumps(summary))
     whole = summary["finished"] == summary["equal"] == summary["runs"]
     sys.exit(not (whole and summary["lost_s_max"] <= summary["cadence_s"] and not any(summary["left"].values())))
