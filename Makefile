@@ -22,7 +22,7 @@ CUDA_READY := .venv-cuda/.ready
 
 help:
 	@echo "make demo          run everything on the built-in corpus: prepare, train with 2 workers, evaluate, extract"
-	@echo "make test          run the tests that need neither a GPU nor minutes each (13 minutes on two slow cores)"
+	@echo "make test          run the tests that need neither a GPU nor minutes each (11 minutes on two slow cores)"
 	@echo "make lint          run ruff, mypy and codespell"
 	@echo "make format        format the code with ruff"
 	@echo "make benchmark     measure speed against a reference loop and the machine's limit; DATA=dataset (10 minutes)"
@@ -58,11 +58,11 @@ $(READY): pyproject.toml $(LOCK)
 demo: $(READY)
 	$(BIN)/python -m jobs demo
 
-# One half after the other: beside Ray's processes, which take all of a slow machine, other tests would starve. Tests that start
-# Ray often wait for its processes: three of them run at a time, each on a Ray of its own. Only files that have any are read.
+# One half after the other: beside Ray's processes, which take all of a slow machine, other tests would starve. Two of the tests
+# that start Ray run at a time, each on a Ray of its own; with three or four, all of them take longer. Only their files are read.
 test: $(ENCODER_READY)
 	@$(BIN)/python -m pytest -m "not ray and not long" -n 2; others=$$?; \
-	$(BIN)/python -m pytest -m "ray and not long" -n 3 --dist load --maxschedchunk 1 $$(grep -l mark.ray tests/test_*.py); exit $$(($$? | others))
+	$(BIN)/python -m pytest -m "ray and not long" -n 2 --dist load --maxschedchunk 1 $$(grep -l mark.ray tests/test_*.py); exit $$(($$? | others))
 
 benchmark: $(READY)
 	$(BIN)/python -m jobs benchmark $(if $(DATA),--data $(DATA))

@@ -329,7 +329,7 @@ def test_without_a_teacher_labeled_texts_change_no_bit(small_dataset: str, label
     [{"teacher_temperature": 2.0, "teacher_weight": 0.5}, {"teacher_targets": "hard", "teacher_confidence": 0.5}],
 )
 def test_a_resumed_student_is_that_of_an_uninterrupted_training(small_dataset: str, labels: str, fields: dict):
-    config = config_of(small_dataset, labels, **fields)
+    config = config_of(small_dataset, labels, global_batch_size=128, **fields)
     whole, first, second = alone(config), training_of(config), training_of(config)
     first.run_epoch()
     second.restore(first.state())
