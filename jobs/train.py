@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from distributed.train.result import TrainResult
     from model.config import Config
 
+TeacherOption = Annotated[
+    list[str] | None, typer.Option(help="training.teacher: texts that label has labeled; may be given again.")
+]
+
 
 @command
 def train(
@@ -30,9 +34,7 @@ def train(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="training.seed.")] = None,
     cell: Annotated[str | None, typer.Option(help="tagger.cell: rnn, gru or lstm.")] = None,
-    teacher: Annotated[
-        list[str] | None, typer.Option(help="training.teacher: texts that label has labeled; may be given again.")
-    ] = None,
+    teacher: TeacherOption = None,
     workers: Annotated[
         str | None,
         typer.Option(

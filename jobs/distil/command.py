@@ -24,26 +24,31 @@ if TYPE_CHECKING:
 
 _SETTINGS = "distil.json"
 
+EncoderOption = Annotated[
+    str | None,
+    typer.Option("--encoder", help="Instead of --teacher: a pretrained encoder to fine-tune as one."),
+]
+TeacherSetOption = Annotated[
+    list[str] | None, typer.Option(help="With --encoder: a field of the teacher, as in training.epochs=6.")
+]
+FoldsOption = Annotated[
+    int | None,
+    typer.Option(
+        min=2,
+        help="With --encoder: train as many more teachers, each without one part of the training split, which it labels for "
+        "the students.",
+    ),
+]
+
 
 @command
 def distil(
     data: Annotated[str, typer.Option(help="Dataset directory with a validation and a test split.")],
     unlabeled: Annotated[list[str], typer.Option(help="Path, URI or glob of unlabeled texts; may be given again.")],
     teacher: Annotated[str | None, typer.Option(help="Bundle of a finished run.")] = None,
-    pretrained: Annotated[
-        str | None, typer.Option("--encoder", help="Instead of --teacher: a pretrained encoder to fine-tune as one.")
-    ] = None,
-    teacher_set: Annotated[
-        list[str] | None, typer.Option(help="With --encoder: a field of the teacher, as in training.epochs=6.")
-    ] = None,
-    folds: Annotated[
-        int | None,
-        typer.Option(
-            min=2,
-            help="With --encoder: train as many more teachers, each without one part of the training split, which it labels for "
-            "the students.",
-        ),
-    ] = None,
+    pretrained: EncoderOption = None,
+    teacher_set: TeacherSetOption = None,
+    folds: FoldsOption = None,
     out: Annotated[str, typer.Option(help="Folder of runs and labels; what is missing there is made.")] = "runs/distil",
     preset: Annotated[str, typer.Option(help="Preset of the student.")] = "best",
     set: Annotated[list[str] | None, typer.Option(help="A field of the student, as in training.epochs=12.")] = None,
@@ -59,9 +64,7 @@ def distil(
     from model import storage
     from model.config import make_config
     from model.data.dataset import Dataset
-    from model.distillation.label_files import require_same_words, rules_digest
     from model.errors import UserError
-    from model.inference.bundle import bundle_digest
 
     if (teacher is None) == (pretrained is None):
         raise UserError("give one of --teacher, a bundle, and --encoder, a pretrained encoder to fine-tune as one")
@@ -72,10 +75,8 @@ def distil(
     dataset, place = Dataset(data), storage.absolute(out)
     for split in ("valid", "test"):
         dataset.require(split)
-    if teacher is not None:  # before hours of labeling
-        bundle_digest(teacher)  # which raises UserError where there is none
-        rules = rules_digest(storage.read(storage.join(teacher, "tokenizer.json")))
-        require_same_words(rules, teacher, dataset.tokenizer_bytes(), data)
+    if teacher is not None:
+        _check_teacher(teacher, dataset)
     student = merge_sources(preset, None, set or [], {})
     of_teacher = merge_sources("encoder", None, teacher_set or [], {"tagger.encoder": pretrained})
     for tree in (student, of_teacher) if pretrained else (student,):
@@ -97,6 +98,17 @@ def distil(
     echo(comparison_table(result))
     if json:
         print_json(asdict(result))
+
+
+def _check_teacher(teacher: str, dataset: "Dataset") -> None:
+    """Raise UserError, before hours of labeling, where a teacher is no bundle or has other words than a dataset."""
+    from model import storage
+    from model.distillation.label_files import require_same_words, rules_digest
+    from model.inference.bundle import bundle_digest
+
+    bundle_digest(teacher)
+    rules = rules_digest(storage.read(storage.join(teacher, "tokenizer.json")))
+    require_same_words(rules, teacher, dataset.tokenizer_bytes(), dataset.location)
 
 
 def _check_settings(place: str, settings: Mapping[str, object]) -> None:

@@ -136,6 +136,7 @@ def _megabytes(bundle: str) -> float:
 
 
 def comparison_table(result: DistilResult) -> str:
+    """Return the rows as text, and what they say of the student."""
     from model.training.significance import describe_test
 
     lines = ["tagger       test F1  95 % interval      texts/s      MB"]
