@@ -420,7 +420,7 @@ def test_labeled_texts_that_are_held_out_are_said(small_bundle: str, small_datas
     held_out = next(dataset.texts("valid")).text
     (tmp_path / "texts.txt").write_text(f"{held_out.upper()}  \na new text\n", "utf-8")
     label(LabelConfig(small_bundle, [str(tmp_path / "texts.txt")], str(tmp_path / "labels")))
-    assert count_held_out(TeacherLabels(str(tmp_path / "labels")), dataset) == {"valid": 1}
+    assert count_held_out([TeacherLabels(str(tmp_path / "labels"))], dataset) == [{"valid": 1}]
 
 
 def test_texts_without_words_teach_nothing(small_bundle: str, small_dataset: str, tmp_path: Path):

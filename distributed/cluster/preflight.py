@@ -58,11 +58,12 @@ def _gold_texts(config: Config, dataset: Dataset) -> int:
 
 def data_warnings(config: Config, dataset: Dataset) -> list[str]:
     """Return warnings about data that can be trained on, but teaches or measures badly."""
+    labels = teacher_labels(config.training)
     return missing_keyphrases(dataset) + [
-        f"warning: {labels.location}: {count} labeled texts are in the {split} split of {dataset.location} as well, so "
+        f"warning: {folder.location}: {count} labeled texts are in the {split} split of {dataset.location} as well, so "
         f"its F1 is too high; label texts without them"
-        for labels in teacher_labels(config.training)
-        for split, count in count_held_out(labels, dataset).items()
+        for folder, shared in zip(labels, count_held_out(labels, dataset), strict=True)
+        for split, count in shared.items()
     ]
 
 

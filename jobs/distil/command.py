@@ -202,8 +202,9 @@ class _Folder:
 
         fold = f"{number}/{folds}"
         teacher = self.bundle(f"teacher-fold-{number}", tree, {"training.held_out_fold": fold})
-        own = in_fold(np.arange(self.dataset.rows("train")), fold)
-        lines = (encoder.dumps({"text": each.text}) for each in compress(self.dataset.texts("train"), own))
         file = storage.join(self.place, f"fold-{number}.jsonl")
-        storage.write(file, "".join(f"{line}\n" for line in lines).encode())
+        if not storage.exists(file):
+            own = in_fold(np.arange(self.dataset.rows("train")), fold)
+            lines = (encoder.dumps({"text": each.text}) for each in compress(self.dataset.texts("train"), own))
+            storage.write(file, "".join(f"{line}\n" for line in lines).encode())
         return self.labels(f"labels-fold-{number}", teacher, [file])

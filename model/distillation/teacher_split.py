@@ -55,14 +55,16 @@ def labels_digest(labels: Sequence[TeacherLabels]) -> str:
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def count_held_out(labels: TeacherLabels, dataset: Dataset) -> dict[str, int]:
-    """Return how many labeled texts are in the validation and in the test split as well; splits without any are left out.
+def count_held_out(labels: Sequence[TeacherLabels], dataset: Dataset) -> list[dict[str, int]]:
+    """Return how many texts of each label folder are in the validation and in the test split as well.
 
-    Texts are the same if they differ in case and white space alone.
+    Splits without any are left out. Texts are the same if they differ in case and white space alone.
 
     Raises:
         UserError: the labels are damaged.
     """
+    if not labels:
+        return []
 
     def key(text: str) -> str:
         return " ".join(text.casefold().split())
@@ -70,8 +72,8 @@ def count_held_out(labels: TeacherLabels, dataset: Dataset) -> dict[str, int]:
     held_out = {
         key(each.text): split for split in ("test", "valid") if dataset.rows(split) for each in dataset.texts(split)
     }
-    found = Counter(held_out.get(key(text)) for part in labels.read() for text in part.texts)
-    return {split: found[split] for split in ("valid", "test") if found[split]}
+    found = [Counter(held_out.get(key(text)) for part in each.read() for text in part.texts) for each in labels]
+    return [{split: counts[split] for split in ("valid", "test") if counts[split]} for counts in found]
 
 
 def add_labeled_texts(

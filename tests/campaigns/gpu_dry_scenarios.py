@@ -41,10 +41,7 @@ COLUMNS = ("train", "evaluate", "resume", "extract", "as CPU")
 
 
 class Scenario(NamedTuple):
-    """What is tried: a preset with other values, on a device.
-
-    A step, with the assembly of its batch, may let the host wait for the GPU `waits` times.
-    """
+    """What is tried: a preset with other values, on a device."""
 
     name: str
     preset: str
@@ -52,7 +49,14 @@ class Scenario(NamedTuple):
     device: str = "cuda:0"
     group: bool = False  # in a process group
     trial: bool = False  # as a trial of a worker group that has this device
-    waits: int = 0
+
+    @property
+    def may_wait(self) -> int:
+        """How often a step, with the assembly of its batch, may let the host wait for the GPU.
+
+        In each pass of an encoder, transformers asks whether its mask hides anything.
+        """
+        return int(self.values.get("training.accumulate", 1)) if self.preset == "encoder" else 0
 
 
 def scenarios() -> list[Scenario]:
@@ -75,11 +79,7 @@ def scenarios() -> list[Scenario]:
             Scenario(f"{preset}, trial on cuda:1", preset, {}, device="cuda:1", trial=True),
         ]
     found.append(Scenario("record, lstm", "record", {"tagger.cell": "lstm"}))
-    # In each pass, transformers asks whether its mask hides anything.
-    return [
-        each._replace(waits=int(each.values.get("training.accumulate", 1))) if each.preset == "encoder" else each
-        for each in found
-    ]
+    return found
 
 
 class Outcome(NamedTuple):
@@ -124,7 +124,7 @@ class Attempt:
         finally:
             torch._C._cuda_setDevice(0)
         kernels = self.ledger.kernels["step"] / max(self.calls["step"], 1)
-        return Outcome(self.scenario.name, self.columns, self._syncs(), kernels, self.scenario.waits)
+        return Outcome(self.scenario.name, self.columns, self._syncs(), kernels, self.scenario.may_wait)
 
     def _try(self, column: str, part: Callable[[], None]) -> bool:
         try:
