@@ -101,10 +101,15 @@ from safetensors.torch import save_file
 
 warnings.simplefilter("ignore")
 config, size, folder = make_config(json.loads(sys.argv[1])), int(sys.argv[2]), sys.argv[3]
+if config.training.gradient_sync == "ddp":
+    import torch._dynamo  # DDP needs it
+if config.tagger.encoder:
+    import transformers
 rank = next((rank for rank in range(1, size) if os.fork() == 0), 0)
 torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
 weights = best_weights(config, TorchCommunicator())
+assert config.training.gradient_sync == "ddp" or "torch._dynamo" not in sys.modules, "a training needs no compiler"
 if rank == 0:
     save_file(weights, f"{folder}/weights.safetensors")
 dist.destroy_process_group()
