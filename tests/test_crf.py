@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from model.data.labels import IGNORED, LEGAL, MAY_END, MAY_START, B, E, I, O, S, tags_to_spans
+from model.data.labels import IGNORED, LEGAL, MAY_END, MAY_START, B, E, I, O, S
 from model.network import forward_backward
 from model.network.crf import CrfTransitions, crf_nll, legality_only, span_marginals
-from model.network.decoding import max_over_repeats, predict_spans, select_spans, viterbi_decode
-from model.network.forward_backward import CrfScores
+from model.network.decoding import max_over_repeats, predict_spans, select_spans, tags_to_spans, viterbi_decode
+from model.network.forward_backward import CrfScores, legality
 from model.network.logits import Logits, SpanDecoding
 
 LENGTHS = [5, 3, 1, 4]
@@ -175,7 +175,7 @@ def log_space(logits: torch.Tensor, crf: CrfScores, lengths: torch.Tensor) -> tu
     scores = logits.double().requires_grad_()
     start, transition, end = (
         score.double().masked_fill(~legal, float("-inf"))
-        for score, legal in zip(crf, (MAY_START, LEGAL, MAY_END), strict=True)
+        for score, legal in zip(crf, legality(logits.device), strict=True)
     )
     partitions = []
     for text, length in zip(scores, lengths.tolist(), strict=True):

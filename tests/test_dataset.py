@@ -1,10 +1,12 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers import refused
+from helpers import ROOT, refused
 from safetensors.numpy import load_file
 
 from model import filesystems, storage
@@ -261,3 +263,12 @@ def test_data_that_cannot_teach_or_measure_is_said(tmp_path: Path):
     assert few.startswith("valid: too few texts (3)")
     [unlabeled, unmeasured] = warnings(good.replace("\train", "\t"), other.replace("\train", "\t"))
     assert unlabeled.startswith("train: no text has a keyphrase") and unmeasured.startswith("valid: no text has")
+
+
+def test_prepare_does_not_load_torch(tmp_path: Path):
+    """It takes longer to import than a small file takes to prepare."""
+    source = tsv(tmp_path / "a.tsv", 40, "rain")
+    program = "import runpy, sys; sys.modules['torch'] = None; runpy.run_module('jobs', run_name='__main__')"
+    command = [sys.executable, "-c", program, "prepare", source, "--out", str(tmp_path / "d")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

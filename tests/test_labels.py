@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from model.data.labels import LEGAL, MAY_END, MAY_START, B, E, I, O, S, spans_to_tags, tags_to_spans
-from model.network.decoding import viterbi_decode
+from model.data.labels import LEGAL, MAY_END, MAY_START, B, E, I, O, S, spans_to_tags
+from model.network.decoding import tags_to_spans, viterbi_decode
 
 LEGAL_PAIRS = {(O, O), (O, B), (O, S), (B, I), (B, E), (I, I), (I, E), (E, O), (E, B), (E, S), (S, O), (S, B), (S, S)}
 

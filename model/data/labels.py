@@ -1,4 +1,4 @@
-"""BIOES tags: the labels of the keyphrase head, their legal sequences, and conversion to and from spans.
+"""BIOES tags: the labels of the keyphrase head, their legal sequences, and conversion from spans.
 
 A span is (start, end), token indices, half-open, 0-based. A token inside a span is a keyword.
 """
@@ -7,12 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 O, B, I, E, S = range(5)  # noqa: E741 - the names of the tags
 
 # LEGAL[i, j]: tag j may follow tag i. A sequence may start with O, B or S and must end with O, E or S.
-LEGAL = torch.zeros(5, 5, dtype=torch.bool)
+LEGAL = np.zeros((5, 5), np.bool_)
 for _previous in (O, E, S):
     LEGAL[_previous, [O, B, S]] = True
 for _previous in (B, I):
@@ -63,18 +62,3 @@ def spans_to_tags(spans: npt.NDArray[np.int64], tokens: int) -> npt.NDArray[np.i
     tags[ends - 1] = E
     tags[starts[lengths == 1]] = S
     return tags
-
-
-def tags_to_spans(tags: torch.Tensor) -> torch.Tensor:
-    """Return the spans of legal tag sequences.
-
-    Args:
-        tags: (B, T) tags, O in the padding; every row a legal sequence.
-
-    Returns:
-        (spans, 3) row, start and end, ordered by row and start.
-    """
-    starts = torch.nonzero((tags == B) | (tags == S))
-    ends = torch.nonzero((tags == E) | (tags == S))
-    # In a legal row starts and ends alternate, so the k-th start belongs to the k-th end.
-    return torch.cat([starts, ends[:, 1:] + 1], dim=1)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from model.data.labels import O, tags_to_spans
+from model.data.labels import B, E, O, S
 from model.network.crf import legality_only, span_marginals
 from model.network.forward_backward import CrfScores, forward_backward, legality
 from model.network.logits import Logits, SpanDecoding
@@ -191,3 +191,18 @@ def select_spans(marginals: torch.Tensor, threshold: torch.Tensor) -> torch.Tens
     row, end = np.nonzero(selected.T)
     spans = np.stack([row, end - chosen[end, row], end], axis=1)
     return torch.from_numpy(spans).to(marginals.device)
+
+
+def tags_to_spans(tags: torch.Tensor) -> torch.Tensor:
+    """Return the spans of legal tag sequences.
+
+    Args:
+        tags: (B, T) tags, O in the padding; every row a legal sequence.
+
+    Returns:
+        (spans, 3) row, start and end, ordered by row and start.
+    """
+    starts = torch.nonzero((tags == B) | (tags == S))
+    ends = torch.nonzero((tags == E) | (tags == S))
+    # In a legal row starts and ends alternate, so the k-th start belongs to the k-th end.
+    return torch.cat([starts, ends[:, 1:] + 1], dim=1)

@@ -51,7 +51,7 @@ class ForwardBackward(NamedTuple):
 @cache
 def legality(device: torch.device) -> "CrfScores":
     """Return which tags may start a text, follow each other and end a text, on a device; copied there once."""
-    return CrfScores(*(legal.to(device) for legal in (MAY_START, LEGAL, MAY_END)))
+    return CrfScores(*(torch.from_numpy(legal).to(device) for legal in (MAY_START, LEGAL, MAY_END)))
 
 
 def forward_backward(logits: torch.Tensor, crf: CrfScores, lengths: torch.Tensor) -> ForwardBackward:

@@ -16,8 +16,8 @@ import torch
 
 from model.data.batching import Batch
 from model.data.characters import Span
-from model.data.labels import IGNORED, O, tags_to_spans
-from model.network.decoding import max_over_repeats, predict_marginals, predict_spans, select_spans
+from model.data.labels import IGNORED, O
+from model.network.decoding import max_over_repeats, predict_marginals, predict_spans, select_spans, tags_to_spans
 from model.network.logits import Logits
 
 RESAMPLES = 1000
