@@ -89,6 +89,16 @@ def staged_shared_directory(location: str, marker: str) -> Iterator[str]:
         _delete(replaced)
 
 
+def remove_unfinished(folder: str, prefix: str) -> None:
+    """Delete what killed processes left of staged directories in a folder whose names begin with `prefix`.
+
+    On other storage than a file system nothing is done: there they have their final names.
+    """
+    if not storage.is_remote(folder):
+        for path in Path(storage.absolute(folder)).glob(f".{prefix}*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
 @contextmanager
 def scratch_directory(location: str) -> Iterator[str]:
     """Yield a directory for temporary files, visible wherever the directory `location` is; it is deleted at the end."""

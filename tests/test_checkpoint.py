@@ -24,6 +24,7 @@ from model.config import make_config
 from model.data.dataset import Dataset
 from model.errors import UserError
 from model.network.tagger import new_tagger
+from model.staging import staged_local_directory
 from model.training import loop
 from model.training.communicator import SingleProcess
 from model.training.loop import SELECTION_METRIC, Training
@@ -126,6 +127,19 @@ def test_two_checkpoints_and_the_best_weights_stay(small_dataset: str, tmp_path:
     assert counts.shape == (100, 8)
     if training.best == 1:
         assert all(torch.equal(weights[name], value) for name, value in training.tagger.state_dict().items())
+
+
+def test_what_a_killed_worker_left_of_a_checkpoint_is_deleted(small_dataset: str, tmp_path: Path):
+    with (
+        pytest.raises(CutOffError),
+        staged_local_directory(str(tmp_path / "checkpoint_epoch_0001"), "seal.json") as left,
+    ):
+        (left / "state.pt").write_bytes(b"half")
+        shutil.copytree(left, tmp_path / f"{left.name}.killed")
+        raise CutOffError
+    assert [path.name for path in tmp_path.iterdir()] == [f"{left.name}.killed"] and not checkpoints(str(tmp_path))
+    resume(small_dataset, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_newest_checkpoint_cut_off_anywhere_gives_way_to_the_one_before(

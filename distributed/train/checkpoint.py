@@ -79,11 +79,13 @@ class StorageCheckpointer:
         self.stopping = False
 
     def restore(self, training: Training) -> None:
-        """Resume from the newest complete checkpoint, if there is one.
+        """Resume from the newest complete checkpoint, if there is one, and delete what killed workers left of others.
 
         Raises:
             RuntimeError: the workers do not see the same checkpoints; Ray restarts them.
         """
+        if self.communicator.rank == 0:
+            staging.remove_unfinished(self.folder, _PREFIX)
         for name in checkpoints(self.folder):
             try:
                 state = load_checkpoint(storage.join(self.folder, name))
