@@ -18,11 +18,11 @@ CUDA_TORCH ?= torch==2.13.0
 CUDA_BIN := .venv-cuda/bin
 CUDA_READY := .venv-cuda/.ready
 
-.PHONY: help lock demo test benchmark peers encoder distil test-long chaos leaks budgets labels flaky damage world-sizes serve-load scale streaming gpu gpu-dry up down lint format clean
+.PHONY: help lock demo test benchmark peers encoder distil test-long chaos sweep-chaos leaks budgets labels flaky damage world-sizes serve-load scale streaming gpu gpu-dry up down lint format clean
 
 help:
 	@echo "make demo          run everything on the built-in corpus: prepare, train with 2 workers, evaluate, extract"
-	@echo "make test          run the tests that need neither a GPU nor minutes each (11 minutes on two slow cores)"
+	@echo "make test          run the tests that need neither a GPU nor minutes each (9 minutes on two slow cores)"
 	@echo "make lint          run ruff, mypy and codespell"
 	@echo "make format        format the code with ruff"
 	@echo "make benchmark     measure speed against a reference loop and the machine's limit; DATA=dataset (10 minutes)"
@@ -30,7 +30,9 @@ help:
 	@echo "make encoder       fine-tune a small pretrained encoder on the built-in corpus, or on DATA=dataset"
 	@echo "make distil        teach a small tagger with a large one; DATA=dataset, UNLABELED=texts, ENCODER=pretrained encoder"
 	@echo "make test-long     run the others: kills, stops and resumes, a cluster of four nodes, an autoscaler (30 minutes)"
-	@echo "make chaos         kill workers, nodes and drivers of N=20 training runs on a local cluster of four nodes; DATA=stream"
+	@echo "make chaos         kill workers, nodes and drivers of N=20 training runs on a local cluster of four nodes; DATA=stream;"
+	@echo "                   OUT=file adds runs to those of earlier calls, at most MINUTES at a time"
+	@echo "make sweep-chaos   kill the drivers of sweeps N=50 times, and compare what ASHA decides (15 minutes)"
 	@echo "make leaks         check that sweeps of hundreds of trials leave nothing behind in Ray (6 minutes)"
 	@echo "make budgets       run N=10 sweeps with budgets, and compare what they spend with the budget and the forecast"
 	@echo "make labels        label texts on one node and on three, and kill it on the way; TEACHER=bundle, TEXTS=file of lines"
@@ -92,7 +94,11 @@ test-long: $(ENCODER_READY)
 	$(BIN)/python -m pytest -m long
 
 chaos: $(READY)
-	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/chaos.py --runs $(or $(N),20) --data $(or $(DATA),memory)
+	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/chaos.py --runs $(or $(N),20) --data $(or $(DATA),memory) \
+		$(if $(OUT),--out $(OUT)) $(if $(MINUTES),--minutes $(MINUTES))
+
+sweep-chaos: $(READY)
+	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/sweep_chaos.py --kills $(or $(N),50)
 
 leaks: $(READY)
 	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/leaks.py --one 250 --two 32

@@ -1,11 +1,8 @@
 """Sweeps that lose a worker, a trial, their driver or the disk, go on, and leave nothing behind."""
 
 import errno
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,8 +12,7 @@ import leaks
 import psutil
 import pytest
 import ray
-from helpers import ROOT, SMALL
-from sweeps import Events, carry_out, curves, plan_of, undisturbed
+from sweeps import Events, begin_sweep, carry_out, curves, plan_of, start_sweep, undisturbed, wait_for_epochs
 
 from distributed.sweep.journal import Journal
 from distributed.sweep.metric import Metric
@@ -183,31 +179,6 @@ def test_a_worker_group_that_nobody_uses_is_removed(cluster, monkeypatch: pytest
     ray.util.remove_placement_group(of_tune)
 
 
-def start(small_dataset: str, where: Path, *arguments: str, address: str = "") -> subprocess.Popen[str]:
-    """`python -m jobs tune` as a process of its own, on a Ray of its own or on that of an address."""
-    sizes = [f"--set=tagger.{name}={size}" for name, size in SMALL.items()]
-    command = [sys.executable, "-m", "jobs", "tune", *arguments, "--storage", str(where)]
-    if "--resume" not in arguments:
-        command += ["--data", small_dataset, "--trials", "5", "--max-epochs", "15", "--no-stopping", *sizes]
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    environment = os.environ | {"WANDB_MODE": "offline", "RAY_ADDRESS": address}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
-
-
-def wait_for_epochs(folder: Path, more: int) -> None:
-    """Until the journal holds some epochs more than now."""
-    deadline = time.monotonic() + 180
-    journal = folder / "journal.jsonl"
-
-    def known() -> int:
-        return journal.read_text().count('"event": "epoch"') if journal.exists() else 0
-
-    until = known() + more
-    while known() < until:
-        assert time.monotonic() < deadline, "the sweep does not get on"
-        time.sleep(0.05)
-
-
 @pytest.mark.ray
 @pytest.mark.long
 def test_a_sweep_whose_driver_is_killed_and_stopped_again_and_again_ends_the_same(
@@ -215,18 +186,26 @@ def test_a_sweep_whose_driver_is_killed_and_stopped_again_and_again_ends_the_sam
 ):
     """Some drivers have a Ray of their own, which ends with them, the others join a cluster, which does not."""
     draw, folder = random.Random(0), tmp_path / "k"
-    arguments = ["--name", "k", "--max-concurrent", "2"]
     here = ray.get_runtime_context().gcs_address
-    kills = int(os.environ.get("TANDEM_KILLS", "2"))
-    for number in range(kills):
-        driver = start(small_dataset, tmp_path, *arguments, address=here if number % 2 else "")
-        wait_for_epochs(folder, draw.randint(1, 20 // kills))
+    begin = [
+        *begin_sweep(small_dataset, "k"),
+        "--trials",
+        "5",
+        "--max-epochs",
+        "15",
+        "--no-stopping",
+        "--max-concurrent",
+        "2",
+    ]
+    for number in range(2):
+        driver = start_sweep(tmp_path, *begin, address=here if number else "")
+        wait_for_epochs(folder, draw.randint(1, 10))
         time.sleep(draw.random() / 4)
         driver.kill()
         driver.communicate()
-        arguments = ["--resume", "k", "--max-concurrent", "1"]
+        begin = ["--resume", "k", "--max-concurrent", "1"]
     for stop, code, address in ((signal.SIGINT, 130, ""), (signal.SIGTERM, 143, here)):
-        driver = start(small_dataset, tmp_path, *arguments, address=address)
+        driver = start_sweep(tmp_path, *begin, address=address)
         wait_for_epochs(folder, 4)
         driver.send_signal(stop)
         _, errors = driver.communicate(timeout=60)

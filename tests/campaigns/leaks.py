@@ -3,7 +3,8 @@
 Each setting gets a Ray of its own: dashboard off, dashboard on, and dashboard off with a second Ray on the same host. In
 each, a sweep of one-worker trials and a sweep of two-worker trials are stopped early by ASHA, and ten seconds after their
 end the placement groups, actors and processes that are left are counted. The longest silence is the longest time in which
-a sweep told its user nothing.
+a sweep told its user nothing. The memory is that of the driver and of the largest trial process, in MB, in the first and in
+the last quarter of the sweep.
 """
 
 import argparse
@@ -15,9 +16,10 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psutil
@@ -72,16 +74,50 @@ def watch(plan: Any, on_event: Callable[[Any], None] = lambda event: None) -> tu
     """Carries a sweep out in the Ray of this process. Returns its result, and its longest silence and what it left."""
     from distributed.tune.driver import tune
 
-    told = [time.monotonic()]
+    told, memory = [time.monotonic()], Memory()
 
     def take(event: Any) -> None:
         told.append(time.monotonic())
+        memory.sample()
         on_event(event)
 
     result = tune(plan, take).as_dict()
     left, after = wait_until_nothing_is_left()
     silence = max(later - earlier for earlier, later in pairwise(told))
-    return result, {"longest_silence_s": round(silence, 1), "left": left, "after_s": after}
+    return result, {"longest_silence_s": round(silence, 1), "left": left, "after_s": after, **memory.quarters()}
+
+
+class Memory:
+    """The resident memory of a sweep's driver, which is this process, and of its largest trial process, in MB."""
+
+    def __init__(self) -> None:
+        self.driver: list[float] = []
+        self.trial: list[float] = []
+        self._due = 0.0
+
+    def sample(self) -> None:
+        """Measures both, unless that was done less than two seconds ago."""
+        if time.monotonic() < self._due:
+            return
+        this = psutil.Process()
+        trials = [resident_mb(each) for each in this.children(recursive=True) if TRIAL in title_of(each)]
+        if trials:
+            self.driver.append(resident_mb(this))
+            self.trial.append(max(trials))
+        self._due = time.monotonic() + 2
+
+    def quarters(self) -> dict[str, list[float]]:
+        """The medians of the first and of the last quarter."""
+        quarter = -(-len(self.driver) // 4)
+        parts = {"driver_mb": self.driver, "trial_mb": self.trial}
+        return {name: [median(each[:quarter]), median(each[-quarter:])] for name, each in parts.items() if each}
+
+
+def resident_mb(process: psutil.Process) -> float:
+    """Resident memory of a process; 0 where it is gone."""
+    with suppress(psutil.NoSuchProcess):
+        return round(process.memory_info().rss / 1e6, 1)
+    return 0.0
 
 
 def in_setting(setting: str, data: str, one: int, two: int) -> None:
@@ -140,6 +176,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--one", type=int, default=250, help="one-worker trials, of which about 200 are stopped early")
     parser.add_argument("--two", type=int, default=32, help="two-worker trials, of which about 20 are")
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=SETTINGS)
     parser.add_argument("--data", help="dataset directory; a small one is made otherwise")
     parser.add_argument("--in", dest="inside", help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -148,7 +185,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="leaks-") as folder:
         data = asked.data or _small(Path(folder))
-        for row in campaign(data, list(SETTINGS), asked.one, asked.two):
+        for row in campaign(data, asked.settings, asked.one, asked.two):
             print(json.dumps(row), flush=True)
 
 
