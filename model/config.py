@@ -8,6 +8,7 @@ paper (Zhang et al., EMNLP 2016) and of the recorded runs of its earlier impleme
 import json
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -297,7 +298,7 @@ def read_config(path: str) -> Tree:
         tree = yaml.safe_load(Path(path).read_text("utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: is not YAML or JSON: {error}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: contains no configuration; write for example `training: {{lr: 0.001}}`")
@@ -313,12 +314,12 @@ def assign(tree: Tree, assignment: str) -> None:
     """Apply the assignment `a.b=value` to a tree; the value is parsed as YAML (`1e-3`, `true`, `gru`).
 
     Raises:
-        UserError: there is no '=', or the path leads through a value.
+        UserError: there is no '=', the value cannot be parsed, or the path leads through a value.
     """
     path, sign, value = assignment.partition("=")
     if not sign or not path:
         raise UserError(f"--set {assignment}: write it as --set training.lr=0.001")
-    set_dotted(tree, path, parse_scalar(value))
+    set_dotted(tree, path, parse_scalar(value, f"--set {path}"))
 
 
 def set_dotted(tree: Tree, dotted: str, value: object) -> None:
@@ -340,12 +341,15 @@ def merge(tree: Tree, other: Tree) -> None:
             tree[name] = value
 
 
-def parse_scalar(value: str) -> Any:
-    """Parse a value as YAML, with `1e-3` as a number."""
+def parse_scalar(value: str, where: str) -> Any:
+    """Parse a value as YAML, with `1e-3` as a number. Raises UserError, with `where` it stands, if it is not YAML."""
+    with suppress(ValueError):
+        if "e" in value.lower():  # YAML 1.1 takes 1e-3 for a string
+            return float(value)
     try:
-        return float(value) if "e" in value.lower() else yaml.safe_load(value)  # YAML 1.1 takes 1e-3 for a string
-    except ValueError:
         return yaml.safe_load(value)
+    except (yaml.YAMLError, RecursionError):
+        raise UserError(f"{where}: {value} is not a value in YAML; quote a text, as in '\"*\"'") from None
 
 
 def fields(tree: type[BaseModel] = Config, prefix: str = "") -> dict[str, FieldInfo]:

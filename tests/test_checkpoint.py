@@ -1,5 +1,7 @@
 """What a training keeps: nothing half-written is read back as whole, and no more is lost than the cadence."""
 
+import hashlib
+import json
 import random
 import shutil
 from collections.abc import Iterator
@@ -127,6 +129,14 @@ def test_two_checkpoints_and_the_best_weights_stay(small_dataset: str, tmp_path:
     assert counts.shape == (100, 8)
     if training.best == 1:
         assert all(torch.equal(weights[name], value) for name, value in training.tagger.state_dict().items())
+
+
+@pytest.mark.parametrize("content", [b"", b"\x86", b"PK\x03\x04 no archive", b"cos\nsystem\n(S'true'\ntR."])
+def test_another_file_with_its_digest_is_no_state(tmp_path: Path, content: bytes):
+    (tmp_path / "state.pt").write_bytes(content)
+    digest = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (tmp_path / "seal.json").write_text(json.dumps(digest))
+    refused(lambda: load_checkpoint(str(tmp_path)), str(tmp_path), "state.pt is not a state")
 
 
 def test_what_a_killed_worker_left_of_a_checkpoint_is_deleted(small_dataset: str, tmp_path: Path):

@@ -376,6 +376,11 @@ def test_what_is_no_labeled_text_is_named(tmp_path: Path, content: bytes, parts:
     refused(lambda: read([write(tmp_path, "file", content)]), *parts)
 
 
+def test_webanno_that_is_none_is_refused(tmp_path: Path):
+    path = write(tmp_path, "a.tsv", TSV)
+    refused(lambda: read([path], format="webanno"), "a.tsv", "#FORMAT=WebAnno TSV 3", "--format")
+
+
 def test_a_pipe_is_read_once(tmp_path: Path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)

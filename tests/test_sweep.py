@@ -193,6 +193,12 @@ def test_a_sweep_goes_on_only_as_itself(small_dataset: str, tmp_path: Path):
     refused(lambda: resumed_sweep("s", str(tmp_path), {"max_epochs": 4}), "--max-epochs", "has begun")
     refused(lambda: resumed_sweep("s", str(tmp_path), {"trials": 1}), "--trials 1", "2 trials have begun")
     assert resumed_sweep("s", str(tmp_path), {"finalists": 2, "trials": 20}).finalists == 2
+    with (tmp_path / "s" / "journal.jsonl").open("a") as file:  # as of earlier versions, without a checksum
+        file.write('{"event": "begun", "time": 3.0, "trial": "t099"}\n')
+    refused(lambda: read_sweep(str(tmp_path / "s")), "an event of 't099', of which it knows nothing")
+    with (tmp_path / "s" / "journal.jsonl").open("a") as file:
+        file.write('{"event": "begun", "time": "soon"}\n')
+    refused(lambda: list(read_events(str(tmp_path / "s"))), "damaged", "remove the line")
     (tmp_path / "s" / "sweep.json").write_text("{")
     with pytest.raises(UserError, match="is damaged"):
         resumed_sweep("s", str(tmp_path), {})

@@ -73,6 +73,9 @@ def test_the_dataset_knows_the_lines_that_were_left_out(tmp_path: Path):
     [
         (b"PK\x03\x04\x14\x00\x00\x00glove.txt", "is a ZIP archive; unpack it"),
         ("", "is empty"),
+        (b"\xff\xfe", "its lines do not end with numbers"),
+        (" \n0 0\n", "its lines do not end with numbers"),
+        (b"55555555553 3\nrain \x80\x80\x80\x80", "cannot be read as word2vec"),
         ("a text\tkeyphrase\nmore text\tmore\n", "its lines do not end with numbers"),
         ("3 3\nrain 1 2 3\nsnow 1 2 3\n", "line 1 promises 3 words, but 2 lines follow"),
         ("rain 1 2 3\nsnow 1 x\nfog 1\n", "2 of 3 lines are not a word and 3 finite numbers"),
@@ -81,3 +84,15 @@ def test_the_dataset_knows_the_lines_that_were_left_out(tmp_path: Path):
 def test_other_files_are_refused(tmp_path: Path, content: str | bytes, problem: str):
     path = file(tmp_path, content)
     refused(lambda: read(path), path, problem)
+
+
+def test_a_fasttext_file_that_was_cut_off_is_refused(tmp_path: Path):
+    from gensim.models.fasttext import FastText, save_facebook_model
+
+    model = FastText([["rain", "in", "bern"], ["no", "rain"]], vector_size=2, min_count=1, bucket=10, epochs=1)
+    save_facebook_model(model, str(tmp_path / "whole.bin"))
+    content = (tmp_path / "whole.bin").read_bytes()
+    assert set(read(str(tmp_path / "whole.bin"))[0]) == {"rain", "in", "bern", "no"}
+    for end in range(4, 260, 3):
+        path = file(tmp_path, content[:end], "cut.bin")
+        refused(lambda path=path: read(path), path, "cannot be read")  # type: ignore[misc]

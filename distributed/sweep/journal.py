@@ -8,7 +8,10 @@ import zlib
 from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
-from typing import Literal, NotRequired, TypedDict, cast
+from typing import Annotated, Literal, NotRequired, cast
+
+from pydantic import Field, TypeAdapter
+from typing_extensions import TypedDict  # pydantic reads typing's own from Python 3.12 on
 
 from distributed.sweep.space import Values
 from model import storage
@@ -76,6 +79,7 @@ class BrokenEvent(TypedDict):
 
 _CHECKSUM = b', "crc32": '
 JournalEvent = SessionEvent | TrialEvent | BegunEvent | EpochEvent | RetryEvent | BrokenEvent
+_EVENT: TypeAdapter[JournalEvent] = TypeAdapter(Annotated[JournalEvent, Field(discriminator="event")])
 
 
 class Journal:
@@ -151,7 +155,9 @@ def _event(line: bytes) -> JournalEvent:
         line = content + b"}"
         if zlib.crc32(line) != int(checksum.removesuffix(b"}")):
             raise ValueError("its checksum is that of another line")
-    return cast(JournalEvent, current_keys(json.loads(line), EVENTS))
+    event = current_keys(json.loads(line), EVENTS)
+    _EVENT.validate_python(event)  # what it returns has other numbers: 3.0 for 3
+    return cast(JournalEvent, event)
 
 
 def timestamp() -> float:

@@ -173,7 +173,7 @@ def _is_whole(annotation: object) -> bool:
 
 def _read_range(name: str, text: str, where: str) -> Choice | NumericRange:
     if ":" not in text:
-        return Choice(tuple(parse_scalar(value.strip()) for value in text.split(",")))
+        return Choice(tuple(parse_scalar(value.strip(), where) for value in text.split(",")))
     log = text.startswith("log:")
     parts = text.removeprefix("log:").split(":")
     try:

@@ -227,7 +227,10 @@ def read_sweep(folder: str) -> SweepState:
         raise UserError(f"{place}: is damaged: {error}") from None
     sweep = SweepState(plan)
     for event in read_events(folder):
-        sweep.apply(event)
+        try:
+            sweep.apply(event)
+        except KeyError as error:
+            raise UserError(f"{folder}: its journal has an event of {error}, of which it knows nothing") from None
     return sweep
 
 

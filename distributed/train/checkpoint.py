@@ -258,7 +258,7 @@ def load_checkpoint(location: str) -> TrainingState:
     """Read the state in a checkpoint folder.
 
     Raises:
-        UserError: a file is missing, or the state does not match its digest.
+        UserError: a file is missing, or the state does not match its digest or cannot be read.
         StorageError: the storage does not answer.
     """
     try:
@@ -271,5 +271,8 @@ def load_checkpoint(location: str) -> TrainingState:
         raise UserError(f"{location}: is not a whole checkpoint: {error}") from error
     if not whole:
         raise UserError(f"{location}: is not a whole checkpoint: {STATE} does not match the digest in {DIGEST}")
-    state: TrainingState = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    try:
+        state: TrainingState = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # of many kinds
+        raise UserError(f"{location}: {STATE} is not a state that this version of torch can read: {error}") from error
     return state

@@ -1,5 +1,6 @@
 """Pretrained word vectors: word2vec, GloVe and fastText files, text or binary."""
 
+import struct
 from array import array
 from collections import Counter
 from collections.abc import Iterable
@@ -18,8 +19,14 @@ from model.shards import FileRange
 
 _CHUNK_NAMES = 10_000
 _FASTTEXT_MAGIC = (793712314).to_bytes(4, "little")
+_FASTTEXT_HEADER_BYTES, _FASTTEXT_WORDS_AT = 92, 64  # where the number of words stands in it
+_FASTTEXT_COUNT_BYTES = 9  # after each word and a zero: how often it occurs, and its kind
 _BOM = b"\xef\xbb\xbf"
 _SAMPLE_LINES = 100
+# What gensim raises of files that are damaged, or that promise more vectors than any machine can hold.
+_UNREADABLE = (
+    ValueError, EOFError, OSError, NotImplementedError, IndexError, MemoryError, OverflowError, AssertionError, struct.error,
+)  # fmt: skip
 _SPREAD_SAMPLE = 10_000  # vectors whose standard deviation the random ones get
 
 
@@ -116,12 +123,31 @@ def read_vectors(path: str, skips: SkipCounts | None = None) -> KeyedVectors:
         raise UserError(f"{path}: is empty; give a file of word vectors")
     try:
         if head.startswith(_FASTTEXT_MAGIC):
+            _require_vocabulary(file)
             return load_facebook_vectors(path)
         if _header(head) and not _is_text(head.split(b"\n", 1)[-1]):
             return GensimVectors.load_word2vec_format(path, binary=True, unicode_errors="replace")
-    except (ValueError, EOFError, OSError, NotImplementedError, IndexError) as error:
+    except _UNREADABLE as error:
         raise UserError(f"{path}: cannot be read as word2vec or fastText vectors: {error}") from error
     return _read_text(file, _header(head), skips)
+
+
+def _require_vocabulary(file: FileRange) -> None:
+    """Check that a binary file of fastText holds its words; gensim looks for the end of a word beyond that of the file, for ever.
+
+    Raises:
+        EOFError, struct.error: the file ends before.
+    """
+    with file.open() as stream:
+        [words] = struct.unpack_from("<i", stream.read(_FASTTEXT_HEADER_BYTES), _FASTTEXT_WORDS_AT)
+        buffer, at = b"", 0
+        for _ in range(words):
+            while (end := buffer.find(b"\0", at)) < 0:
+                chunk = stream.read(1 << 20)
+                if not chunk:
+                    raise EOFError("it ends within its words")
+                buffer, at = buffer[at:] + chunk, max(at - len(buffer), 0)
+            at = end + 1 + _FASTTEXT_COUNT_BYTES
 
 
 def _read_text(file: FileRange, header: tuple[int, int] | None, skips: SkipCounts | None) -> KeyedVectors:
@@ -182,7 +208,7 @@ def _count_numbers(file: FileRange) -> int:
     for line in islice(file.lines(), _SAMPLE_LINES):
         columns = line.split()[1:]
         counts[sum(1 for _ in takewhile(_is_number, reversed(columns)))] += 1
-    [(size, _)] = counts.most_common(1)
+    [(size, _)] = counts.most_common(1) or [(0, 0)]
     if not size:
         raise UserError(f"{file.path}: is no file of word vectors: its lines do not end with numbers")
     return size
@@ -199,7 +225,9 @@ def _is_number(column: bytes) -> bool:
 def _header(head: bytes) -> tuple[int, int] | None:
     """Return the number of words and of dimensions that the first line of a file promises, or None."""
     columns = head.removeprefix(_BOM).split(b"\n", 1)[0].split()
-    return (int(columns[0]), int(columns[1])) if len(columns) == 2 and all(map(bytes.isdigit, columns)) else None
+    if len(columns) != 2 or not all(map(bytes.isdigit, columns)) or not int(columns[1]):
+        return None
+    return int(columns[0]), int(columns[1])
 
 
 def _is_text(sample: bytes) -> bool:

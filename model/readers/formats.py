@@ -140,7 +140,11 @@ def _parse_conll(record: conll.Lines, place: str, layout: Layout, skips: SkipCou
 
 def _detect_webanno(head: Head, options: ReadOptions) -> Layout | None:
     if not any(line.startswith(documents.WEBANNO) for line in head.lines[:3]):
-        return None
+        if options.format == "auto":
+            return None
+        raise UserError(
+            f"{head.path}: does not begin with {documents.WEBANNO}; leave --format out to detect the format"
+        )
     return head.layout._replace(format="webanno", blocks=True, options=documents.span_columns(head.lines))
 
 
