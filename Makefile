@@ -21,7 +21,7 @@ CUDA_TORCH ?= torch==2.13.0
 CUDA_BIN := .venv-cuda/bin
 CUDA_READY := .venv-cuda/.ready
 
-.PHONY: help lock demo test benchmark peers encoder distil test-long chaos sweep-chaos leaks budgets labels flaky full-disk damage world-sizes serve-load scale streaming gpu gpu-dry audit up down lint format clean
+.PHONY: help lock demo test benchmark peers encoder distil test-long chaos sweep-chaos leaks budgets labels flaky full-disk damage fuzz world-sizes serve-load scale streaming gpu gpu-dry audit up down lint format clean
 
 help:
 	@echo "make demo          run everything on the built-in corpus: prepare, train with 2 workers, evaluate, extract"
@@ -42,6 +42,7 @@ help:
 	@echo "make flaky         run the commands on remote storage that fails one call in ten (6 minutes)"
 	@echo "make full-disk     train N=20 times on disks that get full, and go on when they have room (8 minutes; needs root)"
 	@echo "make damage        damage N=1000 files of datasets, bundles, checkpoints, labels and sweeps, and read them (4 minutes)"
+	@echo "make fuzz          make up configurations, files and requests, MINUTES=2 for each of ten kinds (Linux)"
 	@echo "make world-sizes   stop a training 40 times, and go on in another number of processes each time (10 minutes)"
 	@echo "make serve-load    put load on a server for MINUTES=30, and flood it; BUNDLE=bundle, DATA=dataset; needs wrk"
 	@echo "make scale         measure memory and speed of prepare on 250,000 and 1,000,000 texts (5 minutes)"
@@ -122,6 +123,10 @@ full-disk: $(READY)
 
 damage: $(READY)
 	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/damage.py --rounds $(or $(N),1000)
+
+fuzz: $(READY)
+	$(BIN)/pip install -qq --no-deps atheris==3.0.0
+	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/fuzz.py --minutes $(or $(MINUTES),2)
 
 world-sizes: $(READY)
 	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/world_sizes.py --stops $(or $(N),40)
