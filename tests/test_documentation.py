@@ -4,8 +4,9 @@ import ast
 import importlib
 import re
 import shlex
+import tomllib
 from importlib.metadata import distributions
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import typer
 from documents import CLI, first_cells, sections, text_of
 from helpers import ROOT
+from packaging.requirements import Requirement
 
 from distributed.sweep.record_runs import record_size
 from distributed.sweep.samplers import Sampler
@@ -210,6 +212,10 @@ def test_the_tests_run_with_the_versions_that_are_pinned():
 
     pins = "".join((ROOT / ".ci" / name).read_text("utf-8") for name in ("requirements.txt", "requirements-peers.txt"))
     pinned = {normal(name): version for name, version in re.findall(r"^([\w.-]+)==(\S+)", pins, re.MULTILINE)}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    needed = chain(project["dependencies"], *project["optional-dependencies"].values())
+    missing = {normal(Requirement(each).name) for each in needed} - set(pinned) - {"torch"}
+    assert not missing, f"renew the pins: make lock; {missing}"
     installed = {normal(each.name): each.version for each in distributions()}
     assert {"ray", "wandb", "pyarrow", "typer"} <= set(pinned) & set(installed) and "torch" not in pinned
     other = {name: installed[name] for name in pinned if installed.get(name, pinned[name]) != pinned[name]}
