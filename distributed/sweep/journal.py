@@ -10,7 +10,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Annotated, Literal, NotRequired, cast
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic reads typing's own from Python 3.12 on
 
 from distributed.sweep.space import Values
@@ -156,7 +156,11 @@ def _event(line: bytes) -> JournalEvent:
         if zlib.crc32(line) != int(checksum.removesuffix(b"}")):
             raise ValueError("its checksum is that of another line")
     event = current_keys(json.loads(line), EVENTS)
-    _EVENT.validate_python(event)  # what it returns has other numbers: 3.0 for 3
+    try:
+        _EVENT.validate_python(event)  # what it returns has other numbers: 3.0 for 3
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     return cast(JournalEvent, event)
 
 

@@ -26,7 +26,7 @@ from distributed.train.shared_data import SharedData
 from model import staging, storage
 from model.aliases import current_weights
 from model.config import Config
-from model.errors import StorageError, UserError
+from model.errors import RunFailedError, StorageError, UserError
 from model.network.device import processor
 from model.training.communicator import Communicator
 from model.training.loop import Training, TrainingState
@@ -258,7 +258,8 @@ def load_checkpoint(location: str) -> TrainingState:
     """Read the state in a checkpoint folder.
 
     Raises:
-        UserError: a file is missing, or the state does not match its digest or cannot be read.
+        UserError: a file is missing, or the state does not match its digest.
+        RunFailedError: the state matches its digest, but cannot be read here.
         StorageError: the storage does not answer.
     """
     try:
@@ -273,6 +274,7 @@ def load_checkpoint(location: str) -> TrainingState:
         raise UserError(f"{location}: is not a whole checkpoint: {STATE} does not match the digest in {DIGEST}")
     try:
         state: TrainingState = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # of many kinds
-        raise UserError(f"{location}: {STATE} is not a state that this version of torch can read: {error}") from error
+    except Exception as error:  # of many kinds; the checkpoint before it would not help
+        problem = f"{location}: {STATE} is what was written, but torch cannot read it ({type(error).__name__})"
+        raise RunFailedError(f"{problem}; is there enough memory, and is it the same version of torch?") from error
     return state

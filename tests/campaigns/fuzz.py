@@ -1,8 +1,9 @@
 """What becomes of input that a fuzzer makes up: `make fuzz`.
 
 Atheris changes examples of what people and programs give Tandem, and keeps what reaches new lines of its code. Each kind of input
-has a process of its own and some minutes. Good ends are a result and a UserError (of a server: a ProblemError). Other exceptions
-and more than SECONDS are findings, printed once for each place in the code, with the input that leads there.
+has a process of its own and some minutes. Good ends are a result, a UserError, a RunFailedError and, of a server, a
+ProblemError. Other exceptions and more than SECONDS are findings, printed once for each place in the code, with the input that
+leads there.
 """
 
 import argparse
@@ -220,7 +221,7 @@ def fuzz(name: str, seconds: float) -> None:
     with atheris.instrument_imports(include=["model", "distributed"], enable_loader_override=False):
         for module in MODULES:
             importlib.import_module(module)
-    from model.errors import UserError
+    from model.errors import RunFailedError, UserError
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_MB << 20, MEMORY_MB << 20))
     scratch = Path(tempfile.mkdtemp(prefix="tandem-fuzz-", dir="/dev/shm"))
@@ -239,7 +240,7 @@ def fuzz(name: str, seconds: float) -> None:
         signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
         try:
             TARGETS[name](content, place)
-        except UserError:
+        except (UserError, RunFailedError):
             pass
         except BaseException as error:
             tell(f"{type(error).__name__}: {error}", place_of(error), content)
