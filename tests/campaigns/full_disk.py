@@ -85,7 +85,7 @@ def main() -> None:
         print(json.dumps({"needed_kb": needed // 1024}), flush=True)
         for number in range(asked.runs):
             size = 4096 * random.Random(f"{asked.seed} {number}").randint(
-                1, int(1.4 * needed) // 4096
+                1, int(1.25 * needed) // 4096
             )  # more while a checkpoint is written
             rows.append(fill(data, Path(folder) / f"disk{number}", size, weights))
             print(json.dumps(rows[-1]), flush=True)

@@ -7,7 +7,6 @@ leads there.
 """
 
 import argparse
-import atexit
 import importlib
 import io
 import json
@@ -224,7 +223,6 @@ def fuzz(name: str, seconds: float) -> None:
     from model.errors import RunFailedError, UserError
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_MB << 20, MEMORY_MB << 20))
-    scratch = Path(tempfile.mkdtemp(prefix="tandem-fuzz-", dir="/dev/shm"))
     seen: set[str] = set()
 
     def tell(problem: str, where: str, content: bytes) -> None:
@@ -234,7 +232,7 @@ def fuzz(name: str, seconds: float) -> None:
             print(json.dumps(finding), flush=True)
 
     def one(content: bytes) -> None:
-        place = scratch / "x"
+        place = EXAMPLES / "place"
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
         signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
@@ -251,7 +249,6 @@ def fuzz(name: str, seconds: float) -> None:
         raise TimeoutError(f"more than {SECONDS} s")
 
     signal.signal(signal.SIGVTALRM, stop)
-    atexit.register(shutil.rmtree, scratch, ignore_errors=True)
     options = (f"-max_total_time={seconds:.0f}", "-max_len=20000", "-verbosity=0", "-print_final_stats=1")
     atheris.Setup([sys.argv[0], *options, str(EXAMPLES / "inputs" / name)], one)
     atheris.Fuzz()
@@ -289,7 +286,7 @@ def main() -> None:
     if asked.inside:
         fuzz(asked.inside, 60 * asked.minutes)
         return
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
+    with tempfile.TemporaryDirectory(prefix="fuzz-", dir="/dev/shm") as folder:
         make_examples(Path(folder))
         findings = sum([in_process(name, asked.minutes, folder) for name in asked.only])
     sys.exit(bool(findings))
