@@ -153,7 +153,7 @@ def test_gradients_are_summed_over_two_processes():
     assert exact < 1e-6 < rounded < 0.05
 
 
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_ddp_gives_the_weights_of_one_all_reduce_and_resumes_it(small_dataset: str, count: int):
     for preset in processes(count, WAYS, small_dataset, first="import torch._dynamo  # for DDP").values():
         assert set(preset) == {"ddp", "auto", "flat, ddp", "ddp, flat"}

@@ -68,7 +68,10 @@ def train_workers() -> list[psutil.Process]:
 ENCODER = {"cell": "none", "embedding_dim": 0, "crf": True, "decoding": "spans", "pooling": "mean"}
 
 
-@pytest.mark.parametrize(("tagger", "sync"), [({}, "auto"), (ENCODER, "ddp")], ids=["record", "encoder"])
+@pytest.mark.parametrize(
+    ("tagger", "sync"),
+    [pytest.param({}, "auto", id="record", marks=pytest.mark.long), pytest.param(ENCODER, "ddp", id="encoder")],
+)
 def test_two_processes_end_with_the_weights_of_one(
     small_dataset: str, tmp_path: Path, tagger: dict[str, Any], sync: str
 ):
