@@ -82,11 +82,10 @@ def main() -> None:
             done = call("train", "--data", data, "--storage", str(disk), "--name", "full", *SETTINGS)
             assert done.exit_code == 0, done.stderr
             weights, needed = (Path(last_json(done.stdout)["bundle"]) / "weights.safetensors").read_bytes(), used(disk)
+        most = int(1.25 * needed)  # while a checkpoint is written, it needs more than in the end
         print(json.dumps({"needed_kb": needed // 1024}), flush=True)
         for number in range(asked.runs):
-            size = 4096 * random.Random(f"{asked.seed} {number}").randint(
-                1, int(1.25 * needed) // 4096
-            )  # more while a checkpoint is written
+            size = 4096 * random.Random(f"{asked.seed} {number}").randint(1, most // 4096)
             rows.append(fill(data, Path(folder) / f"disk{number}", size, weights))
             print(json.dumps(rows[-1]), flush=True)
     shutdown()

@@ -250,7 +250,7 @@ def fuzz(name: str, seconds: float) -> None:
 
     signal.signal(signal.SIGVTALRM, stop)
     options = (f"-max_total_time={seconds:.0f}", "-max_len=20000", "-verbosity=0", "-print_final_stats=1")
-    atheris.Setup([sys.argv[0], *options, str(EXAMPLES / "inputs" / name)], one)
+    atheris.Setup([sys.argv[0], *options, f"-artifact_prefix={EXAMPLES}/", str(EXAMPLES / "inputs" / name)], one)
     atheris.Fuzz()
 
 
