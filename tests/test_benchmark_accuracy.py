@@ -5,6 +5,7 @@ import math
 import os
 import signal
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -141,6 +142,7 @@ def test_what_cannot_be_compared_is_refused(tiny_dataset: str, tmp_path: Path):
         (["--systems", "record"], ("--peers",)),
         (["--seeds", "2"], ("--peers",)),
         (["--encoder", "models/a"], ("--peers",)),
+        (["--out", "a.jsonl"], ("--peers",)),
         (["--peers", "--systems", "crf,transformers,encoder"], ("transformers,encoder: needs", "--encoder PATH")),
         (["--peers", "--systems", "record", "--encoder", "models/a"], ("transformers and encoder", "leave it out")),
         (["--peers", "--systems", "encoder", "--encoder", "/no/such"], ("/no/such: no such folder", "config.json")),
@@ -328,3 +330,30 @@ def test_an_encoder_adds_two_systems(tiny_dataset: str, tmp_path: Path, monkeypa
         assert result.exit_code == 0, result.output
         given = encoder if arguments else None
         assert measured == [(system, given) for system in ["crf", "spacy", "record", "best", *extra]]
+
+
+def test_finished_trainings_are_not_repeated(tiny_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    measured = []
+
+    def fake(config: ComparisonConfig, system: str, seed: int, log) -> SystemResult:
+        measured.append((system, seed))
+        if len(measured) == 3:
+            raise RunFailedError("killed")
+        return SystemResult(np.full((20, 8), seed + 1, np.int64), 1.5, 2.0, 1.0, 7.0, 1.0)
+
+    monkeypatch.setattr(accuracy, "_measure_in_process", fake)
+    out = tmp_path / "new" / "finished.jsonl"
+    arguments = ["--peers", "--data", tiny_dataset, "--systems", "record,best", "--seeds", "2", "--out", str(out)]
+    assert benchmark(*arguments).exit_code == 1
+    assert len(out.read_text().splitlines()) == 2
+    [row, _] = json.loads(benchmark(*arguments, "--json").stdout)["systems"]
+    assert measured == [("record", 0), ("record", 1), ("best", 0), ("best", 0), ("best", 1)]
+    results = [SystemResult(np.full((20, 8), count), 1.5, 2.0, 1.0, 7.0, 1.0) for count in (1, 2)]
+    assert row == asdict(system_row("record", results))
+    (tmp_path / "other").mkdir()
+    other = generated_dataset(tmp_path / "other", 120)
+    benchmark("--peers", "--data", other, "--systems", "best", "--out", str(out))
+    assert measured[5:] == [("best", 0)] and len(out.read_text().splitlines()) == 5
+    out.write_text(out.read_text()[:-100])
+    result = benchmark(*arguments)
+    assert result.exit_code == 2 and f"{out}:5: is no result of benchmark --peers" in result.stderr

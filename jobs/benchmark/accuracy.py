@@ -4,6 +4,7 @@ Each system is trained and measured in a fresh process, one after the other, so 
 memory of another.
 """
 
+import json
 import multiprocessing
 import os
 import signal
@@ -12,10 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
+import numpy as np
 import torch
 
 from jobs.benchmark.baselines import Log, check_installed
 from jobs.benchmark.systems import SystemResult, measure
+from model import storage
 from model.data.dataset import SPLITS, Dataset
 from model.errors import RunFailedError, UserError
 from model.network.device import resolve_device
@@ -38,6 +41,7 @@ class ComparisonConfig:
         repeats: passes over the texts for the throughput, of which the median counts.
         encoder: pretrained, for the systems in WITH_ENCODER: path, URI, or name on the hub.
         device: of the presets and of the systems in WITH_ENCODER; the others use the CPU.
+        out: file of finished trainings, which are not repeated; None keeps none.
     """
 
     data: str
@@ -46,6 +50,7 @@ class ComparisonConfig:
     repeats: int = 5
     encoder: str | None = None
     device: str = "cpu"
+    out: str | None = None
 
 
 @dataclass(frozen=True)
@@ -96,35 +101,90 @@ def compare_systems(config: ComparisonConfig, log: Log) -> ComparisonResult:
     Raises:
         UserError: a system is unknown or its package is missing, or the dataset, the encoder or the device cannot be used.
         RunFailedError: the process of a system died.
+        StorageError: `config.out` cannot be written.
     """
     unknown = [system for system in config.systems if system not in SYSTEMS]
     if unknown or not config.systems:
         raise UserError(f"--systems {','.join(unknown)}: is unknown; choose some of {','.join(SYSTEMS)}")
     check_installed(config.systems)
     resolve_device(config.device)
-    _check_encoder(config)
+    encoder = _encoder_digest(config)
     data = Dataset(config.data)
     for split in SPLITS:
         data.require(split)
+    finished = FinishedTrainings(config.out)
     rows = []
     for number, system in enumerate(config.systems, 1):
         seeds = 1 if system in _DETERMINISTIC else config.seeds
         log(f"{number} of {len(config.systems)}  {system}, {seeds} x")
-        rows.append(system_row(system, [_measure_in_process(config, system, seed, log) for seed in range(seeds)]))
+        results = []
+        for seed in range(seeds):
+            key = {
+                "dataset": data.digest,
+                "system": system,
+                "seed": seed,
+                "encoder": encoder if system in WITH_ENCODER else None,
+                "device": config.device,
+            }
+            results.append(finished.get(key) or finished.add(key, _measure_in_process(config, system, seed, log)))
+        rows.append(system_row(system, results))
     return ComparisonResult(
         rows, {split: data.rows(split) for split in SPLITS}, len(os.sched_getaffinity(0)), config.device
     )
 
 
-def _check_encoder(config: ComparisonConfig) -> None:
-    """Check the encoder before other systems train for minutes. Raises UserError."""
+class FinishedTrainings:
+    """The results of finished trainings, in a file of JSON lines: a key and a result each.
+
+    The key names the dataset's content, the system, the seed, the encoder's digest and the device, and nothing of the code:
+    another version of Tandem needs another file.
+
+    Args:
+        location: path or URI of the file, which is read if it exists; None keeps the results in memory only.
+
+    Raises:
+        UserError: the file holds something else.
+    """
+
+    def __init__(self, location: str | None) -> None:
+        self._location = location
+        self._lines: list[tuple[dict[str, object], SystemResult]] = []
+        if location is None or not storage.exists(location):
+            return
+        for number, line in enumerate(storage.read(location).splitlines(), 1):
+            try:
+                values = json.loads(line)
+                result = SystemResult(**values["result"])
+                self._lines.append((values["key"], result._replace(counts=np.array(result.counts, np.int64))))
+            except (ValueError, KeyError, TypeError):
+                raise UserError(
+                    f"{location}:{number}: is no result of benchmark --peers; name another file with --out"
+                ) from None
+
+    def get(self, key: dict[str, object]) -> SystemResult | None:
+        """Return the result of a training, or None if it has not finished."""
+        return next((result for found, result in self._lines if found == key), None)
+
+    def add(self, key: dict[str, object], result: SystemResult) -> SystemResult:
+        """Add a result, write the file anew, and return the result. Raises StorageError."""
+        self._lines.append((key, result))
+        if self._location is not None:
+            lines = [
+                json.dumps({"key": each, "result": values._replace(counts=values.counts.tolist())._asdict()})
+                for each, values in self._lines
+            ]
+            storage.write(self._location, "".join(f"{line}\n" for line in lines).encode())
+        return result
+
+
+def _encoder_digest(config: ComparisonConfig) -> str | None:
+    """Check the encoder before other systems train for minutes, and return its digest. Raises UserError."""
     systems = ",".join(system for system in config.systems if system in WITH_ENCODER)
     if systems and config.encoder is None:
         raise UserError(f"--systems {systems}: needs a pretrained encoder; add --encoder PATH-or-NAME, or leave it out")
     if config.encoder is not None and not systems:
         raise UserError(f"--encoder: only {' and '.join(WITH_ENCODER)} use it; add one to --systems, or leave it out")
-    if config.encoder is not None:
-        load_encoder(config.encoder)
+    return None if config.encoder is None else load_encoder(config.encoder).digest
 
 
 def system_row(system: str, results: Sequence[SystemResult]) -> SystemRow:

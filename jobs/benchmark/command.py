@@ -51,6 +51,12 @@ def benchmark(
         typer.Option(help="With --peers: cpu or cuda, for what is made of torch modules; CRF and spaCy use the CPU."),
     ] = "cpu",
     seeds: Annotated[int | None, typer.Option(min=1, help="With --peers: trainings of each system (1).")] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            help="With --peers: file to which each finished training is added; those that it has are not repeated."
+        ),
+    ] = None,
     serve: Annotated[
         str | None,
         typer.Option(metavar="BUNDLE", help="Measure a server with this bundle, and nothing else; needs wrk."),
@@ -67,15 +73,17 @@ def benchmark(
     """
     from model.errors import RunFailedError, UserError
 
-    if not peers and (systems or seeds or encoder or device != "cpu"):
-        raise UserError("--systems, --seeds, --encoder and --device: only --peers uses them; add it, or leave them out")
+    if not peers and (systems or seeds or encoder or out or device != "cpu"):
+        raise UserError(
+            "--systems, --seeds, --encoder, --device and --out: only --peers uses them; add it, or leave them out"
+        )
     if (peers or serve) and (workers or texts):
         raise UserError("--workers and --texts: --peers and --serve do not use them; leave them out")
     if peers and serve:
         raise UserError("--peers and --serve: each measures nothing else; leave one out")
     with _dataset(data) as location:
         if peers:
-            compared = _compare(location, systems, seeds or 1, repeats, encoder, device)
+            compared = _compare(location, systems, seeds or 1, repeats, encoder, device, out)
             text, result = _accuracy_table(compared), asdict(compared)
         elif serve:
             text, result = _measure_serving(serve, location, repeats)
@@ -111,7 +119,7 @@ def _measure_serving(bundle: str, data: str, repeats: int) -> tuple[str, dict[st
 
 
 def _compare(
-    data: str, systems: str | None, seeds: int, repeats: int, encoder: str | None, device: str
+    data: str, systems: str | None, seeds: int, repeats: int, encoder: str | None, device: str, out: str | None
 ) -> ComparisonResult:
     from jobs.benchmark.accuracy import SYSTEMS, WITH_ENCODER, ComparisonConfig, compare_systems
 
@@ -119,7 +127,7 @@ def _compare(
         chosen = tuple(each for each in SYSTEMS if encoder is not None or each not in WITH_ENCODER)
     else:
         chosen = tuple(dict.fromkeys(systems.split(",")))
-    return compare_systems(ComparisonConfig(data, chosen, seeds, repeats, encoder, device), echo)
+    return compare_systems(ComparisonConfig(data, chosen, seeds, repeats, encoder, device, out), echo)
 
 
 def _measure(data: str, workers: int, repeats: int, texts: int) -> BenchmarkResult:
