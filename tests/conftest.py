@@ -23,9 +23,6 @@ for name in ("RAY_ADDRESS", "TANDEM_STORAGE"):
 
 settings.register_profile("thorough", max_examples=10_000, deadline=None)  # --hypothesis-profile=thorough
 
-# The small taggers of the tests gain nothing by more, and a worker with one CPU has one: the same bits come out.
-torch.set_num_threads(1)
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Fast tests first, those that start a process last of them; then those that start Ray, the last file first.
@@ -96,6 +93,16 @@ def command() -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Kernels with one thread, whatever an earlier test has set: a worker with one CPU has one, and gives the same bits.
+
+    The small taggers of the tests gain nothing by more, and beside other processes threads that wait for each other take many
+    times as long.
+    """
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

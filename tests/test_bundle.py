@@ -123,10 +123,12 @@ def test_a_bundle_of_a_newer_version_and_no_bundle_are_refused(small_bundle: str
     refused(lambda: load_bundle(str(tmp_path / "none")), "no such bundle")
 
 
-def test_a_bundle_works_where_ray_and_wandb_cannot_be_imported(small_bundle: str):
+def test_a_bundle_and_the_client_work_where_ray_wandb_and_the_server_cannot_be_imported(small_bundle: str):
     program = f"""
 import sys
-sys.modules["ray"] = sys.modules["wandb"] = sys.modules["typer"] = None  # an import of them raises ImportError
+for name in ("ray", "wandb", "typer", "fastapi", "starlette", "uvicorn", "prometheus_client"):
+    sys.modules[name] = None  # an import of it raises ImportError
+import model.serving.client
 from model.inference.extractor import Extractor
 text = "Sirens outside. Evacuated from Zorvalia, a late goal by Brenwick Herons"
 found = Extractor.load({small_bundle!r})(text)

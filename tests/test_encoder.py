@@ -201,21 +201,25 @@ def test_the_states_of_a_frozen_encoder_are_those_that_extraction_computes(
     assert torch.equal(batch.encoder_inputs.word_keys, encoder_inputs(split, rows, batch.ids).word_keys)
 
 
-@pytest.fixture(scope="module", params=["trained", "frozen"])
-def bundle(
-    request: pytest.FixtureRequest, bert: str, small_dataset: str, tmp_path_factory: pytest.TempPathFactory
-) -> str:
-    place = tmp_path_factory.mktemp("bundle")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TANDEM_CACHE", str(place / "cache"))
-        of_kind = {"frozen": FROZEN | {"word_feature_dim": 4}, "trained": {"crf": True}}
-        config = config_of(small_dataset, bert, {"decoding": "spans", **of_kind[request.param]}, epochs=3)
-        training = training_of(config)
-        list(training.epochs())
-    metrics = {name.removeprefix("valid/"): value for name, value in training.history[-1].items()}
-    tokenizer = Dataset(small_dataset).tokenizer_bytes()
-    save_bundle(str(place / "bundle"), config, tokenizer, training.tagger.state_dict(), metrics, load_encoder(bert))
-    return str(place / "bundle")
+@pytest.fixture(scope="module")
+def bundles(bert: str, small_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A bundle with an encoder that was trained too, and one with an encoder that was not."""
+    place = tmp_path_factory.mktemp("bundles")
+    for kind, fields in (("trained", {"crf": True}), ("frozen", FROZEN | {"word_feature_dim": 4})):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TANDEM_CACHE", str(place / "cache"))
+            config = config_of(small_dataset, bert, {"decoding": "spans", **fields}, epochs=3)
+            training = training_of(config)
+            list(training.epochs())
+        metrics = {name.removeprefix("valid/"): value for name, value in training.history[-1].items()}
+        tokenizer = Dataset(small_dataset).tokenizer_bytes()
+        save_bundle(str(place / kind), config, tokenizer, training.tagger.state_dict(), metrics, load_encoder(bert))
+    return {kind: str(place / kind) for kind in ("trained", "frozen")}
+
+
+@pytest.fixture(params=["trained", "frozen"])
+def bundle(request: pytest.FixtureRequest, bundles: dict[str, str]) -> str:
+    return bundles[request.param]
 
 
 def test_a_bundle_holds_the_whole_tagger(bundle: str, small_dataset: str):
@@ -238,20 +242,23 @@ def test_a_bundle_holds_the_whole_tagger(bundle: str, small_dataset: str):
     assert "license: unknown" in card and "base_model" in card
 
 
-def test_a_bundle_is_used_without_ray_and_without_its_encoders_folder(bundle: str, tmp_path: Path):
-    copy = tmp_path / "copy"
-    shutil.copytree(bundle, copy)
-    about = json.loads((copy / "config.json").read_text())
-    about["tagger"]["encoder"] = "somewhere/else"
-    (copy / "config.json").write_text(json.dumps(about))
+def test_bundles_are_used_without_ray_and_without_their_encoders_folder(bundles: dict[str, str], tmp_path: Path):
+    copies = []
+    for kind, location in bundles.items():
+        copy = tmp_path / kind
+        shutil.copytree(location, copy)
+        about = json.loads((copy / "config.json").read_text())
+        about["tagger"]["encoder"] = "somewhere/else"
+        (copy / "config.json").write_text(json.dumps(about))
+        copies.append(str(copy))
     script = (
         "import sys; sys.modules['ray'] = None\n"
         "from model.inference.extractor import Extractor\n"
-        f"print(len(Extractor.load({str(copy)!r})('What a match by Roger Federer tonight')))"
+        f"print([len(Extractor.load(each)('What a match by Roger Federer tonight')) for each in {copies}])"
     )
     environment = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0 and done.stdout.strip().isdigit(), done.stderr
+    assert done.returncode == 0 and len(json.loads(done.stdout)) == 2, done.stderr
 
 
 def test_a_changed_bundle_is_refused(bundle: str, tmp_path: Path):

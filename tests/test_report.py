@@ -128,11 +128,12 @@ def test_the_trials_table_sorts_by_number(sweep_folder: str, tmp_path: Path):
 
 
 @needs_a_browser
-@pytest.mark.parametrize("bad", ['<img src="http://example.invalid/x.png">', "<script>nothing()</script>"])
-def test_the_browser_would_tell_of_requests_and_errors(sweep_folder: str, tmp_path: Path, bad: str):
+def test_the_browser_would_tell_of_requests_and_errors(sweep_folder: str, tmp_path: Path):
     location = Path(write_report(sweep_folder))
+    bad = '<img src="http://example.invalid/x.png"><script>nothing()</script>'
     location.write_text(location.read_text().replace("</body>", f"{bad}</body>"))
-    assert browse(str(location), tmp_path)[1]
+    console = "\n".join(browse(str(location), tmp_path)[1])
+    assert "http://example.invalid/x.png" in console and "nothing is not defined" in console
 
 
 def test_a_report_needs_something_to_report(tmp_path: Path, run_folder: str):

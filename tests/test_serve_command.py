@@ -5,7 +5,6 @@ import shutil
 import signal
 import ssl
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import httpx
 import psutil
 import pytest
 from browser import Tab, drive, needs_a_browser
-from helpers import ROOT, call, refused
+from helpers import call, refused
 from serving import BEARER, TEXT, TOKEN, Load, Process, found_of, running, token_file
 
 from model.data.dataset import Dataset
@@ -157,7 +156,7 @@ def test_tokens_reloads_and_the_end_under_load(small_bundle: str, known: dict[st
         assert "Traceback" not in server.log and "terminated" in server.log
 
 
-def test_it_speaks_tls(small_bundle: str, tmp_path: Path):
+def test_it_speaks_tls_and_needs_no_ray(small_bundle: str, tmp_path: Path):
     certificate, key = str(tmp_path / "c.pem"), str(tmp_path / "k.pem")
     subprocess.run(
         [
@@ -169,7 +168,9 @@ def test_it_speaks_tls(small_bundle: str, tmp_path: Path):
     )
     done = call("serve", small_bundle, "--port", "0", "--tls-cert", key, "--tls-key", certificate)
     assert done.exit_code == 2 and "--tls-cert" in done.stderr
-    with running(small_bundle, tmp_path, "--tls-cert", certificate, "--tls-key", key) as server:
+    (tmp_path / "ray.py").write_text("raise ImportError('no Ray here')")
+    tls = "--tls-cert", certificate, "--tls-key", key
+    with running(small_bundle, tmp_path, *tls, PYTHONPATH=str(tmp_path)) as server:
         assert server.url.startswith("https://")
         trusting = ssl.create_default_context(cafile=certificate)
         answer = httpx.post(f"{server.url}/v1/extract", json={"text": TEXT}, verify=trusting)
@@ -190,18 +191,6 @@ def test_the_client_refuses_urls_that_are_none():
         "http://host?token=a",
     ):
         refused(lambda url=url: Client(url), "--server", "http://127.0.0.1:8000")  # type: ignore[misc]
-
-
-def test_serving_starts_without_ray(small_bundle: str, tmp_path: Path):
-    """Where Ray cannot be imported, the server starts all the same."""
-    (tmp_path / "ray").mkdir()
-    (tmp_path / "ray" / "__init__.py").write_text("raise ImportError('no Ray here')")
-    program = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); sys.argv[1:] = ['serve', {small_bundle!r}, '--port', '0']\n"
-    program += "import runpy; runpy.run_module('jobs', run_name='__main__')"
-    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    assert process.stderr and "is served at" in process.stderr.readline()
-    process.terminate()
-    assert process.wait(60) == 143
 
 
 @needs_a_browser

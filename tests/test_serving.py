@@ -372,15 +372,3 @@ def test_the_fields_of_a_request_are_documented():
     text = (ROOT / "docs" / "serving.md").read_text("utf-8")
     for name in (*ExtractRequest.model_fields, *ROUTES):
         assert f"`{name}`" in text or f"{name}`" in text, name
-
-
-def test_extraction_and_the_client_need_nothing_of_the_server(small_bundle: str):
-    program = f"""
-import sys
-for name in ("ray", "fastapi", "starlette", "uvicorn", "prometheus_client"):
-    sys.modules[name] = None  # an import of it raises ImportError
-import model.serving.client
-from model.inference.extractor import Extractor
-assert Extractor.load({small_bundle!r})("cheering for Giants") is not None
-"""
-    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=120)

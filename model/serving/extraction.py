@@ -24,7 +24,6 @@ _WARM_UP = ("what a match by Roger Federer tonight", "storm ada closes schools i
 _WARM_UP_SIZES = (1, 8, 64)  # texts of a batch
 # These may be sent to all processes of a server at once, and it answers what it has accepted before it ends.
 _GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_ENDED = "the process that extracts has ended; is there enough memory?"
 
 
 class ExtractionError(RunFailedError):
@@ -60,6 +59,7 @@ class LoadedModel:
             UserError: the bundle cannot be used.
             ExtractionError: the process ended.
         """
+        self._ended = False
         spawn = multiprocessing.get_context("spawn")
         self._connection, theirs = spawn.Pipe()
         self._process = spawn.Process(target=_work, args=(theirs, location, device), daemon=True)
@@ -70,8 +70,8 @@ class LoadedModel:
 
     @property
     def alive(self) -> bool:
-        """Return whether the process lives."""
-        return self._process.is_alive()
+        """Return whether the process lives. A killed one closes its connection some time before it counts as ended."""
+        return not self._ended and self._process.is_alive()
 
     @property
     def pid(self) -> int | None:
@@ -93,9 +93,13 @@ class LoadedModel:
         try:
             self._connection.send((texts, leave_a_core))
         except OSError:
-            raise ExtractionError(_ENDED) from None
+            raise self._end() from None
         found: list[list[Keyphrase]] = self._receive()
         return found
+
+    def _end(self) -> ExtractionError:
+        self._ended = True
+        return ExtractionError("the process that extracts has ended; is there enough memory?")
 
     def __del__(self) -> None:
         atexit.unregister(self._connection.close)
@@ -105,7 +109,7 @@ class LoadedModel:
         try:
             answer = self._connection.recv()
         except (EOFError, OSError):
-            raise ExtractionError(_ENDED) from None
+            raise self._end() from None
         if isinstance(answer, Exception):
             raise answer
         return answer
