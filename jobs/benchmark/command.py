@@ -31,6 +31,12 @@ EncoderOption = Annotated[
         "path, URI, or name on the hub."
     ),
 ]
+OutOption = Annotated[
+    str | None,
+    typer.Option(
+        help="With --peers: file to which each finished training is added; those that it has are not repeated."
+    ),
+]
 
 
 @command
@@ -51,12 +57,7 @@ def benchmark(
         typer.Option(help="With --peers: cpu or cuda, for what is made of torch modules; CRF and spaCy use the CPU."),
     ] = "cpu",
     seeds: Annotated[int | None, typer.Option(min=1, help="With --peers: trainings of each system (1).")] = None,
-    out: Annotated[
-        str | None,
-        typer.Option(
-            help="With --peers: file to which each finished training is added; those that it has are not repeated."
-        ),
-    ] = None,
+    out: OutOption = None,
     serve: Annotated[
         str | None,
         typer.Option(metavar="BUNDLE", help="Measure a server with this bundle, and nothing else; needs wrk."),
