@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
-from helpers import ROOT, SMALL, alone, call, generated_dataset
+from helpers import ROOT, SMALL, alone, call, generated_dataset, start_ray
 from hypothesis import settings
 from typer.testing import Result
 
@@ -120,9 +120,7 @@ def cluster() -> Iterator[Any]:
     from distributed.cluster.connection import connect
 
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.1"
-    ray.init(
-        address="local", num_cpus=4, num_gpus=0, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
-    )
+    start_ray(4, num_gpus=0)
     # A process for each training, which would tell it of a preemption. What sweeps leave behind is looked for with it: they
     # start their workers from processes of Ray, which have begun already and do not see this.
     os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"

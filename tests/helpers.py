@@ -29,6 +29,14 @@ SHARED = ROOT.parent / "shared" / "data"
 SMALL = {"embedding_dim": 24, "keyword_hidden": 24, "keyphrase_hidden": 24}
 
 
+def start_ray(cpus: int, dashboard: bool = False, **options: Any) -> None:
+    """Starts a quiet Ray of this process alone, with as many CPUs by name on any machine."""
+    import ray
+
+    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    ray.init(address="local", num_cpus=cpus, include_dashboard=dashboard, **quiet, **options)
+
+
 def generated_dataset(folder: Path, count: int) -> str:
     """A dataset directory of `count` texts of the built-in corpus: 7 in 10 for training, 1 for validation, 2 for the test."""
     from jobs.corpora.tweets import generate

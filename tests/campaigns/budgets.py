@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from helpers import generated_dataset
+from helpers import generated_dataset, start_ray
 from sweeps import plan_of
 
 TRIALS, EPOCHS = 8, 9
@@ -74,7 +74,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory(prefix="budgets-") as folder:
         data = generated_dataset(Path(folder), 1000)
-        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        start_ray(4)
         connect()
         rows = []
         for seed in range(options.first, options.first + options.seeds):

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from helpers import SMALL, call, disk_of, generated_dataset, last_json
+from helpers import SMALL, call, disk_of, generated_dataset, last_json, start_ray
 
 ROOM = "64m"
 SETTINGS = [
@@ -72,7 +72,7 @@ def main() -> None:
 
     from distributed.cluster.connection import connect
 
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    start_ray(2)
     connect()
     shutdown, ray.shutdown = ray.shutdown, lambda *_: None  # the commands share this Ray
     rows = []

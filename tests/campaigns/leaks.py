@@ -23,7 +23,7 @@ from statistics import median
 from typing import Any
 
 import psutil
-from helpers import OF_THE_CLUSTER, title_of
+from helpers import OF_THE_CLUSTER, start_ray, title_of
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = ("dashboard off", "dashboard on", "second Ray")
@@ -127,13 +127,7 @@ def in_setting(setting: str, data: str, one: int, two: int) -> None:
     from distributed.cluster.connection import connect
 
     with tempfile.TemporaryDirectory(prefix="leaks-") as storage:
-        ray.init(
-            address="local",
-            num_cpus=4,
-            include_dashboard=setting == "dashboard on",
-            log_to_driver=False,
-            logging_level="ERROR",
-        )
+        start_ray(4, dashboard=setting == "dashboard on")
         connect()
         for workers, trials in ((1, one), (2, two)):
             if trials:

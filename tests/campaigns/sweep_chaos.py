@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import leaks
-from helpers import generated_dataset
+from helpers import generated_dataset, start_ray
 from sweeps import begin_sweep, curves, start_sweep, wait_for_epochs
 
 TRIALS, EPOCHS = 10, 9
@@ -73,7 +73,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="sweep-chaos-") as folder:
         data = generated_dataset(Path(folder), 1000)
-        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        start_ray(4)
         here = ray.get_runtime_context().gcs_address
         while sum(row["kills"] for row in rows) < asked.kills:
             rows.append(disturb(data, Path(folder), asked.seed + len(rows), here))
