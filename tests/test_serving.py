@@ -21,7 +21,7 @@ from model.data.dataset import Dataset
 from model.inference.extractor import Extractor
 from model.serving.app import read_page
 from model.serving.contract import ExtractRequest
-from model.serving.extraction import ExtractionError, LoadedModel
+from model.serving.extraction import ExtractionError, LoadedModel, batch_threads
 from model.serving.extraction import _extract as extract_batch
 from model.serving.gate import ROUTES
 from model.serving.service import Service
@@ -309,6 +309,15 @@ def test_without_its_process_a_server_says_that_it_has_to_be_started_again(small
             service.model.extract([TEXT])
 
     ask(service.settings, act, service)
+
+
+def test_few_texts_are_extracted_by_one_thread():
+    few, many = ["a" * 100] * 39, ["a" * 100] * 40
+    assert batch_threads(few, 8, leave_a_core=False, encoder=False) == 1
+    assert batch_threads(few, 8, leave_a_core=False, encoder=True) == 8
+    assert batch_threads(many, 8, leave_a_core=False, encoder=False) == 8
+    assert batch_threads(many, 8, leave_a_core=True, encoder=False) == 7
+    assert batch_threads(many, 1, leave_a_core=True, encoder=False) == 1
 
 
 def test_the_process_of_a_bundle_ends_with_it(small_bundle: str):

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 _WARM_UP = ("what a match by Roger Federer tonight", "storm ada closes schools in leeds https://t.co/x @ann 😀")
 _WARM_UP_SIZES = (1, 8, 64)  # texts of a batch
+# For fewer, without an encoder, further threads gain 5 % at best on idle cores. Beside requests, which need these cores, one
+# thread answers sooner: at half of the highest load of single texts in 40 to 52 ms instead of 65 to 72, in the median.
+_CHARACTERS_FOR_THREADS = 4_000
 # These may be sent to all processes of a server at once, and it answers what it has accepted before it ends.
 _GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -133,8 +136,22 @@ def _work(connection: Connection, location: str, device: str) -> None:
             texts, leave_a_core = connection.recv()
         except EOFError:
             return
-        torch.set_num_threads(max(1, threads - leave_a_core))
+        torch.set_num_threads(batch_threads(texts, threads, leave_a_core, extractor.tagger.config.encoder is not None))
         connection.send(_extract(extractor, texts))
+
+
+def batch_threads(texts: Sequence[str], most: int, leave_a_core: bool, encoder: bool) -> int:
+    """Return with how many threads to extract a batch.
+
+    Args:
+        texts: of the batch.
+        most: what the process may use.
+        leave_a_core: see `LoadedModel.extract`.
+        encoder: whether the tagger has an encoder, whose matrices are large for a single text too.
+    """
+    if not encoder and sum(map(len, texts)) < _CHARACTERS_FOR_THREADS:
+        return 1
+    return max(1, most - leave_a_core)
 
 
 def _load(location: str, device: str) -> tuple["Extractor", ModelInfo]:
