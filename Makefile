@@ -67,9 +67,9 @@ $(READY): pyproject.toml $(LOCK)
 demo: $(READY)
 	$(BIN)/python -m jobs demo
 
-# One half after the other: beside Ray's processes, which take all of a slow machine, other tests would starve. In the first half,
-# the tests of a file share a process and what they prepare. In the second, two of the tests
-# that start Ray run at a time, each on a Ray of its own; with three or four, all take longer. Only their files are read.
+# One half after the other: beside Ray's processes, which take all of a slow machine, other tests would starve. In the first
+# half, the tests of a file share a process and what they prepare. In the second, two tests run at a time, each on a Ray of its
+# own; with three or four, all take longer. Only their files are read.
 test: $(ENCODER_READY) $(PEERS_READY)
 	@$(BIN)/python -m pytest -m "not ray and not long" -n 2 --dist loadfile; others=$$?; \
 	$(BIN)/python -m pytest -m "ray and not long" -n 2 --dist load --maxschedchunk 1 $$(grep -l mark.ray tests/test_*.py); exit $$(($$? | others))

@@ -34,6 +34,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = fast + [item for item in items if "ray" in item.keywords][::-1]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Kernels with one thread, whatever an earlier test has set: a worker with one CPU has one, and gives the same bits.
+
+    The small taggers of the tests gain nothing by more, and beside other processes, threads that wait for each other take many
+    times as long.
+    """
+    torch.set_num_threads(1)
+
+
 def pytest_collection_finish() -> None:
     """Spare the collector what the imports left, which stays until the end: a full collection took a quarter of a second."""
     gc.freeze()
@@ -93,16 +103,6 @@ def command() -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
     return run
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    """Kernels with one thread, whatever an earlier test has set: a worker with one CPU has one, and gives the same bits.
-
-    The small taggers of the tests gain nothing by more, and beside other processes threads that wait for each other take many
-    times as long.
-    """
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

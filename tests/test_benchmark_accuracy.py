@@ -347,6 +347,8 @@ def test_finished_trainings_are_not_repeated(tiny_dataset: str, tmp_path: Path, 
     other = generated_dataset(tmp_path / "other", 120)
     benchmark("--peers", "--data", other, "--systems", "best", "--out", str(out))
     assert measured[5:] == [("best", 0)] and len(out.read_text().splitlines()) == 5
+    result = benchmark(*arguments[:-1], "/proc/none/finished.jsonl")
+    assert result.exit_code and "/proc/none" in result.stderr and len(measured) == 6
     out.write_text(out.read_text()[:-100])
     result = benchmark(*arguments)
     assert result.exit_code == 2 and f"{out}:5: is no result of benchmark --peers" in result.stderr

@@ -125,6 +125,7 @@ def compare_systems(config: ComparisonConfig, log: Log) -> ComparisonResult:
                 "seed": seed,
                 "encoder": encoder if system in WITH_ENCODER else None,
                 "device": config.device,
+                "cores": len(os.sched_getaffinity(0)),
             }
             results.append(finished.get(key) or finished.add(key, _measure_in_process(config, system, seed, log)))
         rows.append(system_row(system, results))
@@ -136,21 +137,24 @@ def compare_systems(config: ComparisonConfig, log: Log) -> ComparisonResult:
 class FinishedTrainings:
     """The results of finished trainings, in a file of JSON lines: a key and a result each.
 
-    The key names the dataset's content, the system, the seed, the encoder's digest and the device, and nothing of the code:
-    another version of Tandem needs another file.
+    The key names the dataset's content, the system, the seed, the encoder's digest, the device and the number of cores, and
+    nothing of the code: another version of Tandem needs another file.
 
     Args:
-        location: path or URI of the file, which is read if it exists; None keeps the results in memory only.
+        location: path or URI of the file, which is created if it does not exist; None keeps the results in memory only.
 
     Raises:
         UserError: the file holds something else.
+        StorageError: it cannot be written.
     """
 
     def __init__(self, location: str | None) -> None:
         self._location = location
         self._lines: list[tuple[dict[str, object], SystemResult]] = []
-        if location is None or not storage.exists(location):
+        if location is None:
             return
+        if not storage.exists(location):
+            storage.write(location, b"")  # what cannot be written is found out before a training of hours
         for number, line in enumerate(storage.read(location).splitlines(), 1):
             try:
                 values = json.loads(line)
