@@ -114,9 +114,7 @@ def prepare(
         _show(train + (valid or []) + (test or []), reading, max_tokens, skip_bad_lines)
         return
     if out is None:
-        raise UserError(
-            "--out is missing: name the dataset directory to create, or add --dry-run to see the texts first"
-        )
+        raise UserError("--out is missing: name the dataset directory to create, or add --dry-run to see the texts")
     config = PrepareConfig(
         train=train,
         out=out,

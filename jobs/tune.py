@@ -72,8 +72,7 @@ def tune(
     split; the test split is read once, for the winner of the finalists.
     """
     fields: dict[str, Any] = {
-        "space": None if space is None else [text for text in space if text != "record"],
-        "sampler": "record" if "record" in (space or ()) else sampler,
+        **_space_and_sampler(space, sampler),
         "trials": trials,
         "max_epochs": max_epochs,
         "grace": grace,
@@ -95,6 +94,13 @@ def tune(
         _print_plan(plan)
     else:
         _print_result(run(plan), plan, json)
+
+
+def _space_and_sampler(space: list[str] | None, sampler: str | None) -> dict[str, Any]:
+    """Return the fields that --space and --sampler set; `--space record` is a sampler."""
+    if space is None or "record" not in space:
+        return {"space": space, "sampler": sampler}
+    return {"space": [text for text in space if text != "record"], "sampler": "record"}
 
 
 def _flags(

@@ -96,9 +96,7 @@ def prepare(
     inputs = {"train": config.train, "valid": config.valid, "test": config.test}
     files = {split: resolve_inputs(patterns, config.reading) for split, patterns in inputs.items() if patterns}
     vectors = InitialVectors(config, encode_words)
-    shards = [
-        InputShard(origin, i, ranges) for origin, each in files.items() for i, ranges in enumerate(make_shards(each))
-    ]
+    shards = [InputShard(origin, i, part) for origin, own in files.items() for i, part in enumerate(make_shards(own))]
     with staging.scratch_directory(config.out) as drafts:
         options = ShardOptions(_split_tenths(inputs), config.max_tokens, config.skip_bad_lines, drafts, pinned={})
         totals = _tokenize(options, shards, parallel_map, progress)
