@@ -25,7 +25,7 @@ CUDA_READY := .venv-cuda/.ready
 
 help:
 	@echo "make demo          run everything on the built-in corpus: prepare, train with 2 workers, evaluate, extract"
-	@echo "make test          run the tests that need neither a GPU nor minutes each (9 minutes on two slow cores)"
+	@echo "make test          run the tests that need neither a GPU nor minutes each (10 minutes on two slow cores)"
 	@echo "make lint          run ruff, mypy and codespell"
 	@echo "make format        format the code with ruff"
 	@echo "make benchmark     measure speed against a reference loop and the machine's limit; DATA=dataset (10 minutes)"

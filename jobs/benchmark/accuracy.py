@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -112,33 +113,40 @@ def compare_systems(config: ComparisonConfig, log: Log) -> ComparisonResult:
     data = Dataset(config.data)
     for split in SPLITS:
         data.require(split)
-    finished = FinishedTrainings(config.out)
+    finished, cores = FinishedTrainings(config.out), len(os.sched_getaffinity(0))
     rows = []
     for number, system in enumerate(config.systems, 1):
         seeds = 1 if system in _DETERMINISTIC else config.seeds
         log(f"{number} of {len(config.systems)}  {system}, {seeds} x")
         results = []
         for seed in range(seeds):
-            key = {
-                "dataset": data.digest,
-                "system": system,
-                "seed": seed,
-                "encoder": encoder if system in WITH_ENCODER else None,
-                "device": config.device,
-                "cores": len(os.sched_getaffinity(0)),
-            }
+            of_system = encoder if system in WITH_ENCODER else None
+            key = TrainingKey(data.digest, system, seed, of_system, config.device, cores)
             results.append(finished.get(key) or finished.add(key, _measure_in_process(config, system, seed, log)))
         rows.append(system_row(system, results))
-    return ComparisonResult(
-        rows, {split: data.rows(split) for split in SPLITS}, len(os.sched_getaffinity(0)), config.device
-    )
+    return ComparisonResult(rows, {split: data.rows(split) for split in SPLITS}, cores, config.device)
+
+
+class TrainingKey(NamedTuple):
+    """What a training's result depends on, except for the code: another version of Tandem needs another file of results.
+
+    Attributes:
+        dataset: digest of its content.
+        system, seed: one of SYSTEMS, and the seed of the training.
+        encoder: digest of its weights, for the systems in WITH_ENCODER.
+        device, cores: where it ran.
+    """
+
+    dataset: str
+    system: str
+    seed: int
+    encoder: str | None
+    device: str
+    cores: int
 
 
 class FinishedTrainings:
     """The results of finished trainings, in a file of JSON lines: a key and a result each.
-
-    The key names the dataset's content, the system, the seed, the encoder's digest, the device and the number of cores, and
-    nothing of the code: another version of Tandem needs another file.
 
     Args:
         location: path or URI of the file, which is created if it does not exist; None keeps the results in memory only.
@@ -150,7 +158,7 @@ class FinishedTrainings:
 
     def __init__(self, location: str | None) -> None:
         self._location = location
-        self._lines: list[tuple[dict[str, object], SystemResult]] = []
+        self._results: dict[TrainingKey, SystemResult] = {}
         if location is None:
             return
         if not storage.exists(location):
@@ -159,23 +167,24 @@ class FinishedTrainings:
             try:
                 values = json.loads(line)
                 result = SystemResult(**values["result"])
-                self._lines.append((values["key"], result._replace(counts=np.array(result.counts, np.int64))))
+                result = result._replace(counts=np.array(result.counts, np.int64))
+                self._results[TrainingKey(**values["key"])] = result
             except (ValueError, KeyError, TypeError):
                 raise UserError(
                     f"{location}:{number}: is no result of benchmark --peers; name another file with --out"
                 ) from None
 
-    def get(self, key: dict[str, object]) -> SystemResult | None:
+    def get(self, key: TrainingKey) -> SystemResult | None:
         """Return the result of a training, or None if it has not finished."""
-        return next((result for found, result in self._lines if found == key), None)
+        return self._results.get(key)
 
-    def add(self, key: dict[str, object], result: SystemResult) -> SystemResult:
+    def add(self, key: TrainingKey, result: SystemResult) -> SystemResult:
         """Add a result, write the file anew, and return the result. Raises StorageError."""
-        self._lines.append((key, result))
+        self._results[key] = result
         if self._location is not None:
             lines = [
-                json.dumps({"key": each, "result": values._replace(counts=values.counts.tolist())._asdict()})
-                for each, values in self._lines
+                json.dumps({"key": each._asdict(), "result": values._replace(counts=values.counts.tolist())._asdict()})
+                for each, values in self._results.items()
             ]
             storage.write(self._location, "".join(f"{line}\n" for line in lines).encode())
         return result
