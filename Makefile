@@ -33,8 +33,8 @@ help:
 	@echo "make encoder       fine-tune a small pretrained encoder on the built-in corpus, or on DATA=dataset"
 	@echo "make distil        teach a small tagger with a large one; DATA=dataset, UNLABELED=texts, ENCODER=pretrained encoder"
 	@echo "make test-long     run the others: kills, stops and resumes, a cluster of four nodes, an autoscaler (30 minutes)"
-	@echo "make chaos         kill workers, nodes and drivers of N=20 training runs on a local cluster of four nodes; DATA=stream;"
-	@echo "                   OUT=file adds runs to those of earlier calls, at most MINUTES at a time"
+	@echo "make chaos         kill N=20 workers, nodes and drivers of training runs on a local cluster of four nodes; DATA=stream;"
+	@echo "                   OUT=file adds the kills to those of earlier calls, at most MINUTES at a time"
 	@echo "make sweep-chaos   kill the drivers of sweeps N=50 times, and compare what ASHA decides (15 minutes)"
 	@echo "make leaks         check that sweeps of hundreds of trials leave nothing behind in Ray (6 minutes)"
 	@echo "make budgets       run N=10 sweeps with budgets, and compare what they spend with the budget and the forecast"
@@ -101,7 +101,7 @@ test-long: $(ENCODER_READY)
 	$(BIN)/python -m pytest -m long
 
 chaos: $(READY)
-	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/chaos.py --runs $(or $(N),20) --data $(or $(DATA),memory) \
+	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/chaos.py --kills $(or $(N),20) --data $(or $(DATA),memory) \
 		$(if $(OUT),--out $(OUT)) $(if $(MINUTES),--minutes $(MINUTES))
 
 sweep-chaos: $(READY)

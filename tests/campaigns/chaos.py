@@ -1,13 +1,13 @@
 """Trainings on a cluster whose processes are killed: `make chaos`.
 
-A head and three nodes on this machine (nodes.py), a job of three workers through the real job server, and at a random moment
+A head and three nodes on this machine (nodes.py), a job of three workers through the real job server, and at random moments
 `kill -9` of a worker, of a whole node (another comes some seconds later) or of the driver (the job is submitted again with
---resume), or of all workers while a checkpoint is being written. Each run has to finish with the bits of one that nothing
-disturbs, and to go on from the newest checkpoint that was whole when the blow fell: `lost` is the time from that checkpoint
-to the blow.
+--resume), or of all workers while a checkpoint is being written. Each run is struck several times, a next time when it has
+gone on and has written another checkpoint. It has to finish with the bits of one that nothing disturbs, and to go on from the
+newest checkpoint that was whole when a blow fell: `lost` is the time from that checkpoint to the blow.
 
-A run's kind and moment follow from the seed and its number. With --out, rows are added to a file of JSON lines, and the next
-call goes on after its last number, so that a campaign may be of any length.
+The kind and the moment of a blow follow from the seed and its number. With --out, the blows are added to a file of JSON lines
+when their run has ended, and the next call goes on after its last number, so that a campaign may be of any length.
 """
 
 import argparse
@@ -32,27 +32,28 @@ from nodes import Nodes
 KINDS = ("worker", "node", "driver", "checkpoint")
 SECONDS_UNTIL_ANOTHER_NODE = 3.0
 SECONDS_UNTIL_A_CHECKPOINT = 10.0
-SECONDS_OF_A_RUN = 400.0
+SECONDS_UNTIL_A_BLOW = 5.0  # at most, from the first new checkpoint
+SECONDS_BETWEEN_BLOWS = 400.0
 MINUTES = 0.025  # between checkpoints inside an epoch
 SETTINGS = [
-    "--workers", "3", "--lr", "0.01", "--batch", "64", "--epochs", "8", "--device", "cpu", "--json",
+    "--workers", "3", "--lr", "0.01", "--batch", "64", "--epochs", "16", "--device", "cpu", "--json",
     "--set", "tagger.embedding_dim=24", "--set", "tagger.keyword_hidden=24", "--set", "tagger.keyphrase_hidden=24",
     "--set", "training.patience=0", "--set", f"run.checkpoint_minutes={MINUTES}",
 ]  # fmt: skip
 
 
-class Run(NamedTuple):
-    """One training: a row of the table."""
+class Blow(NamedTuple):
+    """One `kill -9`: a row of the table."""
 
     number: int
     kind: str
-    after_s: float  # from the first checkpoint to the blow
+    after_s: float  # from the first new checkpoint to the blow
     newest: str  # checkpoint when the blow fell
     went_on_from: str
     lost_s: float
-    seconds: float  # from the first submission to the end
-    finished: bool
-    equal: bool  # to the undisturbed run, bit by bit
+    seconds: float  # from the submission, or the blow before, to the end or the next blow
+    finished: bool  # the run that was struck
+    equal: bool  # that run to the undisturbed one, bit by bit
     cut: bool  # a checkpoint was being written when the blow fell
     remains: list[str]  # of unfinished checkpoints, after the run
 
@@ -90,21 +91,26 @@ class Chaos:
         return sorted(path.name for path in found if path.name.startswith("checkpoint_"))
 
     def follow(self, run: str, job: str, until: float | None = None) -> dict[str, float]:
-        """Waits for a job's end, or for some seconds after the run's first checkpoint. Gives each checkpoint's time."""
-        seen: dict[str, float] = {}
+        """Waits for a job's end, or for some seconds after the next checkpoint. Gives the time of each new checkpoint."""
+        old, seen = set(self.checkpoints(run)), dict[str, float]()
         began = asked = time.monotonic()
-        while time.monotonic() - began < SECONDS_OF_A_RUN:
+        while time.monotonic() - began < SECONDS_BETWEEN_BLOWS:
             now = time.monotonic()
             for name in self.checkpoints(run):
-                seen.setdefault(name, now)
+                if name not in old:
+                    seen.setdefault(name, now)
             if until is not None and seen and now - next(iter(seen.values())) >= until:
                 return seen
             if now - asked > 2:
                 asked = now
-                if self.nodes.status(job) not in ("PENDING", "RUNNING"):
+                if self.ended(job):
                     return seen
             time.sleep(0.02)
-        raise TimeoutError(f"{job} did not end in {SECONDS_OF_A_RUN:.0f} s:\n{self.nodes.job_logs(job)}")
+        raise TimeoutError(f"{job} did not end in {SECONDS_BETWEEN_BLOWS:.0f} s:\n{self.nodes.job_logs(job)}")
+
+    def ended(self, job: str) -> bool:
+        """Whether a job has, in one way or another."""
+        return self.nodes.status(job) not in ("PENDING", "RUNNING")
 
     def bits_of(self, run: str) -> str:
         """Checksum of a finished run's weights; empty where there are none."""
@@ -137,34 +143,45 @@ class Chaos:
         if victims:  # a training that has just ended has none left
             draw.choice(victims).kill()
 
-    def disturb(self, number: int, kind: str, draw: random.Random) -> Run:
-        """A training that is struck once."""
-        run = f"run{number:02d}"
-        began = time.monotonic()
-        self.submit(run, f"{run}-a")
-        after = draw.uniform(0, self.span)
-        seen = self.follow(run, f"{run}-a", until=after)
+    def places(self, jobs: list[str]) -> list[str]:
+        """The checkpoints that the jobs of a run have gone on from, in order."""
+        lines = [line for job in jobs for line in self.nodes.job_logs(job).splitlines()]
+        return [line.split()[2] for line in lines if line.startswith("resuming from")]
+
+    def blow(self, run: str, jobs: list[str], number: int, kind: str, draw: random.Random) -> Blow | None:
+        """Strikes a run some seconds after its next checkpoint; None if it ends before. Adds the job that goes on to `jobs`."""
+        began, after = time.monotonic(), draw.uniform(0, SECONDS_UNTIL_A_BLOW)
+        self.follow(run, jobs[-1], until=after)
+        if self.ended(jobs[-1]):
+            return None
         if kind == "checkpoint":
             self.kill_while_writing(run)
-        struck = time.monotonic()
-        newest = self.checkpoints(run)[-1]
-        cut = bool(self.unfinished(run))
+        newest, cut, seconds = self.checkpoints(run)[-1], bool(self.unfinished(run)), time.monotonic() - began
+        lost = time.time() - (self.runs / run / newest).stat().st_mtime
+        before = len(self.places(jobs))
         if kind != "checkpoint":
             self.strike(kind, draw)
-        job = f"{run}-a"
-        self.follow(run, job)
         if kind == "driver":
-            job = f"{run}-b"
-            self.submit(run, job)
-            self.follow(run, job)
-        logs = self.nodes.job_logs(f"{run}-a") + (self.nodes.job_logs(job) if kind == "driver" else "")
-        places = [line.split()[2] for line in logs.splitlines() if line.startswith("resuming from")]
-        finished = (self.runs / run / "result.json").exists()
-        lost = struck - seen[newest] if newest in seen else 0.0
-        seconds = time.monotonic() - began
-        place = places[-1] if places else "(had ended)"
+            self.follow(run, jobs[-1])
+            jobs.append(f"{run}-{len(jobs)}")
+            self.submit(run, jobs[-1])
+        self.nodes.wait(lambda: len(self.places(jobs)) > before or self.ended(jobs[-1]), SECONDS_BETWEEN_BLOWS)
+        place = ["(had ended)", *self.places(jobs)[before:]][-1]
+        return Blow(number, kind, after, newest, place, lost, seconds, False, False, cut, [])
+
+    def disturb(self, first: int, kinds: list[str], seed: int) -> list[Blow]:
+        """A training that is struck once in each of the ways, as far as it lasts; `first` is the first blow's number."""
+        run = f"run{first:03d}"
+        jobs, blows = [f"{run}-0"], list[Blow]()
+        self.submit(run, jobs[0])
+        for number, kind in enumerate(kinds, first):
+            if (blow := self.blow(run, jobs, number, kind, random.Random(f"{seed} {number}"))) is None:
+                break
+            blows.append(blow)
+        self.follow(run, jobs[-1])
+        result, remains = (self.runs / run / "result.json").exists(), self.unfinished(run)
         same = self.bits_of(run) == self.bits
-        return Run(number, kind, after, newest, place, lost, seconds, finished, same, cut, self.unfinished(run))
+        return [blow._replace(finished=result, equal=same, remains=remains) for blow in blows]
 
 
 def write_texts(path: Path, count: int) -> None:
@@ -182,8 +199,8 @@ def short(name: str) -> str:
     return name if len(parts) < 3 else f"{int(parts[2])}" + (f"+{int(parts[4]):03d}" if len(parts) > 4 else "")
 
 
-def campaign(asked: argparse.Namespace, earlier: list[Run], add: Callable[[Run], None]) -> dict[str, Any]:
-    """Prints a line for each run, adds it to the earlier ones, and gives the summary of all."""
+def campaign(asked: argparse.Namespace, earlier: list[Blow], add: Callable[[list[Blow]], None]) -> dict[str, Any]:
+    """Prints a line for each blow, adds them to the earlier ones, and gives the summary of all."""
     table, until = list(earlier), time.monotonic() + 60 * asked.minutes
     with tempfile.TemporaryDirectory(prefix="chaos-") as logs:
         nodes = Nodes(Path(logs))
@@ -195,33 +212,39 @@ def campaign(asked: argparse.Namespace, earlier: list[Run], add: Callable[[Run],
                 f"at most {chaos.cadence:.1f} s apart",
                 flush=True,
             )
-            print("run  kill -9     after s  newest  went on from  lost s  seconds  finished  same bits  while writing")
-            while len(table) < asked.runs and time.monotonic() < until:
-                number = len(table) + 1
-                draw, kind = random.Random(f"{asked.seed} {number}"), asked.kinds[len(table) % len(asked.kinds)]
-                table.append(row := chaos.disturb(number, kind, draw))
-                add(row)
-                print(
-                    f"{row.number:>3}  {row.kind:<10}  {row.after_s:>7.1f}  {short(row.newest):>6}  "
-                    f"{short(row.went_on_from):>12}  {row.lost_s:>6.1f}  {row.seconds:>7.0f}  "
-                    f"{'yes' if row.finished else 'NO':>8}  {'yes' if row.equal else 'NO':>9}  {'yes' if row.cut else '':>13}",
-                    flush=True,
-                )
+            print(" no  kill -9     after s  newest  went on from  lost s  seconds  finished  same bits  while writing")
+            while len(table) < asked.kills and time.monotonic() < until:
+                first, more = len(table) + 1, min(asked.kills_a_run, asked.kills - len(table))
+                kinds = [asked.kinds[number % len(asked.kinds)] for number in range(first - 1, first - 1 + more)]
+                blows = chaos.disturb(first, kinds, asked.seed)
+                add(blows)
+                table += blows
+                for blow in blows:
+                    print(line_of(blow), flush=True)
             left = wait_for_nothing(nodes)
         finally:
             nodes.end()
     return {
-        "runs": len(table),
-        "kinds": dict(Counter(row.kind for row in table)),
-        "finished": sum(row.finished for row in table),
-        "equal": sum(row.equal for row in table),
-        "while_writing": sum(row.cut for row in table),
-        "remains": sum(len(row.remains) for row in table),
-        "lost_s_max": round(max(row.lost_s for row in table), 2),
+        "kills": len(table),
+        "kinds": dict(Counter(blow.kind for blow in table)),
+        "finished": sum(blow.finished for blow in table),
+        "equal": sum(blow.equal for blow in table),
+        "while_writing": sum(blow.cut for blow in table),
+        "remains": sum(len(blow.remains) for blow in table),
+        "lost_s_max": round(max(blow.lost_s for blow in table), 2),
         "cadence_s": round(chaos.cadence, 2),
         "undisturbed_s": round(chaos.seconds, 1),
         "left": left,
     }
+
+
+def line_of(blow: Blow) -> str:
+    """A row of the table that is printed."""
+    return (
+        f"{blow.number:>3}  {blow.kind:<10}  {blow.after_s:>7.1f}  {short(blow.newest):>6}  {short(blow.went_on_from):>12}  "
+        f"{blow.lost_s:>6.1f}  {blow.seconds:>7.0f}  {'yes' if blow.finished else 'NO':>8}  "
+        f"{'yes' if blow.equal else 'NO':>9}  {'yes' if blow.cut else '':>13}"
+    )
 
 
 def wait_for_nothing(nodes: Nodes) -> dict[str, list[str]]:
@@ -235,9 +258,10 @@ def wait_for_nothing(nodes: Nodes) -> dict[str, list[str]]:
 def main() -> None:
     """Runs the campaign; ends with 1 where a run did not finish, differs, lost more than twice the cadence or left something."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=20, help="with those that --out has already")
+    parser.add_argument("--kills", type=int, default=20, help="with those that --out has already")
+    parser.add_argument("--kills-a-run", type=int, default=4, help="at most")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no run after these")
-    parser.add_argument("--out", type=Path, help="file of JSON lines to which runs are added")
+    parser.add_argument("--out", type=Path, help="file of JSON lines to which the kills are added")
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--texts", type=int, default=3_500)
@@ -246,14 +270,14 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the cluster's processes are ended all the same
     lines = asked.out.read_text().splitlines() if asked.out and asked.out.exists() else []
 
-    def add(row: Run) -> None:
+    def add(blows: list[Blow]) -> None:
         if asked.out:
             with asked.out.open("a") as file:
-                file.write(json.dumps(row._asdict()) + "\n")
+                file.writelines(json.dumps(blow._asdict()) + "\n" for blow in blows)
 
-    summary = campaign(asked, [Run(**json.loads(line)) for line in lines], add)
+    summary = campaign(asked, [Blow(**json.loads(line)) for line in lines], add)
     print(json.dumps(summary))
-    whole = summary["finished"] == summary["equal"] == summary["runs"] and not summary["remains"]
+    whole = summary["finished"] == summary["equal"] == summary["kills"] and not summary["remains"]
     # No run has the pace of the undisturbed one exactly.
     sys.exit(not (whole and summary["lost_s_max"] <= 2 * summary["cadence_s"] and not any(summary["left"].values())))
 
