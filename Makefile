@@ -42,7 +42,8 @@ help:
 	@echo "make flaky         run the commands on remote storage that fails one call in ten (6 minutes)"
 	@echo "make full-disk     train N=20 times on disks that get full, and go on when they have room (8 minutes; needs root)"
 	@echo "make damage        damage N=1000 files of datasets, bundles, checkpoints, labels and sweeps, and read them (4 minutes)"
-	@echo "make fuzz          make up configurations, files and requests, MINUTES=2 for each of ten kinds (Linux)"
+	@echo "make fuzz          make up configurations, files and requests, MINUTES=2 for each of ten kinds;"
+	@echo "                   KEEP=folder keeps what reached new lines for the next call (Linux)"
 	@echo "make world-sizes   stop a training 40 times, and go on in another number of processes each time (10 minutes)"
 	@echo "make serve-load    put load on a server for MINUTES=30, and flood it; BUNDLE=bundle, DATA=dataset; needs wrk"
 	@echo "make scale         measure memory and speed of prepare on 250,000 and 1,000,000 texts (5 minutes)"
@@ -127,7 +128,7 @@ damage: $(READY)
 
 fuzz: $(READY)
 	$(BIN)/pip install -qq --no-deps atheris==3.0.0
-	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/fuzz.py --minutes $(or $(MINUTES),2)
+	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/fuzz.py --minutes $(or $(MINUTES),2) $(if $(KEEP),--keep $(KEEP))
 
 world-sizes: $(READY)
 	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/world_sizes.py --stops $(or $(N),40)

@@ -3,7 +3,7 @@
 Atheris changes examples of what people and programs give Tandem, and keeps what reaches new lines of its code. Each kind of input
 has a process of its own and some minutes. Good ends are a result, a UserError, a RunFailedError and, of a server, a
 ProblemError. Other exceptions and more than SECONDS are findings, printed once for each place in the code, with the input that
-leads there.
+leads there. With --keep, the next call goes on from the inputs of this one that reached new lines.
 """
 
 import argparse
@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[2]
 SECONDS = 10
 MEMORY_MB = 4000
 EXAMPLES = Path(os.environ.get("EXAMPLES", ""))  # set for the processes that fuzz
+KEPT = os.environ.get("KEPT", "")
 Target = Callable[[bytes, Path], Any]
 
 
@@ -250,7 +251,9 @@ def fuzz(name: str, seconds: float) -> None:
 
     signal.signal(signal.SIGVTALRM, stop)
     options = (f"-max_total_time={seconds:.0f}", "-max_len=20000", "-verbosity=0", "-print_final_stats=1")
-    atheris.Setup([sys.argv[0], *options, f"-artifact_prefix={EXAMPLES}/", str(EXAMPLES / "inputs" / name)], one)
+    inputs = [str(Path(folder) / name) for folder in (KEPT, EXAMPLES / "inputs") if folder]
+    Path(inputs[0]).mkdir(parents=True, exist_ok=True)
+    atheris.Setup([sys.argv[0], *options, f"-artifact_prefix={EXAMPLES}/", *inputs], one)
     atheris.Fuzz()
 
 
@@ -261,10 +264,10 @@ def place_of(error: BaseException) -> str:
     return f"{type(error).__name__} {(own or frames)[-1].filename}:{(own or frames)[-1].lineno}"
 
 
-def in_process(name: str, minutes: float, examples: str) -> int:
+def in_process(name: str, minutes: float, examples: str, kept: str) -> int:
     """Fuzz a target in a process of its own; print and count its findings."""
     command = [sys.executable, __file__, "--in", name, "--minutes", str(minutes)]
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "EXAMPLES": examples}
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "EXAMPLES": examples, "KEPT": kept}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     found = [line for line in done.stdout.splitlines() if line.startswith("{")]
     counted = re.search(r"number_of_executed_units:\s*(\d+)", done.stderr)
@@ -281,6 +284,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=2, help="for each target")
     parser.add_argument("--only", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument(
+        "--keep", type=Path, help="folder of the inputs that reached new lines, of earlier calls and this one"
+    )
     parser.add_argument("--in", dest="inside", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.inside:
@@ -288,7 +294,8 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="fuzz-", dir="/dev/shm") as folder:
         make_examples(Path(folder))
-        findings = sum([in_process(name, asked.minutes, folder) for name in asked.only])
+        kept = str(asked.keep.resolve()) if asked.keep else ""
+        findings = sum([in_process(name, asked.minutes, folder, kept) for name in asked.only])
     sys.exit(bool(findings))
 
 
