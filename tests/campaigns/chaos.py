@@ -51,7 +51,6 @@ class Blow(NamedTuple):
     newest: str  # checkpoint when the blow fell
     went_on_from: str
     lost_s: float
-    seconds: float  # from the submission, or the blow before, to the end or the next blow
     finished: bool  # the run that was struck
     equal: bool  # that run to the undisturbed one, bit by bit
     cut: bool  # a checkpoint was being written when the blow fell
@@ -150,13 +149,13 @@ class Chaos:
 
     def blow(self, run: str, jobs: list[str], number: int, kind: str, draw: random.Random) -> Blow | None:
         """Strikes a run some seconds after its next checkpoint; None if it ends before. Adds the job that goes on to `jobs`."""
-        began, after = time.monotonic(), draw.uniform(0, SECONDS_UNTIL_A_BLOW)
+        after = draw.uniform(0, SECONDS_UNTIL_A_BLOW)
         self.follow(run, jobs[-1], until=after)
         if self.ended(jobs[-1]):
             return None
         if kind == "checkpoint":
             self.kill_while_writing(run)
-        newest, cut, seconds = self.checkpoints(run)[-1], bool(self.unfinished(run)), time.monotonic() - began
+        newest, cut = self.checkpoints(run)[-1], bool(self.unfinished(run))
         lost = time.time() - (self.runs / run / newest).stat().st_mtime
         before = len(self.places(jobs))
         if kind != "checkpoint":
@@ -167,7 +166,7 @@ class Chaos:
             self.submit(run, jobs[-1])
         self.nodes.wait(lambda: len(self.places(jobs)) > before or self.ended(jobs[-1]), SECONDS_BETWEEN_BLOWS)
         place = ["(had ended)", *self.places(jobs)[before:]][-1]
-        return Blow(number, kind, after, newest, place, lost, seconds, False, False, cut, [])
+        return Blow(number, kind, after, newest, place, lost, False, False, cut, [])
 
     def disturb(self, first: int, kinds: list[str], seed: int) -> list[Blow]:
         """A training that is struck once in each of the ways, as far as it lasts; `first` is the first blow's number."""
@@ -212,7 +211,7 @@ def campaign(asked: argparse.Namespace, earlier: list[Blow], add: Callable[[list
                 f"at most {chaos.cadence:.1f} s apart",
                 flush=True,
             )
-            print(" no  kill -9     after s  newest  went on from  lost s  seconds  finished  same bits  while writing")
+            print(" no  kill -9     after s  newest  went on from  lost s  finished  same bits  while writing")
             while len(table) < asked.kills and time.monotonic() < until:
                 first, more = len(table) + 1, min(asked.kills_a_run, asked.kills - len(table))
                 kinds = [asked.kinds[number % len(asked.kinds)] for number in range(first - 1, first - 1 + more)]
@@ -242,7 +241,7 @@ def line_of(blow: Blow) -> str:
     """A row of the table that is printed."""
     return (
         f"{blow.number:>3}  {blow.kind:<10}  {blow.after_s:>7.1f}  {short(blow.newest):>6}  {short(blow.went_on_from):>12}  "
-        f"{blow.lost_s:>6.1f}  {blow.seconds:>7.0f}  {'yes' if blow.finished else 'NO':>8}  "
+        f"{blow.lost_s:>6.1f}  {'yes' if blow.finished else 'NO':>8}  "
         f"{'yes' if blow.equal else 'NO':>9}  {'yes' if blow.cut else '':>13}"
     )
 
