@@ -47,6 +47,8 @@ def demo(
     data = prepare_corpus(files, place / "dataset")
     if data_only:
         echo(f"dataset: {data}")
+        if json:
+            print_json({"out": data})
         return
     echo(f"2 of 4  training with {workers} workers")
     config = make_config(
