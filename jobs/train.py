@@ -22,7 +22,7 @@ def train(
     data: Annotated[str | None, typer.Option(help="Dataset directory made by prepare.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run; made from the time otherwise.")] = None,
     resume: Annotated[str | None, typer.Option(help="Name of a run to resume from its last checkpoint.")] = None,
-    preset: Annotated[str | None, typer.Option(help="record (the defaults) or best.")] = None,
+    preset: Annotated[str | None, typer.Option(help="record (the defaults), best or encoder.")] = None,
     config: Annotated[str | None, typer.Option(help="Configuration file, YAML or JSON.")] = None,
     set: Annotated[list[str] | None, typer.Option(help="A field by its dotted name, as in training.lr=0.002.")] = None,
     lr: Annotated[float | None, typer.Option(help="training.lr: learning rate.")] = None,
@@ -33,7 +33,7 @@ def train(
         typer.Option("--batch-size", "--batch", help="training.global_batch_size: texts in a step, over all workers."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="training.seed.")] = None,
-    cell: Annotated[str | None, typer.Option(help="tagger.cell: rnn, gru or lstm.")] = None,
+    cell: Annotated[str | None, typer.Option(help="tagger.cell: rnn, gru, lstm or none.")] = None,
     teacher: TeacherOption = None,
     workers: Annotated[
         str | None,

@@ -24,7 +24,9 @@ SeedsOption = Annotated[
     int | None, typer.Option(help="Fresh seeds of each finalist; seeds of each row of an ablation (3).")
 ]
 WorkersPerTrialOption = Annotated[int | None, typer.Option(help="Processes that share each batch of a trial (1).")]
-PresetOption = Annotated[str | None, typer.Option(help="What all trials begin from: record (the defaults) or best.")]
+PresetOption = Annotated[
+    str | None, typer.Option(help="What all trials begin from: record (the defaults), best or encoder.")
+]
 SetOption = Annotated[
     list[str] | None, typer.Option(help="A field of all trials, as in training.global_batch_size=32.")
 ]
