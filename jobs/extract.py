@@ -99,7 +99,10 @@ def _to_stdout(extractor: "Pipe", files: list[str], json: bool) -> None:
             if json:
                 print(as_json(text, keyphrases))
             else:
-                shown = (f"{each.text} [{each.start}:{each.end}] {each.score:.3f}" for each in keyphrases)
+                # A keyphrase may go over the end of a line.
+                shown = (
+                    f"{' '.join(each.text.split())} [{each.start}:{each.end}] {each.score:.3f}" for each in keyphrases
+                )
                 print("\t".join([str(number), *shown]))
             show_progress(number)
 

@@ -111,7 +111,8 @@ def prepare(
 
     reading = ReadOptions(format, token_column, tag_column, offsets)
     if dry_run:
-        _show(train + (valid or []) + (test or []), reading, max_tokens, skip_bad_lines)
+        for patterns in filter(None, (train, valid, test)):  # whose formats may differ
+            _show(patterns, reading, max_tokens, skip_bad_lines)
         return
     if out is None:
         raise UserError("--out is missing: name the dataset directory to create, or add --dry-run to see the texts")

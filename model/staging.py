@@ -7,8 +7,9 @@ the file without which nobody takes the directory for complete, is written last 
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from pyarrow import fs
@@ -19,7 +20,7 @@ from model.errors import UserError
 _SCRATCH = ".scratch-"
 
 
-def require_absent(location: str, marker: str, kind: str, overwrite: bool) -> None:
+def require_absent(location: str, marker: str, kind: str, overwrite: bool, others: Sequence[str] = ()) -> None:
     """Check that a directory may be created or replaced.
 
     Args:
@@ -27,9 +28,10 @@ def require_absent(location: str, marker: str, kind: str, overwrite: bool) -> No
         marker: the file by which a directory of this kind is recognized.
         kind: its name in messages.
         overwrite: whether a directory of this kind may be replaced.
+        others: patterns of the names that such a directory has beside the marker; hidden files count for nothing.
 
     Raises:
-        UserError: something else is there, or a directory of this kind without `overwrite`.
+        UserError: something else is there, or a directory of this kind without `overwrite`, or with files of the user.
     """
     if not storage.exists(location):
         return
@@ -37,6 +39,11 @@ def require_absent(location: str, marker: str, kind: str, overwrite: bool) -> No
         raise UserError(f"{location}: exists already; choose another --out, or replace it with --overwrite")
     if not storage.exists(storage.join(location, marker)):
         raise UserError(f"{location}: is no {kind}, and --overwrite replaces nothing else; choose another --out")
+    for name in storage.list_directory(location):
+        if not any(fnmatchcase(name, pattern) for pattern in (marker, ".*", *others)):
+            raise UserError(
+                f"{location}: --overwrite would delete {name}, which is no part of the {kind}; move it, or choose another --out"
+            )
 
 
 @contextmanager

@@ -140,6 +140,13 @@ def test_another_file_with_its_digest_is_no_state(tmp_path: Path, content: bytes
         load_checkpoint(str(tmp_path))
 
 
+def test_the_newest_checkpoint_is_the_last_by_its_numbers(tmp_path: Path):
+    steps = ["0000_step_990000", "0000_step_1000000", "0001", "0001_step_000020", "9999", "10000"]
+    for name in steps:
+        (tmp_path / f"checkpoint_epoch_{name}").mkdir()
+    assert [name.removeprefix("checkpoint_epoch_") for name in checkpoints(str(tmp_path))] == steps[::-1]
+
+
 def test_what_a_killed_worker_left_of_a_checkpoint_is_deleted(small_dataset: str, tmp_path: Path):
     with (
         pytest.raises(CutOffError),

@@ -103,6 +103,9 @@ def test_an_existing_directory_is_replaced_only_when_asked(tmp_path: Path):
     refused(lambda: prepare(PrepareConfig([source], out)), "exists already", "--overwrite")
     refused(lambda: prepare(PrepareConfig([source], str(tmp_path), overwrite=True)), "no dataset", "another --out")
     refused(lambda: prepare(PrepareConfig([source], source, overwrite=True)), "no dataset", "another --out")
+    own = tsv(tmp_path / "d" / "mine.tsv", 50)
+    refused(lambda: prepare(PrepareConfig([own], out, overwrite=True)), "would delete mine.tsv", "move it")
+    Path(own).unlink()
     prepare(PrepareConfig([tsv(tmp_path / "b.tsv", 80)], out, overwrite=True))
     assert sum(Dataset(out).rows(split) for split in ("train", "valid", "test")) == 80
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tsv", "b.tsv", "d"]

@@ -314,6 +314,73 @@ def test_a_change_of_type_begins_a_keyphrase_and_columns_can_be_named(tmp_path: 
     refused(lambda: read([path], tag_column=4), "--tag-column 4", "3 columns")
 
 
+def test_numbered_tokens_are_read_alike_with_columns_that_are_named(tmp_path: Path):
+    rows = ["1\tHe\tO", "2-3\tdon't\t_", "2\tdo\tO", "3\tn't\tO", "4\trun\tB"]
+    [file] = resolve_inputs([str(write(tmp_path, "a", "\n".join(rows)))], ReadOptions(token_column=2, tag_column=3))
+    assert [text.text for text in Reader(file).read(SkipCounts())] == ["He do n't run"]
+
+
+def test_spans_count_in_the_text_of_a_record_and_tags_count_its_tokens(tmp_path: Path):
+    record: dict[str, Any] = {
+        "text": "Don't miss Roger Federer!",
+        "tokens": ["Do", "n't", "miss", "Roger", "Federer", "!"],
+    }
+    tagged = record | {"ner_tags": ["O", "O", "O", "B", "I", "O"]}
+    phrases = record | {"keyphrases": ["Roger Federer"]}
+    for labeled in (record | {"spans": [[11, 24]]}, tagged, tagged | {"spans": [[11, 24]]}, phrases):
+        path = write(tmp_path, "a", json.dumps(labeled))
+        assert read([path]) == ([["Roger Federer"]], {})
+        assert list(Reader(*unlabeled_inputs([str(path)])).texts(SkipCounts())) == ["Don't miss Roger Federer!"]
+
+
+def test_an_entity_may_have_a_value_that_holds_no_places(tmp_path: Path):
+    for value in ("weekend", None, 5):
+        entity = {"start": 16, "end": 23, "value": value, "entity": "time"}
+        record = {"text": "what to do this weekend", "entities": [entity]}
+        assert read([write(tmp_path, "a", json.dumps(record))]) == ([["weekend"]], {})
+
+
+def test_an_annotation_of_webanno_may_have_no_value(tmp_path: Path):
+    rows = [
+        "#FORMAT=WebAnno TSV 3.3",
+        "#T_SP=custom.Key|",
+        "",
+        "#Text=in leeds",
+        "1-1\t0-2\tin\t_\t",
+        "1-2\t3-8\tleeds\t*\t",
+    ]
+    assert read([write(tmp_path, "a", "\n".join(rows))]) == ([["leeds"]], {})
+
+
+@pytest.mark.parametrize("start", ["[Live] a storm", "[1] We study it", "{live} another storm"])
+def test_a_text_that_begins_with_a_bracket_is_no_json(tmp_path: Path, start: str):
+    assert unlabeled(f"{start} hits\nthree\n") == [f"{start} hits", "three"]
+    path = write(tmp_path, "a", f"{start} hits\nthree\n")
+    assert list(Reader(*unlabeled_inputs([str(path)])).texts(SkipCounts())) == [f"{start} hits", "three"]
+    assert read([write(tmp_path, "b", f"{start} hits Elmbridge\tElmbridge\n")])[0] == [["Elmbridge"]]
+    assert read([write(tmp_path, "c", f"{start} in #Elmbridge today\nwe love #RyeBread now\n")])[0] == [
+        ["Elmbridge"],
+        ["Rye Bread"],
+    ]
+    assert read([write(tmp_path, "d", f"we love #RyeBread now\n{start} in #Elmbridge today\n")], format="raw")[0] == [
+        ["Rye Bread"],
+        ["Elmbridge"],
+    ]
+
+
+def test_one_record_with_a_list_is_one_record(tmp_path: Path):
+    record = label_studio(*TEXTS[0])
+    assert read([write(tmp_path, "a", json.dumps(record))])[0] == EXPECTED[:1]
+    assert read([write(tmp_path, "b", json.dumps(record, indent=1))])[0] == EXPECTED[:1]
+    assert unlabeled(f"{json.dumps(record)}\n" * 2) == [TEXTS[0][0]] * 2
+
+
+@pytest.mark.parametrize("empty", ["{}", "[]", "0", "false"])
+def test_a_record_without_a_text_is_refused_by_its_place(tmp_path: Path, empty: str):
+    path = str(write(tmp_path, "a", f'[{{"text": "abc"}},\n {empty}]'))
+    refused(lambda: list(Reader(*unlabeled_inputs([path])).texts(SkipCounts())), f"{path}:2: ")
+
+
 def test_rejected_and_empty_records_are_counted(tmp_path: Path):
     records = [own(*TEXTS[0]), own(*TEXTS[1]) | {"answer": "reject"}, own(*TEXTS[1]) | {"answer": "ignore"}]
     records += [{"text": None, "keyphrases": []}, {"text": "no label yet", "keyphrases": None}]
@@ -459,6 +526,8 @@ def test_a_dry_run_shows_the_keyphrases_and_writes_nothing(tmp_path: Path):
     assert "[Hollis] paints the [lighthouse] , then sleeps" in done.stdout and "5 texts, 7 keyphrases" in done.stdout
     assert "1 texts have none" in done.stdout and list(tmp_path.iterdir()) == [path]
     assert call("prepare", str(path)).exit_code == 2
+    done = call("prepare", str(path), "--valid", str(write(tmp_path, "b", CONTENTS["kp20k"])), "--dry-run")
+    assert done.exit_code == 0 and "a: conll" in done.stdout and "b: jsonl" in done.stdout, done.output
 
 
 @pytest.mark.parametrize("seed", range(int(os.environ.get("TANDEM_FUZZ", "2"))))

@@ -57,7 +57,7 @@ def test_evaluate_reads_datasets_and_labeled_files_alike(small_bundle: str, smal
 def test_extract_prints_places_and_scores_from_stdin_and_files(small_bundle: str, small_dataset: str, tmp_path: Path):
     known = (labeled.text for labeled in Dataset(small_dataset).texts("train"))
     extractor = Extractor.load(small_bundle)
-    texts = [next(text for text in known if extractor(text)), "", "nothing שלום 😀"]
+    texts = [next(text for text in known if any(" " in each.text for each in extractor(text))), "", "nothing שלום 😀"]
     lines = call("extract", small_bundle, "--json", stdin="\n".join(texts) + "\n").stdout.splitlines()
     answers = [json.loads(line) for line in lines]
     assert [answer["text"] for answer in answers] == texts
@@ -69,6 +69,11 @@ def test_extract_prints_places_and_scores_from_stdin_and_files(small_bundle: str
     jsonl.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts if text))
     plain = call("extract", small_bundle, str(jsonl)).stdout.splitlines()
     assert plain[0].startswith("1\t") and "[" in plain[0] and plain[1].startswith("2")
+    broken = json.dumps({"text": texts[0].replace(" ", "\n")})  # a text has one line, whatever its keyphrases hold
+    assert call("extract", small_bundle, stdin=f"{broken}\n{broken}\n").stdout.splitlines() == [
+        plain[0],
+        f"2{plain[0][1:]}",
+    ]
 
 
 def test_what_cannot_be_used_is_refused_with_exit_code_2(small_bundle: str, small_dataset: str, tmp_path: Path):

@@ -141,7 +141,10 @@ def test_a_folder_that_is_not_as_it_was_written_is_refused_by_name(small_bundle:
     foreign = labels_of(str(teacher), texts, tmp_path / "foreign")
     refused(lambda: TeacherLabels(str(tmp_path / "none")), "none", "no such folder")
     refused(lambda: TeacherLabels(small_bundle), small_bundle, "is no label folder")
-    refused(lambda: labels_of(small_bundle, texts, teacher), str(teacher), "is no label folder")
+    refused(lambda: labels_of(small_bundle, texts, teacher), str(teacher), "is no folder of labels")
+    (foreign / "notes.txt").touch()
+    refused(lambda: labels_of(str(teacher), texts, foreign, overwrite=True), "notes.txt", "another --out")
+    assert TeacherLabels(str(foreign))
     labels = TeacherLabels(str(out))
     kept = (out / part_name(1)).read_bytes()
     (out / part_name(1)).write_bytes((foreign / part_name(1)).read_bytes())
@@ -167,6 +170,11 @@ def test_a_bad_line_is_named_and_what_was_labeled_remains(small_bundle: str, tex
     texts.write_bytes(b"\n".join(lines))
     refused(lambda: labels_of(small_bundle, texts, tmp_path / "labels"), f"{texts}:71", "UTF-8")
     assert part_name(0) in contents(tmp_path / "labels") and "labels.json" not in contents(tmp_path / "labels")
+    small = tmp_path / "small.txt"  # which shares a shard with the end of the larger file
+    small.write_bytes(b"one\ntwo\n\xff\n")
+    texts.write_bytes(b"\n".join(lines[:70]))
+    both = LabelConfig(small_bundle, [str(texts), str(small)], str(tmp_path / "both"))
+    refused(lambda: label(both), f"{small}:3", "UTF-8")
     done = call("label", str(tmp_path / "none"), str(texts), "--out", str(tmp_path / "x"))
     assert done.exit_code == 2 and "no such bundle" in done.stderr and not (tmp_path / "x").exists()
 

@@ -11,6 +11,7 @@ used: their index is a single file, and a kill while it is written makes the run
 import hashlib
 import io
 import json
+import re
 import time
 import zlib
 from collections.abc import Callable
@@ -202,7 +203,8 @@ def weight_sums(weights: dict[str, torch.Tensor]) -> torch.Tensor:
 
 def checkpoints(folder: str) -> list[str]:
     """Return the names of a training's checkpoints, newest first."""
-    return sorted((name for name in storage.list_directory(folder) if name.startswith(_PREFIX)), reverse=True)
+    names = [name for name in storage.list_directory(folder) if name.startswith(_PREFIX)]
+    return sorted(names, key=lambda name: [int(number) for number in re.findall(r"\d+", name)], reverse=True)
 
 
 def prune_checkpoints(folder: str, keep: int = 0) -> None:

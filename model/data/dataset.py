@@ -39,6 +39,7 @@ from model.errors import StorageError, UserError
 
 DATASET_FORMAT = 1
 SPLITS = ("train", "valid", "test")
+NAMES = ("tokenizer.json", "vectors.safetensors", *SPLITS)  # in a dataset directory, beside dataset.json
 _FOOTERS_AT_A_TIME = 16  # each is a request or two to the storage
 _INTS = pa.list_(pa.int32())
 SCHEMA = pa.schema(

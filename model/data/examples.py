@@ -5,7 +5,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from itertools import islice
+from itertools import islice, product
 from typing import NamedTuple
 
 from tokenizers import Tokenizer
@@ -140,17 +140,16 @@ def _match_phrases(
             continue
         if not words:
             words, tokens = _folded_words(labeled.text, starts, ends)
-        matches = _find_sublist(words, target, labeled.every)
-        if not matches and (escaped := html.escape(phrase, quote=False)) != phrase:
-            target = _folded_phrase(escaped, rules)
-            matches = _find_sublist(words, target, labeled.every)
-        if not matches:
-            matches = _find_beginning(words, target, labeled.every)
-            if any(len(words[i + len(target) - 1]) > len(target[-1]) for i in matches):
-                skips.add("span widened to whole tokens", labeled.place)
-        if not matches:
+        escaped = _folded_phrase(html.escape(phrase, quote=False), rules) if "&" in phrase else target
+        for find, form in product((_find_sublist, _find_beginning), (target, escaped)):
+            if matches := find(words, form, labeled.every):
+                break
+        else:
             skips.add("keyphrase not in its text", labeled.place)
-        spans += [(tokens[i], tokens[i + len(target) - 1] + 1) for i in matches]
+            continue
+        if any(len(words[i + len(form) - 1]) > len(form[-1]) for i in matches):
+            skips.add("span widened to whole tokens", labeled.place)
+        spans += [(tokens[i], tokens[i + len(form) - 1] + 1) for i in matches]
     return spans
 
 
@@ -168,7 +167,7 @@ def _find_in_ascii(lower: str, starts: list[int], ends: list[int], target: list[
     return found
 
 
-def _find_sublist(words: list[str], target: Sequence[str], every: bool) -> list[int]:
+def _find_sublist(words: list[str], target: list[str], every: bool) -> list[int]:
     """Return where the target begins in the words: every index, or only the first."""
     matches: list[int] = []
     at, size = -1, len(target)

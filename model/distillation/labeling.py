@@ -119,16 +119,17 @@ def label(
 def _prepare_folder(config: LabelConfig) -> None:
     """Make the folder; what a cut-off command left there remains. Raises UserError where something else is there."""
     out = config.out
-    if storage.exists(storage.join(out, MANIFEST)):
-        if not config.overwrite:
-            raise UserError(f"{out}: exists already; choose another --out, or replace it with --overwrite")
-        storage.remove(storage.join(out, MANIFEST))  # first: without it the folder is not taken for finished
+    if storage.exists(storage.join(out, MANIFEST)) and not config.overwrite:
+        raise UserError(f"{out}: exists already; choose another --out, or replace it with --overwrite")
     if storage.file_type(out) == FileType.File:
         raise UserError(f"{out}: is a file; give --out a folder")
     names = storage.list_directory(out)
-    foreign = [name for name in names if not name.startswith("part-")]
+    foreign = [name for name in names if not name.startswith("part-") and name != MANIFEST]
     if foreign:
-        raise UserError(f"{out}: is no label folder: it has {foreign[0]}; choose another --out")
+        raise UserError(f"{out}: is no folder of labels alone: it has {foreign[0]}; move it, or choose another --out")
+    if MANIFEST in names:
+        storage.remove(storage.join(out, MANIFEST))  # first: without it the folder is not taken for finished
+        names.remove(MANIFEST)
     parts = label_files.part_names(out) if names else []
     for name in names:
         if config.overwrite or name not in parts:  # the beginning of a part whose writing was cut off
@@ -145,7 +146,8 @@ def _label_shard(teacher: str, digest: str, device: str, folder: str, shard: Ext
     """Write the part of a shard, unless it is there already."""
     place, part = storage.join(folder, part_name(shard.number)), LabeledPart()
     try:
-        source = _source(shard)
+        source = _source(shard, part)
+        part.lines.clear()  # which are counted again where the part has to be written
         found = _existing(place, digest, source)
         if found is None:
             _write(place, digest, source, _loaded(teacher, device), shard, part)
@@ -157,10 +159,10 @@ def _label_shard(teacher: str, digest: str, device: str, folder: str, shard: Ext
         return part
 
 
-def _source(shard: ExtractionShard) -> str:
-    """Return what tells the texts of a shard from others: its ranges, and a digest of its texts."""
+def _source(shard: ExtractionShard, part: LabeledPart) -> str:
+    """Return what tells the texts of a shard from others: its ranges, and a digest of its texts. Counts the part's lines."""
     digest = hashlib.sha256()
-    for text in texts_of_shard(shard.ranges, []):
+    for text in texts_of_shard(shard.ranges, part.lines):
         digest.update(json.dumps(text).encode())
     return json.dumps([[[*each[2:4], each.path] for each in shard.ranges], digest.hexdigest()])
 

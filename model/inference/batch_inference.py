@@ -115,7 +115,7 @@ def extract(
         UserError: the bundle, the input or the output cannot be used; nothing is left at `out`.
         OSError: the storage is full or cannot be written; likewise.
     """
-    staging.require_absent(config.out, MANIFEST, "extraction", config.overwrite)
+    staging.require_absent(config.out, MANIFEST, "extraction", config.overwrite, ["part-*"])
     shards = [
         ExtractionShard(number, ranges) for number, ranges in enumerate(make_shards(input_files(config.files, on_note)))
     ]

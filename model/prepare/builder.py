@@ -14,7 +14,7 @@ from functools import partial
 import pyarrow as pa
 
 from model import staging, storage
-from model.data.dataset import DATASET_FORMAT
+from model.data.dataset import DATASET_FORMAT, NAMES
 from model.data.dataset_info import DatasetInfo
 from model.data.tokenizer import SPECIAL
 from model.prepare.initial_vectors import InitialVectors, Progress, WordEncoder
@@ -92,7 +92,7 @@ def prepare(
         UserError: the input or the output cannot be used; nothing remains at `out`.
         OSError: the storage is full or cannot be written; nothing remains at `out`.
     """
-    staging.require_absent(config.out, "dataset.json", "dataset", config.overwrite)
+    staging.require_absent(config.out, "dataset.json", "dataset", config.overwrite, NAMES)
     inputs = {"train": config.train, "valid": config.valid, "test": config.test}
     files = {split: resolve_inputs(patterns, config.reading) for split, patterns in inputs.items() if patterns}
     vectors = InitialVectors(config, encode_words)

@@ -47,10 +47,10 @@ def find_columns(lines: list[str], token: int | None = None, tag: int | None = N
     for name, column in (("--token-column", token), ("--tag-column", tag)):
         if column is not None and not 1 <= column <= width:
             raise UserError(f"{name} {column}: the file has {width} columns; choose one of them, from 1")
-    if token and tag:
-        return Columns(token - 1, tag - 1, tabs)
     columns = list(zip(*rows, strict=True))
-    numbered = width > 2 and all(map(_NUMBER.fullmatch, columns[0]))
+    numbered = width > 2 and 1 not in (token, tag) and all(map(_NUMBER.fullmatch, columns[0]))
+    if token and tag:
+        return Columns(token - 1, tag - 1, tabs, numbered)
     tags = [tag - 1] if tag else [i for i, column in enumerate(columns) if _are_tags(column)]
     if not tags or width < 2:
         return None

@@ -112,7 +112,9 @@ def parse_webanno(lines: Lines, columns: tuple[int, ...]) -> LabeledText | None:
         if len(cells) < 3 or "-" not in cells[0]:
             raise LineError(place, "is no word of WebAnno TSV 3; write sentence-word<TAB>start-end<TAB>word<TAB>labels")
         tokens.append(cells[2])
-        labels = [(column, label) for column in columns for label in cells[column : column + 1] if label not in "_*"]
+        labels = [
+            (column, label) for column in columns for label in cells[column : column + 1] if label not in ("", "_")
+        ]
         ids.append({(column, _id(each, cells[0])) for column, label in labels for each in label.split("|")})
     if not tokens:
         return None

@@ -3,6 +3,7 @@
 Files are UTF-8, or UTF-16 with its mark; what gzip, bzip2, lz4 and zstd have compressed is decompressed.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -17,6 +18,7 @@ from model.readers.options import SUMMARIES, ReadOptions
 from model.shards import FileRange, Layout
 
 _SAMPLE_RECORDS = 200
+_JSON = re.compile(r'\s*(?:\{\s*(?:["}]|$)|\[\s*(?:["\[{\]]|null|$))')
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ class Format:
 
 
 def is_json(lines: list[str]) -> bool:
-    """Return whether the lines begin JSON objects or an array."""
-    return lines[0].lstrip().startswith(("{", "["))
+    """Return whether the lines begin JSON objects or an array of records, rather than a text such as `[Live] a storm`."""
+    return _JSON.match("\n".join(lines[:2])) is not None
 
 
 def json_layout(head: Head, format: str) -> Layout | None:
@@ -215,7 +217,7 @@ def _parse_cells(cells: list[str], place: str, skips: SkipCounts) -> LabeledText
 
 
 def _parse_raw(record: Any, place: str, layout: Layout, skips: SkipCounts) -> LabeledText | None:
-    if isinstance(record, str) and not record.lstrip().startswith("{"):
+    if isinstance(record, str) and not is_json([record]):
         return records.label_tweet(records.checked_text(record, place), place, skips)
     return records.parse_tweet(_value(record, place), place, skips)
 

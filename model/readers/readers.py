@@ -70,7 +70,8 @@ class Reader:
         text_of = FORMATS[layout.format].text if layout.format in FORMATS else None
 
         def parse(record: Any, place: str, *_: object) -> str:
-            return text_of(record, place) if text_of and record else record
+            # A blank line is an empty text; of another record, {} for example, it may be told that there is none.
+            return text_of(record, place) if text_of and (layout.whole or record.strip(" \t\x1a")) else record
 
         yield from self._parsed(self._records() if layout.whole else self._lines(), parse, skips)
 

@@ -83,7 +83,7 @@ def _start_of_items(content: str) -> int | None:
     whole, begin = json.loads(content.removeprefix("\ufeff")), _skip(content, 0)
     if isinstance(whole, list):
         return None if _is_pair(whole) else begin + 1
-    if not isinstance(whole, dict) or "text" in whole:
+    if not isinstance(whole, dict) or _is_record(whole):
         return None
     for name in _LISTS:
         match whole.get(name):
@@ -116,6 +116,15 @@ def _skip(content: str, at: int) -> int:
 def _is_pair(value: object) -> bool:
     """Return whether a value is a training example of spaCy: text and annotations."""
     return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], dict)
+
+
+def _is_record(value: Record) -> bool:
+    """Return whether an object has a text of its own, rather than a list of records."""
+    tokens = value.get("tokens")
+    with_tokens = isinstance(tokens, list) and bool(tokens) and isinstance(tokens[0], str)
+    return (
+        "text" in value or isinstance(value.get("data"), dict) or with_tokens or {"title", "abstract"} <= value.keys()
+    )
 
 
 def is_labeled(value: object) -> bool:
@@ -177,7 +186,7 @@ def text_of_record(value: object, place: str) -> str:
         raise LineError(place, 'is not a JSON object; write {"text": ...}')
     if _has_null_text(value, record):
         return ""
-    return _source(record, place).text
+    return _source(record, place, labeled=False).text
 
 
 def unusable_fields(value: object, path: str) -> UserError:
@@ -247,15 +256,18 @@ def _names(record: Record) -> str:
     return ", ".join(list(record)[:12]) or "none"
 
 
-def _source(record: Record, place: str, unit: Unit = "characters") -> _Source:
-    """Return the text of a record. Raises LineError where there is none."""
+def _source(record: Record, place: str, unit: Unit = "characters", labeled: bool = True) -> _Source:
+    """Return the text of a record. Raises LineError where there is none.
+
+    Of a record with a text and its tokens, the tokens count where its labels are one tag per token.
+    """
     if "text" in record and _BEFORE_TEXT.isdisjoint(record):
         return _Source(checked_text(record["text"], place), place, unit)
     for whole in _WHOLE_TWEETS:
         if isinstance(record.get(whole), dict):
             inner = record[whole]
             return _Source(checked_text(inner.get("full_text", inner.get("text")), place), place, unit)
-    for name in _TOKENS:
+    for name in _TOKENS if "text" not in record or (labeled and _has_tags(record)) else ():
         tokens = record.get(name)
         if isinstance(tokens, list) and tokens and all(isinstance(token, str) for token in tokens):
             text, offsets = join_tokens(tokens)
@@ -267,6 +279,19 @@ def _source(record: Record, place: str, unit: Unit = "characters") -> _Source:
             return _Source(checked_text(record[name], place), place, unit)
     problem = f'"text" is missing or not a string among the fields ({_names(record)})'
     raise LineError(place, f"{problem}; write {KNOWN}")
+
+
+def _has_tags(record: Record) -> bool:
+    """Return whether the labels of a record that count are one tag per token."""
+    for name, read in _LABELS.items():
+        match record.get(name):
+            case None | str():
+                continue
+            case [str() | int(), *_]:
+                return read is not _phrases
+            case _:
+                return False
+    return False
 
 
 def _labels(record: Record, source: _Source) -> Labels | None:
@@ -297,7 +322,7 @@ def _spans_or_tags(name: str, value: Any, source: _Source) -> Labels | None:
 
 def _span(item: Any, source: _Source) -> tuple[int, int]:
     if isinstance(item, dict):
-        fields = item.get("value", item)
+        fields = item["value"] if isinstance(item.get("value"), dict) else item
         bounds: list[Any] = [next((fields[name] for name in names if name in fields), None) for names in (_START, _END)]
     else:
         bounds = item[:2] if isinstance(item, list) else []
@@ -367,11 +392,17 @@ def _tags(name: str, value: Any, source: _Source) -> Labels | None:
     return {"spans": characters(spans_of_tags(value), source.offsets)}
 
 
+def _is_region(result: Any) -> bool:
+    """Return whether a result of Label Studio marks characters, rather than the whole text."""
+    value = result.get("value") if isinstance(result, dict) else None
+    return isinstance(value, dict) and "start" in value
+
+
 def _annotations(name: str, value: Any, source: _Source) -> Labels | None:
     """Read the first accepted annotation of Label Studio, or spans."""
     match _accepted(value) if isinstance(value, list) else None:
         case [{"result": list(results)}, *_]:
-            return _spans(name, [each for each in results if "start" in each.get("value", {})], source)
+            return _spans(name, [each for each in results if _is_region(each)], source)
         case None:
             return None
     return _spans_or_tags(name, value, source)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from model import storage
-from model.errors import StorageError, UserError
+from model.errors import LineError, StorageError, UserError
 from model.readers.head import decode_line
 from model.readers.records import LABEL_FIELDS, TEXT_FIELDS
 from model.shards import FileRange
@@ -66,32 +66,37 @@ def _has_quoted_cells(lines: list[str]) -> bool:
 
 
 def table_rows(file: FileRange) -> Iterator[tuple[str, Any]]:
-    """Yield `file:line` and the cells of each row, by the names of the columns if there are any.
-
-    Raises:
-        UserError: a row cannot be read.
-    """
+    """Yield `file:line` and the cells of each row, by the names of the columns if there are any, or what is wrong with it."""
     dialect: Dialect = file.layout.options
-    lines = (decode_line(raw, f"{file.path}:{number}") for number, raw in enumerate(file.lines(), 1))
-    reader = csv.reader(lines, delimiter=dialect.delimiter, strict=True)
-    before, header = 0, dialect.names is not None
+    read = 0
+
+    def decoded(raw: bytes) -> str:
+        nonlocal read
+        read += 1
+        return decode_line(raw, f"{file.path}:{read}")
+
+    # A generator would end with the first line that is not UTF-8; `map` goes on.
+    reader = csv.reader(map(decoded, file.lines()), delimiter=dialect.delimiter, strict=True)
+    header = dialect.names is not None
     while True:
+        place = f"{file.path}:{read + 1}"
         try:
             row = next(reader)
         except StopIteration:
             return
+        except LineError as error:
+            yield error.place, error.problem
         except csv.Error as error:
-            raise UserError(f"{file.path}:{before + 1}: is not a row of a table: {error}; mend its quotes") from None
-        place, before = f"{file.path}:{before + 1}", reader.line_num
-        if not any(cell.strip(" \t\x1a") for cell in row):
-            continue
-        if header:
-            header = False
-            continue
-        yield place, row if dialect.names is None else _named(dialect.names, row, place)
+            yield place, f"is not a row of a table: {error}; mend its quotes"
+        else:
+            if not any(cell.strip(" \t\x1a") for cell in row):
+                continue
+            if not header:
+                yield place, row if dialect.names is None else _named(dialect.names, row)
+        header = False
 
 
-def _named(names: tuple[str, ...], row: list[str], place: str) -> dict[str, Any] | str:
+def _named(names: tuple[str, ...], row: list[str]) -> dict[str, Any] | str:
     """Return a row by the names of its columns, or what is wrong with it."""
     if len(row) > len(names):
         return f"has {len(row)} cells, but there are {len(names)} columns; put cells with a delimiter in quotes"
