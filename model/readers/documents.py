@@ -10,7 +10,8 @@ from model.data.labeled_text import LabeledText, SkipCounts
 from model.errors import LineError, StorageError, UserError
 from model.readers.conll import Lines, characters, join_tokens
 from model.readers.head import decode_file
-from model.readers.records import checked_text, in_characters, phrases_of
+from model.readers.record_labels import in_characters, phrases_of
+from model.readers.records import checked_text
 from model.shards import FileRange
 
 # Suffix of a text -> that of its keyphrases: brat, Inspec, and SemEval-2010 and its like.

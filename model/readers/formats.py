@@ -3,7 +3,6 @@
 Files are UTF-8, or UTF-16 with its mark; what gzip, bzip2, lz4 and zstd have compressed is decompressed.
 """
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -12,13 +11,13 @@ from typing import Any
 
 from model.data.labeled_text import LabeledText, SkipCounts
 from model.errors import LineError, UserError
-from model.readers import conll, documents, records, tables
+from model.readers import conll, documents, json_files, records, tables
 from model.readers.head import Head, decode_file, is_binary_table
 from model.readers.options import SUMMARIES, ReadOptions
+from model.readers.record_labels import phrases_of
 from model.shards import FileRange, Layout
 
 _SAMPLE_RECORDS = 200
-_JSON = re.compile(r'\s*(?:\{\s*(?:["}]|$)|\[\s*(?:["\[{\]]|null|$))')
 
 
 @dataclass(frozen=True)
@@ -42,14 +41,9 @@ class Format:
     text: Callable[[Any, str], str] | None = None
 
 
-def is_json(lines: list[str]) -> bool:
-    """Return whether the lines begin JSON objects or an array of records, rather than a text such as `[Live] a storm`."""
-    return _JSON.match("\n".join(lines[:2])) is not None
-
-
 def json_layout(head: Head, format: str) -> Layout | None:
     """Return the layout of JSON lines, or of a file that is one JSON value; None for anything else."""
-    if not head.lines or not is_json(head.lines):
+    if not head.lines or not json_files.is_json(head.lines):
         return None
     return head.layout._replace(format=format, whole=_is_one_value(head.lines))
 
@@ -58,7 +52,7 @@ def _is_one_value(lines: list[str]) -> bool:
     """Return whether a JSON file is one value, rather than a value per line, of which some may be damaged."""
     first = lines[0].strip()
     if _is_json_line(first):
-        return len(lines) == 1 and records.is_list(first)
+        return len(lines) == 1 and json_files.is_list(first)
     return first.endswith(("[", "{", ",")) or not any(map(_is_json_line, lines))
 
 
@@ -70,7 +64,7 @@ def json_sample(head: Head, layout: Layout) -> list[Any]:
             file = FileRange(head.path, layout, location=head.location)
             sample = [value for _, value in islice(_json_file(file), _SAMPLE_RECORDS)]
         else:
-            sample = [records.parse_json(line, head.path) for line in head.lines if _is_json_line(line)]
+            sample = [json_files.parse_json(line, head.path) for line in head.lines if _is_json_line(line)]
     except UserError:
         pass  # reading the file tells what is wrong with it, and where
     return sample
@@ -78,7 +72,7 @@ def json_sample(head: Head, layout: Layout) -> list[Any]:
 
 def _is_json_line(line: str) -> bool:
     try:
-        return isinstance(records.parse_json(line, ""), dict | list)
+        return isinstance(json_files.parse_json(line, ""), dict | list)
     except LineError:
         return False
 
@@ -110,11 +104,11 @@ def _has_hashtag(value: object) -> bool:
 
 
 def _json_file(file: FileRange) -> Iterator[tuple[str, Any]]:
-    return records.json_items(decode_file(b"".join(file.lines()), file.path), file.path)
+    return json_files.json_items(decode_file(b"".join(file.lines()), file.path), file.path)
 
 
 def _value(record: Any, place: str) -> Any:
-    return records.parse_json(record, place) if isinstance(record, str) else record
+    return json_files.parse_json(record, place) if isinstance(record, str) else record
 
 
 def _parse_json(record: Any, place: str, layout: Layout, skips: SkipCounts) -> LabeledText | None:
@@ -126,7 +120,7 @@ def _text_of_json(value: Any, place: str) -> str:
 
 
 def _detect_conll(head: Head, options: ReadOptions) -> Layout | None:
-    if not head.lines or (options.format == "auto" and is_json(head.lines)):
+    if not head.lines or (options.format == "auto" and json_files.is_json(head.lines)):
         return None
     columns = conll.find_columns(head.lines, options.token_column, options.tag_column)
     if columns is None and options.format == "auto":
@@ -156,7 +150,7 @@ def _parse_webanno(record: conll.Lines, place: str, layout: Layout, skips: SkipC
 
 def csv_layout(head: Head) -> Layout | None:
     """Return the layout of a table with names of columns or quotes; None for anything else."""
-    if not head.lines or is_json(head.lines):
+    if not head.lines or json_files.is_json(head.lines):
         return None
     dialect = tables.find_dialect(head.lines, PurePath(head.path.partition("?")[0]).suffix)
     return head.layout._replace(format="csv", whole=True, options=dialect) if dialect else None
@@ -194,7 +188,7 @@ def _text_of_row(value: Any, place: str) -> str:
 
 def _detect_tsv(head: Head, options: ReadOptions) -> Layout | None:
     if options.format == "auto" and (
-        is_json(head.lines) or 2 * sum("\t" in line for line in head.lines) < len(head.lines)
+        json_files.is_json(head.lines) or 2 * sum("\t" in line for line in head.lines) < len(head.lines)
     ):
         return None
     return head.layout._replace(format="tsv")
@@ -213,11 +207,11 @@ def _parse_cells(cells: list[str], place: str, skips: SkipCounts) -> LabeledText
     if len(cells) != 2:
         problem = f"{len(cells) - 1} tabs in the line; write text<TAB>keyphrase[;keyphrase...] with exactly one tab"
         raise LineError(place, f"{problem}, or name the columns in the first line")
-    return LabeledText(text, place, keyphrases=records.phrases_of(cells[1], text))
+    return LabeledText(text, place, keyphrases=phrases_of(cells[1], text))
 
 
 def _parse_raw(record: Any, place: str, layout: Layout, skips: SkipCounts) -> LabeledText | None:
-    if isinstance(record, str) and not is_json([record]):
+    if isinstance(record, str) and not json_files.is_json([record]):
         return records.label_tweet(records.checked_text(record, place), place, skips)
     return records.parse_tweet(_value(record, place), place, skips)
 

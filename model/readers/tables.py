@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 from model import storage
 from model.errors import LineError, StorageError, UserError
 from model.readers.head import decode_line
-from model.readers.records import LABEL_FIELDS, TEXT_FIELDS
+from model.readers.record_labels import LABEL_FIELDS
+from model.readers.records import TEXT_FIELDS
 from model.shards import FileRange
 
 _DELIMITERS = ("\t", ",", ";")

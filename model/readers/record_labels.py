@@ -1,0 +1,182 @@
+"""The keyphrases of a record, in whatever form: spans, phrases, or a tag per token."""
+
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from model.data.characters import Unit, likely_unit, to_characters
+from model.errors import LineError
+from model.readers.conll import characters, is_tag, spans_of_tags
+
+Record = dict[str, Any]
+Labels = dict[str, Any]  # arguments of LabeledText
+_START, _END = ("start", "start_offset", "startOffset", "begin"), ("end", "end_offset", "endOffset")
+
+
+class Source(NamedTuple):
+    """The text of a record, its place, the unit of its offsets, and the characters of its tokens, if it has any."""
+
+    text: str
+    place: str
+    unit: Unit
+    offsets: list[tuple[int, int]] | None = None
+
+
+def labels_of(record: Record, source: Source) -> Labels | None:
+    """Return the keyphrases of a record, or None where no field holds any. Raises LineError where it holds no valid ones."""
+    for name, read in LABELS.items():
+        value = record.get(name)
+        if value is not None and (labels := read(name, value, source)) is not None:
+            return labels
+    return None
+
+
+def has_tags(record: Record) -> bool:
+    """Return whether the labels of a record that count are one tag per token."""
+    for name, read in LABELS.items():
+        match record.get(name):
+            case None | str():
+                continue
+            case [str() | int(), *_]:
+                return read is not _phrases
+            case _:
+                return False
+    return False
+
+
+def accepted(annotations: list[Any]) -> list[Any]:
+    """Return the annotations of a record that nobody has cancelled."""
+    return [each for each in annotations if not (isinstance(each, dict) and each.get("was_cancelled"))]
+
+
+def phrases_of(value: str, text: str) -> tuple[str, ...]:
+    """Return the keyphrases of a cell: split at ";", or where that finds none, and the whole is not in the text, at ","."""
+    separator = "," if ";" not in value and "," in value and value.lower() not in text.lower() else ";"
+    return tuple(phrase.strip() for phrase in value.split(separator) if phrase.strip())
+
+
+def in_characters(span: tuple[int, int], text: str, unit: Unit, place: str) -> tuple[int, int]:
+    """Return a span of a text in characters. Raises LineError where it is out of range."""
+    try:
+        [(start, end)] = to_characters([span], text, unit)
+    except ValueError:
+        start = end = -1
+    if not 0 <= start < end <= len(text):
+        size = f"the text has {len(text)} characters, and start must be below end"
+        likely = likely_unit([(text, [span])])
+        remedy = f"; if they count {likely}, set --offsets {likely}" if likely != unit else ""
+        raise LineError(place, f"span {list(span)} is out of range: {size}{remedy}")
+    return start, end
+
+
+def _spans(name: str, value: Any, source: Source) -> Labels:
+    """Read [start, end, ...] or objects with a start and an end."""
+    if not isinstance(value, list):
+        raise LineError(source.place, f'"{name}" is not a list; write [[start, end], ...]')
+    return {"spans": tuple(_span(item, source) for item in value)}
+
+
+def _spans_or_tags(name: str, value: Any, source: Source) -> Labels | None:
+    """Read spans, or one tag per token; a class label of the whole text is none of both."""
+    match value:
+        case [list() | dict(), *_] | []:
+            return _spans(name, value, source)
+        case [*_] if source.offsets is not None:
+            return _tags(name, value, source)
+    return None
+
+
+def _span(item: Any, source: Source) -> tuple[int, int]:
+    if isinstance(item, dict):
+        fields = item["value"] if isinstance(item.get("value"), dict) else item
+        bounds: list[Any] = [next((fields[name] for name in names if name in fields), None) for names in (_START, _END)]
+    else:
+        bounds = item[:2] if isinstance(item, list) else []
+    if len(bounds) < 2 or not all(_is_whole(bound) for bound in bounds):
+        shown = json.dumps(item, ensure_ascii=False)
+        raise LineError(source.place, f"span {shown} is not a pair of whole numbers; write [start, end]")
+    return in_characters((int(bounds[0]), int(bounds[1])), source.text, source.unit, source.place)
+
+
+def _is_whole(value: object) -> bool:
+    return type(value) is int or (isinstance(value, float) and value.is_integer())
+
+
+def _phrases(name: str, value: Any, source: Source) -> Labels | None:
+    """Read a list of phrases, of which every occurrence is marked, or one string, of which the first one is."""
+    if isinstance(value, str):
+        return {"keyphrases": phrases_of(value, source.text)}
+    phrases = [item if type(item) is str else _phrase(item) for item in value] if isinstance(value, list) else [None]
+    if None in phrases:
+        raise LineError(source.place, f'"{name}" is not a list of strings; write ["one keyphrase", "another"]')
+    return {"keyphrases": tuple(phrase for phrase in phrases if phrase and phrase.strip()), "every": True}
+
+
+def _phrase(item: Any) -> str | None:
+    match item:
+        case int() | float():
+            return f"{item:g}" if isinstance(item, float) else str(item)
+        case [*words] if words and all(isinstance(word, str) for word in words):
+            return " ".join(words)
+    return None
+
+
+def _tags_or_phrases(name: str, value: Any, source: Source) -> Labels | None:
+    return (_phrases if source.offsets is None else _tags)(name, value, source)
+
+
+def _tags(name: str, value: Any, source: Source) -> Labels | None:
+    """Read one tag per token."""
+    if source.offsets is None or not isinstance(value, list):
+        return None
+    if len(value) != len(source.offsets):
+        raise LineError(
+            source.place, f'"{name}" has {len(value)} tags for {len(source.offsets)} tokens; mend the record'
+        )
+    unknown = next((tag for tag in value if not (isinstance(tag, str) and is_tag(tag))), None)
+    if isinstance(unknown, int):
+        problem = f'"{name}" holds numbers, and their names are not in the file'
+        raise LineError(source.place, f"{problem}; save the data as Parquet, which keeps them, or write the names")
+    if unknown is not None:
+        raise LineError(
+            source.place, f'tag {unknown!r} of "{name}" is unknown; write O, or B, I, E, S alone or as B-type'
+        )
+    return {"spans": characters(spans_of_tags(value), source.offsets)}
+
+
+def _is_region(result: Any) -> bool:
+    """Return whether a result of Label Studio marks characters, rather than the whole text."""
+    value = result.get("value") if isinstance(result, dict) else None
+    return isinstance(value, dict) and "start" in value
+
+
+def _annotations(name: str, value: Any, source: Source) -> Labels | None:
+    """Read the first accepted annotation of Label Studio, or spans."""
+    match accepted(value) if isinstance(value, list) else None:
+        case [{"result": list(results)}, *_]:
+            return _spans(name, [each for each in results if _is_region(each)], source)
+        case None:
+            return None
+    return _spans_or_tags(name, value, source)
+
+
+LABELS: dict[str, Callable[[str, Any, Source], Labels | None]] = {
+    "spans": _spans,
+    "keyphrases": _phrases,
+    "doc_bio_tags": _tags,
+    "ner_tags": _tags,
+    "bio_tags": _tags,
+    "keywords": _phrases,
+    "keyword": _phrases,
+    "KeyPhrases": _phrases,  # of OpenKP
+    "extractive_keyphrases": _phrases,
+    "entities": _spans_or_tags,
+    "label": _spans_or_tags,
+    "labels": _spans_or_tags,
+    "annotations": _annotations,
+    "completions": _annotations,
+    "tags": _tags_or_phrases,
+}
+
+# What a table's columns may be named, in lower case.
+LABEL_FIELDS = {name.lower() for name in LABELS}
