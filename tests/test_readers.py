@@ -153,6 +153,7 @@ BAD_LINES = [
     ("jsonl", '{"text": "a", "keyphrases": []}\n{"text": "a", \n', 2, "not JSON"),
     ("jsonl", '{"text": "a", "keyphrases": []}\n[1]\n', 2, "not a JSON object"),
     ("jsonl", '{"text": "a", "keyphrases": [{}]}\n', 1, "keyphrases"),
+    ("jsonl", '{"text": "a", "keyphrases": []}\n{text: "a"}\n', 2, "not JSON"),
     ("jsonl", '{"keyphrases": ["a"]}\n', 1, "text"),
     ("jsonl", '{"text": "", "keyphrases": ["a"]}\n', 1, "empty"),
     ("jsonl", '{"text": "abc", "spans": [[1, 4]]}\n', 1, "out of range"),
@@ -183,6 +184,11 @@ def test_bad_lines_can_be_skipped_and_are_counted(
     assert format != "csv" or [labeled.text for labeled in found] == ["a b", "c d"]
     [(reason, count)] = skips.counts.items()
     assert problem in reason and count == 1 and skips.places[reason] == [f"{path}:{line}"]
+
+
+def test_what_is_almost_json_is_refused_rather_than_read_as_text(tmp_path: Path):
+    for line in ("{'text': 'a #tag b', 'keyphrases': []}", '{text: "a #tag b"}'):
+        refused(lambda line=line: read(file(tmp_path, "a", f"{line}\n" * 2)), "a:1: ", "not JSON")  # type: ignore[misc]
 
 
 def test_missing_empty_mixed_and_strange_files_are_refused(tmp_path: Path):

@@ -8,7 +8,8 @@ from typing import Any
 from model.errors import LineError
 
 _LISTS = ("annotations", "data", "examples", "rows", "documents", "records")  # fields that hold all records of a file
-_JSON = re.compile(r'\s*(?:\{\s*(?:["}]|$)|\[\s*(?:["\[{\]]|null|$))')
+# Or what is meant to be one, such as a dict that Python has printed: reading it tells what is wrong.
+_JSON = re.compile(r"""\s*(?:\{\s*(?:["'}]|\w+\s*:|$)|\[\s*(?:["\[{\]]|null|$))""")
 
 
 def is_json(lines: list[str]) -> bool:
