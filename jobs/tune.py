@@ -145,12 +145,14 @@ def _plan(preset: str | None, given: dict[str, Any], fields: dict[str, Any], res
 
     fields = {name: value for name, value in fields.items() if value is not None}
     if resume is not None:
-        location = given.get("run", {}).pop("storage", RunConfig().storage)
-        if preset or any(given.values()):
+        run = given.pop("run", {})
+        location = run.pop("storage", RunConfig().storage)
+        if preset or "name" in run or any(given.values()):
             raise UserError(
-                f"--resume {resume}: the sweep keeps its own configuration; leave --data, --set and the like out"
+                f"--resume {resume}: the sweep keeps its configuration, except for run.*; leave --data, other --set and the "
+                f"like out"
             )
-        return resumed_sweep(resume, location, fields)
+        return resumed_sweep(resume, location, fields, run)
     if "epochs" in given.get("training", {}):
         raise UserError("training.epochs: a trial's epochs are given with --max-epochs")
     tree = preset_values(preset) if preset else {}

@@ -302,7 +302,16 @@ def read_config(path: str) -> Tree:
         raise UserError(f"{path}: is not YAML or JSON: {error}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: contains no configuration; write for example `training: {{lr: 0.001}}`")
-    return current_tree({name: value for name, value in tree.items() if value is not None})  # `training:` may be empty
+    tree = current_tree({name: value for name, value in tree.items() if value is not None})  # `training:` may be empty
+    _require_sections(tree, path)
+    return tree
+
+
+def _require_sections(tree: Tree, where: str) -> None:
+    """Raise UserError where a section has a value instead of fields."""
+    for name in _SECTIONS.values():
+        if not isinstance(tree.get(name, {}), dict):
+            raise UserError(f"{where}: {name} is {tree[name]!r}, but it is a section; give its fields values")
 
 
 def current_tree(tree: Tree) -> Tree:
@@ -320,6 +329,7 @@ def assign(tree: Tree, assignment: str) -> None:
     if not sign or not path:
         raise UserError(f"--set {assignment}: write it as --set training.lr=0.001")
     set_dotted(tree, path, parse_scalar(value, f"--set {path}"))
+    _require_sections(tree, f"--set {assignment}")
 
 
 def set_dotted(tree: Tree, dotted: str, value: object) -> None:

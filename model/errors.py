@@ -35,5 +35,13 @@ class LineError(UserError):
         return type(self), (self.place, self.problem)
 
 
+def first_line(error: BaseException, with_kind: bool = False) -> str:
+    """Return the first line of an error's message, after its kind if asked for; of an error without a message its kind."""
+    kind, lines = type(error).__name__, str(error).strip().splitlines()
+    if not lines:
+        return kind
+    return f"{kind}: {lines[0]}" if with_kind else lines[0]
+
+
 class DivergedError(UserError):
     """The training loss is no longer finite; a setting has to change, most often the learning rate."""

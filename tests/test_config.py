@@ -83,6 +83,12 @@ def test_a_value_where_fields_should_be_is_named():
     refused(lambda: make_config({"data": "d", "training": 5}), "training is 5")
 
 
+def test_a_section_has_fields_and_no_value(tmp_path: Path):
+    refused(lambda: assign({}, "training=5"), "--set training=5", "is a section")
+    (tmp_path / "c.yaml").write_text("run: 5")
+    refused(lambda: read_config(str(tmp_path / "c.yaml")), "c.yaml", "run is 5")
+
+
 def test_every_field_has_a_dotted_name():
     names = set(fields())
     assert {"data", "training.lr", "training.alpha", "tagger.cell", "run.workers"} <= names

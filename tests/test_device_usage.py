@@ -82,7 +82,14 @@ def test_a_batch_that_does_not_fit_is_refused_with_its_bytes(
 
     monkeypatch.setattr(Tagger, "forward", forward)
     asked = "Tried to allocate 20.00 GiB" if error else "you tried to allocate 144115188075855872 bytes"
-    parts = ("out of memory on cpu", asked, "64 texts", "in 2 part(s)", "training.accumulate", "--batch-size")
+    parts = (
+        "out of memory on cpu",
+        asked,
+        "64 texts",
+        "in 2 part(s)",
+        "training.accumulate",
+        "training.global_batch_size",
+    )
     refused(training_of(small_dataset).run_epoch, *parts)
 
 

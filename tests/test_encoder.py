@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from encoders import KINDS, edit_config, tiny_encoder
-from helpers import ROOT, call, refused
+from helpers import ROOT, SMALL, call, refused
 
 from distributed.train.shared_data import SharedData
 from model.config import Config, make_config
@@ -52,6 +52,15 @@ def training_of(config: Config) -> Training:
     data = SharedData.load(config.data, config.tagger, config.training)
     splits = data.splits_for(config.tagger, CPU)
     return Training(config.training, data.new_tagger(config.tagger, config.training.seed), *splits)
+
+
+def test_a_trial_without_the_encoder_of_its_sweep_is_trained(small_dataset: str, bert: str):
+    config = config_of(small_dataset, bert)
+    data = SharedData.load(config.data, config.tagger, config.training)
+    other = make_config({"data": small_dataset, "tagger": SMALL, "training": {**RECIPE, "epochs": 1}})
+    splits = data.splits_for(other.tagger, CPU)
+    found = Training(other.training, data.new_tagger(other.tagger, 0), *splits).run_epoch()
+    assert found["valid/loss"] == training_of(other).run_epoch()["valid/loss"]
 
 
 @pytest.mark.parametrize("pooling", ["first", "mean"])

@@ -116,15 +116,24 @@ def test_a_runs_report_opens_offline(run_folder: str, tmp_path: Path):
         assert part in page, part
 
 
+def script_added(report: str, script: str) -> Path:
+    page = Path(report)
+    page.write_text(page.read_text().replace("</body>", f"<script>{script}</script></body>"))
+    return page
+
+
 @needs_a_browser
 def test_the_trials_table_sorts_by_number(sweep_folder: str, tmp_path: Path):
-    location = Path(write_report(sweep_folder))
     click = "document.querySelectorAll('.sortable th')[2].click();"
-    location.write_text(location.read_text().replace("</body>", f"<script>{click}{click}</script></body>"))
-    page, console = browse(str(location), tmp_path)
+    page, console = browse(str(script_added(write_report(sweep_folder), click * 2)), tmp_path)
     body = page.split('class="sortable"')[1]
     places = [body.index(f">{name}<") for name in ("t004", "t003", "t002", "t001")]
     assert places == sorted(places) and not console
+    emptied = "document.querySelector('.sortable tbody').rows[0].cells[2].textContent = '';"
+    for clicks in (click, click * 2):  # a trial without a value is last in both directions
+        page, console = browse(str(script_added(write_report(sweep_folder), emptied + clicks)), tmp_path)
+        body = page.split('class="sortable"')[1]
+        assert max(body.index(f">t00{number}<") for number in (1, 2, 3, 4)) == body.index(">t001<")
 
 
 @needs_a_browser

@@ -2,7 +2,9 @@
 
 import json
 import random
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,8 @@ from distributed.sweep.budget import Budget
 from distributed.sweep.journal import Journal, read_events
 from distributed.sweep.plan import SweepConfig, continuing, make_plan, new_sweep, validate_plan
 from distributed.sweep.samplers import SAMPLERS
-from distributed.sweep.state import SweepState, read_sweep, resumed_sweep
+from distributed.sweep.state import SweepState, Trial, read_sweep, resumed_sweep
+from distributed.tune.searcher import JournalSearcher
 from model import storage
 from model.errors import UserError
 
@@ -193,6 +196,12 @@ def test_a_sweep_goes_on_only_as_itself(small_dataset: str, tmp_path: Path):
     refused(lambda: resumed_sweep("s", str(tmp_path), {"max_epochs": 4}), "--max-epochs", "has begun")
     refused(lambda: resumed_sweep("s", str(tmp_path), {"trials": 1}), "--trials 1", "2 trials have begun")
     assert resumed_sweep("s", str(tmp_path), {"finalists": 2, "trials": 20}).finalists == 2
+    assert (
+        resumed_sweep("s", str(tmp_path), {"space": list(plan.space)}, {"wait_minutes": 60}).config.run.wait_minutes
+        == 60
+    )
+    shutil.copytree(tmp_path / "s", tmp_path / "copy")
+    assert resumed_sweep("copy", str(tmp_path), {}).folder == str(tmp_path / "copy")
     with (tmp_path / "s" / "journal.jsonl").open("a") as file:  # as of earlier versions, without a checksum
         file.write('{"event": "begun", "time": 3.0, "trial": "t099"}\n')
     refused(lambda: read_sweep(str(tmp_path / "s")), "an event of 't099', of which it knows nothing")
@@ -284,6 +293,35 @@ def test_a_dry_run_of_a_sweep_that_has_begun_forecasts_its_cost(small_dataset: s
         # Four epochs took an hour.
         assert told["forecast"] == {"cpu_hours": epochs / 4, "gpu_hours": 0.0, "cost": epochs / 4 * 2.0}
     assert "forecast" not in last_json(call("tune", "--data", small_dataset, "--dry-run").stdout)
+
+
+def searcher_of(sweep: SweepState, searches: bool) -> JournalSearcher:
+    def propose(trial: Trial) -> None:
+        sweep.trials[trial.name] = trial
+
+    recorder: Any = SimpleNamespace(sweep=sweep, must_stop=lambda: False, propose=propose)
+    return JournalSearcher(recorder, validate_plan(sweep.plan, ClusterResources(2, 0, 1))[1] if searches else None)
+
+
+def test_searched_trials_and_finalists_are_given_out_apart(small_dataset: str):
+    sweep = SweepState(plan_of(small_dataset, trials=2, max_epochs=3, finalists=1, seeds=2))
+    for event in EVENTS[:-1]:
+        sweep.apply(event)
+    final = {"name": "t001-seed1", "values": {}, "epochs": 3, "series": None, "finalist_of": "t001"}
+    sweep.apply({"event": "trial", "time": 101.0, **final})
+    given = [searcher_of(sweep, searches) for searches in (True, False)]
+    assert [[trial.name for trial in each.unfinished] for each in given] == [["t001"], ["t001-seed1"]]
+    assert [each.remaining for each in given] == [1, 1]
+
+
+def test_what_the_adaptive_sampler_proposes_is_valid(small_dataset: str):
+    plan = plan_of(small_dataset, sampler="tpe", trials=8, space=("tagger.window=1:7",))
+    sweep = SweepState(plan)
+    searcher = searcher_of(sweep, searches=True)
+    for number in range(8):
+        searcher.suggest(f"tune-{number}")
+    windows = [trial.values["tagger.window"] for trial in sweep.searched]
+    assert len(windows) == 8 and all(window % 2 for window in windows)  # as the tagger asks
 
 
 @pytest.mark.parametrize("eta", [2.0, 3.0, 4.5])

@@ -24,10 +24,11 @@ from distributed.cluster.resources import ClusterResources, WorkerRequest, descr
 from distributed.train import driver, trainer
 from distributed.train.driver import train
 from distributed.train.events import EpochEnd, Event, Note, TrainingStarted, WorkersLost
-from distributed.train.failures import NoProgressLimit
+from distributed.train.failures import NoProgressLimit, describe, to_user_error
 from distributed.train.result import TrainResult, read_result
-from distributed.train.runs import new_run, resumed_run, run_folder
+from distributed.train.runs import at_work, new_run, resumed_run, run_folder
 from distributed.train.tracking import WandbRun
+from model import storage
 from model.config import Config, RunConfig, make_config
 from model.data.dataset import Dataset
 from model.errors import RunFailedError, UserError
@@ -290,6 +291,26 @@ def test_storage_is_checked_before_anything_is_held(tmp_path: Path):
     refused(lambda: check_storage("/nowhere/runs", ClusterResources(2, 0, 3)), "local path", "3 nodes", "s3://")
 
 
+def test_an_error_without_a_message_is_told_by_its_kind():
+    assert describe({0: MemoryError()}, gpu=False) == "worker 0: MemoryError"
+    assert "training failed: MemoryError;" in str(to_user_error(MemoryError(), "memory://r/t", gpu=False))
+
+
+def test_two_trainings_never_share_a_folder(small_dataset: str, tmp_path: Path):
+    def new(**fields: Any) -> Config:
+        return new_run(make_config({"data": small_dataset, "run": {"storage": str(tmp_path), **fields}}))
+
+    assert new().run.name != new().run.name
+    config = new(name="r")
+    other = config.model_copy(update={"training": config.training.model_copy(update={"lr": 0.5})})
+    with at_work(config):
+        refused(lambda: at_work(config).__enter__(), "another process is at work", "--name")
+        storage.write(storage.join(run_folder(config), "config.json"), config.model_dump_json().encode())
+    refused(lambda: at_work(other).__enter__(), "another run of this name", "--name")
+    with at_work(resumed_run("r", str(tmp_path), {})):
+        pass
+
+
 RESULT = {"name": "t", "keyphrase_f1": 0.5}
 
 
@@ -318,6 +339,21 @@ def test_without_a_key_the_run_is_kept_offline(small_bundle: str, tmp_path: Path
     text = logged(tmp_path / "t")
     for part in ("mine", "valid/keyphrase_f1", "train_sentence_precision", "keyphrase_f1", "t-bundle", "training"):
         assert part in text
+
+
+def test_a_training_goes_on_when_wandb_has_ended(
+    small_bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    import wandb
+
+    def log(*_: object, **__: object) -> None:
+        raise ConnectionResetError("Connection lost")
+
+    monkeypatch.setattr(wandb.Run, "log", log)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    track(tmp_path, small_bundle)
+    assert "W&B does not log any more (Connection lost)" in capfd.readouterr().err
+    wandb.finish()
 
 
 def test_wandb_mode_disabled_is_honoured(small_bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

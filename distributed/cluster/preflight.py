@@ -1,5 +1,6 @@
 """Checks before any work is done: the dataset and the storage."""
 
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ def check_data(config: Config, dataset: Dataset) -> None:
     if config.run.workers > smallest:
         raise UserError(
             f"{config.run.workers} workers, but the smallest batch has {smallest} texts ({rows} texts in "
-            f"batches of {config.training.global_batch_size}); lower --workers or raise --batch-size"
+            f"batches of {config.training.global_batch_size}); use fewer workers, or a larger training.global_batch_size"
         )
     vectors = dataset.info.get("vectors")
     size = vectors["size"] if vectors else config.tagger.embedding_dim
@@ -88,7 +89,7 @@ def check_storage(location: str, cluster: ClusterResources, option: str = "--sto
             f"storage {location}: is a local path, and the cluster has {cluster.describe_count('node')}; give {option} a path "
             f"on a file system that every node mounts, or a URI such as s3://bucket/runs"
         )
-    probe = storage.join(location, ".writable")
+    probe = storage.join(location, f".writable-{uuid.uuid4().hex[:8]}")  # others may check at the same time
     try:
         storage.write(probe, b"probe")
         storage.remove(probe)

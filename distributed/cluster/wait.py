@@ -51,7 +51,7 @@ class ResourceWait:
         if waited > 60 * self.minutes:
             raise NotGrantedError(
                 f"{self.request} not granted after {self.minutes:g} minutes: {_describe_cluster()}; request less, or wait "
-                f"longer with --set run.wait_minutes={2 * self.minutes:g}"
+                f"longer, with --set run.wait_minutes={2 * self.minutes:g}"
             )
         if waited > _SECONDS_BEFORE_NOTE and (
             self.last_note is None or time_now - self.last_note > _SECONDS_BETWEEN_NOTES

@@ -11,7 +11,7 @@ from distributed.report import ablation_table, charts
 from distributed.report.record import record_beside, record_of_sweep
 from distributed.report.samples import Section, sample_sections
 from distributed.sweep.plan import SweepConfig
-from distributed.sweep.results import AblationRow, TuneResult
+from distributed.sweep.results import AblationRow, TuneResult, read_result
 from distributed.sweep.state import SweepState, read_sweep
 from distributed.train.result import read_history
 from model import storage
@@ -51,7 +51,7 @@ def write_report(folder: str, out: str | None = None) -> str:
 
 def _sweep_page(sweep: SweepState, folder: str) -> Section:
     plan, metric = sweep.plan, sweep.plan.metric
-    result = _read_result(folder)
+    result = read_result(folder)
     saved = 1 - sweep.epochs_spent / sweep.epochs_full if sweep.epochs_full else 0.0
     tiles = [
         ("trials", str(len(sweep.searched))),
@@ -198,15 +198,6 @@ def _spending_tiles(sweep: SweepState) -> list[tuple[str, str]]:
     if budget is not None:
         tiles.append(("budget", budget.show(budget.amount)))
     return tiles
-
-
-def _read_result(folder: str) -> TuneResult | None:
-    """Return the result of a sweep; None where it is not finished."""
-    tree = _json(folder, "result.json")
-    try:
-        return TuneResult.from_dict(tree) if tree else None
-    except ValueError as error:
-        raise UserError(f"{storage.join(folder, 'result.json')}: is damaged: {error}") from None
 
 
 def _list(numbers: list[int]) -> str:

@@ -1,5 +1,6 @@
 """What a sweep results in: what `tune --json` prints and result.json holds, and what `tune --dry-run` prints."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,7 +10,9 @@ from pydantic import TypeAdapter
 from distributed.cluster.resources import ClusterResources
 from distributed.sweep.budget import Spent
 from distributed.sweep.space import Values
+from model import storage
 from model.aliases import RESULTS, current_keys
+from model.errors import UserError, first_line
 from model.training.device_usage import DeviceUsage
 
 Number = int | float
@@ -197,6 +200,19 @@ class TuneResult:
     def as_dict(self) -> dict[str, object]:
         """Return the result for JSON."""
         return asdict(self, dict_factory=_without_missing)
+
+
+def read_result(folder: str) -> TuneResult | None:
+    """Return the result of a sweep; None where it is not finished. Raises UserError where the file is damaged."""
+    place = storage.join(folder, "result.json")
+    if not storage.exists(place):
+        return None
+    try:
+        return TuneResult.from_dict(json.loads(storage.read(place)))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{place}: is damaged ({first_line(error)}); delete it, and finish the sweep with `tune --resume`"
+        ) from None
 
 
 @dataclass(frozen=True)

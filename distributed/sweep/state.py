@@ -15,6 +15,7 @@ A sweep's folder, `<storage>/<name>/`:
 The journal alone is the state: all that is known of a sweep follows from its events, in this process and after a restart.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -243,20 +244,26 @@ def forecast_of(plan: SweepConfig) -> Spending | None:
     return sweep.forecast()
 
 
-def resumed_sweep(name: str, location: str, changes: dict[str, Any]) -> SweepConfig:
+def resumed_sweep(
+    name: str, location: str, changes: dict[str, Any], run: Mapping[str, Any] | None = None
+) -> SweepConfig:
     """Return the plan of a sweep that is resumed.
 
     Args:
         name: of the sweep.
         location: the storage that its folder is in.
         changes: fields of the plan to change.
+        run: fields of `run` to change.
 
     Raises:
         UserError: there is no such sweep, or a change would alter the metrics of its trials.
     """
     sweep = read_sweep(storage.join(storage.absolute(location), name))
     tree = sweep.plan.model_dump()
-    other = [key for key in changes if key not in _MAY_CHANGE and changes[key] != tree[key]]
+    # The folder may be a copy of the sweep's first one.
+    tree["config"]["run"] |= {**(run or {}), "name": name, "storage": storage.absolute(location)}
+    plan = make_plan(tree | changes)
+    other = [key for key in changes if key not in _MAY_CHANGE and getattr(plan, key) != getattr(sweep.plan, key)]
     if other:
         raise UserError(
             f"--resume {name}: --{other[0].replace('_', '-')} would change a sweep that has begun; start a new one, or "
@@ -268,5 +275,4 @@ def resumed_sweep(name: str, location: str, changes: dict[str, Any]) -> SweepCon
         raise UserError(
             f"--resume {name}: --seeds {changes['seeds']}, but the ablation was begun with {sweep.plan.seeds}"
         )
-    tree["config"]["run"]["storage"] = storage.absolute(location)
-    return make_plan(tree | changes)
+    return plan

@@ -16,7 +16,7 @@ from distributed.train.events import EpochEnd, Event, EventHandler, Note, close_
 from distributed.train.failures import NoProgressLimit, WorkerLossCallback, to_user_error
 from distributed.train.preflight import validate_run
 from distributed.train.result import TrainResult, read_result, write_result
-from distributed.train.runs import run_exists, run_folder
+from distributed.train.runs import at_work, run_exists, run_folder
 from distributed.train.tracking import WandbRun, wandb_settings
 from model import storage
 from model.config import Config, RunConfig
@@ -56,7 +56,7 @@ def train(config: Config, on_event: EventHandler) -> TrainResult:
     config = config.model_copy(update={"data_digest": dataset.digest})
     for warning in data_warnings(config, dataset):
         on_event(Note(warning))
-    with _saved(config, folder):
+    with at_work(config), _saved(config, folder):
         return _train(config, request, cluster, folder, on_event)
 
 

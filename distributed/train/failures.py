@@ -9,7 +9,7 @@ from ray.train import ControllerError, WorkerGroupError
 from distributed.train.checkpoint import checkpoints
 from distributed.train.events import Event, EventHandler, Note, TrainingStarted, WorkersLost, send
 from distributed.train.trainer import COLLECTIVE_TIMEOUT_S
-from model.errors import RunFailedError, UserError
+from model.errors import RunFailedError, UserError, first_line
 
 if TYPE_CHECKING:
     from ray.util.queue import Queue
@@ -68,7 +68,7 @@ def describe(failures: dict[int, Exception], gpu: bool) -> str:
         failures: of the workers, by rank.
         gpu: whether they trained on GPUs, where NCCL ends a process that has waited too long for another.
     """
-    reasons = "; ".join(f"worker {rank}: {str(error).strip().splitlines()[0]}" for rank, error in failures.items())
+    reasons = "; ".join(f"worker {rank}: {first_line(error)}" for rank, error in failures.items())
     died = any(isinstance(getattr(error, "health_check_failure", None), RayActorError) for error in failures.values())
     return reasons + _NCCL_HINT if gpu and died else reasons
 
@@ -94,7 +94,7 @@ def to_user_error(error: Exception, folder: str, gpu: bool) -> UserError | RunFa
         return worker_error(folder, error.worker_failures, gpu)
     cause = error.controller_failure if isinstance(error, ControllerError) else error
     cause = getattr(cause, "cause", None) or cause  # a RayTaskError's own message does not give the cause
-    return _failed(folder, f"{type(cause).__name__}: {str(cause).strip().splitlines()[0]}")
+    return _failed(folder, first_line(cause, with_kind=True))
 
 
 def _failed(folder: str, reason: str) -> RunFailedError:

@@ -11,9 +11,14 @@ A run's folder, `<storage>/<name>/`:
     wandb/                 W&B's own files (local storage only)
 """
 
+import fcntl
 import json
+import os
+import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 from model import storage
@@ -46,7 +51,8 @@ def new_run(config: Config, kind: str = "run") -> Config:
     Raises:
         UserError: a run or sweep of this name exists, or the encoder or the teacher's labels cannot be read.
     """
-    name = config.run.name or time.strftime(f"{kind}-%Y%m%d-%H%M%S")
+    # Of commands that are started together, each has another name.
+    name = config.run.name or time.strftime(f"{kind}-%Y%m%d-%H%M%S-{secrets.token_hex(2)}")
     run = config.run.model_copy(update={"name": name, "storage": storage.absolute(config.run.storage)})
     changes = {"tagger": with_digest(config.tagger), "training": _with_teacher(config.training), "run": run}
     config = config.model_copy(update={"data": storage.absolute(config.data), **changes})
@@ -56,6 +62,35 @@ def new_run(config: Config, kind: str = "run") -> Config:
             f"{folder}: a run or sweep of this name exists; resume it with --resume {name}, or choose another --name"
         )
     return config
+
+
+@contextmanager
+def at_work(config: Config) -> Iterator[None]:
+    """Keep other processes from working on a run, as far as the file system of its folder can.
+
+    Raises:
+        UserError: another process is at work on it, or has begun another run of this name in the meantime.
+    """
+    folder = run_folder(config)
+    with ExitStack() as stack:
+        if not storage.is_remote(folder):
+            path = Path(storage.absolute(folder))
+            path.mkdir(parents=True, exist_ok=True)
+            lock = os.open(path, os.O_RDONLY)
+            stack.callback(os.close, lock)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"{folder}: another process is at work on this run; wait for it, or choose another --name"
+                ) from None
+            except OSError:  # some network file systems lock no folders
+                pass
+        if run_exists(config):
+            begun = make_config(_read_config(storage.join(folder, "config.json"), str(config.run.name)))
+            if (begun.tagger, begun.training) != (config.tagger, config.training) or begun.data != config.data:
+                raise UserError(f"{folder}: another run of this name has begun; choose another --name")
+        yield
 
 
 def _with_teacher(training: TrainingConfig) -> TrainingConfig:

@@ -1,5 +1,6 @@
 """The data of a training, or of all trials of a sweep, in the shared memory of each node."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -87,7 +88,9 @@ class SharedData(NamedTuple):
         Raises:
             UserError: the encoder is frozen, and the training split is too large for the memory.
         """
-        if not (self.encoder and config.encoder and config.encoder_frozen):
+        if not config.encoder:  # a trial of a sweep whose others have one
+            return replace(self.train, subwords=None), replace(self.valid, subwords=None)
+        if not (self.encoder and config.encoder_frozen):
             return self.train, self.valid
         if not isinstance(self.train, Split):
             raise UserError("tagger.encoder_frozen=true needs the training split in memory; set training.data=memory")

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from model import storage
 from model.config import Config
-from model.errors import UserError
+from model.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -68,8 +68,13 @@ class WandbRun:
 
     def epoch(self, metrics: dict[str, float]) -> None:
         """Log the metrics of an epoch."""
-        if self.run is not None:
+        if self.run is None:
+            return
+        try:
             self.run.log(metrics, step=int(metrics["epoch"]))
+        except Exception as error:  # W&B's own process has ended: no reason to end a training
+            self.run = None
+            warn(f"W&B does not log any more ({first_line(error)}); the training goes on without it")
 
     def finish(self, result: Mapping[str, object]) -> None:
         """Write the summary and the bundle as an artifact, and end the W&B run.

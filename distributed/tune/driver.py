@@ -12,7 +12,7 @@ from distributed.report.page import write_report
 from distributed.sweep import ablation, comparison
 from distributed.sweep.journal import Journal, timestamp
 from distributed.sweep.plan import SweepConfig, TrialResources, validate_plan
-from distributed.sweep.results import BestTrial, TuneResult
+from distributed.sweep.results import BestTrial, TuneResult, read_result
 from distributed.sweep.space import Space
 from distributed.sweep.state import SweepState, Trial, read_sweep
 from distributed.train.checkpoint import load_best
@@ -83,8 +83,9 @@ def _finished_result(recorder: SweepRecorder, space: Space) -> TuneResult | None
     location = storage.join(recorder.sweep.plan.folder, "result.json")
     if not storage.exists(location):
         return None
-    if not JournalSearcher(recorder, space).remaining and not _new_finalists(recorder.sweep):
-        return TuneResult.from_dict(json.loads(storage.read(location)))
+    remaining = [JournalSearcher(recorder, each).remaining for each in (space, None)]
+    if not any(remaining) and not _new_finalists(recorder.sweep):
+        return read_result(recorder.sweep.plan.folder)
     storage.remove(location)
     return None
 

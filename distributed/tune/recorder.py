@@ -14,6 +14,7 @@ from distributed.train.events import Note
 from distributed.tune.retention import WeightRetention
 from distributed.tune.tracking import WandbGroup
 from distributed.tune.trial_run import EpochReport
+from model.errors import first_line
 
 
 class SweepRecorder:
@@ -148,9 +149,7 @@ def _reason(trial: RayTrial) -> str:
     if location is None or not Path(location).exists():
         return "its process failed"
     error = cloudpickle.loads(Path(location).read_bytes())
-    cause = getattr(error, "cause", None) or error
-    lines = str(cause).strip().splitlines()
-    return f"{type(cause).__name__}: {lines[0] if lines else ''}"
+    return first_line(getattr(error, "cause", None) or error, with_kind=True)
 
 
 def name_of(trial: RayTrial) -> str:

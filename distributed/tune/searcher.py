@@ -7,25 +7,32 @@ from distributed.sweep.space import Space, optuna_space
 from distributed.sweep.state import Trial
 from distributed.tune.recorder import SweepRecorder
 from distributed.tune.trial_run import EpochReport
+from model.errors import UserError
+
+_INVALID_PROPOSALS = 100  # one after the other, until the space is given up
 
 
 class JournalSearcher(Searcher):
     """Gives Tune first the trials of the journal that have not ended, then what the sampler proposes.
 
+    Finalists and searched trials are trained one kind after the other: finalists are never stopped early, and what a budget
+    keeps for them is not for searched trials that it has cut.
+
     Attributes:
         unfinished: trials of the journal that are still to be given out.
         new: how many trials are still to be proposed.
-        suggested: Tune's ids of what Optuna proposed in this process.
+        suggested: Optuna's ids of what it proposed in this process, by Tune's ids.
     """
 
     def __init__(self, recorder: SweepRecorder, space: Space | None) -> None:
-        """Begin where the journal ends; without a space nothing new is proposed."""
+        """Begin where the journal ends; without a space there are no trials but the finalists of the journal."""
         super().__init__()
         self.recorder, self.space, self.plan = recorder, space, recorder.sweep.plan
         sweep = recorder.sweep
-        self.unfinished = [trial for trial in sweep.all if trial.state in ("running", "unfinished")]
+        trials = sweep.finalists if space is None else sweep.searched
+        self.unfinished = [trial for trial in trials if trial.state in ("running", "unfinished")]
         self.new = self.plan.trials - len(sweep.searched) if space is not None else 0
-        self.suggested: set[str] = set()
+        self.suggested: dict[str, str] = {}
         self.optuna = self._start_optuna(space) if space is not None and self.plan.strategy.adaptive else None
 
     def _start_optuna(self, space: Space) -> OptunaSearch:
@@ -62,11 +69,26 @@ class JournalSearcher(Searcher):
         number = len(self.recorder.sweep.searched)
         name = f"t{number + 1:03d}"
         if self.optuna is not None:
-            self.suggested.add(trial_id)
-            return Trial(name, self.optuna.suggest(trial_id), self.plan.max_epochs)
+            return self._propose_valid(name, trial_id)
         assert self.space is not None
         proposal = self.plan.strategy.propose(self.plan, self.space, number)
         return Trial(name, proposal.values, proposal.epochs, proposal.series)
+
+    def _propose_valid(self, name: str, trial_id: str) -> Trial:
+        """Return Optuna's next proposal that is a valid configuration. Raises UserError where many are not."""
+        assert self.optuna is not None
+        for attempt in range(_INVALID_PROPOSALS):
+            drawn = f"{trial_id}-{attempt}"
+            trial = Trial(name, self.optuna.suggest(drawn), self.plan.max_epochs)
+            try:
+                self.recorder.sweep.config_of(trial)
+            except UserError as error:
+                self.optuna.on_trial_complete(drawn, None, error=True)
+                problem = error
+            else:
+                self.suggested[trial_id] = drawn
+                return trial
+        raise problem
 
     def on_trial_complete(self, trial_id: str, result: EpochReport | None = None, error: bool = False) -> None:
         """Report a trial's best epoch to Optuna."""
@@ -75,7 +97,7 @@ class JournalSearcher(Searcher):
         trial, metric = self.recorder.sweep.trials[result["result"].trial], self.plan.metric
         value = max(trial.best_score(metric), 0.0)
         if trial_id in self.suggested:
-            self.optuna.on_trial_complete(trial_id, {metric: value}, error)
+            self.optuna.on_trial_complete(self.suggested[trial_id], {metric: value}, error)
         else:  # proposed before a restart
             self.optuna.add_evaluated_point(trial.values, value)
 

@@ -19,6 +19,7 @@ from distributed.train.tracking import (
     warn,
 )
 from model.config import Config
+from model.errors import first_line
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -64,6 +65,12 @@ class WandbGroup:
         self.events.put((report, result))
 
     def _work(self) -> None:
+        try:
+            self._log_events()
+        except Exception as error:  # W&B's own process has ended: no reason to end a sweep
+            warn(f"W&B does not log any more ({first_line(error)}); the sweep goes on without it")
+
+    def _log_events(self) -> None:
         while self.mode != "disabled":
             match self.events.get():
                 case None:

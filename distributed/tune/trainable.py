@@ -24,6 +24,7 @@ from distributed.train.process_group import TorchCommunicator
 from distributed.train.trainer import make_trainer
 from distributed.tune.events import Heartbeat
 from distributed.tune.trial_run import EpochReport, EpochResult, TrialRun, TrialSettings, TrialSpec, asha_score
+from model.errors import UserError
 from model.training.communicator import SingleProcess
 
 if TYPE_CHECKING:
@@ -49,7 +50,10 @@ class InProcessRunner:
             self.run = None  # its memory first
             if 0 < self.settings.gpus < 1:
                 torch.cuda.empty_cache()  # the other trials on this GPU may need what torch has kept
-            self.run = TrialRun(spec, self.data, self.settings, SingleProcess(), self.events)
+            try:
+                self.run = TrialRun(spec, self.data, self.settings, SingleProcess(), self.events)
+            except UserError as error:  # which another attempt would not mend
+                return EpochResult(spec.trial, number, None, True, str(error))
         return self.run.epoch(number)
 
     def close(self) -> None:

@@ -173,7 +173,7 @@ class _Folder:
         Raises:
             UserError: they are those of another teacher.
         """
-        from distributed.cluster.connection import inspect_cluster
+        from distributed.cluster.connection import connect, inspect_cluster
         from distributed.cluster.ray_data import parallel_map
         from model import storage
         from model.distillation.label_files import MANIFEST, TeacherLabels
@@ -185,6 +185,7 @@ class _Folder:
         finished = storage.exists(storage.join(out, MANIFEST))
         echo(f"{name}: {'are there' if finished else 'labeling'}")
         if not finished:
+            connect()  # to a Ray with all cores of this machine, which the trainings need too
             gpu = device == "cuda" or (device == "auto" and inspect_cluster().maximum.gpus > 0)
             with progress_counter("texts") as show_progress:
                 mapped = parallel_map(out, self.run["run.workers"], actors=True, gpu=gpu)

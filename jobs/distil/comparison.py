@@ -131,7 +131,8 @@ def _rates(bundles: dict[str, str], data: "Dataset") -> dict[str, float]:
 def _megabytes(bundle: str) -> float:
     from model import storage
 
-    sizes = (storage.size(storage.join(bundle, name)) for name in storage.list_directory(bundle))
+    folders = [bundle, storage.join(bundle, "encoder")]  # which not every bundle has
+    sizes = (storage.size(storage.join(folder, name)) for folder in folders for name in storage.list_directory(folder))
     return round(sum(sizes) / 1e6, 1)
 
 

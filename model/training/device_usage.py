@@ -100,7 +100,7 @@ def out_of_memory_as_user_error(config: TrainingConfig, workers: int, device: to
         raise UserError(
             f"out of memory on {device}: {_asked_for(str(error))}; a batch has {config.global_batch_size} texts on {workers} "
             f"worker(s), each of which computes its share in {config.accumulate} part(s): raise training.accumulate, which "
-            f"does not change the result, or lower --batch-size"
+            f"does not change the result, or lower training.global_batch_size"
         ) from error
 
 
