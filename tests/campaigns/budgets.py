@@ -7,6 +7,7 @@ resumed without one until it is finished, which tells what the forecast should h
 import argparse
 import random
 import re
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ def spend(data: str, folder: str, seed: int) -> dict[str, Any]:
     plan = plan_of(data, Path(folder), name, {"seed": seed}, budget=budget, **asked)
     result = tune(plan, lambda event: notes.append(event.text) if isinstance(event, Note) else None).as_dict()
     sweep = read_sweep(plan.folder)
+    late = trials_after_the_search(plan.folder)
     spent, epoch = sweep.spent.cpu_seconds, sweep.spent.cpu_seconds / max(sweep.epochs_trained, 1)
     [forecast] = [float(found[1]) * 3600 for note in notes if (found := re.search(r"forecast: ([\d.e-]+)", note))] or [
         None
@@ -57,13 +59,29 @@ def spend(data: str, folder: str, seed: int) -> dict[str, Any]:
         "spent_s": round(spent, 1),
         "epoch_s": round(epoch, 2),
         "over_epochs": round(max(spent - seconds, 0) / epoch, 2),
+        "late_trials": late,
         "stopped_by": result.get("stopped_by"),
         "forecast_s": forecast and round(forecast, 1),
         "whole_s": round(read_sweep(plan.folder).spent.cpu_seconds, 1),
     }
 
 
+def trials_after_the_search(folder: str) -> int:
+    """How many searched trials were begun, or resumed, after the finalists were chosen, for whom the budget was kept."""
+    from distributed.sweep.journal import read_events
+
+    finalists: set[str] = set()
+    trials = 0
+    for event in read_events(folder):
+        if event["event"] == "trial" and event["finalist_of"]:
+            finalists.add(event["name"])
+        elif event["event"] == "begun":
+            trials += bool(finalists) and event["trial"] not in finalists
+    return trials
+
+
 def main() -> None:
+    """Runs the campaign; ends with 1 where a sweep spent too much, or searched while its finalists waited."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--first", type=int, default=1)
@@ -81,8 +99,9 @@ def main() -> None:
             rows.append(spend(data, folder, seed))
             print(" ".join(f"{name}={value}" for name, value in rows[-1].items()), flush=True)
         ray.shutdown()
-    worst = max(row["over_epochs"] - row["at_once"] for row in rows)
-    print(f"{len(rows)} sweeps; all within the budget and an epoch of each running trial: {worst <= 0}")
+    kept = all(row["over_epochs"] <= row["at_once"] and not row["late_trials"] for row in rows)
+    print(f"{len(rows)} sweeps; all within the budget and an epoch of each running trial, finalists first: {kept}")
+    sys.exit(not kept)
 
 
 if __name__ == "__main__":
