@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -202,6 +203,20 @@ def test_a_request_is_answered_by_the_model_that_it_came_to():
 
     results, batches = run(act)
     assert [name for [[(name, _)]] in results] == ["old", "new", "new", "old"] and len(batches) == 4
+
+
+def test_a_model_goes_when_its_last_request_is_answered():
+    async def act(batcher: Batcher) -> None:
+        echo: Any = Echo()
+        echo.may_go.set()
+        await batcher.extract(echo, ["a"])
+        kept, until = weakref.ref(echo), time.monotonic() + 10
+        del echo
+        while kept() is not None:
+            assert time.monotonic() < until
+            await asyncio.sleep(0.001)
+
+    run(act)
 
 
 def test_tokens_are_estimated_in_any_script():

@@ -146,6 +146,7 @@ class Batcher:
         while (parts := self._next_batch()) is not None:
             if parts:
                 self._run(parts)
+            del parts  # its jobs would keep their model, and its process, for as long as no batch follows
 
     def _next_batch(self) -> list[_Part] | None:
         """Wait for texts and return a batch; None when the batcher is closed."""
