@@ -75,8 +75,8 @@ class Process:
 
 
 @contextmanager
-def running(bundle: str, folder: Path, *arguments: str, port: int = 0, **environment: str) -> Iterator[Process]:
-    """A server that `python -m jobs serve` started, at a free port where none is given."""
+def starting(bundle: str, folder: Path, *arguments: str, port: int = 0, **environment: str) -> Iterator[Process]:
+    """A server that `python -m jobs serve` starts, at a free port where none is given; it is not ready yet."""
     log = folder / "server.log"
     with log.open("w") as stderr:
         process = subprocess.Popen(
@@ -86,15 +86,21 @@ def running(bundle: str, folder: Path, *arguments: str, port: int = 0, **environ
             text=True,
             env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
         )
-    server = Process(process, "", log)
     try:
+        yield Process(process, "", log)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def running(bundle: str, folder: Path, *arguments: str, port: int = 0, **environment: str) -> Iterator[Process]:
+    """A server that `python -m jobs serve` started, at a free port where none is given."""
+    with starting(bundle, folder, *arguments, port=port, **environment) as server:
         server.wait_for("is served at ")
         server.url = re.search(r"is served at (http[^\s;]+)", server.log)[1]  # type: ignore[index]
         wait_until_open(server.url)
         yield server
-    finally:
-        process.kill()
-        process.wait()
 
 
 def wait_until_open(url: str) -> None:

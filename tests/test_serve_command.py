@@ -5,6 +5,7 @@ import shutil
 import signal
 import ssl
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,15 @@ def test_tokens_reloads_and_the_end_under_load(small_bundle: str, known: dict[st
         for secret in (PLANTED, TOKEN, "Zorvalia"):
             assert secret not in server.log
         assert "Traceback" not in server.log and "terminated" in server.log
+
+
+def test_a_hangup_while_the_bundle_loads_is_heeded_afterwards(small_bundle: str, tmp_path: Path):
+    with starting(small_bundle, tmp_path) as server:
+        while not psutil.Process(server.process.pid).children():  # it has begun to load
+            time.sleep(0.01)
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for("is served at")
+        server.wait_for("taken in again")
 
 
 def test_it_speaks_tls_and_needs_no_ray(small_bundle: str, tmp_path: Path):

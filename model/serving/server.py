@@ -9,6 +9,7 @@ import logging
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
@@ -30,14 +31,17 @@ def serve(settings: ServeSettings, listen: Listen, echo: Callable[[str], None]) 
 
     Raises:
         UserError: the bundle, the tokens, the address or the TLS files cannot be used.
-        ExtractionError: the process of the bundle ends at once.
+        RunFailedError: the process of the bundle ends at once.
+        OSError: the bundle cannot be read.
     """
     listen.check(settings.token_file is not None)
     log_to_stderr()
+    early_hangup = threading.Event()
+    signal.signal(signal.SIGHUP, lambda *_: early_hangup.set())  # which would end the process while it loads
     service = Service(settings)
     with bound_socket(listen) as bound:
         service.load()
-        server = _Server(_config(service, listen), service)
+        server = _Server(_config(service, listen), service, early_hangup)
         url = listen.url(bound.getsockname()[1])
         echo(f"{settings.bundle} is served at {url}; end with Ctrl-C")
         server.run(sockets=[bound])
@@ -46,9 +50,9 @@ def serve(settings: ServeSettings, listen: Listen, echo: Callable[[str], None]) 
 class _Server(uvicorn.Server):
     """uvicorn, which tells the service of signals."""
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, early_hangup: threading.Event) -> None:
         super().__init__(config)
-        self._service = service
+        self._service, self._early_hangup = service, early_hangup
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -56,6 +60,8 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         self._loop = asyncio.get_running_loop()
         self._loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        if self._early_hangup.is_set():  # the bundle that was loaded may be older
+            self._on_hangup()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Refuse new requests, and stop a moment later: a client that sends one now gets an answer, no broken connection."""
