@@ -101,6 +101,13 @@ def test_a_server_that_cannot_start_says_why(small_bundle: str, open_server: Pro
         assert all(part in done.stderr for part in parts), done.stderr
 
 
+def test_a_bundle_that_cannot_be_read_ends_serve_as_it_ends_extract(tmp_path: Path):
+    (tmp_path / "config.json").mkdir()
+    here, served = call("extract", str(tmp_path), stdin="a\n"), call("serve", str(tmp_path), "--port", "0")
+    assert here.exit_code == served.exit_code == 1 and "config.json' is a directory" in served.stderr
+    assert here.stderr == served.stderr
+
+
 def test_without_its_packages_it_says_what_to_install(small_bundle: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     done = call("serve", small_bundle)

@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import math
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -14,14 +16,16 @@ import httpx
 import psutil
 import pytest
 from helpers import ROOT, refused
-from serving import TEXT, TOKEN, ask, found_of, token_file
+from pydantic import ValidationError
+from serving import BEARER, TEXT, TOKEN, ask, found_of, token_file
 
 from model.data.characters import from_characters, to_characters
 from model.data.dataset import Dataset
+from model.errors import StorageError, UserError
 from model.inference.extractor import Extractor
 from model.serving.app import read_page
-from model.serving.contract import ExtractRequest
-from model.serving.extraction import ExtractionError, LoadedModel, batch_threads
+from model.serving.contract import ExtractRequest, ProblemError, parse_request
+from model.serving.extraction import ExtractionError, LoadedModel, _to_picklable, batch_threads
 from model.serving.extraction import _extract as extract_batch
 from model.serving.gate import ROUTES
 from model.serving.service import Service
@@ -329,6 +333,25 @@ def test_the_process_of_a_bundle_ends_with_it(small_bundle: str):
     del model
     process.wait(60)
     refused(lambda: LoadedModel(f"{small_bundle}-none", "cpu"), "no such bundle")
+    with pytest.raises(StorageError, match="cannot be reached"):
+        LoadedModel("http://127.0.0.1:1/bundle", "cpu")
+
+
+def test_errors_of_a_storage_survive_the_way_between_processes():
+    class RefusalError(OSError):
+        def __init__(self, message: str, *, response: object) -> None:
+            super().__init__(message)
+
+    received = [
+        pickle.loads(pickle.dumps(_to_picklable(error)))
+        for error in (
+            RefusalError("refused", response=object()),
+            StorageError("no answer"),
+            IsADirectoryError(21, "Is a directory", "f"),
+        )
+    ]
+    assert list(map(type, received)) == [OSError, StorageError, IsADirectoryError]
+    assert list(map(str, received)) == ["refused", "no answer", "[Errno 21] Is a directory: 'f'"]
 
 
 def test_a_program_ends_although_something_still_holds_its_model(small_bundle: str, tmp_path: Path):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
-from model.errors import RunFailedError, UserError
+from model.errors import RunFailedError, StorageError, UserError
 from model.inference.keyphrase import Keyphrase
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ class LoadedModel:
 
         Raises:
             UserError: the bundle cannot be used.
-            ExtractionError: the process ended.
+            RunFailedError: the process ended.
+            OSError: the bundle cannot be read; StorageError where its storage does not answer.
         """
         self._ended = False
         spawn = multiprocessing.get_context("spawn")
@@ -126,8 +127,8 @@ def _work(connection: Connection, location: str, device: str) -> None:
 
     try:
         extractor, info = _load(location, device)
-    except UserError as error:
-        connection.send(error)
+    except (UserError, RunFailedError, OSError) as error:
+        connection.send(_to_picklable(error))
         return
     connection.send(info)
     threads = torch.get_num_threads()
@@ -138,6 +139,13 @@ def _work(connection: Connection, location: str, device: str) -> None:
             return
         torch.set_num_threads(batch_threads(texts, threads, leave_a_core, extractor.tagger.config.encoder is not None))
         connection.send(_extract(extractor, texts))
+
+
+def _to_picklable(error: Exception) -> Exception:
+    """Return an error with the same message and exit code. A storage's client may have kinds of OSError that do not pickle."""
+    if isinstance(error, StorageError) or not isinstance(error, OSError):
+        return error
+    return OSError(error.errno, error.strerror, error.filename) if error.errno else OSError(str(error))
 
 
 def batch_threads(texts: Sequence[str], most: int, leave_a_core: bool, encoder: bool) -> int:

@@ -5,11 +5,11 @@ import logging
 import math
 import time
 
-from model.errors import UserError
+from model.errors import RunFailedError, UserError
 from model.inference.keyphrase import Keyphrase
 from model.serving.batcher import Batcher, QueueFullError
 from model.serving.contract import ProblemError
-from model.serving.extraction import ExtractionError, LoadedModel
+from model.serving.extraction import LoadedModel
 from model.serving.metrics import ServerMetrics
 from model.serving.settings import ServeSettings
 from model.serving.tokens import Tokens
@@ -60,7 +60,7 @@ class Service:
         return self._batcher.alive and (self.model is None or self.model.alive)
 
     def load(self) -> None:
-        """Load the bundle. Raises UserError where it cannot be used, ExtractionError where its process ends."""
+        """Load the bundle. Raises the errors of `LoadedModel`."""
         self.model = LoadedModel(self.settings.bundle, self.settings.device)
 
     async def extract(self, texts: list[str]) -> list[list[Keyphrase]]:
@@ -88,7 +88,7 @@ class Service:
                 if self.tokens is not None:
                     self.tokens.reread()
                 self.model = await asyncio.to_thread(LoadedModel, self.settings.bundle, self.settings.device)
-            except (UserError, ExtractionError, OSError) as error:
+            except (UserError, RunFailedError, OSError) as error:
                 self.metrics.reloads.labels("refused").inc()
                 _log.error("the bundle or the tokens were not taken in, the old ones stay: %s", error)
                 raise error if isinstance(error, UserError) else UserError(str(error)) from error
