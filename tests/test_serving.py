@@ -185,6 +185,15 @@ def test_files_of_tokens_that_cannot_be_used_are_refused_without_their_content(t
     refused(lambda: Tokens(str(path)), "UTF-8")
 
 
+def test_tokens_stay_where_the_bundle_does_not_load(small_bundle: str, tmp_path: Path):
+    settings = make_settings(bundle=f"{small_bundle}-none", token_file=token_file(tmp_path, TOKEN))
+    service = Service(settings)
+    token_file(tmp_path, "another-token-0123456789")
+    with pytest.raises(UserError, match="no such bundle"):
+        asyncio.run(service.reload())
+    assert service.tokens and service.tokens.accept(BEARER["Authorization"].encode())
+
+
 def test_without_tokens_pages_of_other_sites_get_nothing(small_bundle: str):
     settings = make_settings(bundle=small_bundle)
 

@@ -34,7 +34,7 @@ class Service:
         """Read the tokens. Raises UserError where there are none."""
         self.settings = settings
         self.metrics = ServerMetrics(lambda: self.model.pid if self.model else None)
-        self.tokens = None if settings.token_file is None else Tokens(settings.token_file)
+        self.tokens = self._read_tokens()
         self.model: LoadedModel | None = None
         self.draining = False
         self.refused_at = -math.inf
@@ -63,6 +63,9 @@ class Service:
         """Load the bundle. Raises the errors of `LoadedModel`."""
         self.model = LoadedModel(self.settings.bundle, self.settings.device)
 
+    def _read_tokens(self) -> Tokens | None:
+        return None if self.settings.token_file is None else Tokens(self.settings.token_file)
+
     async def extract(self, texts: list[str]) -> list[list[Keyphrase]]:
         """Return the keyphrases of each text. Raises ProblemError where they cannot be extracted now."""
         if self.model is None or self.draining:
@@ -81,17 +84,17 @@ class Service:
         """Read tokens and bundle again. Requests that have begun end with the old bundle.
 
         Raises:
-            UserError: one of them cannot be used; it is then as before.
+            UserError: one of them cannot be used; both are then as before.
         """
         async with self._reloading:
             try:
-                if self.tokens is not None:
-                    self.tokens.reread()
+                tokens = self._read_tokens()
                 self.model = await asyncio.to_thread(LoadedModel, self.settings.bundle, self.settings.device)
             except (UserError, RunFailedError, OSError) as error:
                 self.metrics.reloads.labels("refused").inc()
                 _log.error("the bundle or the tokens were not taken in, the old ones stay: %s", error)
                 raise error if isinstance(error, UserError) else UserError(str(error)) from error
+            self.tokens = tokens
             self.metrics.reloads.labels("done").inc()
             _log.info("the bundle was taken in again: weights %s", self.model.info.weights_sha256[:12])
             return self.model

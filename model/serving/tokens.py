@@ -16,12 +16,7 @@ class Tokens:
 
     def __init__(self, path: str) -> None:
         """Read the file. Raises UserError where it is missing, empty or holds what cannot be a token."""
-        self.path = path
-        self._digests = _read(path)
-
-    def reread(self) -> None:
-        """Replace the tokens by those that the file has now. Raises UserError; the tokens are then as before."""
-        self._digests = _read(self.path)
+        self._digests = [sha256(token.encode()).digest() for token in read_tokens(path)]
 
     def __len__(self) -> int:
         return len(self._digests)
@@ -55,16 +50,17 @@ def read_tokens(path: str) -> list[str]:
     for number, line in enumerate(map(str.strip, lines), 1):
         if not line or line.startswith("#"):
             continue
-        if len(line) < MIN_LENGTH or not _TOKEN.fullmatch(line):
-            raise UserError(
-                f"--token-file {path}:{number}: a token has at least {MIN_LENGTH} letters, digits or -._~+/; make one with "
-                f"`openssl rand -hex 32`"
-            )
+        check_token(line, f"--token-file {path}:{number}")
         tokens.append(line)
     if not tokens:
         raise UserError(f"--token-file {path}: has no token; make one with `openssl rand -hex 32`")
     return tokens
 
 
-def _read(path: str) -> list[bytes]:
-    return [sha256(token.encode()).digest() for token in read_tokens(path)]
+def check_token(token: str, place: str) -> None:
+    """Raise UserError where a text cannot be a token; the message names its place and does not contain it."""
+    if len(token) < MIN_LENGTH or not _TOKEN.fullmatch(token):
+        raise UserError(
+            f"{place}: a token is one line of at least {MIN_LENGTH} letters, digits or -._~+/; make one with "
+            f"`openssl rand -hex 32`"
+        )
