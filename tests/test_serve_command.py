@@ -15,12 +15,14 @@ import psutil
 import pytest
 from browser import Tab, drive, needs_a_browser
 from helpers import call, refused
-from serving import BEARER, TEXT, TOKEN, Load, Process, found_of, running, token_file
+from serving import BEARER, TEXT, TOKEN, Load, Process, found_of, running, starting, token_file
 
 from model.data.dataset import Dataset
+from model.errors import RunFailedError
 from model.inference.bundle import load_bundle, save_bundle
 from model.inference.extractor import Extractor
 from model.serving.client import Client
+from model.serving.settings import TOKEN_VARIABLE
 
 PLANTED = "plantedneedle"
 
@@ -206,8 +208,28 @@ def test_the_client_refuses_urls_that_are_none():
         "http://user:password@host",
         "http://host:port",
         "http://host?token=a",
+        "http://[::1",
+        "http://a..b",
+        "http://a b",
+        "http://host/ü",
     ):
         refused(lambda url=url: Client(url), "--server", "http://127.0.0.1:8000")  # type: ignore[misc]
+
+
+def test_the_client_refuses_tokens_that_are_none_without_showing_them(monkeypatch: pytest.MonkeyPatch):
+    for token in (f"{TOKEN}\n", f"{TOKEN}€", "short"):
+        monkeypatch.setenv(TOKEN_VARIABLE, token)
+        done = call("extract", "--server", "http://127.0.0.1:1", stdin="a\n")
+        assert done.exit_code == 2 and TOKEN_VARIABLE in done.stderr and token.strip() not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "answer", [b"{}", b"[]", b"no", b'{"limits": 1}', b'{"limits": {"max_texts": "a"}, "detail": 1}']
+)
+def test_the_client_refuses_servers_of_others(answer: bytes, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Client, "_send", lambda *_: (200, {}, answer))
+    with pytest.raises(RunFailedError, match="the answer is not that of Tandem"):
+        Client("http://host")
 
 
 @needs_a_browser

@@ -6,20 +6,23 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from model.errors import RunFailedError, UserError
 from model.inference.keyphrase import Keyphrase
 from model.serving.settings import TOKEN_VARIABLE
+from model.serving.tokens import check_token
 
 _REQUEST_TEXTS = 64
 _CONNECTIONS = 2  # one request is computed while the next one travels
 _TIMEOUT_S = 120.0
 _PATIENCE_S = 120.0  # how long a busy server is asked again
+
+Answer = TypeVar("Answer")
 
 
 class Client:
@@ -33,22 +36,26 @@ class Client:
             token: for a server that needs one.
 
         Raises:
-            UserError: the URL is none, or the server refuses the token.
-            RunFailedError: no server answers there.
+            UserError: the URL or the token is none, or the server refuses the token.
+            RunFailedError: no server of Tandem answers there.
         """
-        parts = urlsplit(url)
+        no_url = UserError("--server: is no URL of a server; write for example http://127.0.0.1:8000")
         try:
-            host, port = parts.hostname, parts.port
+            parts = urlsplit(url)
+            host, port = parts.hostname or "", parts.port
+            host.encode("idna"), parts.path.encode("ascii")  # as a request encodes them
         except ValueError:
-            host = port = None
-        if parts.scheme not in ("http", "https") or not host or parts.query or parts.username:
-            raise UserError("--server: is no URL of a server; write for example http://127.0.0.1:8000")
+            raise no_url from None
+        if parts.scheme not in ("http", "https") or not host or parts.query or parts.username or " " in url:
+            raise no_url
+        if token:
+            check_token(token, TOKEN_VARIABLE)
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         self._url, self._path = f"{parts.scheme}://{host}{f':{port}' if port else ''}", parts.path.rstrip("/")
         self._connect = lambda: kind(host, port, timeout=_TIMEOUT_S)
         self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
         self._connections = threading.local()
-        self._limits: dict[str, float] = self._ask("GET", "/v1/model")["limits"]
+        self._limits = self._ask("GET", "/v1/model", _parse_limits)
 
     def pipe(self, texts: Iterable[str], batch_size: int = _REQUEST_TEXTS) -> Iterator[list[Keyphrase]]:
         """Yield the keyphrases of each text, in the order of the texts.
@@ -74,21 +81,22 @@ class Client:
     def _batches(self, texts: Iterable[str], size: int) -> Iterator[tuple[int, list[str]]]:
         """Yield the texts in batches within the limits, each with the number of its first text."""
         texts, first = iter(texts), 1
-        size = max(1, min(size, int(self._limits["max_texts"])))
+        size = max(1, min(size, self._limits["max_texts"]))
         while batch := list(islice(texts, size)):
             # A character takes at most twelve bytes of JSON.
             longest = max(map(len, batch))
-            step = max(1, int(self._limits["max_body"] / (12 * longest + 16)) - 1)
+            step = max(1, self._limits["max_body"] // (12 * longest + 16) - 1)
             for begin in range(0, len(batch), step):
                 yield first + begin, batch[begin : begin + step]
             first += len(batch)
 
     def _extract(self, first: int, texts: list[str]) -> list[list[Keyphrase]]:
-        answer = self._ask("POST", "/v1/extract", {"texts": texts}, first)
-        return [[Keyphrase(**each) for each in result["keyphrases"]] for result in answer["results"]]
+        return self._ask("POST", "/v1/extract", _parse_results, {"texts": texts}, first)
 
-    def _ask(self, method: str, path: str, body: object = None, first: int = 1) -> Any:
-        """Return the answer to a request; a busy server is asked again."""
+    def _ask(
+        self, method: str, path: str, parse: Callable[[Any], Answer], body: object = None, first: int = 1
+    ) -> Answer:
+        """Return what a function reads from the answer to a request; a busy server is asked again."""
         until = time.monotonic() + _PATIENCE_S
         while True:
             status, headers, content = self._send(method, path, body)
@@ -97,15 +105,15 @@ class Client:
             time.sleep(min(_to_seconds(headers.get("Retry-After")), 10))
         try:
             answer = json.loads(content)
-        except ValueError:
-            answer = {}
-        if status == 200 and isinstance(answer, dict) and answer:
-            return answer
-        detail = answer.get("detail", "the answer is not that of Tandem") if isinstance(answer, dict) else ""
+            if status == 200:
+                return parse(answer)
+            detail = answer["detail"]
+        except (ValueError, KeyError, TypeError):  # another service
+            answer, detail = {}, "the answer is not that of Tandem"
         if status == 401:
             raise UserError(f"{self._url}: {detail}; set {TOKEN_VARIABLE}, or name its file with --token-file")
         if 400 <= status < 429:
-            where = f"text {first + answer['index']}: " if "index" in answer else ""
+            where = f"text {first + answer['index']}: " if isinstance(answer.get("index"), int) else ""
             raise UserError(f"{self._url}: {where}{detail} (status {status})")
         raise RunFailedError(f"{self._url}: {detail} (status {status})")
 
@@ -126,6 +134,14 @@ class Client:
                 if kept is None or attempt or isinstance(error, TimeoutError):
                     raise RunFailedError(f"{self._url}: the server does not answer ({error}); is it running?") from None
         raise AssertionError("unreachable")
+
+
+def _parse_limits(answer: Any) -> dict[str, int]:
+    return {name: int(answer["limits"][name]) for name in ("max_texts", "max_body")}
+
+
+def _parse_results(answer: Any) -> list[list[Keyphrase]]:
+    return [[Keyphrase(**each) for each in result["keyphrases"]] for result in answer["results"]]
 
 
 def _to_seconds(retry_after: str | None) -> float:
