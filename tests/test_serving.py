@@ -129,6 +129,19 @@ def test_bad_bodies_are_problems_that_say_where_and_never_what(small_bundle: str
         assert "secret" not in answer.text
 
 
+def test_of_many_mistakes_in_a_body_few_are_collected():
+    """A dict for each of half a million would keep the event loop for seconds."""
+    settings = make_settings(bundle="b")
+    with pytest.raises(ValidationError) as wrong:
+        ExtractRequest.model_validate_json(b'{"texts": [0, 0, 0]}')
+    assert wrong.value.error_count() == 1
+    with pytest.raises(ProblemError, match=r"texts\[0\]") as problem:
+        parse_request(b'{"texts": [0, 0, 0]}', settings)
+    assert problem.value.index == 0
+    with pytest.raises(ProblemError, match="unknown field"):  # before the texts: errors() is not called
+        parse_request(json.dumps({"texts": [0]} | {str(i): 0 for i in range(4)}).encode(), settings)
+
+
 def test_headers_that_do_not_fit_are_refused(small_bundle: str):
     settings = make_settings(bundle=small_bundle)
     for headers in ({"Content-Type": "text/plain"}, {"Content-Type": ""}, {"Content-Encoding": "gzip"}):

@@ -53,7 +53,7 @@ class ExtractRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    texts: list[str] = []
+    texts: Annotated[list[str], Field(fail_fast=True)] = []
     text: str = ""
     min_score: Annotated[float, Field(ge=0, le=1)] = 0.0
     offsets: Unit = "characters"
@@ -128,6 +128,9 @@ def parse_request(body: bytes, settings: ServeSettings) -> tuple[ExtractRequest,
 
 def _to_problem(error: ValidationError) -> ProblemError:
     """Return what is wrong with a body, without the value that is wrong."""
+    unknown = ProblemError(422, f"the body has an unknown field; known are {', '.join(ExtractRequest.model_fields)}")
+    if error.error_count() > len(ExtractRequest.model_fields):  # one each at most; errors() of many takes seconds
+        return unknown
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     where, message = first["loc"], first["msg"]
     if first["type"] == "json_invalid":
@@ -135,7 +138,7 @@ def _to_problem(error: ValidationError) -> ProblemError:
     if not where:
         return ProblemError(422, "the body is not a JSON object")
     if first["type"] == "extra_forbidden":  # whose name may be anything
-        return ProblemError(422, f"the body has an unknown field; known are {', '.join(ExtractRequest.model_fields)}")
+        return unknown
     index = where[1] if len(where) > 1 and isinstance(where[1], int) else None
     place = str(where[0]) if index is None else f"{where[0]}[{index}]"
     return ProblemError(422, f"{place}: {message}", index=index)
