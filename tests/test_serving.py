@@ -412,6 +412,15 @@ def test_addresses_and_limits_that_cannot_be_are_refused(tmp_path: Path):
     refused(lambda: Listen(certificate="c.pem").check(True), "--tls-key", "both")
     refused(lambda: Listen(certificate="c.pem", key="k.pem").check(True), "--tls-cert c.pem", "no such file")
     refused(lambda: make_settings(bundle="b", max_texts=0), "--max-texts 0", "greater than 0")
+    for name in ("deadline", "max_wait", "batch_wait"):
+        for seconds in (math.inf, math.nan):
+            refused(lambda: make_settings(bundle="b", **{name: seconds}), f"--{name.replace('_', '-')}")  # noqa: B023
+    make_settings(
+        bundle="b", cors_origins=("https://app.example", "http://localhost:3000", "http://[::1]:80", "*", "null")
+    )
+    for origin in ("https://app.example/", "app.example", "https://App.example", "https://app.example/page", ""):
+        told = (f"--cors-origin {origin}", "https://app.example")
+        refused(lambda: make_settings(bundle="b", cors_origins=(origin,)), *told)  # noqa: B023
     refused(lambda: make_settings(bundle="b", max_queue=10), "max_queue is 10", "max_texts 1000")
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import ipaddress
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +15,9 @@ OPEN_PATHS = ("/", "/healthz", "/readyz")  # need no token
 TOKEN_VARIABLE = "TANDEM_TOKEN"  # the environment variable that clients take their token from
 _PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
 
-Seconds = Annotated[float, Field(gt=0)]
+_ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[a-z0-9._:\[\]-]+")  # as browsers send it
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class ServeSettings(BaseModel):
@@ -62,6 +65,16 @@ class ServeSettings(BaseModel):
             raise ValueError(
                 f"max_queue is {self.max_queue} and has no room for a request of max_texts {self.max_texts}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_origins(self) -> "ServeSettings":
+        for origin in self.cors_origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    f"--cors-origin {origin}: no page has this origin; write its scheme, host and port in lower case and "
+                    f"nothing behind them, for example https://app.example"
+                )
         return self
 
     def limits(self) -> dict[str, int | float]:
