@@ -126,12 +126,15 @@ def test_the_cached_tokenizer_equals_the_library_on_any_texts(texts: list[str]):
     same_as_the_library(texts)
 
 
-def test_the_cached_tokenizer_clears_its_cache(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("model.data.tokenizer._CACHED_CHUNKS", 3)
+@pytest.mark.parametrize(("name", "limit"), [("CHUNKS", 4), ("CHARACTERS", 14)])
+def test_the_cached_tokenizer_clears_its_cache(monkeypatch: pytest.MonkeyPatch, name: str, limit: int):
+    monkeypatch.setattr(f"model.data.tokenizer._CACHED_{name}", limit)
     words: dict[str, int] = {}
     tokenize = CachedTokenizer(lambda word: words.setdefault(word, len(words)))
     first = tokenize(["one two", "three  four"])
+    assert len(tokenize._chunk_ids) == 5
     again = tokenize(["four", "one two"])
+    assert len(tokenize._chunk_ids) == 3
     assert words == {"one": 0, "two": 1, "three": 2, "four": 3}
     assert first.ids.tolist() == [0, 1, 2, 3] and again.ids.tolist() == [3, 0, 1] and again.begins.tolist() == [0, 1, 3]
 

@@ -22,6 +22,7 @@ from model.errors import UserError
 PAD, UNKNOWN = 0, 1
 SPECIAL = ["<pad>", "<unk>"]
 _CACHED_CHUNKS = 150_000  # between spaces; most of a text is among the most frequent
+_CACHED_CHARACTERS = 2_000_000  # of these chunks; a text without spaces is one chunk, however long
 
 _LINK = r"https?://\S+|www\.\S+"
 _LETTER = rf"[\p{{L}}&&[^{SPACELESS}]]"
@@ -149,12 +150,13 @@ class CachedTokenizer:
 
     def __call__(self, texts: Sequence[str]) -> TokenizedTexts:
         """Return the tokens of at least one text."""
-        if len(self._chunk_ids) > _CACHED_CHUNKS:
+        if len(self._chunk_ids) > _CACHED_CHUNKS or self._characters > _CACHED_CHARACTERS:
             self._clear()
         chunk_counts = np.array([text.count(" ") + 1 for text in texts])
         chunks = np.array(list(map(self._chunk_ids.__getitem__, " ".join(texts).split(" "))))
-        sizes, firsts = np.array(self._sizes)[chunks], np.array(self._firsts)
-        token_counts, firsts = np.diff(firsts)[chunks], firsts[chunks]
+        # `asarray` does not copy the cache. Its views must not be kept: an array that has one cannot grow.
+        sizes, firsts = np.asarray(self._sizes)[chunks], np.asarray(self._firsts)[chunks]
+        token_counts = np.asarray(self._firsts)[chunks + 1] - firsts
         # Where each chunk starts in its text: the sizes before it and a space each, less those of the texts before.
         chunk_starts = np.cumsum(sizes + 1) - sizes - 1
         first_chunks = np.cumsum(chunk_counts) - chunk_counts
@@ -166,14 +168,15 @@ class CachedTokenizer:
         shifts = np.repeat(chunk_starts, token_counts)
         begins = np.concatenate([[0], np.cumsum(np.add.reduceat(token_counts, first_chunks))])
         return TokenizedTexts(
-            np.array(self._ids, np.int32)[tokens],
-            (np.array(self._starts)[tokens] + shifts).astype(np.int32),
-            (np.array(self._ends)[tokens] + shifts).astype(np.int32),
+            np.asarray(self._ids)[tokens].astype(np.int32),
+            (np.asarray(self._starts)[tokens] + shifts).astype(np.int32),
+            (np.asarray(self._ends)[tokens] + shifts).astype(np.int32),
             begins,
         )
 
     def _clear(self) -> None:
         self._chunk_ids = _DefaultDict(self._tokenize_chunk)
+        self._characters = 0  # of all chunks
         self._sizes = array("q")  # by chunk: its characters
         self._firsts = array("q", [0])  # by chunk: index of its first token; the last entry is the number of tokens
         self._ids, self._starts, self._ends = array("q"), array("q"), array("q")  # by token
@@ -190,6 +193,7 @@ class CachedTokenizer:
         self._ids.extend(self._id_of(word) for word, *_ in splits)
         self._firsts.append(len(self._ids))
         self._sizes.append(len(chunk))
+        self._characters += len(chunk)
         return len(self._sizes) - 1
 
 
