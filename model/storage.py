@@ -6,6 +6,7 @@ a moment is tried again, see `model.filesystems.retry`.
 """
 
 import fnmatch
+import glob
 import io
 import os
 import re
@@ -95,7 +96,10 @@ def size(location: str) -> int:
 
 
 def expand(pattern: str) -> list[str]:
-    """Return the files that a path, URI or glob matches (`*`, `?`, `[..]`; `*` also matches `/`), sorted.
+    """Return the files that a path, URI or glob matches, sorted.
+
+    A glob has `*` (which also matches `/`), `?` and `[..]`. As in a shell, only a dot in it matches that of a hidden name. A
+    folder that exists is taken by its name, which may contain brackets.
 
     Raises:
         UserError: there are none, or the path is a directory.
@@ -106,18 +110,32 @@ def expand(pattern: str) -> list[str]:
     if found == fs.FileType.Directory:
         raise UserError(f"{pattern}: is a directory; name its files, for example {join(pattern, '*.jsonl')}")
     filesystem, path = resolve(pattern)
-    if not any(mark in path for mark in "*?["):
+    base = _literal_base(filesystem, path)
+    if not glob.has_magic(path[len(base) :]):
         raise UserError(f"{pattern}: no such file")
-    base = path[: min(path.find(mark) for mark in "*?[" if mark in path)].rpartition("/")[0]
     selector = fs.FileSelector(base or "/", recursive=True, allow_not_found=True)
     infos = filesystem.get_file_info(selector)
-    matches = sorted(i.path for i in infos if i.is_file and fnmatch.fnmatch(i.path, path))
+    escaped = glob.escape(base) + path[len(base) :]
+    paths = (info.path for info in infos if info.is_file and fnmatch.fnmatch(info.path, escaped))
+    # Where a path has more hidden names than the pattern, a wildcard has matched one.
+    matches = sorted(each for each in paths if each.count("/.") == path.count("/."))
     if not matches:
         raise UserError(f"{pattern}: no file matches")
     if "://" not in pattern:
         return matches
     scheme, mark, options = pattern.partition("://")[0], *pattern.partition("?")[1:]
     return [f"{scheme}://{match}{mark}{options}" for match in matches]
+
+
+def _literal_base(filesystem: fs.FileSystem, path: str) -> str:
+    """Return the folders at the beginning of a glob that are no pattern: without a wildcard, or there by that very name."""
+    base = ""
+    for end in (i for i, char in enumerate(path) if char == "/"):
+        folder = path[:end]
+        if glob.has_magic(folder[len(base) :]) and filesystem.get_file_info(folder).type != fs.FileType.Directory:
+            break
+        base = folder
+    return base
 
 
 def read(location: str) -> bytes:

@@ -50,6 +50,27 @@ def test_what_is_written_is_read_and_listed(flaky: str):
     assert storage.file_type(flaky) == fs.FileType.NotFound
 
 
+def test_globs_leave_hidden_names_out_unless_they_have_the_dot(flaky: str, tmp_path: Path):
+    for folder in (str(tmp_path / "local"), flaky):
+        for name in ("x", ".x", ".new.1a2b.part/x", "in/.ipynb_checkpoints/x", "in/x"):
+            storage.write(f"{folder}/{name}", b"")
+        assert storage.expand(f"{folder}/*x") == [f"{folder}/in/x", f"{folder}/x"]
+        assert storage.expand(f"{folder}/.[x]") == [f"{folder}/.x"]
+        assert storage.expand(f"{folder}/*/.ipynb*/x") == [f"{folder}/in/.ipynb_checkpoints/x"]
+        refused(lambda folder=folder: storage.expand(f"{folder}/*/[.]ipynb*/x"), "no file matches")  # type: ignore[misc]
+
+
+def test_globs_take_folders_that_exist_by_their_names(flaky: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for folder in (str(tmp_path / "a[1]"), f"{flaky}/a[1]"):
+        storage.write(f"{folder}/b*/x1", b"")
+        assert storage.expand(f"{folder}/b*/x[1]") == storage.expand(f"{folder}/*") == [f"{folder}/b*/x1"]
+        refused(lambda folder=folder: storage.expand(f"{folder}/none"), "no such file")  # type: ignore[misc]
+    storage.write(str(tmp_path / "a2/x"), b"")
+    assert storage.expand(f"{tmp_path}/a[2]/*") == [f"{tmp_path}/a2/x"]
+    monkeypatch.chdir(tmp_path / "a[1]")
+    assert storage.expand("*/x?") == [str(tmp_path / "a[1]/b*/x1")]
+
+
 def _texts(folder: Path) -> str:
     file = folder / "texts.tsv"
     file.write_text("".join(f"a match by player {number} tonight\tplayer {number}\n" for number in range(50)))
