@@ -27,8 +27,19 @@ def labels_of(record: Record, source: Source) -> Labels | None:
     for name, read in LABELS.items():
         value = record.get(name)
         if value is not None and (labels := read(name, value, source)) is not None:
+            require_whole_characters(" ".join(labels.get("keyphrases", ())), "a keyphrase", source.place)
             return labels
     return None
+
+
+def require_whole_characters(value: str, name: str, place: str) -> None:
+    """Raise LineError where a value contains half of a character, as JSON may; `name` is for the message."""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise LineError(
+            place, f"{name} contains half of a surrogate pair (\\ud800 to \\udfff); repair the escape"
+        ) from None
 
 
 def has_tags(record: Record) -> bool:

@@ -11,7 +11,15 @@ from model.readers import hashtags
 from model.readers.conll import join_tokens
 from model.readers.json_files import is_pair
 from model.readers.options import SUMMARIES
-from model.readers.record_labels import LABELS, Record, Source, accepted, has_tags, labels_of
+from model.readers.record_labels import (
+    LABELS,
+    Record,
+    Source,
+    accepted,
+    has_tags,
+    labels_of,
+    require_whole_characters,
+)
 
 KNOWN = SUMMARIES["jsonl"]
 _TEXTS = ("text", "full_text", "document", "sentence", "tweet", "content", "data")
@@ -99,12 +107,7 @@ def checked_text(value: object, place: str) -> str:
         raise LineError(place, f'"text" is missing or not a string; write {KNOWN}')
     if not value.strip():
         raise LineError(place, "the text is empty; delete the line or add its text")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise LineError(
-            place, "the text contains half of a surrogate pair (\\ud800 to \\udfff); repair the escape"
-        ) from None
+    require_whole_characters(value, "the text", place)
     return value
 
 
