@@ -45,6 +45,16 @@ def test_a_text_gets_the_same_keyphrases_in_any_company(extractor: Extractor, sm
     assert sum(map(len, together)) > 20
 
 
+def test_half_a_character_is_one_unknown_character(extractor: Extractor):
+    text = "then a late goal by Brenwick \ud83d Herons \ud83d"
+    [before, found, after] = extractor.pipe([TEXTS[0], text, TEXTS[0]])
+    whole = extractor(text.replace("\ud83d", "\ufffd"))
+    assert before == after and before
+    assert [each[1:3] for each in found] == [each[1:3] for each in whole] != []
+    assert all(text[each.start : each.end] == each.text for each in found)
+    assert len(extractor.probabilities([text]).keyword) == 9
+
+
 def test_a_very_long_text_is_read_in_pieces(extractor: Extractor):
     sentence = "cheering for Giants tonight . "
     text = sentence * (100_000 // 5)

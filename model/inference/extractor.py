@@ -6,6 +6,7 @@ for keyphrases in extractor.pipe(texts):
     print(keyphrases)
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import NamedTuple
@@ -30,6 +31,7 @@ from model.network.tagger import Tagger
 PIPE_BATCH_SIZE = 2048  # texts that `pipe` processes at a time
 _NETWORK_BATCH_SIZE = 256
 MAX_CHUNK_TOKENS = 512  # a longer text is divided into chunks of this size, and no keyphrase crosses their borders
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # of a surrogate pair, which JSON may contain, but UTF-8 cannot
 
 
 class TagProbabilities(NamedTuple):
@@ -123,6 +125,7 @@ class Extractor:
         Args:
             texts: at least one; memory grows with their number.
         """
+        texts = _whole_characters(texts)
         tokens = self._tokenize(texts)
         keyword = np.zeros(len(tokens.ids), np.float32)
         keyphrase = np.zeros((len(tokens.ids), 5), np.float32)
@@ -136,8 +139,9 @@ class Extractor:
     @torch.no_grad()
     def _extract(self, texts: list[str]) -> list[list[Keyphrase]]:
         found: list[list[Keyphrase]] = [[] for _ in texts]
-        tokens = self._tokenize(texts)
-        for chunks, lengths, logits in self._read(texts, tokens):
+        readable = _whole_characters(texts)
+        tokens = self._tokenize(readable)
+        for chunks, lengths, logits in self._read(readable, tokens):
             predicted = predict_spans(logits, lengths)
             row, start, end = predicted.spans.cpu().numpy().T
             firsts = tokens.starts[chunks.begins[row] + start].tolist()
@@ -170,6 +174,11 @@ class Extractor:
             ids, *rest = (each.to(self.device) for each in batch)
             lengths = torch.from_numpy(own.lengths).to(self.device)
             yield own, lengths, self.tagger(ids, lengths, *rest, encoder_inputs=inputs)
+
+
+def _whole_characters(texts: list[str]) -> list[str]:
+    """Return texts of the same lengths in which half a character is an unknown one."""
+    return [_HALF_CHARACTER.sub("\N{REPLACEMENT CHARACTER}", text) for text in texts]
 
 
 def _chunks(tokens: TokenizedTexts) -> _Chunks:
