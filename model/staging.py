@@ -36,7 +36,7 @@ def require_absent(location: str, marker: str, kind: str, overwrite: bool, other
     if not storage.exists(location):
         return
     if not overwrite:
-        raise UserError(f"{location}: exists already; choose another --out, or replace it with --overwrite")
+        raise _exists_already(location)
     if not storage.exists(storage.join(location, marker)):
         raise UserError(f"{location}: is no {kind}, and --overwrite replaces nothing else; choose another --out")
     for name in storage.list_directory(location):
@@ -44,6 +44,10 @@ def require_absent(location: str, marker: str, kind: str, overwrite: bool, other
             raise UserError(
                 f"{location}: --overwrite would delete {name}, which is no part of the {kind}; move it, or choose another --out"
             )
+
+
+def _exists_already(location: str) -> UserError:
+    return UserError(f"{location}: exists already; choose another --out, or replace it with --overwrite")
 
 
 @contextmanager
@@ -58,18 +62,25 @@ def staged_local_directory(location: str, marker: str) -> Iterator[Path]:
             yield Path(name)
             _upload(Path(name), location, marker)
         return
-    with staged_shared_directory(location, marker) as staging:
+    with staged_shared_directory(location, marker, replace=True) as staging:
         yield Path(staging)
 
 
 @contextmanager
-def staged_shared_directory(location: str, marker: str) -> Iterator[str]:
+def staged_shared_directory(location: str, marker: str, replace: bool | None = None) -> Iterator[str]:
     """Yield a location that many machines can write to; it is the directory `location` when the block ends.
 
     On a file system it is a hidden directory beside `location`, renamed at the end. On other storage it is `location`
     itself: its content is deleted first, and the block has to write `marker` last.
 
+    Args:
+        location: the directory.
+        marker: the file without which it is not complete.
+        replace: whether to replace what is there at the end; by default, only if it is there at the start too. On other
+            storage it always is.
+
     Raises:
+        UserError: something is there at the end that may not be replaced; it remains as it is.
         OSError: the storage is full or cannot be written; nothing remains.
     """
     if storage.is_remote(location):
@@ -85,10 +96,14 @@ def staged_shared_directory(location: str, marker: str) -> Iterator[str]:
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.part"
     replaced = staging.with_suffix(".old")
+    if replace is None:
+        replace = target.exists()
     staging.mkdir()
     try:
         yield str(staging)
         if target.exists():
+            if not replace:
+                raise _exists_already(location)
             target.rename(replaced)
         staging.rename(target)
     finally:

@@ -111,6 +111,20 @@ def test_an_existing_directory_is_replaced_only_when_asked(tmp_path: Path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tsv", "b.tsv", "d"]
 
 
+def test_a_directory_that_appears_meanwhile_is_replaced_only_when_asked(tmp_path: Path):
+    source, out = tsv(tmp_path / "a.tsv", 50), tmp_path / "d"
+
+    def appear(_: int) -> None:
+        out.mkdir(exist_ok=True)
+        (out / "other").touch()
+
+    refused(lambda: prepare(PrepareConfig([source], str(out)), progress=appear), "exists already", "--overwrite")
+    assert [path.name for path in out.iterdir()] == ["other"] and len(list(tmp_path.iterdir())) == 2
+    (out / "other").rename(out / "dataset.json")
+    prepare(PrepareConfig([source], str(out), overwrite=True), progress=appear)
+    assert Dataset(str(out)).rows("train") and len(list(tmp_path.iterdir())) == 2
+
+
 def test_what_is_no_dataset_is_refused(tmp_path: Path, small_dataset: str):
     refused(lambda: Dataset(str(tmp_path / "none")), "no such directory", "prepare")
     refused(lambda: Dataset(str(tmp_path)), "no dataset.json")

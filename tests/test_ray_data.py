@@ -7,6 +7,7 @@ import os
 import random
 import signal
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from helpers import call, disk_of, last_json, refused, trained_tokenizer
 from distributed.cluster.ray_data import parallel_map
 from model import storage
 from model.data.dataset import Dataset
+from model.inference.batch_inference import ExtractionConfig, extract
 from model.prepare.builder import PrepareConfig, prepare
 from model.prepare.vocabulary import BUCKETS, WordCounts, save_tokenizer
 from model.readers.options import ReadOptions
@@ -273,6 +275,17 @@ def test_what_cannot_be_extracted_leaves_nothing(small_bundle: str, tmp_path: Pa
     assert call("extract", small_bundle, str(path), "--out", out).exit_code == 0
     assert call("extract", small_bundle, str(path), "--out", out).exit_code == 2
     assert call("extract", small_bundle, str(path), "--out", out, "--overwrite").exit_code == 0
+
+
+def test_an_extraction_replaces_nothing_that_appears_meanwhile(small_bundle: str, tmp_path: Path):
+    path, out = tmp_path / "a.txt", tmp_path / "out"
+    path.write_text("a line\n")
+    config = ExtractionConfig(small_bundle, [str(path)], str(out))
+    refused(lambda: extract(config, on_progress=lambda _: out.mkdir()), "exists already", "--overwrite")
+    assert sorted(tmp_path.iterdir()) == [path, out] and not list(out.iterdir())
+    out.rmdir()
+    extract(config)
+    extract(replace(config, overwrite=True))
 
 
 @pytest.mark.ray

@@ -107,7 +107,7 @@ def prepare(
         vocabulary = totals.words.vocabulary(config.min_frequency, config.max_words)["word"]
         vocabulary = vectors.extend(vocabulary, pretrain_progress)
         write_vocabulary(drafts, vocabulary)
-        with staging.staged_shared_directory(config.out, marker="dataset.json") as folder:
+        with staging.staged_shared_directory(config.out, "dataset.json", config.overwrite) as folder:
             tokenizer = storage.join(folder, "tokenizer.json")
             save_tokenizer(vocabulary, tokenizer)
             info: DatasetInfo = {
