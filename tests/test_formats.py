@@ -12,6 +12,7 @@ import shutil
 import threading
 import zipfile
 from collections.abc import Callable
+from operator import length_hint
 from pathlib import Path
 from typing import Any
 
@@ -517,6 +518,26 @@ def test_the_texts_of_labeled_files_are_read_without_their_labels(tmp_path: Path
 def test_blank_lines_and_empty_streams_keep_their_number():
     assert unlabeled('{"text": "one"}\n{"text": null}\n\n{"text": "four"}\n') == ["one", "", "", "four"]
     assert unlabeled("one\n\nthree\n") == ["one", "", "three"] and unlabeled("") == [] and unlabeled("\n") == [""]
+
+
+def test_the_first_line_that_is_not_blank_decides_how_a_stream_is_read():
+    assert unlabeled('\n \t\r\n{"text": "one"}\n\n{"text": "two"}\n') == ["", " \t", "one", "", "two"]
+    assert unlabeled("\ufeff\n\none\n") == ["", "", "one"] and unlabeled("\n\n") == ["", ""]
+    assert unlabeled('\n[\n {"text": "one"}\n]\n') == ["", "one"]
+    refused(lambda: unlabeled('\n{"text": "one"}\n{}\n'), "stdin:3: ", '"text"')
+
+
+def test_a_stream_is_read_as_it_comes():
+    lines = iter([b"\n", b'{"text": "one"}\n', b"\n"])
+
+    class Stream(io.BytesIO):
+        def readline(self, *_: Any) -> bytes:
+            return next(lines)
+
+        __next__ = readline
+
+    texts = stream_texts(Stream(), "stdin")
+    assert [(next(texts), length_hint(lines)) for _ in range(3)] == [("", 2), ("one", 1), ("", 0)]
 
 
 def test_a_dry_run_shows_the_keyphrases_and_writes_nothing(tmp_path: Path):

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from io import BytesIO
-from itertools import chain
+from itertools import chain, islice, repeat
 from typing import Any, BinaryIO, NamedTuple
 
 from model import storage
@@ -139,10 +139,19 @@ def stream_texts(stream: BinaryIO, name: str) -> Iterator[str]:
     lines: Iterator[bytes] = chain([start], stream)
     if layout.rewritten:  # what ends a line may not be what ends `start`
         lines = decoded_lines(BytesIO(start + stream.read()), layout.encoding, name)
-    first = next(lines)
-    head = Head(name, first, [first.decode("utf-8", "replace").strip("\r\n\ufeff")], layout)
-    layout = (json_layout(head, "jsonl") if head.lines[0].strip() else None) or layout
-    yield from Reader(TextStream(name, layout, chain([first], lines))).texts(SkipCounts())
+    blank_lines = 0
+    for first in lines:
+        line = first.decode("utf-8", "replace").strip("\r\n\ufeff")
+        if line.strip(" \t\x1a"):
+            break
+        yield line  # at once, because the next line may take long
+        blank_lines += 1
+    else:
+        return
+    layout = json_layout(Head(name, first, [line], layout), "jsonl") or layout
+    content = chain(repeat(b"\n", blank_lines), [first], lines)  # with blank lines, so that messages count them
+    texts = Reader(TextStream(name, layout, content)).texts(SkipCounts())
+    yield from texts if layout.whole else islice(texts, blank_lines, None)
 
 
 def _decoded(value: Any, place: str, layout: Layout) -> Any:
