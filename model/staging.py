@@ -67,7 +67,7 @@ def staged_local_directory(location: str, marker: str) -> Iterator[Path]:
 
 
 @contextmanager
-def staged_shared_directory(location: str, marker: str, replace: bool | None = None) -> Iterator[str]:
+def staged_shared_directory(location: str, marker: str, replace: bool) -> Iterator[str]:
     """Yield a location that many machines can write to; it is the directory `location` when the block ends.
 
     On a file system it is a hidden directory beside `location`, renamed at the end. On other storage it is `location`
@@ -76,8 +76,7 @@ def staged_shared_directory(location: str, marker: str, replace: bool | None = N
     Args:
         location: the directory.
         marker: the file without which it is not complete.
-        replace: whether to replace what is there at the end; by default, only if it is there at the start too. On other
-            storage it always is.
+        replace: whether to replace what is there at the end; on other storage it always is.
 
     Raises:
         UserError: something is there at the end that may not be replaced; it remains as it is.
@@ -96,8 +95,6 @@ def staged_shared_directory(location: str, marker: str, replace: bool | None = N
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.part"
     replaced = staging.with_suffix(".old")
-    if replace is None:
-        replace = target.exists()
     staging.mkdir()
     try:
         yield str(staging)

@@ -121,7 +121,7 @@ def extract(
     ]
     texts = keyphrases = 0
     sources: list[SourceLines] = []
-    with staging.staged_shared_directory(config.out, MANIFEST) as folder:
+    with staging.staged_shared_directory(config.out, MANIFEST, config.overwrite) as folder:
         storage.make_directory(folder)
         write = partial(_write_part, storage.absolute(config.bundle), config.device, folder)
         with closing(parallel_map(write, shards)) as parts:

@@ -178,7 +178,7 @@ class Extractor:
 
 def _whole_characters(texts: list[str]) -> list[str]:
     """Return texts of the same lengths in which half a character is an unknown one."""
-    return [_HALF_CHARACTER.sub("\N{REPLACEMENT CHARACTER}", text) for text in texts]
+    return [text if text.isascii() else _HALF_CHARACTER.sub("\N{REPLACEMENT CHARACTER}", text) for text in texts]
 
 
 def _chunks(tokens: TokenizedTexts) -> _Chunks:
