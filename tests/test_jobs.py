@@ -109,7 +109,7 @@ def test_a_sweep_that_cannot_be_is_refused_before_ray_starts(small_dataset: str,
     refused(*tune, "--set", "training.epochs=3", parts=("--max-epochs",))
     refused(*tune, "--lr", "0.001", "--space", "training.lr=1e-3,1e-4", parts=("leave one of the two out",))
     refused("tune", "--resume", "ghost", "--storage", str(tmp_path), parts=("ghost", "no such sweep"))
-    refused("tune", "--resume", "ghost", "--lr", "1", parts=("keeps its own configuration",))
+    refused("tune", "--resume", "ghost", "--lr", "1", parts=("keeps its configuration, except for run",))
     refused("report", str(tmp_path), parts=("neither a sweep nor a run",))
     assert not (tmp_path / "runs").exists()
 
