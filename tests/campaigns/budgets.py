@@ -101,7 +101,7 @@ def main() -> None:
         ray.shutdown()
     kept = all(row["over_epochs"] <= row["at_once"] and not row["late_trials"] for row in rows)
     print(f"{len(rows)} sweeps; all within the budget and an epoch of each running trial, finalists first: {kept}")
-    sys.exit(not kept)
+    sys.exit(int(not kept))
 
 
 if __name__ == "__main__":
