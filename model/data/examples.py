@@ -140,8 +140,9 @@ def _match_phrases(
             continue
         if not words:
             words, tokens = _folded_words(labeled.text, starts, ends)
-        escaped = _folded_phrase(html.escape(phrase, quote=False), rules) if "&" in phrase else target
-        for find, form in product((_find_sublist, _find_beginning), (target, escaped)):
+        escaped = html.escape(phrase, quote=False)
+        forms = [target] if escaped == phrase else [target, _folded_phrase(escaped, rules)]
+        for find, form in product((_find_sublist, _find_beginning), forms):
             if matches := find(words, form, labeled.every):
                 break
         else:
