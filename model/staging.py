@@ -36,7 +36,7 @@ def require_absent(location: str, marker: str, kind: str, overwrite: bool, other
     if not storage.exists(location):
         return
     if not overwrite:
-        raise _exists_already(location)
+        raise exists_already(location)
     if not storage.exists(storage.join(location, marker)):
         raise UserError(f"{location}: is no {kind}, and --overwrite replaces nothing else; choose another --out")
     for name in storage.list_directory(location):
@@ -46,7 +46,8 @@ def require_absent(location: str, marker: str, kind: str, overwrite: bool, other
             )
 
 
-def _exists_already(location: str) -> UserError:
+def exists_already(location: str) -> UserError:
+    """Return the error for an output that is there already."""
     return UserError(f"{location}: exists already; choose another --out, or replace it with --overwrite")
 
 
@@ -100,7 +101,7 @@ def staged_shared_directory(location: str, marker: str, replace: bool) -> Iterat
         yield str(staging)
         if target.exists():
             if not replace:
-                raise _exists_already(location)
+                raise exists_already(location)
             target.rename(replaced)
         staging.rename(target)
     finally:

@@ -11,7 +11,7 @@ from distributed.cluster.connection import connect
 from distributed.cluster.preflight import check_shared
 from distributed.cluster.resources import ClusterResources
 from distributed.serve.deployment import APPLICATION, Replicas, make_application, reload_replicas
-from model.errors import RunFailedError, UserError
+from model.errors import RunFailedError, UserError, first_line
 from model.inference.bundle import load_bundle
 from model.serving.server import bound_socket
 from model.serving.settings import Listen, ServeSettings
@@ -77,7 +77,7 @@ def _start(listen: Listen, settings: ServeSettings) -> None:
     try:
         serve.start(http_options=options, logging_config={"enable_access_log": False})
     except (RayError, TimeoutError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise RunFailedError(f"the proxies of Ray Serve do not start: {reason}; try again, or another --port") from None
 
 

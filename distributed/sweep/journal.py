@@ -1,6 +1,5 @@
 """A sweep's append-only journal: a JSON object a line, whose last key is the CRC-32 of the line without it."""
 
-import fcntl
 import json
 import os
 import time
@@ -14,6 +13,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic reads typing's own from Python 3.12 on
 
 from distributed.sweep.space import Values
+from distributed.train.runs import lock
 from model import storage
 from model.aliases import EVENTS, current_keys
 from model.errors import UserError
@@ -98,10 +98,7 @@ class Journal:
         path = Path(storage.absolute(storage.join(folder, "journal.jsonl")))
         path.parent.mkdir(parents=True, exist_ok=True)
         self.stream = path.open("a+b", buffering=0)
-        try:
-            fcntl.flock(self.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder}: another process is at work on this sweep; wait for it, or stop it") from None
+        lock(self.stream.fileno(), folder, "sweep")
         _remove_partial_line(path, self.stream)
 
     def write(self, event: JournalEvent) -> None:

@@ -17,7 +17,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,25 +72,43 @@ def at_work(config: Config) -> Iterator[None]:
         UserError: another process is at work on it, or has begun another run of this name in the meantime.
     """
     folder = run_folder(config)
-    with ExitStack() as stack:
-        if not storage.is_remote(folder):
-            path = Path(storage.absolute(folder))
-            path.mkdir(parents=True, exist_ok=True)
-            lock = os.open(path, os.O_RDONLY)
-            stack.callback(os.close, lock)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"{folder}: another process is at work on this run; wait for it, or choose another --name"
-                ) from None
-            except OSError:  # some network file systems lock no folders
-                pass
+    with _locked(folder):
         if run_exists(config):
             begun = make_config(_read_config(storage.join(folder, "config.json"), str(config.run.name)))
             if (begun.tagger, begun.training) != (config.tagger, config.training) or begun.data != config.data:
                 raise UserError(f"{folder}: another run of this name has begun; choose another --name")
         yield
+
+
+@contextmanager
+def _locked(folder: str) -> Iterator[None]:
+    """Lock the folder of a run on this machine until the end of the block. Raises UserError where another process has it."""
+    if storage.is_remote(folder):
+        yield
+        return
+    path = Path(storage.absolute(folder))
+    path.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems lock no folders
+            lock(descriptor, folder, "run")
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def lock(descriptor: int, folder: str, kind: str) -> None:
+    """Lock an open file or folder on this machine until it is closed.
+
+    Raises:
+        UserError: another process has it; `folder` and `kind` are for the message.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            f"{folder}: another process is at work on this {kind}; wait for it or stop it, or choose another --name"
+        ) from None
 
 
 def _with_teacher(training: TrainingConfig) -> TrainingConfig:

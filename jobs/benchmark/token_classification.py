@@ -18,7 +18,7 @@ from jobs.benchmark.baselines import Log, Stopwatch, TagTexts, Words, bio_tags, 
 from model.data.batching import length_sorted_batches
 from model.data.characters import Span
 from model.data.examples import Example
-from model.errors import UserError
+from model.errors import UserError, first_line
 from model.network.encoder import EncoderConfig, import_transformers
 from model.network.encoder_files import read_encoder_config, subword_tokenizer
 from model.network.encoder_location import TOKENIZER, local_folder
@@ -93,7 +93,7 @@ def _load(location: str) -> "tuple[PreTrainedTokenizerFast, PreTrainedModel]":
                 label2id={label: i for i, label in enumerate(LABELS)},
             )
         except ValueError as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             raise UserError(f"--systems transformers: cannot train {location}: {reason}; leave it out") from None
     return tokenizer, model
 

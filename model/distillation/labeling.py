@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import torch
 from pyarrow.fs import FileType
 
-from model import storage
+from model import staging, storage
 from model.distillation import label_files
 from model.distillation.label_files import LABELS_FORMAT, MANIFEST, LabelsInfo, PartInfo, part_name, rules_digest
 from model.errors import UserError
@@ -120,7 +120,7 @@ def _prepare_folder(config: LabelConfig) -> None:
     """Make the folder; what a cut-off command left there remains. Raises UserError where something else is there."""
     out = config.out
     if storage.exists(storage.join(out, MANIFEST)) and not config.overwrite:
-        raise UserError(f"{out}: exists already; choose another --out, or replace it with --overwrite")
+        raise staging.exists_already(out)
     if storage.file_type(out) == FileType.File:
         raise UserError(f"{out}: is a file; give --out a folder")
     names = storage.list_directory(out)
@@ -147,7 +147,6 @@ def _label_shard(teacher: str, digest: str, device: str, folder: str, shard: Ext
     place, part = storage.join(folder, part_name(shard.number)), LabeledPart()
     try:
         source = _source(shard, part)
-        part.lines.clear()  # which are counted again where the part has to be written
         found = _existing(place, digest, source)
         if found is None:
             _write(place, digest, source, _loaded(teacher, device), shard, part)
@@ -196,8 +195,8 @@ def _existing(place: str, digest: str, source: str) -> LabeledPart | None:
 def _write(
     place: str, digest: str, source: str, extractor: Extractor, shard: ExtractionShard, part: LabeledPart
 ) -> None:
-    """Label the texts of a shard, and write them with what `_existing` reads."""
-    texts = texts_of_shard(shard.ranges, part.lines)
+    """Label the texts of a shard, and write them with what `_existing` reads; `_source` has counted the part's lines."""
+    texts = texts_of_shard(shard.ranges, [])
     with (
         _one_thread(),
         storage.open_atomic(place) as file,

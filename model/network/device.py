@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import torch
 
-from model.errors import UserError
+from model.errors import UserError, first_line
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # parameters of mallopt, from malloc.h
 _MAX_HEAP_BLOCK = 32 * 2**20  # bytes; the largest value that glibc accepts for M_MMAP_THRESHOLD
@@ -45,7 +45,7 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(
             f"device {name}: cannot be used here ({reason}); choose cpu, or cuda on a machine that has a GPU"
         ) from None

@@ -21,7 +21,7 @@ from model import storage
 from model.config import TaggerConfig
 from model.data.subwords import SubwordTokenizer
 from model.data.tokenizer import read_tokenizer
-from model.errors import UserError
+from model.errors import UserError, first_line
 from model.network.encoder import Encoder, EncoderConfig, build_config, build_model, import_transformers, without_pooler
 from model.network.encoder_location import CARD, CONFIG, TOKENIZER, WEIGHTS, local_folder
 
@@ -163,7 +163,7 @@ def _load_model(transformers: Any, folder: Path, location: str) -> Any:
     except (SafetensorError, OSError) as error:
         raise UserError(f"{location}/{WEIGHTS}: is damaged or incomplete ({error}); copy the file again") from None
     except (ValueError, KeyError, RuntimeError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"{location}: cannot be loaded: {reason}; check that its files belong to one encoder") from None
     missing = sorted(name for name in info["missing_keys"] if not name.startswith("pooler."))
     if missing:

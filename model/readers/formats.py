@@ -45,15 +45,7 @@ def json_layout(head: Head, format: str) -> Layout | None:
     """Return the layout of JSON lines, or of a file that is one JSON value; None for anything else."""
     if not head.lines or not json_files.is_json(head.lines):
         return None
-    return head.layout._replace(format=format, whole=_is_one_value(head.lines))
-
-
-def _is_one_value(lines: list[str]) -> bool:
-    """Return whether a JSON file is one value, rather than a value per line, of which some may be damaged."""
-    first = lines[0].strip()
-    if _is_json_line(first):
-        return len(lines) == 1 and json_files.is_list(first)
-    return first.endswith(("[", "{", ",")) or not any(map(_is_json_line, lines))
+    return head.layout._replace(format=format, whole=json_files.is_one_value(head.lines))
 
 
 def json_sample(head: Head, layout: Layout) -> list[Any]:
@@ -64,17 +56,10 @@ def json_sample(head: Head, layout: Layout) -> list[Any]:
             file = FileRange(head.path, layout, location=head.location)
             sample = [value for _, value in islice(_json_file(file), _SAMPLE_RECORDS)]
         else:
-            sample = [json_files.parse_json(line, head.path) for line in head.lines if _is_json_line(line)]
+            sample = [json_files.parse_json(line, head.path) for line in head.lines if json_files.is_json_line(line)]
     except UserError:
         pass  # reading the file tells what is wrong with it, and where
     return sample
-
-
-def _is_json_line(line: str) -> bool:
-    try:
-        return isinstance(json_files.parse_json(line, ""), dict | list)
-    except LineError:
-        return False
 
 
 def _detect_json(head: Head, options: ReadOptions) -> Layout | None:

@@ -14,6 +14,7 @@ from model.errors import LineError, UserError
 from model.shards import FileRange, Layout
 
 _SAMPLE_LINES = 200
+BLANK = " \t\x1a"  # what a blank line may hold; the last sign ended files of DOS
 _SAMPLE_BYTES = 2**16
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"(\xb5/\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4"}
@@ -77,7 +78,7 @@ def read_head(path: str, may_be_empty: bool = False) -> Head:
 def _first_lines(file: FileRange) -> list[str]:
     """Return the first lines that are not blank."""
     lines = (line.decode("utf-8", "replace").strip("\r\n\ufeff") for line in file.lines())
-    return list(islice((line for line in lines if line.strip(" \t\x1a")), _SAMPLE_LINES))
+    return list(islice((line for line in lines if line.strip(BLANK)), _SAMPLE_LINES))
 
 
 def stream_layout(content: bytes, name: str) -> Layout:

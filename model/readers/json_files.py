@@ -17,6 +17,22 @@ def is_json(lines: list[str]) -> bool:
     return _JSON.match("\n".join(lines[:2])) is not None
 
 
+def is_one_value(lines: list[str]) -> bool:
+    """Return whether a JSON file is one value, rather than a value per line, of which some may be damaged."""
+    first = lines[0].strip()
+    if is_json_line(first):
+        return len(lines) == 1 and _is_list(first)
+    return first.endswith(("[", "{", ",")) or not any(map(is_json_line, lines))
+
+
+def is_json_line(line: str) -> bool:
+    """Return whether a line is a JSON object or array."""
+    try:
+        return isinstance(parse_json(line, ""), dict | list)
+    except LineError:
+        return False
+
+
 def parse_json(line: str, place: str) -> Any:
     """Return the JSON value of a line. Raises LineError."""
     try:
@@ -25,7 +41,7 @@ def parse_json(line: str, place: str) -> Any:
         raise LineError(place, f"is not JSON ({error}); write one JSON object per line, or one array of them") from None
 
 
-def is_list(line: str) -> bool:
+def _is_list(line: str) -> bool:
     """Return whether a line is the whole list of records of a file."""
     try:
         return _start_of_items(line) is not None

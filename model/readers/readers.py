@@ -12,7 +12,7 @@ from model.data.labeled_text import LabeledText, SkipCounts
 from model.errors import LineError, UserError
 from model.readers import documents
 from model.readers.formats import FORMATS, csv_layout, json_layout
-from model.readers.head import Head, decode_line, read_head, stream_layout
+from model.readers.head import BLANK, Head, decode_line, read_head, stream_layout
 from model.readers.options import AUTO, ReadOptions
 from model.readers.records import KNOWN
 from model.shards import FileRange, Layout, decoded_lines
@@ -71,7 +71,7 @@ class Reader:
 
         def parse(record: Any, place: str, *_: object) -> str:
             # A blank line is an empty text; of another record, {} for example, it may be told that there is none.
-            return text_of(record, place) if text_of and (layout.whole or record.strip(" \t\x1a")) else record
+            return text_of(record, place) if text_of and (layout.whole or record.strip(BLANK)) else record
 
         yield from self._parsed(self._records() if layout.whole else self._lines(), parse, skips)
 
@@ -103,14 +103,14 @@ class Reader:
             yield from self._blocks()
         else:
             for place, line in self._lines():
-                if line.strip(b" \t\x1a"):
+                if line.strip(BLANK.encode()):
                     yield place, line
 
     def _blocks(self) -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
         """Yield the lines of each block that a blank line ends, and the place of the first."""
         block: list[tuple[str, bytes]] = []
         for place, line in self._lines():
-            if line.strip(b" \t\x1a"):
+            if line.strip(BLANK.encode()):
                 block.append((place, line))
             elif block:
                 yield block[0][0], block
@@ -142,7 +142,7 @@ def stream_texts(stream: BinaryIO, name: str) -> Iterator[str]:
     blank_lines = 0
     for first in lines:
         line = first.decode("utf-8", "replace").strip("\r\n\ufeff")
-        if line.strip(" \t\x1a"):
+        if line.strip(BLANK):
             break
         yield line  # at once, because the next line may take long
         blank_lines += 1

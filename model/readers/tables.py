@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from model import storage
 from model.errors import LineError, StorageError, UserError
-from model.readers.head import decode_line
+from model.readers.head import BLANK, decode_line
 from model.readers.record_labels import LABEL_FIELDS
 from model.readers.records import TEXT_FIELDS
 from model.shards import FileRange
@@ -90,7 +90,7 @@ def table_rows(file: FileRange) -> Iterator[tuple[str, Any]]:
         except csv.Error as error:
             yield place, f"is not a row of a table: {error}; mend its quotes"
         else:
-            if not any(cell.strip(" \t\x1a") for cell in row):
+            if not any(cell.strip(BLANK) for cell in row):
                 continue
             if not header:
                 yield place, row if dialect.names is None else _named(dialect.names, row)
