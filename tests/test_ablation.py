@@ -143,7 +143,7 @@ def trained(small_dataset: str, tmp_path: Path) -> SweepState:
         for epoch, value, state in ((1, f1, {}), (2, f1 / 2, {"state": "finished"})):
             metrics = {"epoch": epoch, "valid/keyphrase_f1": value, "train/seconds": 3.0 * epoch}
             sweep.apply({"event": "epoch", "time": 1.0, "trial": name, "metrics": metrics, **state})
-        save_best(sweep.folder_of(sweep.trials[name]), {}, best)
+        save_best(sweep.folder_of(sweep.trials[name]), 1, {}, best)
     return sweep
 
 

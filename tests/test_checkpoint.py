@@ -120,15 +120,50 @@ def test_a_training_cut_off_inside_an_epoch_ends_as_if_it_had_not_been(
     assert notes == [f"resuming from {newest} with 1 worker(s)"]
 
 
-def test_two_checkpoints_and_the_best_weights_stay(small_dataset: str, tmp_path: Path):
+def best_files(folder: Path) -> list[str]:
+    """Return the names of the files with weights of best epochs."""
+    return sorted(path.name for path in folder.glob("best*"))
+
+
+def test_two_checkpoints_and_the_best_weights_of_both_stay(small_dataset: str, tmp_path: Path):
     training = train(small_dataset, tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
-    assert len(checkpoints(str(tmp_path))) == 2 and names == {*checkpoints(str(tmp_path)), "best.safetensors"}
+    assert training.best == 1 and best_files(tmp_path) == ["best_epoch_0001.safetensors", "best_epoch_0002.safetensors"]
+    assert len(checkpoints(str(tmp_path))) == 2 and names == {*checkpoints(str(tmp_path)), *best_files(tmp_path)}
     assert checkpoints(str(tmp_path))[0] == "checkpoint_epoch_0002"
     weights, counts = load_best(str(tmp_path))
     assert counts.shape == (100, 8)
-    if training.best == 1:
-        assert all(torch.equal(weights[name], value) for name, value in training.tagger.state_dict().items())
+    assert all(torch.equal(weights[name], value) for name, value in training.tagger.state_dict().items())
+
+
+def test_the_best_weights_are_those_of_the_checkpoints_history(small_dataset: str, tmp_path: Path):
+    with pytest.raises(CutOffError):
+        train(small_dataset, tmp_path, 10)
+    first, _ = load_best(str(tmp_path))
+    no_counts = np.zeros((1, 8), np.int64)
+    save_best(str(tmp_path), 2, {"lost": torch.zeros(1)}, no_counts)  # and killed before its checkpoint is written
+    (tmp_path / "best_epoch_0003.safetensors.12345678.part").write_bytes(b"half")
+    assert set(load_best(str(tmp_path))[0]) == {"lost"}
+    training, checkpointer = resume(small_dataset, tmp_path)
+    assert best_files(tmp_path) == ["best_epoch_0001.safetensors"] and equal(load_best(str(tmp_path))[0], first)
+    for metrics in training.epochs():  # in which the second epoch turns out worse than the one that was lost
+        metrics[SELECTION_METRIC] = -1.0
+        checkpointer.save(training)
+    assert best_files(tmp_path) == ["best_epoch_0001.safetensors"] and equal(load_best(str(tmp_path))[0], first)
+
+
+def test_the_best_weights_of_a_run_of_an_earlier_version_stay_until_there_are_better_ones(
+    small_dataset: str, tmp_path: Path
+):
+    with pytest.raises(CutOffError):
+        train(small_dataset, tmp_path, 10)
+    (tmp_path / "best_epoch_0001.safetensors").rename(tmp_path / "best.safetensors")
+    training, checkpointer = resume(small_dataset, tmp_path)
+    assert best_files(tmp_path) == ["best.safetensors"] and load_best(str(tmp_path))[1].shape == (100, 8)
+    for _ in training.epochs():
+        checkpointer.save(training)
+    assert best_files(tmp_path) == ["best.safetensors", "best_epoch_0002.safetensors"]
+    assert equal(load_best(str(tmp_path))[0], training.tagger.state_dict())
 
 
 @pytest.mark.parametrize("content", [b"", b"\x86", b"PK\x03\x04 no archive", b"cos\nsystem\n(S'true'\ntR."])
@@ -202,18 +237,20 @@ def test_a_checkpoint_cut_off_anywhere_is_never_taken_for_whole(tmp_path: Path):
 
 def test_the_best_weights_are_read_as_they_were_saved_or_not_at_all(tmp_path: Path):
     weights, counts = {"head.weight": torch.arange(40.0)}, np.arange(16).reshape(2, 8)
-    save_best(str(tmp_path), weights, counts)
-    file = tmp_path / "best.safetensors"
+    save_best(str(tmp_path), 7, weights, counts)
+    file = tmp_path / "best_epoch_0007.safetensors"
     content = file.read_bytes()
     for at in range(0, len(content), 3):
         file.write_bytes(content[:at])
-        refused(lambda: load_best(str(tmp_path)), "best.safetensors: is damaged", "copy it again, or train again")
+        refused(
+            lambda: load_best(str(tmp_path)), "best_epoch_0007.safetensors: is damaged", "copy it again, or train again"
+        )
         file.write_bytes(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])
         try:
             found = load_best(str(tmp_path))  # the name of the digest was changed
             assert torch.equal(found[0]["head.weight"], weights["head.weight"]) and np.array_equal(found[1], counts)
         except UserError as error:
-            assert "best.safetensors: is damaged" in str(error)
+            assert "best_epoch_0007.safetensors: is damaged" in str(error)
     file.write_bytes(
         save(weights | {"counts": torch.from_numpy(counts)})
     )  # as an earlier version did, without a digest

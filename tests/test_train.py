@@ -120,7 +120,8 @@ def _keeps_its_figures_best_epoch_and_configuration(config: Config, result: Trai
     assert json.loads((folder / "config.json").read_text()) == config.model_dump()
     assert json.loads((folder / "result.json").read_text()) == shown and read_result(str(folder)) == result
     kept = {path.name for path in folder.glob("checkpoint_epoch_*")}
-    assert kept == {"checkpoint_epoch_0002", "checkpoint_epoch_0003"} and (folder / "best.safetensors").exists()
+    assert kept == {"checkpoint_epoch_0002", "checkpoint_epoch_0003"}
+    assert (folder / f"best_epoch_{result.best_epoch:04d}.safetensors").exists()
     refused(lambda: config_of(config.data, Path(storage), name), "exists", f"--resume {name}")
     refused(lambda: resumed_run(name, storage, {"training": {"lr": 0.5}}), "training.lr", "change the numbers")
     refused(lambda: resumed_run(name, storage, {"data": "other"}), config.data)

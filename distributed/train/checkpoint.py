@@ -2,10 +2,11 @@
 
     <folder>/checkpoint_epoch_0003               after epoch 3
     <folder>/checkpoint_epoch_0003_step_000400   400 steps into epoch 4
-    <folder>/best.safetensors                    the weights of the best epoch, with its counts on the validation split
+    <folder>/best_epoch_0002.safetensors         the weights of the best epoch, with its counts on the validation split
 
-The two newest checkpoints are kept: if the newest is incomplete, the one before it is used. Ray's own checkpoints are not
-used: their index is a single file, and a kill while it is written makes the run impossible to resume.
+The two newest checkpoints are kept, and the best weights of both: if the newest is incomplete, the one before it is used. The
+best weights are written before the checkpoint that counts on them, and older ones deleted after it. Ray's own checkpoints are
+not used: their index is a single file, and a kill while it is written makes the run impossible to resume.
 """
 
 import hashlib
@@ -43,7 +44,9 @@ _SECONDS_BETWEEN_REQUESTS = 0.5
 _ROUNDING = 1e-4  # of sums of weights that processors of different kinds have updated with the same gradients
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 _PREFIX = "checkpoint_epoch_"
-_BEST, _COUNTS, _SHA256 = "best.safetensors", "counts", "sha256"
+_BEST_PREFIX = "best_epoch_"
+_BEST = "best.safetensors"  # earlier versions' name for the weights of any epoch
+_COUNTS, _SHA256 = "counts", "sha256"
 
 
 class StoppedError(Exception):
@@ -96,6 +99,8 @@ class StorageCheckpointer:
             training.restore(state)
             self.on_note(f"resuming from {name} with {self.communicator.size} worker(s)")
             break
+        if self.communicator.rank == 0:
+            prune_best(self.folder, self._best_epochs(training))
         position = torch.tensor([training.epoch, training.step], device=training.device)
         if not torch.equal(self.communicator.all_reduce(position), position * self.communicator.size):
             raise RuntimeError(f"{self.folder}: the workers do not see the same checkpoints")
@@ -156,15 +161,20 @@ class StorageCheckpointer:
         return self.communicator.all_reduce(every).cpu()
 
     def _write(self, training: Training, state: TrainingState) -> None:
-        if training.step == 0 and training.epoch:
-            scores = [metrics[self.metric] for metrics in training.history]
-            if np.argmax(scores) == training.epoch - 1:
-                assert training.counts is not None
-                save_best(self.folder, training.tagger.state_dict(), training.counts)
+        best_epochs = self._best_epochs(training)
+        if training.step == 0 and training.epoch in best_epochs:
+            assert training.counts is not None
+            save_best(self.folder, training.epoch, training.tagger.state_dict(), training.counts)
         name = f"{_PREFIX}{training.epoch:04d}" + (f"_step_{training.step:06d}" if training.step else "")
         with staging.staged_local_directory(storage.join(self.folder, name), DIGEST) as folder:
             save_checkpoint(folder, state)
         prune_checkpoints(self.folder, keep=MAX_CHECKPOINTS)
+        prune_best(self.folder, best_epochs)
+
+    def _best_epochs(self, training: Training) -> set[int]:
+        """Return the best epoch of all that have ended, and the best before the last, which an older checkpoint counts on."""
+        scores = [metrics[self.metric] for metrics in training.history]
+        return {int(np.argmax(some)) + 1 for some in (scores, scores[:-1]) if some}
 
 
 def resume_training(
@@ -204,7 +214,7 @@ def weight_sums(weights: dict[str, torch.Tensor]) -> torch.Tensor:
 def checkpoints(folder: str) -> list[str]:
     """Return the names of a training's checkpoints, newest first."""
     names = [name for name in storage.list_directory(folder) if name.startswith(_PREFIX)]
-    return sorted(names, key=lambda name: [int(number) for number in re.findall(r"\d+", name)], reverse=True)
+    return sorted(names, key=_numbers, reverse=True)
 
 
 def prune_checkpoints(folder: str, keep: int = 0) -> None:
@@ -213,21 +223,40 @@ def prune_checkpoints(folder: str, keep: int = 0) -> None:
         storage.remove_directory(storage.join(folder, name))
 
 
-def save_best(folder: str, weights: dict[str, torch.Tensor], counts: Counts) -> None:
-    """Save the weights of the best epoch, and with them its counts on the validation split."""
+def prune_best(folder: str, epochs: set[int]) -> None:
+    """Remove the weights of all epochs but these, also what a kill left of weights or without their checkpoint."""
+    names, keep = storage.list_directory(folder), {_best_name(epoch) for epoch in epochs}
+    if not keep.issubset(names):
+        keep.add(_BEST)
+    for name in names:
+        if (name == _BEST or name.startswith(_BEST_PREFIX)) and name not in keep:
+            storage.remove(storage.join(folder, name))
+
+
+def _best_name(epoch: int) -> str:
+    return f"{_BEST_PREFIX}{epoch:04d}.safetensors"
+
+
+def _numbers(name: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", name)]
+
+
+def save_best(folder: str, epoch: int, weights: dict[str, torch.Tensor], counts: Counts) -> None:
+    """Save the weights of an epoch that is the best so far, and with them its counts on the validation split."""
     tensors = {name: tensor.cpu().contiguous() for name, tensor in weights.items()}
     tensors[_COUNTS] = torch.from_numpy(counts)
-    storage.write(storage.join(folder, _BEST), save(tensors, {_SHA256: _sha256(tensors)}))
+    storage.write(storage.join(folder, _best_name(epoch)), save(tensors, {_SHA256: _sha256(tensors)}))
 
 
 def load_best(folder: str) -> tuple[dict[str, torch.Tensor], Counts]:
-    """Return the weights and counts that `save_best` saved.
+    """Return the weights and counts of the best epoch.
 
     Raises:
         FileNotFoundError: there are none.
         UserError: the file is damaged.
     """
-    place = storage.join(folder, _BEST)
+    names = [name for name in storage.list_directory(folder) if re.fullmatch(rf"{_BEST_PREFIX}\d+\.safetensors", name)]
+    place = storage.join(folder, max(names, key=_numbers, default=_BEST))
     content = storage.read(place)
     try:
         tensors = load(content)

@@ -5,7 +5,7 @@ A run's folder, `<storage>/<name>/`:
     config.json            the whole configuration
     metrics.jsonl          the metrics of each epoch
     checkpoint_epoch_*/    the two newest checkpoints, to resume from
-    best.safetensors       the weights of the best epoch so far
+    best_epoch_*           the weights of the best epoch so far
     bundle/                the finished tagger, with the weights of the best epoch
     result.json            what `train --json` prints; written when the run is finished
     wandb/                 W&B's own files (local storage only)

@@ -109,7 +109,7 @@ def make_all(folder: Path) -> None:
     save_bundle(str(folder / "bundle"), config, Dataset(config.data).tokenizer_bytes(), weights, metrics)
     (folder / "checkpoint").mkdir()
     save_checkpoint(folder / "checkpoint", training.state())
-    save_best(str(folder / "best weights"), weights, training.counts)
+    save_best(str(folder / "best weights"), 1, weights, training.counts)
     (folder / "texts.txt").write_text("".join(f"{text}\n" for text in TEXTS))
     label(LabelConfig(str(folder / "bundle"), [str(folder / "texts.txt")], str(folder / "labels")))
     with tarfile.open(ROOT / "tests" / "format1.tar.xz") as archive:
