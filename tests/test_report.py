@@ -151,6 +151,12 @@ def test_a_report_needs_something_to_report(tmp_path: Path, run_folder: str):
     refused(lambda: write_report(run_folder), "has not finished an epoch")
 
 
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"name": "shown"}', b'{"best": 5}', b"\xff"])
+def test_a_damaged_result_of_a_sweep_is_named(sweep_folder: str, content: bytes):
+    (Path(sweep_folder) / "result.json").write_bytes(content)
+    refused(lambda: write_report(sweep_folder), "result.json: is damaged", "delete it", "tune --resume")
+
+
 def test_a_name_is_looked_for_where_runs_are_stored(run_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = Path(run_folder)
     monkeypatch.setenv("TANDEM_STORAGE", str(folder.parent))

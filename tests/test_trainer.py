@@ -21,8 +21,9 @@ from distributed.train.trainer import (
     worker_device,
 )
 from distributed.tune import trainable, trial_run
-from distributed.tune.trial_run import TrialRun, TrialSettings, TrialSpec
+from distributed.tune.trial_run import EpochResult, TrialRun, TrialSettings, TrialSpec
 from model.config import make_config
+from model.errors import UserError
 from model.network.device import seed_dropout
 from model.training.communicator import SingleProcess
 
@@ -113,6 +114,18 @@ def test_trials_that_share_a_gpu_give_memory_back_between_them(
     for name in ("a", "a", "b"):
         runner.epoch(TrialSpec(name, {}, ""), 1)
     assert len(calls) == freed
+
+
+def test_a_mistake_at_the_start_of_a_trial_ends_it_without_another_attempt(monkeypatch: pytest.MonkeyPatch):
+    def mistaken(*_: object) -> None:
+        raise UserError("d/train: is damaged")
+
+    monkeypatch.setattr(trainable, "TrialRun", mistaken)
+    runner = object.__new__(trainable.InProcessRunner)
+    runner.run, runner.data, runner.events = None, None, None
+    runner.settings = TrialSettings(None, None, 1, 1, 0.0, Metric.parse("valid/keyphrase_f1"))
+    found = runner.epoch(TrialSpec("t001", {}, ""), 1)
+    assert found == EpochResult("t001", 1, None, finished=True, error="d/train: is damaged")
 
 
 def test_a_training_that_leaves_gpus_unused_says_so(
