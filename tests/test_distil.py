@@ -10,8 +10,10 @@ from encoders import tiny_encoder
 from helpers import SMALL, call, last_json
 
 from jobs.corpora.tweets import generate
+from jobs.distil.comparison import measured_counts
 from model.data.dataset import Dataset
 from model.distillation.label_files import TeacherLabels
+from model.prepare.builder import PrepareConfig, prepare
 
 FIELDS = [f"--set=tagger.{name}={value}" for name, value in SMALL.items()]
 
@@ -59,6 +61,16 @@ def test_a_teacher_of_other_words_is_refused(small_bundle: str, small_dataset: s
     )
     assert done.exit_code == 2 and "into other words" in done.stderr, done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_teacher_of_another_dataset_is_measured_with_its_own_words(
+    small_bundle: str, small_dataset: str, tmp_path: Path
+):
+    files = {split: [str(Path(small_dataset).parent / f"{split}.jsonl")] for split in ("train", "valid", "test")}
+    other = str(tmp_path / "other")
+    prepare(PrepareConfig(files["test"], other, files["valid"], files["test"]))
+    expected = measured_counts(small_bundle, Dataset(small_dataset))
+    assert (measured_counts(small_bundle, Dataset(other)) == expected).all() and expected.sum()
 
 
 @pytest.mark.ray

@@ -2,6 +2,7 @@
 
 import os
 import statistics
+import sys
 import time
 from dataclasses import dataclass
 from itertools import islice
@@ -74,7 +75,7 @@ def compare(place: str, data: "Dataset", bundles: dict[str, list[str]], labels: 
     from model.training.metrics import summarize_seeds
     from model.training.significance import bootstrap_means, paired_bootstrap_test
 
-    counts = {tagger: [_counts(bundle, data) for bundle in own] for tagger, own in bundles.items()}
+    counts = {tagger: [measured_counts(bundle, data) for bundle in own] for tagger, own in bundles.items()}
     metrics = {tagger: summarize_seeds(own) for tagger, own in counts.items()}
     rates = _rates({tagger: own[0] for tagger, own in bundles.items()}, data)
     rows = [
@@ -97,14 +98,19 @@ def compare(place: str, data: "Dataset", bundles: dict[str, list[str]], labels: 
     return DistilResult(place, labeled_texts, texts, seeds, rows, gain_kept, *test)
 
 
-def _counts(bundle: str, data: "Dataset") -> "Counts":
+def measured_counts(bundle: str, data: "Dataset") -> "Counts":
+    """Return the counts of a bundle on the test split; a teacher may have learned from another dataset, with other ids."""
     import torch
 
+    from model.data.dataset import split_from_examples
+    from model.data.examples import examples
+    from model.data.labeled_text import SkipCounts
     from model.inference.bundle import load_bundle
     from model.training.evaluation import evaluate
 
     loaded = load_bundle(bundle)
-    test = data.load("test", loaded.config.tagger.uses_word_features, loaded.subwords)
+    read = examples(data.texts("test"), loaded.tokenizer, SkipCounts(), sys.maxsize)
+    test = split_from_examples(read, loaded.config.tagger.uses_word_features, loaded.subwords)
     return evaluate(loaded.tagger, test, torch.device("cpu")).counts
 
 
