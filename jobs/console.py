@@ -77,6 +77,15 @@ def print_json(result: Mapping[str, object]) -> None:
     print(json.dumps(result, ensure_ascii=False), flush=True)
 
 
+def print_result(text: str, result: Mapping[str, object], json: bool) -> None:
+    """Print a result to stdout: as text, or with --json as `print_json` does, which leaves the text to stderr."""
+    if json:
+        echo(text)
+        print_json(result)
+    else:
+        print(text, flush=True)
+
+
 def command(function: Callable[P, None]) -> Callable[P, None]:
     """Wrap a command so that an error ends it with one clear message and the right exit code."""
 

@@ -61,7 +61,7 @@ def demo(
     result = run(config)
     echo("3 of 4  evaluation on texts that were not used in training")
     metrics = measure(result.bundle, data)
-    echo(table(metrics))
+    print(table(metrics))
     echo("4 of 4  extraction from new sentences")
     extractor = Extractor.load(result.bundle)
     for sentence in SENTENCES if language == "en" else spaceless.LANGUAGES[language].sentences:

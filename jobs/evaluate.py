@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.console import command, echo, print_json, table
+from jobs.console import command, echo, print_result, table
 from jobs.prepare import FormatOption, OffsetsOption, TagColumnOption, TokenColumnOption, echo_skips
 from model.readers.options import ReadOptions
 
@@ -89,19 +89,17 @@ def evaluate(
     metrics = summarize(counts)
     if not rows.tags.any():
         echo(f"warning: {data}: has no keyphrases, so that recall and F1 are 0 whatever is found")
-    echo(f"{len(rows):,} texts of {data}")
-    echo(table(metrics))
-    kinds = None
+    lines = [f"{len(rows):,} texts of {data}", table(metrics)]
+    kinds, found = None, []
     if train is not None:
         wrong_rows = counts[:, KEYPHRASE][:, Column.EXACT] == 0
         wrong = compress(read(SkipCounts()), wrong_rows)  # read again, so that not all texts are in memory
         found = find_errors(loaded.tagger, wrong, train, place, loaded.subwords)
         kinds = by_kind(found)
-        echo(_kinds_table(kinds))
-        if mistakes is not None:
-            _write_mistakes(mistakes, found)
-    if json:
-        print_json(EvaluationResult(len(rows), metrics, kinds, skips.counts).as_json())
+        lines.append(_kinds_table(kinds))
+    print_result("\n".join(lines), EvaluationResult(len(rows), metrics, kinds, skips.counts).as_json(), json)
+    if mistakes is not None:
+        _write_mistakes(mistakes, found)
 
 
 def labeled_texts(data: str, split: str, reading: ReadOptions) -> "Callable[[SkipCounts], Iterator[LabeledText]]":

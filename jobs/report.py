@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.console import command, echo, print_json
+from jobs.console import command, print_result
 
 
 @command
@@ -25,6 +25,4 @@ def report(
     if not files.exists(folder) and files.exists(named):
         folder = named
     location = write_report(folder, out)
-    echo(f"report: {location}")
-    if json:
-        print_json({"report": location})
+    print_result(f"report: {location}", {"report": location}, json)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs.console import command, echo, invocation, print_json, table, using_ray
+from jobs.console import command, echo, invocation, print_json, print_result, table, using_ray
 from jobs.progress import TrainingProgress
 
 if TYPE_CHECKING:
@@ -81,11 +81,9 @@ def train(
 
 
 def _print_result(result: "TrainResult", config: "Config", json: bool) -> None:
-    echo(table(result.valid))
-    echo(f"bundle: {result.bundle} (epoch {result.best_epoch} of {result.epochs})")
     echo(f"next: {invocation('evaluate', result.bundle, '--data', config.data)}")
-    if json:
-        print_json(result.as_json())
+    bundle = f"bundle: {result.bundle} (epoch {result.best_epoch} of {result.epochs})"
+    print_result(f"{table(result.valid)}\n{bundle}", result.as_json(), json)
 
 
 def _workers(text: str | None) -> dict[str, int]:

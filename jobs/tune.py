@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from distributed.sweep.samplers import SAMPLERS
-from jobs.console import command, echo, invocation, print_json, using_ray
+from jobs.console import command, echo, invocation, print_json, print_result, using_ray
 from jobs.progress import SweepProgress
 from jobs.train import merge_sources
 
@@ -207,32 +207,29 @@ def _print_plan(plan: "SweepConfig") -> None:
 
 
 def _print_result(result: "TuneResult", plan: "SweepConfig", json: bool) -> None:
-    _print_summary(result, plan)
-    if json:
-        print_json(result.as_dict())
+    print_result("\n".join(_summary(result, plan)), result.as_dict(), json)
 
 
-def _print_summary(result: "TuneResult", plan: "SweepConfig") -> None:
+def _summary(result: "TuneResult", plan: "SweepConfig") -> list[str]:
+    """Return the result as lines."""
     best = result.best
     values = ", ".join(f"{name} {value}" for name, value in best.config.items())
-    echo(
+    lines = [
         f"{result.trials} trials: {result.stopped} stopped early, {result.failed} failed; "
-        f"{result.epochs_spent} epochs of {result.epochs_full} in full"
-    )
-    echo(
+        f"{result.epochs_spent} epochs of {result.epochs_full} in full",
         f"best: {best.trial}, valid keyphrase F1 {best.keyphrase_f1:.4f} ({best.low:.4f} to {best.high:.4f}) "
-        f"at epoch {best.epoch:.0f}; {values}"
-    )
+        f"at epoch {best.epoch:.0f}; {values}",
+    ]
     if result.ablation:
         from distributed.report.ablation_table import as_text
 
-        echo(as_text(result.ablation, plan.ranking))
-    echo(result.verdict)
+        lines.append(as_text(result.ablation, plan.ranking))
+    lines.append(result.verdict)
     if result.spent:
-        echo(_spending_line(result.spent, result.stopped_by, plan))
+        lines.append(_spending_line(result.spent, result.stopped_by, plan))
     if result.test:
         test = result.test
-        echo(
+        lines.append(
             f"test: keyphrase F1 {test['keyphrase_f1']:.4f} ({test['keyphrase_f1_low']:.4f} to "
             f"{test['keyphrase_f1_high']:.4f}), keyword F1 {test['keyword_f1']:.4f}"
         )
@@ -240,12 +237,9 @@ def _print_summary(result: "TuneResult", plan: "SweepConfig") -> None:
         from distributed.sweep.record_runs import record_size
 
         runs, epochs = record_size()
-        echo(f"the {runs} runs of the record, of {epochs} epochs in all, repeated in {result.epochs_spent}:")
-        for row in result.record:
-            echo(_record_line(row))
-    for sentence in result.conclusions or ():
-        echo(sentence)
-    echo(f"bundle: {result.bundle}\nreport: {result.report}")
+        lines.append(f"the {runs} runs of the record, of {epochs} epochs in all, repeated in {result.epochs_spent}:")
+        lines += map(_record_line, result.record)
+    return [*lines, *(result.conclusions or ()), f"bundle: {result.bundle}", f"report: {result.report}"]
 
 
 def _spending_line(spent: "Spent", stopped_by: str | None, plan: "SweepConfig") -> str:

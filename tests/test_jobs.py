@@ -52,6 +52,9 @@ def test_evaluate_reads_datasets_and_labeled_files_alike(small_bundle: str, smal
         f"{h}_{n}" for h in ("keyphrase", "keyword") for n in ("f1", "f1_low", "f1_high", "precision", "recall")
     } <= set(metrics)
     assert metrics["keyphrase_f1_low"] < metrics["keyphrase_f1"] < metrics["keyphrase_f1_high"]
+    plain = call("evaluate", small_bundle, "--data", small_dataset)
+    assert f"{metrics['keyphrase_f1']:.4f}" in plain.stdout and "unseen word" in plain.stdout and not plain.stderr
+    assert len(of_dataset.stdout.splitlines()) == 1 and plain.stdout in of_dataset.stderr
 
 
 def test_extract_prints_places_and_scores_from_stdin_and_files(small_bundle: str, small_dataset: str, tmp_path: Path):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.console import command, echo, print_json
+from jobs.console import command, echo, print_result
 
 if TYPE_CHECKING:
     from jobs.benchmark.accuracy import ComparisonResult
@@ -91,9 +91,7 @@ def benchmark(
         else:
             measured = _measure(location, workers or 2, repeats, texts or 200_000)
             text, result = _speed_table(measured), asdict(measured)
-    echo(text)
-    if json:
-        print_json(result)
+    print_result(text, result, json)
     if result.get("failed"):
         raise RunFailedError("a part of the benchmark failed, as said above")
 

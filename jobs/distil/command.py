@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs.console import command, echo, print_json, progress_counter, using_ray
+from jobs.console import command, echo, print_result, progress_counter, using_ray
 from jobs.distil.comparison import compare, comparison_table
 from jobs.progress import TrainingProgress
 from jobs.train import merge_sources
@@ -95,9 +95,7 @@ def distil(
                 bundles[system].append(folder.bundle(f"{system}-{seed}", student, changes))
     echo("comparing on the test split")
     result = compare(place, dataset, bundles, labels)
-    echo(comparison_table(result))
-    if json:
-        print_json(asdict(result))
+    print_result(comparison_table(result), asdict(result), json)
 
 
 def _check_teacher(teacher: str, dataset: "Dataset") -> None:
