@@ -5,6 +5,7 @@ import shutil
 import signal
 import ssl
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -230,6 +231,23 @@ def test_the_client_refuses_servers_of_others(answer: bytes, monkeypatch: pytest
     monkeypatch.setattr(Client, "_send", lambda *_: (200, {}, answer))
     with pytest.raises(RunFailedError, match="the answer is not that of Tandem"):
         Client("http://host")
+
+
+def test_an_error_does_not_wait_until_a_busy_server_takes_the_next_request(monkeypatch: pytest.MonkeyPatch):
+    def send(client: Client, method: str, path: str, body: Any) -> tuple[int, dict[str, str], bytes]:
+        if method == "GET":
+            return 200, {}, b'{"limits": {"max_texts": 1, "max_body": 100000}}'
+        if body == {"texts": ["late"]}:
+            return 429, {"Retry-After": "10"}, b'{"detail": "the queue is full"}'
+        return 422, {}, b'{"detail": "too long", "index": 0}'
+
+    monkeypatch.setattr(Client, "_send", send)
+    began = time.monotonic()
+    refused(lambda: list(Client("http://host").pipe(["long", "late"])), "text 1: too long")
+    for thread in threading.enumerate():
+        if thread.name.startswith("client"):
+            thread.join()
+    assert time.monotonic() - began < 5
 
 
 @needs_a_browser

@@ -55,7 +55,7 @@ class Client:
         self._connect = lambda: kind(host, port, timeout=_TIMEOUT_S)
         self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
         self._connections = threading.local()
-        self._limits = self._ask("GET", "/v1/model", _parse_limits)
+        self._limits = self._ask("GET", "/v1/model", _parse_limits, threading.Event())
 
     def pipe(self, texts: Iterable[str], batch_size: int = _REQUEST_TEXTS) -> Iterator[list[Keyphrase]]:
         """Yield the keyphrases of each text, in the order of the texts.
@@ -70,13 +70,18 @@ class Client:
         """
         window = 1 if batch_size == 1 else _CONNECTIONS
         pending: deque[Future[list[list[Keyphrase]]]] = deque()
-        with ThreadPoolExecutor(window, thread_name_prefix="client") as pool:
+        ended = threading.Event()
+        pool = ThreadPoolExecutor(window, thread_name_prefix="client")
+        try:
             for first, batch in self._batches(texts, min(batch_size, _REQUEST_TEXTS)):
-                pending.append(pool.submit(self._extract, first, batch))
+                pending.append(pool.submit(self._extract, first, batch, ended))
                 if len(pending) >= window:
                     yield from pending.popleft().result()
             while pending:
                 yield from pending.popleft().result()
+        finally:  # an error or Ctrl-C does not wait for the other request, which may ask a busy server for minutes
+            ended.set()
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _batches(self, texts: Iterable[str], size: int) -> Iterator[tuple[int, list[str]]]:
         """Yield the texts in batches within the limits, each with the number of its first text."""
@@ -90,19 +95,25 @@ class Client:
                 yield first + begin, batch[begin : begin + step]
             first += len(batch)
 
-    def _extract(self, first: int, texts: list[str]) -> list[list[Keyphrase]]:
-        return self._ask("POST", "/v1/extract", _parse_results, {"texts": texts}, first)
+    def _extract(self, first: int, texts: list[str], ended: threading.Event) -> list[list[Keyphrase]]:
+        return self._ask("POST", "/v1/extract", _parse_results, ended, {"texts": texts}, first)
 
     def _ask(
-        self, method: str, path: str, parse: Callable[[Any], Answer], body: object = None, first: int = 1
+        self,
+        method: str,
+        path: str,
+        parse: Callable[[Any], Answer],
+        ended: threading.Event,
+        body: object = None,
+        first: int = 1,
     ) -> Answer:
-        """Return what a function reads from the answer to a request; a busy server is asked again."""
+        """Return what a function reads from the answer to a request; a busy server is asked again, until `ended` is set."""
         until = time.monotonic() + _PATIENCE_S
         while True:
             status, headers, content = self._send(method, path, body)
-            if status not in (429, 503) or time.monotonic() > until:
+            busy = status in (429, 503) and time.monotonic() < until
+            if not busy or ended.wait(min(_to_seconds(headers.get("Retry-After")), 10)):
                 break
-            time.sleep(min(_to_seconds(headers.get("Retry-After")), 10))
         try:
             answer = json.loads(content)
             if status == 200:
