@@ -16,7 +16,7 @@ from helpers import SMALL, call, last_json, refused
 from distributed.cluster.ray_data import parallel_map
 from model.config import TaggerConfig
 from model.data.dataset import Dataset
-from model.distillation.label_files import TeacherLabels, part_name
+from model.distillation.label_files import MANIFEST, TeacherLabels, part_name
 from model.distillation.labeling import LabelConfig, label
 from model.inference.bundle import bundle_digest
 from model.inference.extractor import MAX_CHUNK_TOKENS, Extractor
@@ -109,6 +109,7 @@ def test_labels_that_were_cut_off_are_finished_with_the_same_bytes(small_bundle:
     assert 2 <= len(first) < len(contents(whole)) - 1
     refused(lambda: TeacherLabels(str(out)), str(out), "not finished", "`label` command goes on")
     (out / f"{part_name(0)}.0123abcd.part").write_bytes(b"the beginning of a part")
+    (out / f"{MANIFEST}.0123abcd.part").write_bytes(b"{")
     (out / part_name(1)).write_bytes(first[part_name(1)][:-100])
     moment = (out / part_name(0)).stat().st_mtime_ns
     label(config)

@@ -124,7 +124,7 @@ def _prepare_folder(config: LabelConfig) -> None:
     if storage.file_type(out) == FileType.File:
         raise UserError(f"{out}: is a file; give --out a folder")
     names = storage.list_directory(out)
-    foreign = [name for name in names if not name.startswith("part-") and name != MANIFEST]
+    foreign = [name for name in names if not name.startswith(("part-", MANIFEST))]
     if foreign:
         raise UserError(f"{out}: is no folder of labels alone: it has {foreign[0]}; move it, or choose another --out")
     if MANIFEST in names:
@@ -132,7 +132,7 @@ def _prepare_folder(config: LabelConfig) -> None:
         names.remove(MANIFEST)
     parts = label_files.part_names(out) if names else []
     for name in names:
-        if config.overwrite or name not in parts:  # the beginning of a part whose writing was cut off
+        if config.overwrite or name not in parts:  # the beginning of a file whose writing was cut off
             storage.remove(storage.join(out, name))
     storage.make_directory(out)
 
