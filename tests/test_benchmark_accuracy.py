@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from jobs.__main__ import app
 from jobs.benchmark import accuracy, baselines, systems, token_classification
-from jobs.benchmark.accuracy import ComparisonConfig, compare_systems, system_row
+from jobs.benchmark.accuracy import ComparisonConfig, FinishedTrainings, TrainingKey, compare_systems, system_row
 from jobs.benchmark.baselines import bio_tags, features, spans_of_bio
 from jobs.benchmark.systems import SystemResult, measure, raw_text_adapter
 from jobs.benchmark.token_classification import labeled_subwords, new_tokenizer, tag_words
@@ -346,6 +346,10 @@ def test_finished_trainings_are_not_repeated(tiny_dataset: str, tmp_path: Path, 
     other = generated_dataset(tmp_path / "other", 120)
     benchmark("--peers", "--data", other, "--systems", "best", "--out", str(out))
     assert measured[5:] == [("best", 0)] and len(out.read_text().splitlines()) == 5
+    one, two = FinishedTrainings(str(tmp_path / "both")), FinishedTrainings(str(tmp_path / "both"))
+    for finished, system in ((one, "best"), (two, "crf")):
+        finished.add(TrainingKey("data", system, 0, None, "cpu", 2), results[0])
+    assert len((tmp_path / "both").read_text().splitlines()) == 2
     result = benchmark(*arguments[:-1], "/proc/none/finished.jsonl")
     assert result.exit_code and "/proc/none" in result.stderr and len(measured) == 6
     out.write_text(out.read_text()[:-100])

@@ -159,11 +159,14 @@ class FinishedTrainings:
     def __init__(self, location: str | None) -> None:
         self._location = location
         self._results: dict[TrainingKey, SystemResult] = {}
-        if location is None:
-            return
-        if not storage.exists(location):
+        if location is not None and not storage.exists(location):
             storage.write(location, b"")  # what cannot be written is found out before a training of hours
-        for number, line in enumerate(storage.read(location).splitlines(), 1):
+        self._read()
+
+    def _read(self) -> None:
+        """Add what the file has."""
+        lines = [] if self._location is None else storage.read(self._location).splitlines()
+        for number, line in enumerate(lines, 1):
             try:
                 values = json.loads(line)
                 result = SystemResult(**values["result"])
@@ -171,7 +174,7 @@ class FinishedTrainings:
                 self._results[TrainingKey(**values["key"])] = result
             except (ValueError, KeyError, TypeError):
                 raise UserError(
-                    f"{location}:{number}: is no result of benchmark --peers; name another file with --out"
+                    f"{self._location}:{number}: is no result of benchmark --peers; name another file with --out"
                 ) from None
 
     def get(self, key: TrainingKey) -> SystemResult | None:
@@ -180,6 +183,7 @@ class FinishedTrainings:
 
     def add(self, key: TrainingKey, result: SystemResult) -> SystemResult:
         """Add a result, write the file anew, and return the result. Raises StorageError."""
+        self._read()  # another benchmark may have added some meanwhile
         self._results[key] = result
         if self._location is not None:
             lines = [
