@@ -1,6 +1,9 @@
 """The benchmark of the server: real load on a real server, and the arithmetic of its table."""
 
 import shutil
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -27,6 +30,31 @@ def test_wrk_sends_every_text_as_it_is(small_bundle: str, tmp_path: Path):
         assert paced.failed == 0 and 5 < paced.texts_per_s < 35
         few = put_load(server.url, TEXTS, 9, 1, 1, tmp_path)
         assert few.failed == 0 and few.texts_per_s > 0
+
+
+@needs_wrk
+def test_requests_without_an_answer_are_not_taken_from_those_with_one(tmp_path: Path):
+    answered: list[int] = []
+
+    class Server(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            time.sleep(0.01)
+            if len(answered) % 2:  # it breaks the connection off
+                self.close_connection = True
+            else:
+                self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            answered.append(len(answered) % 2 == 0)
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        load = put_load(f"http://127.0.0.1:{server.server_port}", ["a"], 1, 1, 1, tmp_path)
+        server.shutdown()
+    assert load.failed > 5 and load.texts_per_s > 0.5 * sum(answered)
 
 
 def test_a_server_that_does_not_start_is_told_of(tmp_path: Path):

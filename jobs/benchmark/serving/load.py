@@ -34,8 +34,8 @@ function request()
 end
 function done(summary, latency)
   local errors = summary.errors
-  io.write(string.format("measured %%d %%d %%d %%d %%d\\n", summary.requests, summary.duration, latency:percentile(50),
-    latency:percentile(99), errors.status + errors.connect + errors.read + errors.write + errors.timeout))
+  io.write(string.format("measured %%d %%d %%d %%d %%d %%d\\n", summary.requests, summary.duration, latency:percentile(50),
+    latency:percentile(99), errors.status, errors.connect + errors.read + errors.write + errors.timeout))
 end
 """
 
@@ -93,11 +93,11 @@ def put_load(
         f"{url}/v1/extract",
     ]
     done = subprocess.run(command, capture_output=True, text=True)
-    found = re.search(r"^measured (\d+) (\d+) (\d+) (\d+) (\d+)$", done.stdout, re.M)
+    found = re.search(r"^measured (\d+) (\d+) (\d+) (\d+) (\d+) (\d+)$", done.stdout, re.M)
     if found is None:
         raise RunFailedError(f"wrk failed: {(done.stderr or done.stdout).strip()[:300]}")
-    requests, micros, p50, p99, failed = map(int, found.groups())
-    return Load(size * (requests - failed) / (micros / 1e6), p50 / 1000, p99 / 1000, failed)
+    answers, micros, p50, p99, refused, unanswered = map(int, found.groups())
+    return Load(size * (answers - refused) / (micros / 1e6), p50 / 1000, p99 / 1000, refused + unanswered)
 
 
 @contextmanager
