@@ -70,12 +70,17 @@ def test_medians_over_rounds_with_ratios_of_the_same_round():
     assert "one process" in table and "0.50" in table and "321 texts/s" in table
 
 
-def test_what_the_benchmark_cannot_use_is_refused(small_bundle: str, monkeypatch: pytest.MonkeyPatch):
+def test_what_the_benchmark_cannot_use_is_refused(
+    small_bundle: str, small_dataset: str, monkeypatch: pytest.MonkeyPatch
+):
     for arguments, parts in (
         (("--serve", small_bundle, "--peers"), ("--peers and --serve",)),
         (("--serve", small_bundle, "--texts", "2000"), ("--texts",)),
+        (("--serve", "/no/bundle", "--data", small_dataset), ("/no/bundle: no such bundle",)),
+        (("--data", "/no/data"), ("/no/data: no such directory",)),
     ):
         done = call("benchmark", *arguments)
         assert done.exit_code == 2 and all(part in done.stderr for part in parts), done.stderr
+        assert len(done.stderr.splitlines()) == 1, done.stderr
     monkeypatch.setenv("PATH", "")
     refused(require_wrk, "wrk", "apt-get install")

@@ -16,6 +16,7 @@ from jobs.benchmark.serving.load import Load, put_load, require_wrk, running_ser
 from model import storage
 from model.data.dataset import Dataset
 from model.errors import RunFailedError
+from model.inference.bundle import bundle_digest
 
 SIZES, CONNECTIONS = (1, 8, 32, 128), (1, 8, 64)
 LAYOUTS = {"one process": (), "2 replicas": ("--replicas", "2")}
@@ -73,6 +74,7 @@ def measure_serving(bundle: str, data: str, repeats: int, log: Callable[[str], N
     """
     require_wrk()
     bundle = storage.absolute(bundle)
+    bundle_digest(bundle)  # one that is missing or damaged is told of at once
     texts = [labeled.text for labeled in Dataset(data).texts("test")]
     texts = (texts * (_TEXTS // max(len(texts), 1) + 1))[:_TEXTS]
     in_process: list[float] = []
