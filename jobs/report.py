@@ -22,7 +22,7 @@ def report(
     from model.config import RunConfig
 
     named = files.join(storage or RunConfig().storage, folder)
-    if not files.exists(folder) and files.exists(named):
+    if (storage is not None or not files.exists(folder)) and files.exists(named):
         folder = named
     location = write_report(folder, out)
     print_result(f"report: {location}", {"report": location}, json)

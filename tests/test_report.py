@@ -162,6 +162,10 @@ def test_a_name_is_looked_for_where_runs_are_stored(run_folder: str, tmp_path: P
     monkeypatch.setenv("TANDEM_STORAGE", str(folder.parent))
     done = CliRunner().invoke(app, ["report", folder.name, "--out", str(tmp_path / "page.html"), "--json"])
     assert done.exit_code == 0 and json.loads(done.stdout) == {"report": str(tmp_path / "page.html")}
+    (tmp_path / "here" / folder.name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")  # where something else has that name
+    arguments = ["report", folder.name, "--storage", str(folder.parent), "--out", str(tmp_path / "page.html")]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
 
 
 def test_texts_that_may_not_be_read_are_told_of(run_folder: str, monkeypatch: pytest.MonkeyPatch):
