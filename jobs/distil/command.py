@@ -65,6 +65,7 @@ def distil(
     from model.config import make_config
     from model.data.dataset import Dataset
     from model.errors import UserError
+    from model.inference.batch_inference import input_files
 
     if (teacher is None) == (pretrained is None):
         raise UserError("give one of --teacher, a bundle, and --encoder, a pretrained encoder to fine-tune as one")
@@ -81,6 +82,7 @@ def distil(
     of_teacher = merge_sources("encoder", None, teacher_set or [], {"tagger.encoder": pretrained})
     for tree in (student, of_teacher) if pretrained else (student,):
         make_config({"data": data} | tree)
+    input_files(unlabeled, lambda note: None)  # told of when they are labeled
     settings = {"data": dataset.digest, "unlabeled": unlabeled, "teacher": teacher, "encoder": pretrained}
     _check_settings(place, {**settings, "teacher_set": teacher_set or None, "folds": folds, "student": student})
     folder = _Folder(place, dataset, {"data": data, "run.storage": place, "run.workers": workers, "run.device": device})
