@@ -45,7 +45,9 @@ class EvaluationResult:
 def evaluate(
     bundle: Annotated[str, typer.Argument(help="Bundle of a finished run: a path or URI.")],
     data: Annotated[str, typer.Option(help="Dataset directory, or a labeled file, URI or glob.")],
-    split: Annotated[str, typer.Option(help="Split of a dataset directory: train, valid or test.")] = "test",
+    split: Annotated[
+        str | None, typer.Option(help="Split of a dataset directory: train, valid or test, the default.")
+    ] = None,
     format: FormatOption = "auto",
     token_column: TokenColumnOption = None,
     tag_column: TagColumnOption = None,
@@ -102,11 +104,13 @@ def evaluate(
         _write_mistakes(mistakes, found)
 
 
-def labeled_texts(data: str, split: str, reading: ReadOptions) -> "Callable[[SkipCounts], Iterator[LabeledText]]":
+def labeled_texts(
+    data: str, split: str | None, reading: ReadOptions
+) -> "Callable[[SkipCounts], Iterator[LabeledText]]":
     """Return a function that reads the texts of a dataset directory's split, or of labeled files, as often as it is called.
 
     Raises:
-        UserError: there is no such split, or no such files.
+        UserError: there is no such split, or no such files, or what was said of them is of the other kind.
     """
     from model import storage
     from model.data.dataset import SPLITS, Dataset
@@ -114,10 +118,18 @@ def labeled_texts(data: str, split: str, reading: ReadOptions) -> "Callable[[Ski
     from model.readers.readers import Reader, labeled_files, resolve_inputs
 
     if storage.file_type(data).name == "Directory" and not labeled_files(data):
-        if split not in SPLITS:
-            raise UserError(f"--split {split}: is unknown; choose one of {', '.join(SPLITS)}")
-        return lambda skips: Dataset(data).texts(split)
+        chosen = split or "test"
+        if chosen not in SPLITS:
+            raise UserError(f"--split {chosen}: is unknown; choose one of {', '.join(SPLITS)}")
+        if reading != ReadOptions():
+            raise UserError(
+                f"--format, --token-column, --tag-column and --offsets: are of labeled files, and {data} is a dataset "
+                f"directory; leave them out"
+            )
+        return lambda skips: Dataset(data).texts(chosen)
     files = resolve_inputs([data], reading)  # once: a pipe cannot be opened again
+    if split is not None:
+        raise UserError(f"--split {split}: is of a dataset directory, and {data} is none; leave it out")
     return lambda skips: (text for file in files for text in Reader(file).read(skips))
 
 

@@ -110,6 +110,8 @@ def prepare(
     from model.prepare.builder import PrepareConfig
 
     reading = ReadOptions(format, token_column, tag_column, offsets)
+    if dry_run and json:
+        raise UserError("--dry-run and --json: a dry run shows texts, not a result; leave one out")
     if dry_run:
         for patterns in filter(None, (train, valid, test)):  # whose formats may differ
             _show(patterns, reading, max_tokens, skip_bad_lines)
