@@ -17,8 +17,10 @@ from helpers import ROOT, call, title_of
 from nodes import free_port
 from serving import BEARER, TEXT, TOKEN, Load, found_of, running, token_file
 
+from distributed.serve import deployment
+from distributed.serve.run import wait_for_signals
 from model.inference.extractor import Extractor
-from model.serving.settings import ServeSettings
+from model.serving.settings import Listen, ServeSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SERVE = yaml.safe_load((ROOT / "docs" / "deploy" / "serve.yaml").read_text("utf-8"))
@@ -86,10 +88,30 @@ def test_replicas_that_cannot_be_are_refused(small_bundle: str):
     taken.close()
 
 
+def test_a_replica_that_dies_while_it_reloads_does_not_end_the_service(monkeypatch: pytest.MonkeyPatch):
+    class Handle:
+        def broadcast(self, method: str) -> "Handle":
+            return self
+
+        async def results_async(self) -> None:
+            raise ray.exceptions.ActorDiedError
+
+    monkeypatch.setattr(deployment.serve, "get_deployment_handle", lambda *_: Handle())
+    lines: list[str] = []
+
+    def echo(line: str) -> None:
+        lines.append(line)
+        if len(lines) == 2:
+            raise KeyboardInterrupt
+        os.kill(os.getpid(), signal.SIGHUP)
+
+    with pytest.raises(KeyboardInterrupt):
+        wait_for_signals("bundle", Listen(), deployment.Replicas(), echo)
+    assert "not every replica" in lines[1] and "starts another one" in lines[1]
+
+
 def test_the_configuration_for_serve_deploy_is_one():
     from ray.serve.schema import ServeDeploySchema
-
-    from distributed.serve import deployment
 
     schema = ServeDeploySchema.model_validate(SERVE)
     assert schema.http_options.host == "127.0.0.1"

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.config import AutoscalingConfig
 
-from model.errors import UserError
+from model.errors import RunFailedError, UserError, first_line
 from model.serving.settings import ServeSettings
 
 if TYPE_CHECKING:
@@ -68,13 +69,20 @@ class Replica:
 
 
 async def reload_replicas() -> None:
-    """Make all replicas read tokens and bundle again. Raises UserError where one cannot; it is then as before."""
+    """Make all replicas read tokens and bundle again.
+
+    Raises:
+        UserError: one of them cannot; it is then as before.
+        RunFailedError: one of them died.
+    """
     handle = serve.get_deployment_handle(DEPLOYMENT, APPLICATION)
     try:
         await handle.broadcast("reload").results_async()
     except UserError as error:
         line = str(error).strip().splitlines()[-1]  # below the traceback of the replica
         raise UserError(line.removeprefix("model.errors.UserError: ")) from None
+    except RayError as error:
+        raise RunFailedError(f"a replica died ({first_line(error)}); Ray starts another one") from None
 
 
 def make_application(settings: ServeSettings, replicas: Replicas | None = None) -> "Application":

@@ -49,7 +49,7 @@ def serve_replicas(settings: ServeSettings, listen: Listen, replicas: Replicas, 
             raise RunFailedError(
                 f"Ray Serve does not start the application: {error}; see its logs on the nodes"
             ) from None
-        _wait_for_signals(settings.bundle, listen, replicas, echo)
+        wait_for_signals(settings.bundle, listen, replicas, echo)
     finally:
         serve.delete(APPLICATION)
         if cluster_address():  # a Ray of this machine alone ends with this process
@@ -92,7 +92,7 @@ def _require_room(replicas: Replicas, cluster: ClusterResources) -> None:
         )
 
 
-def _wait_for_signals(bundle: str, listen: Listen, replicas: Replicas, echo: Callable[[str], None]) -> None:
+def wait_for_signals(bundle: str, listen: Listen, replicas: Replicas, echo: Callable[[str], None]) -> None:
     """Reload at each SIGHUP; SIGTERM and Ctrl-C raise an exception."""
     hangup = threading.Event()
     before = signal.signal(signal.SIGHUP, lambda *_: hangup.set())
@@ -107,5 +107,7 @@ def _wait_for_signals(bundle: str, listen: Listen, replicas: Replicas, echo: Cal
                     echo("the bundle was taken in again")
                 except UserError as error:
                     echo(f"the bundle or the tokens were not taken in, the old ones stay: {error}")
+                except RunFailedError as error:
+                    echo(f"not every replica has taken the bundle in: {error}")
     finally:
         signal.signal(signal.SIGHUP, before)
