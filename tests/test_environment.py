@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from helpers import ROOT, call, last_json, refused
 
+from distributed.cluster import connection
 from distributed.cluster.address import cluster_address, require_cluster
 from distributed.cluster.connection import _start_ray, _to_start_error
 from distributed.cluster.preflight import check_data, missing_keyphrases
@@ -123,6 +124,16 @@ def test_a_ray_that_does_not_start_is_not_the_users_mistake():
 
 
 # ---- storage
+
+
+def test_a_cluster_of_other_versions_is_refused(monkeypatch: pytest.MonkeyPatch):
+    def init(**_: object) -> None:
+        raise RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.60.0\n    Python: 3.11.7")
+
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr(connection, "require_cluster", lambda _: None)
+    monkeypatch.setattr("ray.init", init)
+    refused(connection.connect, "RAY_ADDRESS=10.0.0.1:6379", "Ray: 2.60.0 Python: 3.11.7", "use the cluster's versions")
 
 
 @pytest.fixture

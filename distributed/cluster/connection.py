@@ -59,7 +59,13 @@ def connect(cpus: int | None = None) -> ClusterResources:
         address = cluster_address()
         if address:
             require_cluster(address)
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            try:
+                ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            except RuntimeError as error:  # it has another version of Ray or Python
+                raise UserError(
+                    f"RAY_ADDRESS={address}: cannot be joined: {shorten(str(error), 300)}; use the cluster's versions here, or "
+                    f"unset it to use this machine alone"
+                ) from error
         else:
             _start_ray(this_machine(), cpus)
         if threading.current_thread() is threading.main_thread():
