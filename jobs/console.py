@@ -199,8 +199,11 @@ def progress_counter(what: str) -> Iterator[Callable[[int], None]]:
         if now - shown > (0.5 if live else SECONDS_PER_LINE):
             shown = now
             line = f"{done:,} {what}  {done / (now - began):,.0f}/s"
-            print(f"\r{line}" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
+            # On a terminal, what is left of a longer line is erased.
+            print(f"\r{line}\033[K" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
 
-    yield report
-    if live and shown > began:
-        print(file=sys.stderr)
+    try:
+        yield report
+    finally:  # an error begins on a line of its own
+        if live and shown > began:
+            print(file=sys.stderr)

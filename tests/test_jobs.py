@@ -13,6 +13,7 @@ import ray
 from helpers import ROOT, SMALL, best_weights, call, disk_of, has_weights, last_json
 
 from distributed.sweep.plan import make_plan, new_sweep
+from jobs import console
 from jobs.tune import run as carry_out
 from model.data.dataset import Dataset
 from model.inference.bundle import load_bundle
@@ -40,6 +41,18 @@ def test_prepare_prints_what_was_left_out_and_why(tmp_path: Path):
     assert result.exit_code == 0
     assert "1 x keyphrase not in its text" in result.stderr and f"{source}:51" in result.stderr
     assert last_json(result.stdout)["splits"]["train"]["rows"] == 50
+
+
+def test_an_error_begins_on_a_line_below_the_progress(monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    moments = iter(range(9))
+    monkeypatch.setattr("jobs.console.time.monotonic", lambda: next(moments))
+    with pytest.raises(ValueError), console.progress_counter("texts") as report:
+        report(1000)
+        report(9)
+        raise ValueError
+    console.echo("error")
+    assert capsys.readouterr().err == "\r1,000 texts  1,000/s\033[K\r9 texts  4/s\033[K\nerror\n"
 
 
 def test_evaluate_reads_datasets_and_labeled_files_alike(small_bundle: str, small_dataset: str):
