@@ -37,6 +37,8 @@ def test_what_does_not_fit_is_refused_before_anything_is_made(
         (("--teacher", small_bundle, "--teacher-set", "training.epochs=2"), "--folds and --teacher-set"),
         (("--encoder", "e", "--teacher-set", "training.lrr=1"), "training.lrr"),
         (("--teacher", small_bundle, "--set", "training.lrr=1"), "training.lrr"),
+        (("--teacher", small_bundle, "--set", "training.seed=7"), "--set training.seed=7: distil sets this field"),
+        (("--encoder", "e", "--teacher-set", "run.workers=2"), "--teacher-set run.workers=2: distil sets this field"),
         (("--teacher", small_bundle, "--unlabeled", "/no/texts.txt"), "/no/texts.txt: no such file"),
     ):
         done = call(*asked, *more)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from model.data.dataset import Dataset
 
 _SETTINGS = "distil.json"
+_OF_ALL = ("data", "run.name", "run.storage", "run.workers", "run.device")  # fields that the command sets itself
+_OF_STUDENTS = (*_OF_ALL, "training.seed", "training.teacher")
 
 EncoderOption = Annotated[
     str | None,
@@ -73,6 +75,8 @@ def distil(
         raise UserError(
             "--folds and --teacher-set: are of teachers that are trained here; give --encoder, or leave them out"
         )
+    _refuse_fields("--set", set or [], _OF_STUDENTS)
+    _refuse_fields("--teacher-set", teacher_set or [], _OF_ALL)
     dataset, place = Dataset(data), storage.absolute(out)
     for split in ("valid", "test"):
         dataset.require(split)
@@ -98,6 +102,19 @@ def distil(
     echo("comparing on the test split")
     result = compare(place, dataset, bundles, labels)
     print_result(comparison_table(result), asdict(result), json)
+
+
+def _refuse_fields(flag: str, assignments: list[str], fields: tuple[str, ...]) -> None:
+    """Raise UserError where a flag assigns a value to one of some fields."""
+    from model.aliases import current_field
+    from model.errors import UserError
+
+    for assignment in assignments:
+        if current_field(assignment.partition("=")[0]) in fields:
+            raise UserError(
+                f"{flag} {assignment}: distil sets this field itself; use --data, --out, --workers, --device, --seeds or "
+                f"--teacher, or leave it out"
+            )
 
 
 def _check_teacher(teacher: str, dataset: "Dataset") -> None:
