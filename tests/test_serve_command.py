@@ -250,6 +250,27 @@ def test_an_error_does_not_wait_until_a_busy_server_takes_the_next_request(monke
     assert time.monotonic() - began < 5
 
 
+def test_the_client_sends_fewer_texts_at_a_time_where_the_deadline_passes(monkeypatch: pytest.MonkeyPatch):
+    sent: list[int] = []
+
+    def send(client: Client, method: str, path: str, body: Any) -> tuple[int, dict[str, str], bytes]:
+        if method == "GET":
+            return 200, {}, b'{"limits": {"max_texts": 1000, "max_body": 4194304}}'
+        texts = body["texts"]
+        sent.append(len(texts))
+        if len(texts) > 16 or texts == ["endless"]:
+            return 504, {}, b'{"detail": "no result within 10 s"}'
+        found = [{"keyphrases": [{"text": text, "start": 0, "end": len(text), "score": 1.0}]} for text in texts]
+        return 200, {}, json.dumps({"results": found}).encode()
+
+    monkeypatch.setattr(Client, "_send", send)
+    texts = [str(number) for number in range(640)]
+    assert [found[0].text for found in Client("http://host").pipe(texts)] == texts
+    assert sum(size > 16 for size in sent) <= 6
+    with pytest.raises(RunFailedError, match="no result within 10 s"):
+        list(Client("http://host").pipe(["endless"]))
+
+
 @needs_a_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_marks_keyphrases(open_server: Process, tmp_path: Path, scheme: str):

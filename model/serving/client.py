@@ -25,6 +25,10 @@ _PATIENCE_S = 120.0  # how long a busy server is asked again
 Answer = TypeVar("Answer")
 
 
+class _DeadlineError(RunFailedError):
+    """The server had no result in time."""
+
+
 class Client:
     """A server at a URL, through which texts are extracted in the order in which they come."""
 
@@ -55,6 +59,7 @@ class Client:
         self._connect = lambda: kind(host, port, timeout=_TIMEOUT_S)
         self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
         self._connections = threading.local()
+        self._most_texts = _REQUEST_TEXTS
         self._limits = self._ask("GET", "/v1/model", _parse_limits, threading.Event())
 
     def pipe(self, texts: Iterable[str], batch_size: int = _REQUEST_TEXTS) -> Iterator[list[Keyphrase]]:
@@ -73,7 +78,7 @@ class Client:
         ended = threading.Event()
         pool = ThreadPoolExecutor(window, thread_name_prefix="client")
         try:
-            for first, batch in self._batches(texts, min(batch_size, _REQUEST_TEXTS)):
+            for first, batch in self._batches(texts, batch_size):
                 pending.append(pool.submit(self._extract, first, batch, ended))
                 if len(pending) >= window:
                     yield from pending.popleft().result()
@@ -87,7 +92,7 @@ class Client:
         """Yield the texts in batches within the limits, each with the number of its first text."""
         texts, first = iter(texts), 1
         size = max(1, min(size, self._limits["max_texts"]))
-        while batch := list(islice(texts, size)):
+        while batch := list(islice(texts, min(size, self._most_texts))):
             # A character takes at most twelve bytes of JSON.
             longest = max(map(len, batch))
             step = max(1, self._limits["max_body"] // (12 * longest + 16) - 1)
@@ -96,7 +101,16 @@ class Client:
             first += len(batch)
 
     def _extract(self, first: int, texts: list[str], ended: threading.Event) -> list[list[Keyphrase]]:
-        return self._ask("POST", "/v1/extract", _parse_results, ended, {"texts": texts}, first)
+        """Return the keyphrases of texts; what takes the server too long is sent again in halves, as later requests are."""
+        try:
+            return self._ask("POST", "/v1/extract", _parse_results, ended, {"texts": texts}, first)
+        except _DeadlineError:
+            half = len(texts) // 2
+            if not half or ended.is_set():
+                raise
+            self._most_texts = min(self._most_texts, half)
+            found = self._extract(first, texts[:half], ended)
+            return found + self._extract(first + half, texts[half:], ended)
 
     def _ask(
         self,
@@ -126,7 +140,8 @@ class Client:
         if 400 <= status < 429:
             where = f"text {first + answer['index']}: " if isinstance(answer.get("index"), int) else ""
             raise UserError(f"{self._url}: {where}{detail} (status {status})")
-        raise RunFailedError(f"{self._url}: {detail} (status {status})")
+        failure = _DeadlineError if status == 504 else RunFailedError
+        raise failure(f"{self._url}: {detail} (status {status})")
 
     def _send(self, method: str, path: str, body: object) -> tuple[int, http.client.HTTPMessage, bytes]:
         """Return status, headers and content; a connection that the server has closed since is opened again."""
