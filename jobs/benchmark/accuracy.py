@@ -165,7 +165,9 @@ class FinishedTrainings:
 
     def _read(self) -> None:
         """Add what the file has."""
-        lines = [] if self._location is None else storage.read(self._location).splitlines()
+        if self._location is None or not storage.exists(self._location):
+            return
+        lines = storage.read(self._location).splitlines()
         for number, line in enumerate(lines, 1):
             try:
                 values = json.loads(line)
