@@ -211,6 +211,9 @@ CONTENTS: dict[str, str | bytes] = {
     "csv with semicolons": sheet(";", ["Text", "Keyphrases"], lambda t, p: [t, ";".join(p)]),
     "csv with three columns": sheet("\t", ["id", "text", "keyphrases"], lambda t, p: ["1", t, ";".join(p)]),
     "csv with spans": sheet(",", ["text", "spans"], lambda t, p: [t, json.dumps(spans(t, p))]),
+    "csv of pandas": sheet(",", ["", "text", "keyphrases"], lambda t, p: ["0", t, str(p)]),
+    "csv of pandas with tokens": sheet(",", ["tokens", "ner_tags"], lambda t, p: [str(t.split()), str(tags(t, p))]),
+    "csv of pandas with pairs": sheet(",", ["text", "spans"], lambda t, p: [t, str([*map(tuple, spans(t, p))])]),
     "csv with line breaks": sheet(",", ["text", "keyphrases"], lambda t, p: [t.replace(" ", "\n", 1), ";".join(p)]),
 }
 
@@ -253,6 +256,11 @@ def test_tags_are_numbers_only_where_their_names_are_in_the_file(tmp_path: Path)
 def test_a_carriage_return_inside_a_row_is_refused_by_its_place(tmp_path: Path):
     path = write(tmp_path, "a.csv", "river ferry,ferry\nthe\rsalt road,salt road\n")
     refused(lambda: read([path]), f"{path}")
+
+
+def test_a_text_of_many_brackets_is_a_text(tmp_path: Path):
+    path = write(tmp_path, "a.csv", f"text,keyphrases\n{'[' * 100_000} salt road,salt road\n")
+    assert read([path]) == ([["salt road"]], {})
 
 
 def test_a_directory_stands_for_its_tables(tmp_path: Path):
@@ -438,6 +446,7 @@ def zipped(name: str) -> bytes:
         (b'[{"text": "a b", "keyphrases": ["b"]},\n{"text"', (":2: ", "JSON")),
         (b'text,keyphrases\n"a b,b\n', ("row of a table", "quotes")),
         (b"text,keyphrases\na,b,c\n", (":2: ", "3 cells", "2 columns")),
+        (b"text,keyphrases\na b,['a' 'b']\n", (":2: ", "is a list", "JSON")),
     ],
 )
 def test_what_is_no_labeled_text_is_named(tmp_path: Path, content: bytes, parts: tuple[str, ...]):

@@ -116,6 +116,8 @@ def _is_whole(value: object) -> bool:
 def _phrases(name: str, value: Any, source: Source) -> Labels | None:
     """Read a list of phrases, of which every occurrence is marked, or one string, of which the first one is."""
     if isinstance(value, str):
+        if value.startswith(("['", '["')):
+            raise LineError(source.place, f'"{name}" is a list that cannot be read ({value[:40]}); write it as JSON')
         return {"keyphrases": phrases_of(value, source.text)}
     phrases = [item if type(item) is str else _phrase(item) for item in value] if isinstance(value, list) else [None]
     if None in phrases:

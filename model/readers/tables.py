@@ -1,9 +1,11 @@
 """Tables: CSV and TSV files with or without names of columns, Parquet and Arrow files."""
 
+import ast
 import csv
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -105,12 +107,15 @@ def _named(names: tuple[str, ...], row: list[str]) -> dict[str, Any] | str:
 
 
 def _cell(value: str) -> Any:
-    """Return the content of a cell; a list is written as JSON."""
-    if value.lstrip().startswith(("[", "{")):
-        try:
-            return json.loads(value)
-        except ValueError:
-            return value
+    """Return the content of a cell; a list is written as JSON, or as Python prints it, which is what pandas does."""
+    if not value.lstrip().startswith(("[", "{")):
+        return value
+    with suppress(ValueError, RecursionError):
+        return json.loads(value)
+    with suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        printed = ast.literal_eval(value)
+        if repr(printed) == value:  # of ['a' 'b'], which NumPy prints, Python makes ['ab']
+            return json.loads(json.dumps(printed))
     return value
 
 
