@@ -154,6 +154,9 @@ CONTENTS: dict[str, str | bytes] = {
             "spans": [{"start": a, "end": b, "token_start": 0, "label": "KEY"} for a, b in spans(t, p)],
         }
     ),
+    "prodigy, no spans where nothing is marked": json_lines(
+        lambda t, p: {"text": t, "answer": "accept"} | ({"spans": spans(t, p)} if p else {})
+    ),
     "label studio": array(label_studio),
     "label studio, min": array(
         lambda t, p: {"text": t, "label": [{"start": a, "end": b, "labels": ["KEY"]} for a, b in spans(t, p)]}

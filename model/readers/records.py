@@ -59,6 +59,8 @@ def parse_record(value: object, place: str, unit: Unit, skips: SkipCounts) -> La
         return None
     source = _source(record, place, unit)
     labels = labels_of(record, source)
+    if labels is None and record.get("answer") == "accept":  # Prodigy leaves "spans" out where nothing is marked
+        labels = {"spans": ()}
     if labels is not None:
         return LabeledText(source.text, place, **labels)
     if isinstance(value, dict) and any(value.get(name, "") is None for name in LABELS):
