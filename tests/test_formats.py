@@ -170,6 +170,19 @@ CONTENTS: dict[str, str | bytes] = {
     "openkp": json_lines(lambda t, p: {"url": "x", "text": t, "KeyPhrases": [phrase.split() for phrase in p]}),
     "spacy 3": array(lambda t, p: [t, {"entities": entity(t, p)}]),
     "spacy 3, a pair a line": json_lines(lambda t, p: [t, {"entities": entity(t, p)}]),
+    "spacy, documents as JSON": json_lines(
+        lambda t, p: {
+            "text": t,
+            "ents": [{"start": a, "end": b, "label": "KEY"} for a, b in spans(t, p)],
+            "tokens": [{"id": i, "start": 0, "end": 1} for i, _ in enumerate(t.split())],
+        }
+    ),
+    "stanza": array(
+        lambda t, p: {
+            "text": t,
+            "ents": [{"text": t[a:b], "start_char": a, "end_char": b} for a, b in spans(t, p)],
+        }
+    ),
     "spacy annotator": json.dumps(
         {"classes": ["KEY"], "annotations": [[t, {"entities": entity(t, p)}] for t, p in TEXTS]}
     ),

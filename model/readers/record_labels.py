@@ -10,7 +10,8 @@ from model.readers.conll import characters, is_tag, spans_of_tags
 
 Record = dict[str, Any]
 Labels = dict[str, Any]  # arguments of LabeledText
-_START, _END = ("start", "start_offset", "startOffset", "begin"), ("end", "end_offset", "endOffset")
+_START = ("start", "start_offset", "startOffset", "start_char", "begin")
+_END = ("end", "end_offset", "endOffset", "end_char")
 
 
 class Source(NamedTuple):
@@ -184,6 +185,7 @@ LABELS: dict[str, Callable[[str, Any, Source], Labels | None]] = {
     "KeyPhrases": _phrases,  # of OpenKP
     "extractive_keyphrases": _phrases,
     "entities": _spans_or_tags,
+    "ents": _spans,  # of a document that spaCy or Stanza has written
     "label": _spans_or_tags,
     "labels": _spans_or_tags,
     "annotations": _annotations,
