@@ -435,8 +435,8 @@ def test_tweets_of_the_api_are_labeled_by_their_hashtag(tmp_path: Path, record: 
 def test_records_without_keyphrases_are_refused_with_their_fields(tmp_path: Path):
     path = write(tmp_path, "a", '{"text": "no label", "score": 5}\n')
     refused(lambda: read([path]), f"{path}:1: ", "text, score", "none holds keyphrases")
-    path = write(tmp_path, "b.csv", "id,tweet\n1,no label\n")
-    refused(lambda: read([path]), f"{path}:1: ", "id, tweet", "none holds keyphrases")
+    path = write(tmp_path, "b.csv", "id #,tweet\n1,no label\n")
+    refused(lambda: read([path]), f"{path}:1: ", "id #, tweet", "none holds keyphrases")
     assert read([write(tmp_path, "c.csv", "id,tweet\n1,we love #RyeBread in winter\n")])[0] == [["Rye Bread"]]
 
 
