@@ -282,6 +282,10 @@ def test_a_text_of_many_brackets_is_a_text(tmp_path: Path):
 def test_a_directory_stands_for_its_tables(tmp_path: Path):
     write(tmp_path, "train-0.parquet", CONTENTS["parquet"])
     assert read([tmp_path])[0] == EXPECTED
+    write(tmp_path, "validation-0.parquet", CONTENTS["parquet"])
+    refused(lambda: read([tmp_path]), f"{tmp_path}: ", "train, validation", f"{tmp_path}/train*")
+    assert read([f"{tmp_path}/train*"])[0] == EXPECTED
+    assert len(unlabeled_inputs([str(tmp_path)])) == 2
 
 
 def test_damaged_offsets_and_texts_of_arrow_files_are_refused(tmp_path: Path):

@@ -1,5 +1,6 @@
 """Readers: the texts of input files, labeled or not, see model/readers/formats.py for the formats."""
 
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -18,6 +19,7 @@ from model.readers.records import KNOWN
 from model.shards import FileRange, Layout, decoded_lines
 
 _OPEN_FILES = 16  # whose beginnings are read at a time
+_SPLIT = re.compile("(?:train|validation|valid|val|dev|test)(?![a-z])")  # begins the name of a file
 _TABS = "tabs"  # option of unlabeled lines that have them
 
 
@@ -171,8 +173,11 @@ def resolve_inputs(patterns: list[str], options: ReadOptions = AUTO) -> list[Fil
         options: what their content does not tell.
 
     Raises:
-        UserError: a file is missing, empty or of no known format, or the files differ in format.
+        UserError: a file is missing, empty or of no known format, the files differ in format, or a directory holds several
+            splits.
     """
+    for pattern in patterns:
+        _require_one_split(pattern)
     if options.format != "auto" and options.format not in FORMATS:
         raise UserError(f"format {options.format!r} is unknown; choose one of {', '.join(['auto', *FORMATS])}")
     files = _files(patterns, read_head, lambda head: detect_layout(head, options)._replace(offsets=options.offsets))
@@ -207,13 +212,27 @@ def _expand(pattern: str) -> list[str]:
     return labeled_files(pattern) or storage.expand(pattern)
 
 
+def _require_one_split(pattern: str) -> None:
+    """Raise UserError where a directory holds files of several splits, which would be read as one."""
+    if storage.file_type(pattern).name != "Directory":
+        return
+    splits = sorted({split[0] for name in _labeled_names(pattern) if (split := _SPLIT.match(name))})
+    if len(splits) > 1:
+        example = storage.join(pattern, f"{splits[0]}*")
+        raise UserError(f"{pattern}: holds several splits ({', '.join(splits)}); name the files of one, as {example}")
+
+
 def labeled_files(directory: str) -> list[str]:
     """Return the files of a directory that can only be labeled ones: pairs of files, else tables, else DocBins."""
+    return [storage.join(directory, name) for name in _labeled_names(directory)]
+
+
+def _labeled_names(directory: str) -> list[str]:
     names = storage.list_directory(directory)
     known = set(names)
     pairs = [name for name in names if not known.isdisjoint(documents.possible_companions(name))]
     tables = ([name for name in names if name.endswith(suffix)] for suffix in (".parquet", ".arrow", ".spacy"))
-    return [storage.join(directory, name) for name in next(filter(None, (pairs, *tables)), [])]
+    return next(filter(None, (pairs, *tables)), [])
 
 
 def detect_layout(head: Head, options: ReadOptions = AUTO) -> Layout:
