@@ -288,6 +288,12 @@ def test_a_directory_stands_for_its_tables(tmp_path: Path):
     assert len(unlabeled_inputs([str(tmp_path)])) == 2
 
 
+def test_what_datasets_keeps_beside_its_data_is_not_read(tmp_path: Path):
+    for name in ("data-00000-of-00001.arrow", "cache-0123456789abcdef.arrow"):
+        write(tmp_path, name, CONTENTS["arrow stream"])
+    assert read([tmp_path])[0] == EXPECTED
+
+
 def test_damaged_offsets_and_texts_of_arrow_files_are_refused(tmp_path: Path):
     content = CONTENTS["arrow file"]
     for old, new in ((b"ferry", b"fer\xffy"), (b"\x03\0\0\0\x08\0\0\0", b"\x03\0\0\0\xff\xff\xff\xff")):

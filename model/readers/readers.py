@@ -228,7 +228,8 @@ def labeled_files(directory: str) -> list[str]:
 
 
 def _labeled_names(directory: str) -> list[str]:
-    names = storage.list_directory(directory)
+    # `datasets` keeps what map and filter have returned beside its data.
+    names = [name for name in storage.list_directory(directory) if not name.startswith("cache-")]
     known = set(names)
     pairs = [name for name in names if not known.isdisjoint(documents.possible_companions(name))]
     tables = ([name for name in names if name.endswith(suffix)] for suffix in (".parquet", ".arrow", ".spacy"))
