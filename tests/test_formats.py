@@ -520,6 +520,15 @@ def test_texts_without_labels_are_read_from_streams_and_files_alike(tmp_path: Pa
     assert list(Reader(file).texts(SkipCounts())) == ["one two", "three"]
 
 
+@pytest.mark.parametrize(
+    "content", ["I love New York", "Today I saw Ada\nHere I met Ida\n", "stuck on I-95\n", "O Porto vence"]
+)
+def test_a_word_of_a_text_is_no_tag(tmp_path: Path, content: str):
+    path = write(tmp_path, "a.txt", content)
+    assert list(Reader(*unlabeled_inputs([str(path)])).texts(SkipCounts())) == content.splitlines()
+    refused(lambda: read([path]), f"{path}:1: ", "none of the formats")
+
+
 def test_the_texts_of_a_table_without_labels_are_read_by_its_columns(tmp_path: Path):
     [file] = unlabeled_inputs([str(write(tmp_path, "file", 'id,text\n1,"one, two"\n2,three\n'))])
     assert list(Reader(file).texts(SkipCounts())) == ["one, two", "three"]

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from model.data.characters import Span
@@ -12,6 +12,7 @@ from model.errors import LineError, UserError
 # A prefix of BIO, BIOES, BILOU or BMES, and a type, which may have blanks.
 _TAG = re.compile(r"O|[BIESLUM](?:[-_].+)?", re.IGNORECASE)
 _NUMBER = re.compile(r"\d+(?:[-.]\d+)?")  # CoNLL-U: 8, 8-9, 8.1
+_MANY_TAGS = 10  # as many lines have no word in common in one place
 Lines = list[tuple[str, str]]  # `file:line` and content
 
 
@@ -51,7 +52,7 @@ def find_columns(lines: list[str], token: int | None = None, tag: int | None = N
     numbered = width > 2 and 1 not in (token, tag) and all(map(_NUMBER.fullmatch, columns[0]))
     if token and tag:
         return Columns(token - 1, tag - 1, tabs, numbered)
-    tags = [tag - 1] if tag else [i for i, column in enumerate(columns) if _are_tags(column)]
+    tags = [tag - 1] if tag else [i for i, column in enumerate(columns) if _are_tags(column, tabs)]
     if not tags or width < 2:
         return None
     # In CoNLL-2003 the last column counts; where tokens are numbered, further columns are nested keyphrases.
@@ -80,10 +81,11 @@ def is_comment(row: list[str]) -> bool:
     return row[:1] != [] and row[0].startswith("#") and not any(map(is_tag, row[1:]))
 
 
-def _are_tags(column: Iterable[str]) -> bool:
-    """Return whether most values are tags."""
-    values = list(column)
-    return 2 * sum(map(is_tag, values)) > len(values)
+def _are_tags(column: Sequence[str], tabs: bool) -> bool:
+    """Return whether most values are tags, and not between blanks only a word of texts, such as `I` or `E-mail`."""
+    tags = [value.upper() for value in column if is_tag(value)]
+    told_apart = tabs or len(set(tags)) > 1 or (set(tags) == {"O"} and len(tags) >= _MANY_TAGS)
+    return 2 * len(tags) > len(column) and told_apart
 
 
 def parse_block(lines: Lines, columns: Columns) -> LabeledText | None:
