@@ -133,6 +133,13 @@ def test_a_bundle_of_a_newer_version_and_no_bundle_are_refused(small_bundle: str
     refused(lambda: load_bundle(str(tmp_path / "none")), "no such bundle")
 
 
+def test_the_folder_of_a_run_is_refused_with_its_bundle(small_bundle: str, tmp_path: Path):
+    (tmp_path / "config.json").write_text('{"tagger": {}}')
+    refused(lambda: load_bundle(str(tmp_path)), f"{tmp_path}: is no bundle")
+    shutil.copytree(small_bundle, tmp_path / "bundle")
+    refused(lambda: load_bundle(str(tmp_path)), f"{tmp_path}: ", f"give {tmp_path}/bundle")
+
+
 def test_a_bundle_and_the_client_work_where_ray_wandb_and_the_server_cannot_be_imported(small_bundle: str):
     program = f"""
 import sys

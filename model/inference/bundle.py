@@ -104,6 +104,8 @@ def load_bundle(location: str) -> Bundle:
     _require(location)
     about = _json(location, "config.json")
     version = about.pop("format_version", None)
+    if version is None:
+        raise UserError(f"{location}: is no bundle: its config.json has no format_version; give that of a finished run")
     if not isinstance(version, int) or version > BUNDLE_FORMAT:
         raise UserError(
             f"{location}/config.json: has bundle format {version}, and this Tandem reads up to {BUNDLE_FORMAT}; "
@@ -164,6 +166,9 @@ def _empty_tagger(
 def _require(location: str) -> None:
     if not storage.exists(location):
         raise UserError(f"{location}: no such bundle; `python -m jobs train` writes one into the run's folder")
+    inner = storage.join(location, "bundle")
+    if storage.exists(inner):
+        raise UserError(f"{location}: is the folder of a run or sweep, not a bundle; give {inner}")
 
 
 def _file(location: str, name: str, digests: Mapping[str, str] | None = None) -> bytes:
