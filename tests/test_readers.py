@@ -198,6 +198,7 @@ def test_missing_empty_mixed_and_strange_files_are_refused(tmp_path: Path):
     tsv, jsonl = file(tmp_path, "a.tsv", "x y\ty\n"), file(tmp_path, "b.jsonl", '{"text": "a", "keyphrases": []}\n')
     refused(lambda: read(tmp_path / "none.tsv"), "none.tsv", "no such file")
     refused(lambda: read(tmp_path / "*.nothing"), "no file matches")
+    refused(lambda: resolve_inputs([""]), "is empty", "variable")
     refused(lambda: read(tmp_path), "is a directory")
     refused(lambda: read(file(tmp_path, "empty", "\n \n")), "is empty")
     refused(lambda: read(file(tmp_path, "prose", "just words\nand more\n")), "prose:1", "--format")

@@ -176,11 +176,11 @@ def resolve_inputs(patterns: list[str], options: ReadOptions = AUTO) -> list[Fil
         UserError: a file is missing, empty or of no known format, the files differ in format, or a directory holds several
             splits.
     """
-    for pattern in patterns:
-        _require_one_split(pattern)
     if options.format != "auto" and options.format not in FORMATS:
         raise UserError(f"format {options.format!r} is unknown; choose one of {', '.join(['auto', *FORMATS])}")
     files = _files(patterns, read_head, lambda head: detect_layout(head, options)._replace(offsets=options.offsets))
+    for pattern in patterns:
+        _require_one_split(pattern)
     if len({file.layout.format for file in files}) > 1:
         listed = ", ".join(f"{file.path} is {file.layout.format}" for file in files[:10])
         raise UserError(f"the input files differ in format: {listed}; prepare them separately, or set --format")
@@ -207,6 +207,8 @@ def _files(patterns: list[str], read: Callable[[str], Head], layout_of: Callable
 
 def _expand(pattern: str) -> list[str]:
     """Return the files of a path, URI, glob or directory. Raises UserError where there are none."""
+    if not pattern:
+        raise UserError("the path of a file is empty; is a variable of the shell not set?")
     if storage.file_type(pattern).name != "Directory":
         return storage.expand(pattern)
     return labeled_files(pattern) or storage.expand(pattern)
