@@ -377,8 +377,11 @@ def fields(tree: type[BaseModel] = Config, prefix: str = "") -> dict[str, FieldI
 def _explain(error: ErrorDetails) -> str:
     path = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        parent = path.rpartition(".")[0]
-        near = [name for name in fields() if name.rpartition(".")[0] == parent] or list(fields())
+        parent, _, last = path.rpartition(".")
+        if elsewhere := [name for name in fields() if name.rpartition(".")[2] == last]:
+            return f"{path} is unknown; write {' or '.join(elsewhere)}"
+        section = [name for name in fields() if parent and name.rpartition(".")[0] == parent]
+        near = section or list(Config.model_fields)
         return f"{path} is unknown; known are {', '.join(near)}"
     if error["type"] == "missing":
         return f"{path} is missing; give the dataset directory with --data"
