@@ -18,7 +18,7 @@ from distributed.sweep.journal import Journal
 from distributed.sweep.metric import Metric
 from distributed.sweep.state import SweepState, read_sweep, resumed_sweep
 from distributed.train.events import Note
-from distributed.tune import placement_groups, trainable, tuner
+from distributed.tune import placement_groups, recorder, trainable, tuner
 from distributed.tune.driver import tune
 from distributed.tune.events import SweepEvent
 from distributed.tune.placement_groups import PlacementGroupCleaner
@@ -32,6 +32,17 @@ def processes(kind: str) -> list[psutil.Process]:
     """The running processes of Ray actors of a kind that this process began."""
     children = psutil.Process().children(recursive=True)
     return [each for each in children if f"ray::{kind}" in leaks.title_of(each)]
+
+
+def test_the_reason_is_told_why_a_trial_could_not_be_started(tmp_path: Path):
+    missing = ModuleNotFoundError("No module named 'distributed'")
+    cause = ray.exceptions.RayTaskError(
+        "Trial.__init__", f"traceback of the worker\nModuleNotFoundError: {missing}", missing
+    )
+    file = tmp_path / "error.pkl"
+    file.write_bytes(ray.cloudpickle.dumps(ray.exceptions.ActorDiedError(cause)))
+    reason = recorder._reason(SimpleNamespace(pickled_error_file=str(file)))
+    assert reason == f"ModuleNotFoundError: {missing}"
 
 
 @pytest.mark.ray

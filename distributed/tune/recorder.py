@@ -149,6 +149,8 @@ def _reason(trial: RayTrial) -> str:
     if location is None or not Path(location).exists():
         return "its process failed"
     error = cloudpickle.loads(Path(location).read_bytes())
+    if getattr(error, "actor_init_failed", False):  # its first line tells where, its last one why
+        return str(error).strip().splitlines()[-1]
     return first_line(getattr(error, "cause", None) or error, with_kind=True)
 
 
