@@ -357,7 +357,7 @@ def test_an_encoder_is_read_from_any_storage(bert: str, tmp_path: Path, monkeypa
     place = fsspec.filesystem("memory")
     for path in Path(bert).iterdir():
         place.pipe(f"/an-encoder/{path.name}", path.read_bytes())
-    (Path(bert) / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    (Path(bert) / "README.md").write_bytes("---\nlicense: apache-2.0\n---\nFür Texte\n".encode("latin-1"))
     monkeypatch.chdir(Path(bert).parent)
     found = [load_encoder(each) for each in (bert, "memory://an-encoder", f"file://{bert}", "bert")]
     assert len({each.digest for each in found}) == 1 and found[0].license == "apache-2.0"
