@@ -401,6 +401,16 @@ def test_record_and_best_need_no_transformers():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_an_encoder_that_was_published_in_half_precision_is_trained_in_float32(
+    dtype: str, bert: str, small_dataset: str, tmp_path: Path
+):
+    folder = str(shutil.copytree(bert, tmp_path / "half"))
+    edit_config(folder, dtype=dtype)
+    tagger = training_of(config_of(small_dataset, folder)).tagger
+    assert {weights.dtype for weights in tagger.parameters()} == {torch.float32}
+
+
 def test_a_tagger_without_a_table_has_no_embedding(bert: str, small_dataset: str):
     tagger = training_of(config_of(small_dataset, bert)).tagger
     assert isinstance(tagger, Tagger) and tagger.tables == [] and tagger.embedding is None

@@ -122,10 +122,13 @@ def build_config(config: EncoderConfig) -> "PreTrainedConfig":
 
 
 def build_model(config: EncoderConfig) -> "PreTrainedModel":
-    """Return the encoder that a config.json describes, with random weights and without a pooler. Raises UserError."""
+    """Return the encoder that a config.json describes, with random weights and without a pooler. Raises UserError.
+
+    It is in float32, also where the config.json names the shorter numbers that the encoder was published in.
+    """
     kind = build_config(config)
     try:
-        return without_pooler(import_transformers().AutoModel.from_config(kind))
+        return without_pooler(import_transformers().AutoModel.from_config(kind, dtype=torch.float32))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(_first_line(f"the encoder of type {kind.model_type} cannot be built: {error}")) from None
 
