@@ -210,6 +210,21 @@ def test_the_states_of_a_frozen_encoder_are_those_that_extraction_computes(
     assert torch.equal(batch.encoder_inputs.word_keys, encoder_inputs(split, rows, batch.ids).word_keys)
 
 
+def test_states_are_computed_again_for_another_configuration_of_the_encoder(
+    bert: str, small_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("TANDEM_CACHE", str(tmp_path / "cache"))
+    folder = str(shutil.copytree(bert, tmp_path / "bert"))
+    config = config_of(small_dataset, folder, {"encoder_frozen": True}).tagger
+    found = []
+    for heads in (2, 4):  # of the same weights
+        edit_config(folder, num_attention_heads=heads)
+        files = load_encoder(folder)
+        split = Dataset(small_dataset).load("valid", subwords=files.subwords())
+        found.append(with_encoder_states(split, files, config, CPU).encoder_states)
+    assert not np.array_equal(*found)
+
+
 @pytest.fixture(scope="module")
 def bundles(bert: str, small_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """A bundle with an encoder that was trained too, and one with an encoder that was not."""

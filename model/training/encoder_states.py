@@ -5,6 +5,7 @@ They are files below TANDEM_CACHE (default: ~/.cache/tandem), named by a digest 
 
 import fcntl
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,7 +62,8 @@ def with_encoder_states(split: Split, files: EncoderFiles, config: TaggerConfig,
 def _digest(split: Split, files: EncoderFiles, config: TaggerConfig) -> str:
     """Return a name for all that the states depend on."""
     assert split.subwords is not None
-    found = hashlib.sha256(f"{files.digest} {config.pooling} {config.keyword_layer} {split.subwords.layout}".encode())
+    encoder = f"{files.digest} {json.dumps(files.config, sort_keys=True)}"  # the weights do not tell the heads of a layer
+    found = hashlib.sha256(f"{encoder} {config.pooling} {config.keyword_layer} {split.subwords.layout}".encode())
     for values in (split.begins, *split.subwords[:-1]):
         found.update(np.ascontiguousarray(values).tobytes())
     return found.hexdigest()[:32]
