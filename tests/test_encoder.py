@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from encoders import KINDS, edit_config, tiny_encoder
-from helpers import ROOT, SMALL, call, refused
+from helpers import ROOT, SMALL, call, disk_of, refused
 
 from distributed.train.shared_data import SharedData
 from model.config import Config, make_config
@@ -208,6 +208,17 @@ def test_the_states_of_a_frozen_encoder_are_those_that_extraction_computes(
     real = torch.arange(batch.ids.shape[1]) < batch.lengths[:, None]
     assert torch.allclose(read[real], batch.encoder_inputs.states[real], atol=2e-3)
     assert torch.equal(batch.encoder_inputs.word_keys, encoder_inputs(split, rows, batch.ids).word_keys)
+
+
+def test_a_full_disk_is_told_before_the_states_of_an_encoder_are_used(
+    bert: str, small_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config, files = config_of(small_dataset, bert, {"encoder_frozen": True}).tagger, load_encoder(bert)
+    split = Dataset(small_dataset).load("valid", subwords=files.subwords())
+    with disk_of("64k", tmp_path / "disk") as disk:
+        monkeypatch.setenv("TANDEM_CACHE", str(disk))
+        refused(lambda: with_encoder_states(split, files, config, CPU), str(disk), "No space left", "set TANDEM_CACHE")
+        assert not [*disk.rglob("*.unfinished"), *disk.rglob("*.npy")]
 
 
 def test_states_are_computed_again_for_another_configuration_of_the_encoder(

@@ -62,7 +62,9 @@ def with_encoder_states(split: Split, files: EncoderFiles, config: TaggerConfig,
 def _digest(split: Split, files: EncoderFiles, config: TaggerConfig) -> str:
     """Return a name for all that the states depend on."""
     assert split.subwords is not None
-    encoder = f"{files.digest} {json.dumps(files.config, sort_keys=True)}"  # the weights do not tell the heads of a layer
+    encoder = (
+        f"{files.digest} {json.dumps(files.config, sort_keys=True)}"  # the weights do not tell the heads of a layer
+    )
     found = hashlib.sha256(f"{encoder} {config.pooling} {config.keyword_layer} {split.subwords.layout}".encode())
     for values in (split.begins, *split.subwords[:-1]):
         found.update(np.ascontiguousarray(values).tobytes())
@@ -80,20 +82,24 @@ def _locked(path: Path) -> Iterator[None]:
 def _write(path: Path, split: Split, encoder: Encoder) -> None:
     """Write the states of a split; the file is complete as soon as it has its name."""
     unfinished = path.with_suffix(".unfinished")
-    states = np.lib.format.open_memmap(unfinished, "w+", np.float16, (len(split.ids), encoder.outputs))
     try:
-        for rows in length_sorted_batches(split.input_lengths, _BATCH):
-            _states(states, split, rows, encoder)
-        states.flush()
+        # Not through a memory map: on a full disk, a signal would end the process.
+        with unfinished.open("wb") as file:
+            about = {"descr": "<f2", "fortran_order": False, "shape": (len(split.ids), encoder.outputs)}
+            np.lib.format.write_array_header_1_0(file, about)
+            first = file.tell()
+            for rows in length_sorted_batches(split.input_lengths, _BATCH):
+                for row, states in zip(rows, _states(split, rows, encoder), strict=True):
+                    begin, end = split.begins[row : row + 2]
+                    file.seek(first + int(begin) * states[0].nbytes)
+                    file.write(states[: end - begin].tobytes())
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
 
 
-def _states(states: npt.NDArray[np.float16], split: Split, rows: npt.NDArray[np.int64], encoder: Encoder) -> None:
-    """Compute the states of some texts."""
+def _states(split: Split, rows: npt.NDArray[np.int64], encoder: Encoder) -> npt.NDArray[np.float16]:
+    """Return the states of some texts, padded."""
     batch = collate(split, rows).to(next(encoder.parameters()).device)
-    found = encoder(batch.encoder_inputs).half().cpu().numpy()
-    for row, of_text in zip(rows, found, strict=True):
-        begin, end = split.begins[row : row + 2]
-        states[begin:end] = of_text[: end - begin]
+    states: npt.NDArray[np.float16] = encoder(batch.encoder_inputs).half().cpu().numpy()
+    return states
