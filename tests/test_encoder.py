@@ -20,14 +20,16 @@ from helpers import ROOT, SMALL, call, disk_of, refused
 from distributed.train.shared_data import SharedData
 from model.config import Config, make_config
 from model.data.batching import collate, encoder_inputs
-from model.data.dataset import Dataset
+from model.data.dataset import Dataset, split_from_examples
+from model.data.examples import Example
+from model.data.tokenizer import encode, new_tokenizer
 from model.inference.bundle import load_bundle, save_bundle
 from model.inference.extractor import Extractor
 from model.network import encoder_files
 from model.network.encoder_files import EncoderFiles, load_encoder, read_encoder_config
 from model.network.tagger import Tagger, new_tagger
 from model.training.encoder_states import with_encoder_states
-from model.training.evaluation import evaluate
+from model.training.evaluation import evaluate, predict_batches
 from model.training.loop import Training
 from model.training.optimizer import learning_rate
 from model.training.training_texts import GlobalBatch
@@ -175,6 +177,20 @@ def test_texts_with_as_many_subwords_are_read_together(bert: str, small_dataset:
     texts = ["a b c", "antidisestablishmentarianism extraordinarily uncharacteristic"] * 256  # three words each
     Extractor(training.tagger, tokenizer, subwords=subwords).probabilities(texts)
     assert filled == [1, 1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_texts_with_spaces_around_them_are_extracted_from_as_they_are_trained_on(kind: str, tmp_path: Path):
+    files = load_encoder(tiny_encoder(tmp_path / kind, kind))
+    config = make_config({"data": "d", "tagger": {"encoder": "e", **HEADS}}).tagger
+    tokenizer, tagger = new_tokenizer(), new_tagger(config, 2, 0, encoder=files)
+    texts = ["  a storm in Leeds", "a storm in Leeds  ", "\u3000a storm in\tLeeds\n"]
+    examples = [Example(text, *tokens, [], "") for text, tokens in zip(texts, encode(tokenizer, texts), strict=True)]
+    split = split_from_examples(examples, subwords=files.subwords())
+    [(rows, _, logits)] = predict_batches(tagger, split, CPU)
+    trained_on = torch.softmax(logits.keyword, -1)[np.argsort(rows)][..., 1].flatten()
+    extracted = Extractor(tagger, tokenizer, subwords=files.subwords()).probabilities(texts)
+    assert torch.allclose(trained_on, torch.from_numpy(extracted.keyword), atol=1e-6)
 
 
 def test_a_frozen_encoder_is_read_once(bert: str, small_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -78,12 +78,14 @@ class Subwords(NamedTuple):
         return self.take(rows, ranges(begins, lengths), lengths)
 
     def divide(self, begins: Ints) -> "Subwords":
-        """Return the same words in texts that begin at other words.
+        """Return the same words in texts that begin at other words; sub-words before the first and after the last are left out.
 
         Args:
-            begins: (texts + 1,) first word of each text, which has at least one.
+            begins: (texts + 1,) index of the first word of each text.
         """
-        return self._replace(begins=self.firsts[begins[:-1]], ends=self.lasts[begins[1:] - 1])
+        firsts = np.append(self.firsts, len(self.ids))[begins[:-1]]
+        lasts = np.append(self.lasts, 0)[begins[1:] - 1]
+        return self._replace(begins=firsts, ends=np.maximum(firsts, lasts))  # a text without a word has no sub-word
 
 
 class SubwordTokenizer:
@@ -123,7 +125,8 @@ class SubwordTokenizer:
             words = slice(bounds[0], bounds[-1])
             parts.append(self._subwords(chunk, starts[words], ends[words], np.diff(bounds)))
             done += len(chunk)
-        return concatenate_subwords(parts, self.layout)
+        # Without the sub-words that some tokenizers have of spaces around a text, it is read as a chunk of a longer one is.
+        return concatenate_subwords(parts, self.layout).divide(begins)
 
     def _subwords(
         self, texts: list[str], starts: npt.NDArray[np.int32], ends: npt.NDArray[np.int32], lengths: Ints
