@@ -1,5 +1,6 @@
 """Words as sub-words: alignment, windows over long texts, characters that a tokenizer drops."""
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,14 @@ def test_words_outside_the_vocabulary_have_keys_of_their_own(tokenizer: SubwordT
     subwords = tokenizer(["storm Zyx storm Qwv Zyx"], words.starts, words.ends, words.begins)
     [keys] = batch_of(subwords, words)[0].word_keys.tolist()
     assert keys[0] == keys[2] == 5 and keys[1] == keys[4] != keys[3] and keys[3] > 2**62
+
+
+def test_words_of_other_subwords_have_other_keys(tokenizer: SubwordTokenizer):
+    text = " ".join(map("".join, product("abcdefghij", repeat=3)))
+    words = CachedTokenizer(lambda word: 1)([text])
+    subwords = tokenizer([text], words.starts, words.ends, words.begins)
+    of_words = {subwords.ids[a:b].tobytes() for a, b in zip(subwords.firsts, subwords.lasts, strict=True)}
+    assert batch_of(subwords, words)[0].word_keys.unique().numel() == len(of_words) > 900
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta"])

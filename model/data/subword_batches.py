@@ -77,9 +77,12 @@ def word_keys(subwords: Subwords, word_ids: torch.Tensor, lengths: Ints) -> torc
         word_ids: (B, T) vocabulary ids, padded.
         lengths: (B,) words of each.
     """
-    mixed = (subwords.ids.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-    sums = np.concatenate([np.zeros(1, np.uint64), mixed.cumsum(dtype=np.uint64)])
-    hashed = ((sums[subwords.lasts] - sums[subwords.firsts]) >> np.uint64(2)).astype(np.int64)
+    counts = subwords.lasts - subwords.firsts
+    places = ranges(subwords.firsts, counts)
+    within = places - np.repeat(subwords.firsts, counts)  # place of a sub-word in its word
+    mixed = (subwords.ids[places].astype(np.uint64) << 16 | within.astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ mixed >> 32) * np.uint64(0xD6E8FEB86659FD93)  # else words of equal sums would have equal keys
+    hashed = (np.add.reduceat(mixed, counts.cumsum() - counts) >> 2).astype(np.int64)
     keys = word_ids.numpy().copy()
     real = np.arange(keys.shape[1]) < lengths[:, None]
     keys[real] = np.where(keys[real] == UNKNOWN, hashed | (1 << 62), keys[real])
