@@ -132,7 +132,7 @@ class TrainingConfig(_Section):
     global_batch_size: PositiveInt = Field(64, description="texts per batch, over all workers")
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     weight_decay: Annotated[float, Field(ge=0)] = Field(
-        0.01, description="adamw only; not applied to embedding, biases and norms"
+        0.01, description="adamw only; not applied to word vectors, word features, biases and norms"
     )
     schedule: Literal["constant", "step", "linear", "cosine"] = "constant"
     warmup: Fraction = Field(0.1, description="linear and cosine: fraction of all steps over which lr rises from 0")

@@ -108,6 +108,15 @@ def test_the_whole_table_is_updated_where_that_is_asked(splits: tuple[Split, Spl
     assert set(moved.tolist()) > set(collate(splits[0], np.arange(8)).ids.unique().tolist()) - {0}  # by their momentum
 
 
+def test_embedding_tables_do_not_decay(splits: tuple[Split, Split, int]):
+    training = train(splits, {"word_feature_dim": 4}, sparse_embedding=False, optimizer="adamw", weight_decay=0.5)
+    rows = np.arange(8)
+    unused = np.setdiff1d(np.arange(splits[2]), collate(splits[0], rows).ids)
+    before = training.tagger.embedding.weight.detach()[unused].clone()
+    training.train_step(training.local_batches(GlobalBatch(training.train, rows), 0), 100, 0, 1e-2)
+    assert torch.equal(training.tagger.embedding.weight[unused], before)
+
+
 def test_alpha_one_teaches_the_keyword_head_alone(splits: tuple[Split, Split, int]):
     training = train(splits, alpha=1.0, epochs=1)
     before = training.tagger.keyphrase_head.weight.clone()

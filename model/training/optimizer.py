@@ -39,7 +39,7 @@ def parameter_groups(tagger: Tagger, config: TrainingConfig, tables: list[torch.
     """Return the parameters of the network in groups of equal learning rate and weight decay.
 
     The layers of an encoder have `encoder_lr`, multiplied by `encoder_lr_decay` for each layer further down (Howard and
-    Ruder, ACL 2018, section 3.2). Biases and norms do not decay.
+    Ruder, ACL 2018, section 3.2). Biases, norms and the tables do not decay.
 
     Args:
         tagger: whose parameters.
@@ -49,18 +49,20 @@ def parameter_groups(tagger: Tagger, config: TrainingConfig, tables: list[torch.
     layers = tagger.encoder.layers() if tagger.encoder else []
     apart = {id(each) for each in (*(table.weight for table in tagger.tables), *chain.from_iterable(layers))}
     rest: list[torch.Tensor] = [each for each in tagger.parameters() if id(each) not in apart]
-    groups = _by_decay(rest + tables, 1.0, config)
+    groups = _by_decay(rest, 1.0, config, tables)
     for depth, layer in enumerate(reversed(layers)):
         groups += _by_decay(layer, config.encoder_lr / config.lr * config.encoder_lr_decay**depth, config)
     return groups
 
 
-def _by_decay(parameters: Sequence[torch.Tensor], scale: float, config: TrainingConfig) -> list[dict[str, Any]]:
+def _by_decay(
+    parameters: Sequence[torch.Tensor], scale: float, config: TrainingConfig, tables: Sequence[torch.Tensor] = ()
+) -> list[dict[str, Any]]:
     """Return groups whose learning rate is that of a step times a scale."""
     if config.optimizer != "adamw":
-        return [{"params": parameters, "lr_scale": scale}]
+        return [{"params": [*parameters, *tables], "lr_scale": scale}]
     matrices, vectors = ([each for each in parameters if (each.dim() > 1) is wanted] for wanted in (True, False))
-    groups = ({"params": matrices}, {"params": vectors, "weight_decay": 0.0})
+    groups = ({"params": matrices}, {"params": [*vectors, *tables], "weight_decay": 0.0})
     return [{**group, "lr_scale": scale} for group in groups if group["params"]]
 
 
