@@ -194,6 +194,14 @@ def test_a_loss_that_is_no_number_stops_the_run_and_is_named(splits: tuple[Split
         list(training.epochs())
 
 
+@pytest.mark.parametrize("decoding", ["sequence", "spans"])
+def test_a_last_step_that_leaves_no_usable_weights_stops_the_run(splits: tuple[Split, Split, int], decoding: str):
+    training = train(splits, {"crf": True, "decoding": decoding}, epochs=1, lr=1e30, global_batch_size=len(splits[0]))
+    with pytest.raises(DivergedError, match=r"epoch 1, step 1 of 1 \(lr 1e\+30\)"):
+        list(training.epochs())
+    assert not training.history
+
+
 def test_progress_tells_where_an_epoch_stands(splits: tuple[Split, Split, int], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("model.training.progress._SECONDS_BETWEEN_REPORTS", 0.0)
     seen: list[Progress] = []

@@ -5,6 +5,7 @@ for metrics in training.epochs():
     print(metrics["epoch"], metrics["valid/keyphrase_f1"])
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Protocol, TypedDict
 
@@ -181,6 +182,8 @@ class Training:
             seconds = self._timer.seconds
             self._begin_epoch()
             evaluation = evaluate(self.tagger, self.valid, self.device, self.communicator, tune_decoding=True)
+        if not math.isfinite(evaluation.keyword_loss + evaluation.keyphrase_loss):  # since the last step
+            raise self._diverged(self.texts.steps - 1, self.texts.steps)
         self.epoch, self.counts = self.epoch + 1, evaluation.counts
         alpha = self.config.alpha
         self.history.append(
