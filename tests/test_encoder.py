@@ -384,6 +384,14 @@ def test_a_bad_encoder_is_refused(case: str, parts: list[str], bert: str, tmp_pa
     refused(lambda: load_encoder(str(folder)), str(folder), *parts)
 
 
+def test_code_that_comes_with_an_encoder_is_not_asked_about(bert: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = str(shutil.copytree(bert, tmp_path / "encoder"))
+    code = {"AutoConfig": "configuration_own.OwnConfig", "AutoModel": "modeling_own.OwnModel"}
+    edit_config(folder, model_type="own", auto_map=code)
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("nobody is asked"))
+    refused(lambda: load_encoder(folder), folder, "custom code", "that transformers itself has")
+
+
 def test_what_cannot_be_had_is_refused(bert: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     refused(lambda: load_encoder("no-one/no-encoder"), "no-one/no-encoder", "model.safetensors", "into a folder")

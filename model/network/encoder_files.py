@@ -157,14 +157,23 @@ def _load_model(transformers: Any, folder: Path, location: str) -> Any:
     try:
         with safe_open(folder / WEIGHTS, "pt"):  # a damaged file: the library's own error does not name it
             pass
+        # Without the answer, transformers asks on the terminal whether to run code that comes with an encoder.
         model, info = transformers.AutoModel.from_pretrained(
-            str(folder), local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            str(folder),
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            output_loading_info=True,
         )
     except (SafetensorError, OSError) as error:
         raise UserError(f"{location}/{WEIGHTS}: is damaged or incomplete ({error}); copy the file again") from None
     except (ValueError, KeyError, RuntimeError, TypeError) as error:
         reason = first_line(error)
-        raise UserError(f"{location}: cannot be loaded: {reason}; check that its files belong to one encoder") from None
+        raise UserError(
+            f"{location}: cannot be loaded: {reason}; check that its files belong to one encoder, of an architecture that "
+            f"transformers itself has"
+        ) from None
     missing = sorted(name for name in info["missing_keys"] if not name.startswith("pooler."))
     if missing:
         raise UserError(
