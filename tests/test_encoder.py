@@ -352,6 +352,10 @@ def broken(folder: Path, case: str) -> None:
         edit_config(str(folder), model_type="t5", is_encoder_decoder=True)
     elif case == "unknown":
         edit_config(str(folder), model_type="berta")
+    elif case == "no package":
+        edit_config(str(folder), attn_implementation="flash_attention_2")
+    elif case == "a text as size":
+        edit_config(str(folder), hidden_size="32")
     elif case == "no type":
         (folder / "config.json").write_text("{}")
     elif case == "damaged":
@@ -373,6 +377,8 @@ def broken(folder: Path, case: str) -> None:
         ("other sizes", ["belong to one encoder"]),
         ("no states", ["t5", "DeBERTa-v3"]),
         ("unknown", ["berta"]),
+        ("no package", ["cannot be loaded", "FlashAttention2"]),
+        ("a text as size", ["cannot be loaded", "hidden_size"]),
         ("no type", ["model_type"]),
         ("damaged", ["tokenizer.json", "damaged"]),
     ],

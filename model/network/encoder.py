@@ -113,9 +113,10 @@ def build_config(config: EncoderConfig) -> "PreTrainedConfig":
     Raises:
         UserError: `transformers` is not installed, or does not know the architecture.
     """
+    transformers = import_transformers()
     try:
-        return import_transformers().AutoConfig.for_model(**config)
-    except (ValueError, KeyError, TypeError) as error:
+        return transformers.AutoConfig.for_model(**config)
+    except Exception as error:  # of any kind: see `model.network.encoder_files`
         raise UserError(
             _first_line(f"the encoder of type {config.get('model_type')} is unknown here: {error}")
         ) from None
@@ -129,7 +130,7 @@ def build_model(config: EncoderConfig) -> "PreTrainedModel":
     kind = build_config(config)
     try:
         return without_pooler(import_transformers().AutoModel.from_config(kind, dtype=torch.float32))
-    except (ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # of any kind: see `model.network.encoder_files`
         raise UserError(_first_line(f"the encoder of type {kind.model_type} cannot be built: {error}")) from None
 
 

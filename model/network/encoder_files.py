@@ -168,7 +168,7 @@ def _load_model(transformers: Any, folder: Path, location: str) -> Any:
         )
     except (SafetensorError, OSError) as error:
         raise UserError(f"{location}/{WEIGHTS}: is damaged or incomplete ({error}); copy the file again") from None
-    except (ValueError, KeyError, RuntimeError, TypeError) as error:
+    except Exception as error:  # of transformers, of torch, or of a package that the configuration asks for
         reason = first_line(error)
         raise UserError(
             f"{location}: cannot be loaded: {reason}; check that its files belong to one encoder, of an architecture that "
