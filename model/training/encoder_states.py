@@ -62,10 +62,10 @@ def with_encoder_states(split: Split, files: EncoderFiles, config: TaggerConfig,
 def _digest(split: Split, files: EncoderFiles, config: TaggerConfig) -> str:
     """Return a name for all that the states depend on."""
     assert split.subwords is not None
-    encoder = (
-        f"{files.digest} {json.dumps(files.config, sort_keys=True)}"  # the weights do not tell the heads of a layer
+    of_encoder = json.dumps(files.config, sort_keys=True)  # the weights do not tell the heads of a layer
+    found = hashlib.sha256(
+        f"{files.digest} {of_encoder} {config.pooling} {config.keyword_layer} {split.subwords.layout}".encode()
     )
-    found = hashlib.sha256(f"{encoder} {config.pooling} {config.keyword_layer} {split.subwords.layout}".encode())
     for values in (split.begins, *split.subwords[:-1]):
         found.update(np.ascontiguousarray(values).tobytes())
     return found.hexdigest()[:32]
@@ -93,6 +93,8 @@ def _write(path: Path, split: Split, encoder: Encoder) -> None:
                     begin, end = split.begins[row : row + 2]
                     file.seek(first + int(begin) * states[0].nbytes)
                     file.write(states[: end - begin].tobytes())
+            file.flush()
+            os.fsync(file.fileno())  # else a loss of power may leave the name without the content
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
