@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jobs.console import command, echo, print_result, table
-from jobs.prepare import FormatOption, OffsetsOption, TagColumnOption, TokenColumnOption, echo_skips
+from jobs.prepare import (
+    FormatOption,
+    OffsetsOption,
+    TagColumnOption,
+    TagNamesOption,
+    TokenColumnOption,
+    as_names,
+    echo_skips,
+)
 from model.readers.options import ReadOptions
 
 if TYPE_CHECKING:
@@ -51,6 +59,7 @@ def evaluate(
     format: FormatOption = "auto",
     token_column: TokenColumnOption = None,
     tag_column: TagColumnOption = None,
+    tag_names: TagNamesOption = None,
     offsets: OffsetsOption = "characters",
     max_tokens: Annotated[int, typer.Option(min=1, help="Skip longer texts.")] = 1_000,
     mistakes: Annotated[
@@ -77,7 +86,8 @@ def evaluate(
     loaded = load_bundle(bundle)
     train = _training_split(loaded, data, required=mistakes is not None)
     skips = SkipCounts()
-    texts = labeled_texts(data, split, ReadOptions(format, token_column, tag_column, offsets))
+    reading = ReadOptions(format, token_column, tag_column, offsets, as_names(tag_names))
+    texts = labeled_texts(data, split, reading)
 
     def read(skips: SkipCounts) -> "Iterator[Example]":
         return examples(texts(skips), loaded.tokenizer, skips, max_tokens)
@@ -123,8 +133,8 @@ def labeled_texts(
             raise UserError(f"--split {chosen}: is unknown; choose one of {', '.join(SPLITS)}")
         if reading != ReadOptions():
             raise UserError(
-                f"--format, --token-column, --tag-column and --offsets: are of labeled files, and {data} is a dataset "
-                f"directory; leave them out"
+                f"--format, --token-column, --tag-column, --tag-names and --offsets: are of labeled files, and {data} is a "
+                f"dataset directory; leave them out"
             )
         return lambda skips: Dataset(data).texts(chosen)
     files = resolve_inputs([data], reading)  # once: a pipe cannot be opened again

@@ -30,6 +30,12 @@ TokenColumnOption = Annotated[
 TagColumnOption = Annotated[
     int | None, typer.Option(min=1, help="Column of the tags in CoNLL files, from 1; detected by default.")
 ]
+TagNamesOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="O,B-KEY,I-KEY", help="Names of tags that are numbers, from 0 on, where the file does not have them."
+    ),
+]
 OffsetsOption = Annotated[
     Unit, typer.Option(help="What the offsets of spans count: characters, UTF-16 units, or bytes of UTF-8.")
 ]
@@ -88,6 +94,7 @@ def prepare(
     format: FormatOption = "auto",
     token_column: TokenColumnOption = None,
     tag_column: TagColumnOption = None,
+    tag_names: TagNamesOption = None,
     offsets: OffsetsOption = "characters",
     min_frequency: Annotated[int, typer.Option(min=1, help="Map less frequent words to <unk>.")] = 1,
     max_words: Annotated[int, typer.Option(min=3, help="Maximum size of the vocabulary.")] = 1_000_000,
@@ -109,7 +116,7 @@ def prepare(
     from model.errors import UserError
     from model.prepare.builder import PrepareConfig
 
-    reading = ReadOptions(format, token_column, tag_column, offsets)
+    reading = ReadOptions(format, token_column, tag_column, offsets, as_names(tag_names))
     if dry_run and json:
         raise UserError("--dry-run and --json: a dry run shows texts, not a result; leave one out")
     if dry_run:
@@ -142,6 +149,11 @@ def prepare(
     echo(f"{info['words']:,} words; {out} is ready: {invocation('train', '--data', out)}")
     if json:
         print_json({"out": out, **info})
+
+
+def as_names(tag_names: str | None) -> tuple[str, ...]:
+    """Return the names that `--tag-names` lists."""
+    return () if tag_names is None else tuple(name.strip() for name in tag_names.split(","))
 
 
 def _build(config: "PrepareConfig", workers: int | None) -> "DatasetInfo":

@@ -36,6 +36,7 @@ class Layout(NamedTuple):
         blocks: whether records are blocks of lines that a blank line ends, and must not be divided.
         whole: whether the file must be read as a whole, because its records are no lines, or span several.
         offsets: what spans count: `characters`, `utf16` units or `bytes` of UTF-8.
+        tag_names: of tags that are numbers, from 0.
         options: what the format has to know besides, see its module.
     """
 
@@ -46,6 +47,7 @@ class Layout(NamedTuple):
     blocks: bool = False
     whole: bool = False
     offsets: Literal["characters", "utf16", "bytes"] = "characters"
+    tag_names: tuple[str, ...] = ()
     options: Any = None
 
     @property

@@ -264,9 +264,24 @@ def test_the_same_keyphrases_are_read_from_every_kind_of_file(tmp_path: Path, na
 def test_tags_are_numbers_only_where_their_names_are_in_the_file(tmp_path: Path):
     path = tmp_path / "numbers.parquet"
     pq.write_table(labeled_table().replace_schema_metadata(), path)
-    refused(lambda: read([path]), f"{path}:1: ", "their names are not in the file")
+    refused(lambda: read([path]), f"{path}:1: ", "their names are not in the file", "--tag-names")
+    assert read([path], tag_names=("O", "B-KEY", "I-KEY"))[0] == EXPECTED
+    refused(lambda: read([path], tag_names=("O", "B-KEY")), f"{path}:1: ", "tag 2 ", "0 to 1")
+    refused(lambda: read([path], tag_names=("O", "KEY")), "--tag-names", "'KEY'")
     pq.write_table(labeled_table().replace_schema_metadata({"huggingface": "[]"}), path)
     refused(lambda: read([path]), f"{path}: ", "damaged")
+
+
+@pytest.mark.parametrize("tag", [-1, 3, True, 1.0])
+def test_a_tag_without_a_name_is_refused(tmp_path: Path, tag: Any):
+    path = write(tmp_path, "a", json.dumps({"tokens": ["salt", "road"], "labels": [1, tag]}))
+    refused(lambda: read([path], tag_names=("O", "B", "I")), f"{path}:1: ", str(tag), '"labels"')
+
+
+def test_numbers_of_tags_are_named_on_the_command_line(tmp_path: Path):
+    path = write(tmp_path, "a", '{"tokens": ["the", "salt", "road"], "ner_tags": [0, 1, 2]}')
+    done = call("prepare", str(path), "--dry-run", "--tag-names", "O, B-KEY,I-KEY")
+    assert done.exit_code == 0 and "the [salt road]" in done.stdout, done.output
 
 
 def test_a_carriage_return_inside_a_row_is_refused_by_its_place(tmp_path: Path):

@@ -97,7 +97,7 @@ def _value(record: Any, place: str) -> Any:
 
 
 def _parse_json(record: Any, place: str, layout: Layout, skips: SkipCounts) -> LabeledText | None:
-    return records.parse_record(_value(record, place), place, layout.offsets, skips)
+    return records.parse_record(_value(record, place), place, layout, skips)
 
 
 def _text_of_json(value: Any, place: str) -> str:
@@ -156,7 +156,7 @@ def _parse_row(record: Any, place: str, layout: Layout, skips: SkipCounts) -> La
         case str():
             raise LineError(place, record)
         case dict() if layout.options.labeled:
-            return records.parse_record(record, place, layout.offsets, skips)
+            return records.parse_record(record, place, layout, skips)
         case dict():
             return records.parse_tweet(record, place, skips)
     return _parse_cells(record, place, skips)

@@ -27,12 +27,14 @@ class ReadOptions(NamedTuple):
         format: a key of FORMATS, or `auto` to detect it from the content.
         token_column, tag_column: of CoNLL files, from 1; None to detect them.
         offsets: what spans count: `characters`, `utf16` units or `bytes` of UTF-8.
+        tag_names: of tags that are numbers, from 0.
     """
 
     format: str = "auto"
     token_column: int | None = None
     tag_column: int | None = None
     offsets: Unit = "characters"
+    tag_names: tuple[str, ...] = ()
 
 
 AUTO = ReadOptions()

@@ -12,6 +12,7 @@ from model import storage
 from model.data.labeled_text import LabeledText, SkipCounts
 from model.errors import LineError, UserError
 from model.readers import documents
+from model.readers.conll import is_tag
 from model.readers.formats import FORMATS, csv_layout, json_layout
 from model.readers.head import BLANK, Head, decode_line, read_head, stream_layout
 from model.readers.options import AUTO, ReadOptions
@@ -173,12 +174,20 @@ def resolve_inputs(patterns: list[str], options: ReadOptions = AUTO) -> list[Fil
         options: what their content does not tell.
 
     Raises:
-        UserError: a file is missing, empty or of no known format, the files differ in format, or a directory holds several
-            splits.
+        UserError: a file is missing, empty or of no known format, the files differ in format, a directory holds several
+            splits, or an option is wrong.
     """
     if options.format != "auto" and options.format not in FORMATS:
         raise UserError(f"format {options.format!r} is unknown; choose one of {', '.join(['auto', *FORMATS])}")
-    files = _files(patterns, read_head, lambda head: detect_layout(head, options)._replace(offsets=options.offsets))
+    if unknown := [name for name in options.tag_names if not is_tag(name)]:
+        raise UserError(
+            f"--tag-names: {unknown[0]!r} is no tag; write O, or B, I, E, S alone or as B-type, from number 0 on"
+        )
+
+    def layout_of(head: Head) -> Layout:
+        return detect_layout(head, options)._replace(offsets=options.offsets, tag_names=options.tag_names)
+
+    files = _files(patterns, read_head, layout_of)
     for pattern in patterns:
         _require_one_split(pattern)
     if len({file.layout.format for file in files}) > 1:

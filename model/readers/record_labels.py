@@ -15,12 +15,19 @@ _END = ("end", "end_offset", "endOffset", "end_char")
 
 
 class Source(NamedTuple):
-    """The text of a record, its place, the unit of its offsets, and the characters of its tokens, if it has any."""
+    """The text of a record and its place.
+
+    Attributes:
+        unit: what offsets of spans count.
+        offsets: the characters of its tokens, if it has any.
+        tag_names: of tags that are numbers.
+    """
 
     text: str
     place: str
     unit: Unit
     offsets: list[tuple[int, int]] | None = None
+    tag_names: tuple[str, ...] = ()
 
 
 def labels_of(record: Record, source: Source) -> Labels | None:
@@ -147,15 +154,25 @@ def _tags(name: str, value: Any, source: Source) -> Labels | None:
         raise LineError(
             source.place, f'"{name}" has {len(value)} tags for {len(source.offsets)} tokens; mend the record'
         )
-    unknown = next((tag for tag in value if not (isinstance(tag, str) and is_tag(tag))), None)
-    if isinstance(unknown, int):
-        problem = f'"{name}" holds numbers, and their names are not in the file'
-        raise LineError(source.place, f"{problem}; save the data as Parquet, which keeps them, or write the names")
+    tags = [_named(name, tag, source) if type(tag) is int else tag for tag in value]
+    unknown = next((tag for tag in tags if not (isinstance(tag, str) and is_tag(tag))), None)
     if unknown is not None:
         raise LineError(
             source.place, f'tag {unknown!r} of "{name}" is unknown; write O, or B, I, E, S alone or as B-type'
         )
-    return {"spans": characters(spans_of_tags(value), source.offsets)}
+    return {"spans": characters(spans_of_tags(tags), source.offsets)}
+
+
+def _named(name: str, tag: int, source: Source) -> str:
+    """Return the name of a tag that is a number. Raises LineError where it has none."""
+    names = source.tag_names
+    if not names:
+        problem = f'"{name}" holds numbers, and their names are not in the file'
+        raise LineError(source.place, f"{problem}; name them in order, as --tag-names O,B-KEY,I-KEY")
+    if not 0 <= tag < len(names):
+        problem = f'tag {tag} of "{name}" has no name: --tag-names has those of 0 to {len(names) - 1}'
+        raise LineError(source.place, f"{problem}; add what is missing, or mend the record")
+    return names[tag]
 
 
 def _is_region(result: Any) -> bool:

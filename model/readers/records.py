@@ -4,7 +4,6 @@ A record has its text in one of _TEXTS, as tokens, or as title and abstract, and
 are in order: the first field that is there counts. `null` is as good as absent.
 """
 
-from model.data.characters import Unit
 from model.data.labeled_text import LabeledText, SkipCounts
 from model.errors import LineError, UserError
 from model.readers import hashtags
@@ -20,8 +19,10 @@ from model.readers.record_labels import (
     labels_of,
     require_whole_characters,
 )
+from model.shards import Layout
 
 KNOWN = SUMMARIES["jsonl"]
+_PLAIN = Layout()
 _TEXTS = ("text", "full_text", "document", "sentence", "tweet", "content", "data")
 _TOKENS = ("tokens", "document", "words", "sentence")
 _WHOLE_TWEETS = ("extended_tweet", "note_tweet")  # of a tweet whose text is cut off
@@ -39,13 +40,13 @@ def is_labeled(value: object) -> bool:
         return True
 
 
-def parse_record(value: object, place: str, unit: Unit, skips: SkipCounts) -> LabeledText | None:
+def parse_record(value: object, place: str, layout: Layout, skips: SkipCounts) -> LabeledText | None:
     """Return the labeled text of a record, or None where it is left out, which is counted.
 
     Args:
         value: a JSON object, or a training example of spaCy.
         place: `file:line` of the record.
-        unit: what offsets of spans count.
+        layout: of its file: what offsets of spans count, and the names of tags.
         skips: counts what is left out.
 
     Raises:
@@ -57,7 +58,7 @@ def parse_record(value: object, place: str, unit: Unit, skips: SkipCounts) -> La
     if reason := _rejection(value, record):
         skips.add(reason, place)
         return None
-    source = _source(record, place, unit)
+    source = _source(record, place, layout)
     labels = labels_of(record, source)
     if labels is None and record.get("answer") == "accept":  # Prodigy leaves "spans" out where nothing is marked
         labels = {"spans": ()}
@@ -146,26 +147,26 @@ def _names(record: Record) -> str:
     return ", ".join(list(record)[:12]) or "none"
 
 
-def _source(record: Record, place: str, unit: Unit = "characters", labeled: bool = True) -> Source:
+def _source(record: Record, place: str, layout: Layout = _PLAIN, labeled: bool = True) -> Source:
     """Return the text of a record. Raises LineError where there is none.
 
     Of a record with a text and its tokens, the tokens count where its labels are one tag per token.
     """
     if "text" in record and _BEFORE_TEXT.isdisjoint(record):
-        return Source(checked_text(record["text"], place), place, unit)
+        return Source(checked_text(record["text"], place), place, layout.offsets)
     for whole in _WHOLE_TWEETS:
         if isinstance(record.get(whole), dict):
             inner = record[whole]
-            return Source(checked_text(inner.get("full_text", inner.get("text")), place), place, unit)
+            return Source(checked_text(inner.get("full_text", inner.get("text")), place), place, layout.offsets)
     for name in _TOKENS if "text" not in record or (labeled and has_tags(record)) else ():
         tokens = record.get(name)
         if isinstance(tokens, list) and tokens and all(isinstance(token, str) for token in tokens):
             text, offsets = join_tokens(tokens)
-            return Source(checked_text(text, place), place, unit, offsets)
+            return Source(checked_text(text, place), place, layout.offsets, offsets, layout.tag_names)
     if isinstance(record.get("title"), str) and isinstance(record.get("abstract"), str) and "text" not in record:
-        return Source(checked_text(f"{record['title']}\n{record['abstract']}", place), place, unit)
+        return Source(checked_text(f"{record['title']}\n{record['abstract']}", place), place, layout.offsets)
     for name in _TEXTS:
         if isinstance(record.get(name), str):
-            return Source(checked_text(record[name], place), place, unit)
+            return Source(checked_text(record[name], place), place, layout.offsets)
     problem = f'"text" is missing or not a string among the fields ({_names(record)})'
     raise LineError(place, f"{problem}; write {KNOWN}")
