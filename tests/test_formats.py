@@ -58,6 +58,15 @@ def tags(text: str, phrases: list[str], scheme: str = "BIO", type_: str = "-KEY"
     return found
 
 
+def token_spans(text: str, phrases: list[str]) -> list[list[Any]]:
+    """The first and the last token of each phrase, as GLiNER has them."""
+    found = []
+    for start, end in spans(text, phrases):
+        first = len(text[:start].split())
+        found.append([first, first + len(text[start:end].split()) - 1, "key"])
+    return found
+
+
 def json_lines(record: Callable[[str, list[str]], Any]) -> str:
     return "".join(json.dumps(record(text, phrases), ensure_ascii=False) + "\n" for text, phrases in TEXTS)
 
@@ -166,6 +175,8 @@ CONTENTS: dict[str, str | bytes] = {
     ),
     "tokens and ner_tags": json_lines(lambda t, p: {"tokens": t.split(), "ner_tags": tags(t, p)}),
     "tokens and labels": json_lines(lambda t, p: {"tokens": t.split(), "labels": tags(t, p, "BILOU")}),
+    "gliner": json_lines(lambda t, p: {"tokenized_text": t.split(), "ner": token_spans(t, p)}),
+    "gliner with a text": array(lambda t, p: {"text": t, "tokenized_text": t.split(), "ner": token_spans(t, p)}),
     "kp20k": json_lines(lambda t, p: {"title": "On it", "abstract": t, "keywords": ";".join(p)}),
     "openkp": json_lines(lambda t, p: {"url": "x", "text": t, "KeyPhrases": [phrase.split() for phrase in p]}),
     "spacy 3": array(lambda t, p: [t, {"entities": entity(t, p)}]),
@@ -388,6 +399,12 @@ def test_an_entity_may_have_a_value_that_holds_no_places(tmp_path: Path):
         entity = {"start": 16, "end": 23, "value": value, "entity": "time"}
         record = {"text": "what to do this weekend", "entities": [entity]}
         assert read([write(tmp_path, "a", json.dumps(record))]) == ([["weekend"]], {})
+
+
+@pytest.mark.parametrize("span", [[1, 3, "key"], [-1, 0], [1, 0], [0, "1"], [1], 5])
+def test_a_span_of_tokens_that_is_none_is_refused(tmp_path: Path, span: Any):
+    path = write(tmp_path, "a", json.dumps({"tokenized_text": ["the", "salt", "road"], "ner": [[1, 2, "key"], span]}))
+    refused(lambda: read([path]), f"{path}:1: ", json.dumps(span), "3 tokens", "the last included")
 
 
 def test_an_annotation_of_webanno_may_have_no_value(tmp_path: Path):

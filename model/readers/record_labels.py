@@ -37,7 +37,7 @@ def labels_of(record: Record, source: Source) -> Labels | None:
         if value is not None and (labels := read(name, value, source)) is not None:
             require_whole_characters(" ".join(labels.get("keyphrases", ())), "a keyphrase", source.place)
             return labels
-    return None
+    return _token_spans(record["ner"], source) if _is_gliner(record) else None
 
 
 def require_whole_characters(value: str, name: str, place: str) -> None:
@@ -60,7 +60,12 @@ def has_tags(record: Record) -> bool:
                 return read is not _phrases
             case _:
                 return False
-    return False
+    return _is_gliner(record)
+
+
+def _is_gliner(record: Record) -> bool:
+    """Return whether a record is training data of GLiNER, whose `ner` counts tokens."""
+    return "tokenized_text" in record and isinstance(record.get("ner"), list)
 
 
 def accepted(annotations: list[Any]) -> list[Any]:
@@ -115,6 +120,22 @@ def _span(item: Any, source: Source) -> tuple[int, int]:
         shown = json.dumps(item, ensure_ascii=False)
         raise LineError(source.place, f"span {shown} is not a pair of whole numbers; write [start, end]")
     return in_characters((int(bounds[0]), int(bounds[1])), source.text, source.unit, source.place)
+
+
+def _token_spans(value: list[Any], source: Source) -> Labels | None:
+    """Read [first token, last token, ...] of GLiNER."""
+    if source.offsets is None:
+        return None
+    spans, count = [], len(source.offsets)
+    for item in value:
+        match item:
+            case [int(first), int(last), *_] if 0 <= first <= last < count:
+                spans.append((first, last + 1))
+            case _:
+                shown = json.dumps(item, ensure_ascii=False)
+                problem = f'{shown} of "ner" is no span of the {count} tokens; write [first, last, "label"]'
+                raise LineError(source.place, f"{problem} with tokens from 0, the last included")
+    return {"spans": characters(spans, source.offsets)}
 
 
 def _is_whole(value: object) -> bool:

@@ -24,7 +24,7 @@ from model.shards import Layout
 KNOWN = SUMMARIES["jsonl"]
 _PLAIN = Layout()
 _TEXTS = ("text", "full_text", "document", "sentence", "tweet", "content", "data")
-_TOKENS = ("tokens", "document", "words", "sentence")
+_TOKENS = ("tokens", "document", "words", "sentence", "tokenized_text")
 _WHOLE_TWEETS = ("extended_tweet", "note_tweet")  # of a tweet whose text is cut off
 _BEFORE_TEXT = {*_TOKENS, *_WHOLE_TWEETS}  # what counts rather than "text"
 TEXT_FIELDS = {*_TEXTS, *_TOKENS, "title", "abstract"}  # what a table's columns may be named, in lower case
