@@ -175,6 +175,18 @@ CONTENTS: dict[str, str | bytes] = {
     ),
     "tokens and ner_tags": json_lines(lambda t, p: {"tokens": t.split(), "ner_tags": tags(t, p)}),
     "tokens and labels": json_lines(lambda t, p: {"tokens": t.split(), "labels": tags(t, p, "BILOU")}),
+    "azure": json_lines(
+        lambda t, p: {
+            "text": t,
+            "entities": [{"text": t[a:b], "category": "Key", "offset": a, "length": b - a} for a, b in spans(t, p)],
+        }
+    ),
+    "comprehend": array(
+        lambda t, p: {
+            "text": t,
+            "entities": [{"Text": t[a:b], "Score": 0.9, "BeginOffset": a, "EndOffset": b} for a, b in spans(t, p)],
+        }
+    ),
     "gliner": json_lines(lambda t, p: {"tokenized_text": t.split(), "ner": token_spans(t, p)}),
     "gliner with a text": array(lambda t, p: {"text": t, "tokenized_text": t.split(), "ner": token_spans(t, p)}),
     "kp20k": json_lines(lambda t, p: {"title": "On it", "abstract": t, "keywords": ";".join(p)}),
@@ -405,6 +417,13 @@ def test_an_entity_may_have_a_value_that_holds_no_places(tmp_path: Path):
 def test_a_span_of_tokens_that_is_none_is_refused(tmp_path: Path, span: Any):
     path = write(tmp_path, "a", json.dumps({"tokenized_text": ["the", "salt", "road"], "ner": [[1, 2, "key"], span]}))
     refused(lambda: read([path]), f"{path}:1: ", json.dumps(span), "3 tokens", "the last included")
+
+
+@pytest.mark.parametrize("size", [{"length": 8}, {"length": 0}, {"length": "3"}, {"EndOffset": 19}, {}])
+def test_an_entity_with_a_wrong_length_is_refused(tmp_path: Path, size: dict[str, Any]):
+    record = {"text": "maps of a road", "entities": [{"text": "road", "offset": 10, **size}]}
+    path = write(tmp_path, "a", json.dumps(record))
+    refused(lambda: read([path]), f"{path}:1: ", "span ")
 
 
 def test_an_annotation_of_webanno_may_have_no_value(tmp_path: Path):

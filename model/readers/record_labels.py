@@ -10,8 +10,8 @@ from model.readers.conll import characters, is_tag, spans_of_tags
 
 Record = dict[str, Any]
 Labels = dict[str, Any]  # arguments of LabeledText
-_START = ("start", "start_offset", "startOffset", "start_char", "begin")
-_END = ("end", "end_offset", "endOffset", "end_char")
+_START = ("start", "start_offset", "startOffset", "start_char", "begin", "BeginOffset", "offset")
+_END = ("end", "end_offset", "endOffset", "end_char", "EndOffset")
 
 
 class Source(NamedTuple):
@@ -114,6 +114,8 @@ def _span(item: Any, source: Source) -> tuple[int, int]:
     if isinstance(item, dict):
         fields = item["value"] if isinstance(item.get("value"), dict) else item
         bounds: list[Any] = [next((fields[name] for name in names if name in fields), None) for names in (_START, _END)]
+        if bounds[1] is None and _is_whole(bounds[0]) and _is_whole(fields.get("length")):
+            bounds[1] = bounds[0] + fields["length"]
     else:
         bounds = item[:2] if isinstance(item, list) else []
     if len(bounds) < 2 or not all(_is_whole(bound) for bound in bounds):
