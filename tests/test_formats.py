@@ -187,6 +187,9 @@ CONTENTS: dict[str, str | bytes] = {
             "entities": [{"Text": t[a:b], "Score": 0.9, "BeginOffset": a, "EndOffset": b} for a, b in spans(t, p)],
         }
     ),
+    "entities by their texts": json_lines(
+        lambda t, p: {"text": t, "entities": [{"id": 3, "text": each, "type": "Key", "score": 0.5} for each in p]}
+    ),
     "gliner": json_lines(lambda t, p: {"tokenized_text": t.split(), "ner": token_spans(t, p)}),
     "gliner with a text": array(lambda t, p: {"text": t, "tokenized_text": t.split(), "ner": token_spans(t, p)}),
     "kp20k": json_lines(lambda t, p: {"title": "On it", "abstract": t, "keywords": ";".join(p)}),
@@ -417,6 +420,22 @@ def test_an_entity_may_have_a_value_that_holds_no_places(tmp_path: Path):
 def test_a_span_of_tokens_that_is_none_is_refused(tmp_path: Path, span: Any):
     path = write(tmp_path, "a", json.dumps({"tokenized_text": ["the", "salt", "road"], "ner": [[1, 2, "key"], span]}))
     refused(lambda: read([path]), f"{path}:1: ", json.dumps(span), "3 tokens", "the last included")
+
+
+def test_every_occurrence_of_an_entity_without_places_is_marked(tmp_path: Path):
+    entities: list[Any] = [{"text": "salt"}, {"text": "road", "start": None}]
+    record = {"text": "salt on a salt road", "entities": entities}
+    path = write(tmp_path, "a", json.dumps(record))
+    assert read([path])[0] == [["salt", "salt", "road"]]
+    for other in (
+        {"text": "on", "first": 1},
+        {"text": "on", "span": [5, 7]},
+        {"text": "on", "start": "5"},
+        {"id": 1},
+        5,
+    ):
+        write(tmp_path, "a", json.dumps(record | {"entities": [*entities, other]}))
+        refused(lambda: read([path]), f"{path}:1: ", "is not a pair of whole numbers")
 
 
 @pytest.mark.parametrize("size", [{"length": 8}, {"length": 0}, {"length": "3"}, {"EndOffset": 19}, {}])

@@ -101,13 +101,24 @@ def _spans(name: str, value: Any, source: Source) -> Labels:
 
 
 def _spans_or_tags(name: str, value: Any, source: Source) -> Labels | None:
-    """Read spans, or one tag per token; a class label of the whole text is none of both."""
+    """Read spans, entities by their texts, or one tag per token; a class label of the whole text is none of them."""
     match value:
+        case [dict(), *_] if all(map(_is_text_alone, value)):
+            return _phrases(name, [entity["text"] for entity in value], source)
         case [list() | dict(), *_] | []:
             return _spans(name, value, source)
         case [*_] if source.offsets is not None:
             return _tags(name, value, source)
     return None
+
+
+def _is_text_alone(entity: Any) -> bool:
+    """Return whether an entity has a text and no places; a number, but of its id, or a list may be some."""
+    if not isinstance(entity, dict) or not isinstance(entity.get("text"), str):
+        return False
+    others = {name: value for name, value in entity.items() if name not in ("text", "id") and value is not None}
+    plain = all(isinstance(value, str | float | bool) for value in others.values())
+    return plain and others.keys().isdisjoint(_START + _END)
 
 
 def _span(item: Any, source: Source) -> tuple[int, int]:
