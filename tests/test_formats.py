@@ -123,9 +123,9 @@ def labeled_table() -> pa.Table:
     )
 
 
-def table_file(write_table: Callable[[pa.Table, Any], None]) -> bytes:
+def table_file(write_table: Callable[[pa.Table, Any], None], table: pa.Table | None = None) -> bytes:
     file = io.BytesIO()
-    write_table(labeled_table(), file)
+    write_table(table or labeled_table(), file)
     return file.getvalue()
 
 
@@ -184,11 +184,17 @@ CONTENTS: dict[str, str | bytes] = {
     "comprehend": array(
         lambda t, p: {
             "text": t,
-            "entities": [{"Text": t[a:b], "Score": 0.9, "BeginOffset": a, "EndOffset": b} for a, b in spans(t, p)],
+            "Entities": [{"Text": t[a:b], "Score": 0.9, "BeginOffset": a, "EndOffset": b} for a, b in spans(t, p)],
         }
     ),
     "entities by their texts": json_lines(
         lambda t, p: {"text": t, "entities": [{"id": 3, "text": each, "type": "Key", "score": 0.5} for each in p]}
+    ),
+    "names with capitals": json_lines(lambda t, p: {"ID": 1, "Text": t, "Keyphrases": p}),
+    "names in capitals": json.dumps([{"TEXT": t, "KEYWORDS": p, "SPANS": None} for t, p in TEXTS], indent=1),
+    "titles with capitals": json_lines(lambda t, p: {"Title": "On it", "Abstract": t, "Keywords": ";".join(p)}),
+    "parquet with capitals": table_file(
+        pq.write_table, pa.Table.from_pylist([{"Text": t, "KeyPhrases": p} for t, p in TEXTS])
     ),
     "gliner": json_lines(lambda t, p: {"tokenized_text": t.split(), "ner": token_spans(t, p)}),
     "gliner with a text": array(lambda t, p: {"text": t, "tokenized_text": t.split(), "ner": token_spans(t, p)}),
@@ -420,6 +426,26 @@ def test_an_entity_may_have_a_value_that_holds_no_places(tmp_path: Path):
 def test_a_span_of_tokens_that_is_none_is_refused(tmp_path: Path, span: Any):
     path = write(tmp_path, "a", json.dumps({"tokenized_text": ["the", "salt", "road"], "ner": [[1, 2, "key"], span]}))
     refused(lambda: read([path]), f"{path}:1: ", json.dumps(span), "3 tokens", "the last included")
+
+
+def test_names_in_other_capitals_count_where_there_is_no_exact_one(tmp_path: Path):
+    exact = {"text": "a salt road", "keyphrases": ["road"], "Text": "other", "SPANS": [[2, 6]]}
+    for record in (exact, {"Keyphrases": ["salt"], "tags": ["road"], "text": "a salt road"}):
+        assert read([write(tmp_path, "a", json.dumps(record))])[0] == [["road"]]
+    path = write(tmp_path, "a", '{"Text": "a salt road", "TEXT": "a", "keyphrases": []}')
+    refused(lambda: read([path]), f"{path}:1: ", "Text, TEXT")
+    lines = [
+        '{"Text": null, "Keyphrases": []}',
+        '{"Text": "a road", "Keyphrases": null}',
+        '{"Text": "a road", "Tags": "road"}',
+    ]
+    counts = {"text is null": 1, "keyphrases are null": 1}
+    assert read([write(tmp_path, "a", "\n".join(lines))]) == ([["road"]], counts)
+    assert unlabeled("\n".join(lines)) == ["", "a road", "a road"]
+    assert read([write(tmp_path, "a", json.dumps({"Text": "a salt road", "annotations": [[2, 6]]}))])[0] == [["salt"]]
+    assert read([write(tmp_path, "a", '{"Tweet": "we love #RyeBread in winter", "Label": "good"}')])[0] == [
+        ["Rye Bread"]
+    ]
 
 
 def test_every_occurrence_of_an_entity_without_places_is_marked(tmp_path: Path):

@@ -118,6 +118,5 @@ def _is_record(value: dict[str, Any]) -> bool:
     """Return whether an object has a text of its own, rather than a list of records."""
     tokens = value.get("tokens")
     with_tokens = isinstance(tokens, list) and bool(tokens) and isinstance(tokens[0], str)
-    return (
-        "text" in value or isinstance(value.get("data"), dict) or with_tokens or {"title", "abstract"} <= value.keys()
-    )
+    names = {name.lower() for name in value}
+    return "text" in names or isinstance(value.get("data"), dict) or with_tokens or {"title", "abstract"} <= names

@@ -1,7 +1,8 @@
 """Records: what annotation tools and collections write as JSON, or as the named columns of a table.
 
 A record has its text in one of _TEXTS, as tokens, or as title and abstract, and its keyphrases in one of LABELS. Both
-are in order: the first field that is there counts. `null` is as good as absent.
+are in order: the first field that is there counts. `null` is as good as absent. Names in other capitals count where there is
+no exact one.
 """
 
 from model.data.labeled_text import LabeledText, SkipCounts
@@ -11,6 +12,7 @@ from model.readers.conll import join_tokens
 from model.readers.json_files import is_pair
 from model.readers.options import SUMMARIES
 from model.readers.record_labels import (
+    LABEL_FIELDS,
     LABELS,
     Record,
     Source,
@@ -28,6 +30,7 @@ _TOKENS = ("tokens", "document", "words", "sentence", "tokenized_text")
 _WHOLE_TWEETS = ("extended_tweet", "note_tweet")  # of a tweet whose text is cut off
 _BEFORE_TEXT = {*_TOKENS, *_WHOLE_TWEETS}  # what counts rather than "text"
 TEXT_FIELDS = {*_TEXTS, *_TOKENS, "title", "abstract"}  # what a table's columns may be named, in lower case
+_TEXT_NAMES = {*TEXT_FIELDS, *_WHOLE_TWEETS}
 _REJECTED = ("reject", "ignore")  # answers of Prodigy
 
 
@@ -64,7 +67,7 @@ def parse_record(value: object, place: str, layout: Layout, skips: SkipCounts) -
         labels = {"spans": ()}
     if labels is not None:
         return LabeledText(source.text, place, **labels)
-    if isinstance(value, dict) and any(value.get(name, "") is None for name in LABELS):
+    if isinstance(value, dict) and any(value[name] is None and name.lower() in LABEL_FIELDS for name in value):
         skips.add("keyphrases are null", place)
         return None
     raise LineError(place, f"has neither keyphrases nor spans among its fields ({_names(record)}); write {KNOWN}")
@@ -123,7 +126,17 @@ def _unwrapped(value: object) -> Record | None:
     record = value if None not in value.values() else {n: field for n, field in value.items() if field is not None}
     for name in ("data", "row"):  # of the Twitter API v2 and Label Studio; of a page of a dataset's viewer
         if isinstance(record.get(name), dict):
-            return {**record[name], **{n: field for n, field in record.items() if n != name}}
+            return _in_lower_case({**record[name], **{n: field for n, field in record.items() if n != name}})
+    return _in_lower_case(record)
+
+
+def _in_lower_case(record: Record) -> Record:
+    """Return a record with known names in lower case, where it has its text or its keyphrases only in other capitals."""
+    for known in (_TEXT_NAMES, LABELS.keys()):
+        if known.isdisjoint(record):
+            names = [name.lower() for name in record]
+            chosen = {name for name in known if names.count(name) == 1}  # of Text and TEXT, none
+            record = {low if low in chosen else name: record[name] for low, name in zip(names, record, strict=True)}
     return record
 
 
@@ -140,7 +153,8 @@ def _rejection(value: object, record: Record) -> str | None:
 
 
 def _has_null_text(value: object, record: Record) -> bool:
-    return isinstance(value, dict) and value.get("text", "") is None and not any(name in record for name in _TEXTS)
+    has_null = isinstance(value, dict) and any(value[name] is None and name.lower() == "text" for name in value)
+    return has_null and not any(name in record for name in _TEXTS)
 
 
 def _names(record: Record) -> str:
