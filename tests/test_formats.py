@@ -258,6 +258,11 @@ CONTENTS: dict[str, str | bytes] = {
     "csv": "\ufeff" + sheet(",", ["text", "keyphrases"], lambda t, p: [t, ";".join(p)]),
     "csv with semicolons": sheet(";", ["Text", "Keyphrases"], lambda t, p: [t, ";".join(p)]),
     "csv with three columns": sheet("\t", ["id", "text", "keyphrases"], lambda t, p: ["1", t, ";".join(p)]),
+    "csv with bars": sheet("|", ["id", "Text", "Keyphrases"], lambda t, p: ["1", t, ";".join(p)]),
+    "csv of Excel": "\ufeffsep=;\r\n" + sheet(";", ["text", "keyphrases"], lambda t, p: [t, ",".join(p)]),
+    "csv of Excel with another delimiter": "SEP=^\n"
+    + sheet("^", ["text", "keyphrases"], lambda t, p: [t, ";".join(p)]),
+    "csv of Excel without names": "sep=,\n" + sheet(",", [], lambda t, p: [t, ";".join(p)]),
     "csv with spans": sheet(",", ["text", "spans"], lambda t, p: [t, json.dumps(spans(t, p))]),
     "csv of pandas": sheet(",", ["", "text", "keyphrases"], lambda t, p: ["0", t, str(p)]),
     "csv of pandas with tokens": sheet(",", ["tokens", "ner_tags"], lambda t, p: [str(t.split()), str(tags(t, p))]),
@@ -319,6 +324,18 @@ def test_numbers_of_tags_are_named_on_the_command_line(tmp_path: Path):
 def test_a_carriage_return_inside_a_row_is_refused_by_its_place(tmp_path: Path):
     path = write(tmp_path, "a.csv", "river ferry,ferry\nthe\rsalt road,salt road\n")
     refused(lambda: read([path]), f"{path}")
+
+
+def test_what_looks_like_the_first_line_of_a_table_is_none(tmp_path: Path):
+    path = write(tmp_path, "a.txt", "Title | Text\nwe love #RyeBread in winter\n")
+    assert read([path])[0] == [["Rye Bread"]]
+    assert unlabeled_texts(write(tmp_path, "b", "Text | News\none two\n")) == ["Text | News", "one two"]
+    assert unlabeled_texts(write(tmp_path, "c", "Text|id\none, two|1\n")) == ["one, two"]
+    assert unlabeled_texts(write(tmp_path, "d.csv", "sep=;\n\none, two;1\n")) == ["one, two"]
+    assert unlabeled_texts(write(tmp_path, "e", "sep=;\none, two\n")) == ["sep=;", "one, two"]
+    for number, lines in enumerate(("id;phrase\n1;dog;x\n", "id;phrase;x\n1;dog;x\n")):
+        path = write(tmp_path, f"{number}.csv", f"sep=;\n{lines}")
+        refused(lambda path=path: read([path]), f"{path}:1: ", "id, phrase", "none holds keyphrases")  # type: ignore[misc]
 
 
 def test_a_text_of_many_brackets_is_a_text(tmp_path: Path):
@@ -592,6 +609,11 @@ def test_a_pipe_is_read_once(tmp_path: Path):
     os.close(writing)
     assert read([Path(f"/dev/fd/{reading}")]) == (EXPECTED, {})
     os.close(reading)
+
+
+def unlabeled_texts(path: Path) -> list[str]:
+    [file] = unlabeled_inputs([str(path)])
+    return list(Reader(file).texts(SkipCounts()))
 
 
 def unlabeled(content: str | bytes) -> list[str]:

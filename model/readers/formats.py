@@ -144,7 +144,7 @@ def csv_layout(head: Head) -> Layout | None:
 def _detect_csv(head: Head, options: ReadOptions) -> Layout | None:
     layout = csv_layout(head)
     if layout is None and options.format == "csv":
-        delimiter = max(",;\t", key=head.lines[0].count)
+        delimiter = max(",;\t|", key=head.lines[0].count)
         return head.layout._replace(format="csv", whole=True, options=tables.Dialect(delimiter, None))
     if layout and not layout.options.labeled and "#" not in "".join(head.lines[1:]):
         raise records.unusable_fields(dict.fromkeys(layout.options.names), head.path)

@@ -274,7 +274,7 @@ def unlabeled_layout(head: Head) -> Layout:
     for name in ("parquet", "docbin", "webanno", "conll"):
         if layout := FORMATS[name].detect(head, AUTO):
             return layout
-    if (layout := csv_layout(head)) and layout.options.names:
+    if (layout := csv_layout(head)) and (layout.options.names or layout.options.announced):
         return layout
     tabs = head.lines and FORMATS["tsv"].detect(head, AUTO)
     return head.layout._replace(options=_TABS if tabs else None)

@@ -18,7 +18,8 @@ from model.readers.record_labels import LABEL_FIELDS
 from model.readers.records import TEXT_FIELDS
 from model.shards import FileRange
 
-_DELIMITERS = ("\t", ",", ";")
+_DELIMITERS = ("\t", ",", ";", "|")
+_ANNOUNCED = re.compile(r"""\"?sep=([^"'\w ])\"?""", re.IGNORECASE)  # the first line that Excel reads and writes
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 _BATCH_ROWS = 1024
 csv.field_size_limit(2**27)
@@ -31,11 +32,13 @@ class Dialect(NamedTuple):
         delimiter: between cells.
         names: of the columns, from the first line; None where the cells are a text and its keyphrases.
         labeled: whether a column holds keyphrases.
+        announced: whether a line before all others tells the delimiter.
     """
 
     delimiter: str
     names: tuple[str, ...] | None
     labeled: bool = True
+    announced: bool = False
 
 
 def find_dialect(lines: list[str], suffix: str) -> Dialect | None:
@@ -43,17 +46,40 @@ def find_dialect(lines: list[str], suffix: str) -> Dialect | None:
 
     Without names of columns, quotes count only where they hold a doubled quote or a delimiter: a text may begin with one.
     """
+    if announced := _ANNOUNCED.fullmatch(lines[0]):
+        return _announced_dialect(lines[1:], announced[1])
     for delimiter in _DELIMITERS:
-        names = tuple(name.strip().strip('"').strip().lower() for name in lines[0].split(delimiter))
-        texts, labels = TEXT_FIELDS.intersection(names), LABEL_FIELDS.intersection(names)
-        # A text of one word may be in these tables too, but not as one of several columns with commas.
-        if len(set(names)) == len(names) > 1 and (len(texts | labels) > 1 or (texts and delimiter != "\t")):
-            return Dialect(delimiter, names, bool(labels))
+        if dialect := _named_dialect(lines, delimiter):
+            return dialect
     if suffix == ".csv":
         for delimiter in (",", ";"):
             if _is_of_two_cells(lines, delimiter):
                 return Dialect(delimiter, None)
     return Dialect("\t", None) if _has_quoted_cells(lines) else None
+
+
+def _announced_dialect(lines: list[str], delimiter: str) -> Dialect | None:
+    if not lines or delimiter not in lines[0]:
+        return None
+    dialect = _named_dialect(lines, delimiter)
+    if dialect is None and _is_of_two_cells(lines, delimiter):
+        dialect = Dialect(delimiter, None)
+    return (dialect or Dialect(delimiter, _names(lines, delimiter), labeled=False))._replace(announced=True)
+
+
+def _named_dialect(lines: list[str], delimiter: str) -> Dialect | None:
+    """Return the dialect of a table whose first line names columns that are known, or None."""
+    names = _names(lines, delimiter)
+    texts, labels = TEXT_FIELDS.intersection(names), LABEL_FIELDS.intersection(names)
+    # A text of one word may be in these tables too, but not as one of several columns with commas.
+    known = len(texts | labels) > 1 or (texts and delimiter != "\t")
+    if delimiter == "|" and not labels and not all("|" in line for line in lines):
+        return None  # a text such as `Title | News`
+    return Dialect(delimiter, names, bool(labels)) if known and len(set(names)) == len(names) > 1 else None
+
+
+def _names(lines: list[str], delimiter: str) -> tuple[str, ...]:
+    return tuple(name.strip().strip('"').strip().lower() for name in lines[0].split(delimiter))
 
 
 def _is_of_two_cells(lines: list[str], delimiter: str) -> bool:
@@ -80,7 +106,7 @@ def table_rows(file: FileRange) -> Iterator[tuple[str, Any]]:
 
     # A generator would end with the first line that is not UTF-8; `map` goes on.
     reader = csv.reader(map(decoded, file.lines()), delimiter=dialect.delimiter, strict=True)
-    header = dialect.names is not None
+    heading = dialect.announced + (dialect.names is not None)  # lines before the first row
     while True:
         place = f"{file.path}:{read + 1}"
         try:
@@ -94,9 +120,9 @@ def table_rows(file: FileRange) -> Iterator[tuple[str, Any]]:
         else:
             if not any(cell.strip(BLANK) for cell in row):
                 continue
-            if not header:
+            if heading <= 0:
                 yield place, row if dialect.names is None else _named(dialect.names, row)
-        header = False
+        heading -= 1
 
 
 def _named(names: tuple[str, ...], row: list[str]) -> dict[str, Any] | str:
