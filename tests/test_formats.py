@@ -84,6 +84,23 @@ def conll(line: Callable[[int, str, str], str], scheme: str = "BIO", between: st
     return between.join(blocks)
 
 
+def rows(row: Callable[[int, int, str, str], str]) -> str:
+    """A row for each word, by the numbers of the text and the word, both from 1, the word and the tag."""
+    numbers = iter(range(1, len(TEXTS) + 1))
+    number = 0
+
+    def line(i: int, word: str, tag: str) -> str:
+        nonlocal number
+        number = next(numbers) if i == 1 else number
+        return row(number, i, word, tag)
+
+    return conll(line, between="")
+
+
+def cell(word: str) -> str:
+    return f'"{word}"' if word == "," else word
+
+
 def sheet(delimiter: str, header: list[str], row: Callable[[str, list[str]], list[str]]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, delimiter=delimiter, quoting=csv.QUOTE_ALL)
@@ -263,6 +280,13 @@ CONTENTS: dict[str, str | bytes] = {
     "csv of Excel with another delimiter": "SEP=^\n"
     + sheet("^", ["text", "keyphrases"], lambda t, p: [t, ";".join(p)]),
     "csv of Excel without names": "sep=,\n" + sheet(",", [], lambda t, p: [t, ";".join(p)]),
+    "csv, a token a row": "sentence_id,word,pos,label\n" + rows(lambda n, i, w, t: f"{n},{cell(w)},NN,{t}"),
+    "csv of Kaggle": "Sentence #,Word,POS,Tag\n"
+    + rows(lambda n, i, w, t: f"{f'Sentence: {n}' * (i == 1)},{cell(w)},NN,{t}"),
+    "csv, a token a row with tabs": "doc_id\tsent_id\ttoken\tner_tag\n"
+    + rows(lambda n, i, w, t: f"{n // 2}\t{n % 2}\t{w}\t{t}"),
+    "csv, a token a row after Excel's line": "sep=;\nToken;Tag;Text ID\n" + rows(lambda n, i, w, t: f"{w};{t};{n}"),
+    "csv, a token a row and blank lines": "token,tag\n" + rows(lambda n, i, w, t: ",\n" * (i == 1) + f"{cell(w)},{t}"),
     "csv with spans": sheet(",", ["text", "spans"], lambda t, p: [t, json.dumps(spans(t, p))]),
     "csv of pandas": sheet(",", ["", "text", "keyphrases"], lambda t, p: ["0", t, str(p)]),
     "csv of pandas with tokens": sheet(",", ["tokens", "ner_tags"], lambda t, p: [str(t.split()), str(tags(t, p))]),
@@ -324,6 +348,57 @@ def test_numbers_of_tags_are_named_on_the_command_line(tmp_path: Path):
 def test_a_carriage_return_inside_a_row_is_refused_by_its_place(tmp_path: Path):
     path = write(tmp_path, "a.csv", "river ferry,ferry\nthe\rsalt road,salt road\n")
     refused(lambda: read([path]), f"{path}")
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("token,tag\nsalt,B-KEY\nroad,I-KEY\nends,O\n\n", "nothing that parts the texts"),
+        ("word;label\nsalt;1\nroad;0\n", "nothing that parts the texts"),
+        ("id\tword\ttag\n1\tsalt\tB\n2\troad\tI\n", "nothing that parts the texts"),
+        ("salt,B\nroad,I\nends,O\n", "a first line token,tag"),
+    ],
+)
+def test_tokens_that_nothing_parts_are_refused(tmp_path: Path, content: str, problem: str):
+    path = write(tmp_path, "a.csv", content)
+    for read_file in (lambda: read([path]), lambda: unlabeled_texts(path)):
+        refused(read_file, f"{path}:1: ", problem, "sentence_id")
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ("2,,O", "is empty"),
+        ("2,ends,X", "'X' in column 'tag'"),
+        ("2,ends", "'' in column 'tag'"),
+        ("2,ends,", "'' in column 'tag'"),
+        ("2,ends,O,O", "4 cells"),
+        ('2,"ends\nhere",O', "line break"),
+    ],
+)
+def test_a_row_of_a_token_that_cannot_be_used_is_named(tmp_path: Path, row: str, problem: str):
+    lines = ["sent_id,token,tag", "1,salt,B", "1,road,I", "2,it,O", row, "2,here,O", "3,maps,B"]
+    path = write(tmp_path, "a.csv", "\n".join(lines))
+    refused(lambda: read([path]), f"{path}:5: ", problem)
+    [file], skips = resolve_inputs([str(path)]), SkipCounts()
+    texts = [labeled.text for labeled in Reader(file, skip_bad_lines=True).read(skips)]
+    assert texts == ["salt road", "maps"] and list(skips.counts.values()) == [1]
+
+
+def test_tags_of_tokens_in_a_table_may_be_numbers(tmp_path: Path):
+    path = write(tmp_path, "a", "sentence #,word,tag\n1,[1],0\n1,salt,1\n1,road,2\n2,maps,1\n")
+    assert read([path], tag_names=("O", "B", "I"))[0] == [["salt road"], ["maps"]]
+    assert unlabeled_texts(path) == ["[1] salt road", "maps"]
+    refused(lambda: read([path]), f"{path}:2: ", "--tag-names")
+    done = call("prepare", str(path), "--dry-run", "--tag-names", "O,B,I")
+    assert "token in column word, tag in column tag, texts parted by sentence #" in done.stdout, done.output
+
+
+def test_tables_with_a_column_of_words_may_hold_texts(tmp_path: Path):
+    table = "text,word,label,keyphrases\nthe salt road,the,1,road\nold maps,old,0,maps\n"
+    assert read([write(tmp_path, "a", table)])[0] == [["road"], ["maps"]]
+    assert read([write(tmp_path, "b.csv", "a text,O\nB,O\na map,map\n")])[0] == [["map"]]
+    assert read([write(tmp_path, "c", "# id\tword\ttag\n1\tsalt\tB\n\n1\troad\tB\n")])[0] == [["salt"], ["road"]]
 
 
 def test_what_looks_like_the_first_line_of_a_table_is_none(tmp_path: Path):

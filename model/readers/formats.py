@@ -107,6 +107,10 @@ def _text_of_json(value: Any, place: str) -> str:
 def _detect_conll(head: Head, options: ReadOptions) -> Layout | None:
     if not head.lines or (options.format == "auto" and json_files.is_json(head.lines)):
         return None
+    if options.format == "auto" and not head.lines[0].startswith("#"):  # as a comment does
+        table = tables.find_dialect(head.lines, "")
+        if table and table.tokens:
+            return None
     columns = conll.find_columns(head.lines, options.token_column, options.tag_column)
     if columns is None and options.format == "auto":
         return None
@@ -134,11 +138,18 @@ def _parse_webanno(record: conll.Lines, place: str, layout: Layout, skips: SkipC
 
 
 def csv_layout(head: Head) -> Layout | None:
-    """Return the layout of a table with names of columns or quotes; None for anything else."""
+    """Return the layout of a table with names of columns or quotes; None for anything else.
+
+    Raises:
+        UserError: it has a token a row, and no names of columns, or nothing that parts the texts.
+    """
     if not head.lines or json_files.is_json(head.lines):
         return None
     dialect = tables.find_dialect(head.lines, PurePath(head.path.partition("?")[0]).suffix)
-    return head.layout._replace(format="csv", whole=True, options=dialect) if dialect else None
+    if dialect is None:
+        return None
+    tables.require_texts(dialect, head.lines, FileRange(head.path, head.layout, location=head.location))
+    return head.layout._replace(format="csv", whole=True, options=dialect)
 
 
 def _detect_csv(head: Head, options: ReadOptions) -> Layout | None:
@@ -280,6 +291,10 @@ def describe(layout: Layout) -> str:
             separator = "tabs" if columns.tabs else "blanks"
             parts.append(
                 f"token in column {columns.token + 1}, tag in column {columns.tag + 1}, separated by {separator}"
+            )
+        case tables.Dialect(tokens=tuple((token, tag, between))):
+            parts.append(
+                f"token in column {token}, tag in column {tag}, texts parted by {', '.join(between) or 'blank rows'}"
             )
         case tables.Dialect(names=tuple(names)):
             parts.append(f"columns {', '.join(names)}")

@@ -16,6 +16,7 @@ from model.errors import LineError, StorageError, UserError
 from model.readers.head import BLANK, decode_line
 from model.readers.record_labels import LABEL_FIELDS
 from model.readers.records import TEXT_FIELDS
+from model.readers.token_tables import Row, TokenColumns, are_tokens, find_token_columns, has_blank_row, token_texts
 from model.shards import FileRange
 
 _DELIMITERS = ("\t", ",", ";", "|")
@@ -32,12 +33,14 @@ class Dialect(NamedTuple):
         delimiter: between cells.
         names: of the columns, from the first line; None where the cells are a text and its keyphrases.
         labeled: whether a column holds keyphrases.
+        tokens: the columns of a table of a token a row.
         announced: whether a line before all others tells the delimiter.
     """
 
     delimiter: str
     names: tuple[str, ...] | None
     labeled: bool = True
+    tokens: TokenColumns | None = None
     announced: bool = False
 
 
@@ -71,11 +74,15 @@ def _named_dialect(lines: list[str], delimiter: str) -> Dialect | None:
     """Return the dialect of a table whose first line names columns that are known, or None."""
     names = _names(lines, delimiter)
     texts, labels = TEXT_FIELDS.intersection(names), LABEL_FIELDS.intersection(names)
+    if len(set(names)) < len(names) or len(names) == 1:
+        return None
+    if tokens := find_token_columns(names, _sample(lines[1:], delimiter)):
+        return Dialect(delimiter, names, tokens=tokens)
     # A text of one word may be in these tables too, but not as one of several columns with commas.
     known = len(texts | labels) > 1 or (texts and delimiter != "\t")
     if delimiter == "|" and not labels and not all("|" in line for line in lines):
         return None  # a text such as `Title | News`
-    return Dialect(delimiter, names, bool(labels)) if known and len(set(names)) == len(names) > 1 else None
+    return Dialect(delimiter, names, bool(labels)) if known else None
 
 
 def _names(lines: list[str], delimiter: str) -> tuple[str, ...]:
@@ -83,10 +90,25 @@ def _names(lines: list[str], delimiter: str) -> tuple[str, ...]:
 
 
 def _is_of_two_cells(lines: list[str], delimiter: str) -> bool:
+    rows = _sample(lines, delimiter)
+    return bool(rows) and all(len(row) == 2 for row in rows)
+
+
+def _sample(lines: list[str], delimiter: str) -> list[list[str]]:
+    """Return the cells of lines; none where they are no table."""
     try:
-        return all(len(row) == 2 for row in csv.reader(lines, delimiter=delimiter))
+        return list(csv.reader(lines, delimiter=delimiter))
     except csv.Error:  # a carriage return inside a line
-        return False
+        return []
+
+
+def require_texts(dialect: Dialect, lines: list[str], file: FileRange) -> None:
+    """Raise UserError where a table has a token a row, and no names of columns, or nothing that parts the texts."""
+    remedy = "a column such as sentence_id, whose value changes with each text, or a blank line between texts"
+    if dialect.names is None and are_tokens([row for row in _sample(lines, dialect.delimiter) if len(row) == 2]):
+        raise UserError(f"{file.path}:1: has a token and its tag a row; add a first line token,tag, and {remedy}")
+    if dialect.tokens and not dialect.tokens.parts and not has_blank_row(file.lines()):
+        raise UserError(f"{file.path}:1: has a token a row, and nothing that parts the texts; add {remedy}")
 
 
 def _has_quoted_cells(lines: list[str]) -> bool:
@@ -95,8 +117,15 @@ def _has_quoted_cells(lines: list[str]) -> bool:
 
 
 def table_rows(file: FileRange) -> Iterator[tuple[str, Any]]:
-    """Yield `file:line` and the cells of each row, by the names of the columns if there are any, or what is wrong with it."""
+    """Yield `file:line` and the cells of each row, by the names of the columns if there are any, or what is wrong with it.
+
+    Of a table of a token a row, yield `file:line` and the tokens and tags of each text.
+    """
     dialect: Dialect = file.layout.options
+    return token_texts(_rows(file, dialect), dialect.tokens) if dialect.tokens else _rows(file, dialect)
+
+
+def _rows(file: FileRange, dialect: Dialect) -> Iterator[tuple[str, Any]]:
     read = 0
 
     def decoded(raw: bytes) -> str:
@@ -119,17 +148,19 @@ def table_rows(file: FileRange) -> Iterator[tuple[str, Any]]:
             yield place, f"is not a row of a table: {error}; mend its quotes"
         else:
             if not any(cell.strip(BLANK) for cell in row):
+                if dialect.tokens:
+                    yield place, {}
                 continue
             if heading <= 0:
-                yield place, row if dialect.names is None else _named(dialect.names, row)
+                yield place, row if dialect.names is None else _named(dialect.names, row, bool(dialect.tokens))
         heading -= 1
 
 
-def _named(names: tuple[str, ...], row: list[str]) -> dict[str, Any] | str:
+def _named(names: tuple[str, ...], row: list[str], plain: bool) -> Row:
     """Return a row by the names of its columns, or what is wrong with it."""
     if len(row) > len(names):
         return f"has {len(row)} cells, but there are {len(names)} columns; put cells with a delimiter in quotes"
-    return {name: _cell(value) for name, value in zip(names, row, strict=False)}
+    return {name: value if plain else _cell(value) for name, value in zip(names, row, strict=False)}
 
 
 def _cell(value: str) -> Any:
