@@ -87,7 +87,10 @@ WorkersOption = Annotated[
 
 @command
 def prepare(
-    train: Annotated[list[str], typer.Argument(help="Training files: paths, URIs or globs.")],
+    train: Annotated[
+        list[str],
+        typer.Argument(help="Training files: paths, URIs or globs; or a folder with the files of all splits."),
+    ],
     out: Annotated[str | None, typer.Option(help="Dataset directory to create.")] = None,
     valid: ValidOption = None,
     test: TestOption = None,
@@ -117,6 +120,8 @@ def prepare(
     from model.prepare.builder import PrepareConfig
 
     reading = ReadOptions(format, token_column, tag_column, offsets, as_names(tag_names))
+    if len(train) == 1 and not valid and not test:
+        train, valid, test = _splits(train[0])
     if dry_run and json:
         raise UserError("--dry-run and --json: a dry run shows texts, not a result; leave one out")
     if dry_run:
@@ -154,6 +159,22 @@ def prepare(
 def as_names(tag_names: str | None) -> tuple[str, ...]:
     """Return the names that `--tag-names` lists."""
     return () if tag_names is None else tuple(name.strip() for name in tag_names.split(","))
+
+
+def _splits(source: str) -> tuple[list[str], list[str], list[str]]:
+    """Return the inputs of train, valid and test: a directory with files of several splits gives each its own, and says so."""
+    from model.readers.readers import files_by_split
+
+    found = files_by_split(source)
+    if not found:
+        return [source], [], []
+    parts = [
+        f"{split} from {files[0]}" + (f" and {len(files) - 1:,} more" if len(files) > 1 else "")
+        for split, files in found.items()
+        if files
+    ]
+    echo(f"{source}: {', '.join(parts)}")
+    return found["train"], found["valid"], found["test"]
 
 
 def _build(config: "PrepareConfig", workers: int | None) -> "DatasetInfo":

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers import call, refused
+from helpers import call, last_json, refused
 
 from model.data.examples import examples
 from model.data.labeled_text import SkipCounts
@@ -425,6 +425,50 @@ def test_a_directory_stands_for_its_tables(tmp_path: Path):
     refused(lambda: read([tmp_path]), f"{tmp_path}: ", "train, validation", f"{tmp_path}/train*")
     assert read([f"{tmp_path}/train*"])[0] == EXPECTED
     assert len(unlabeled_inputs([str(tmp_path)])) == 2
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train-00000-of-00002.parquet", "train-00001-of-00002.parquet", "validation-0.parquet", "test-0.parquet"),
+        ("data/train.jsonl", "data/dev.jsonl", "data/test.jsonl"),
+        (
+            "train/data-0.arrow",
+            "train/cache-1.arrow",
+            "validation/data-0.arrow",
+            "test/data-0.arrow",
+            "dataset_dict.json",
+        ),
+    ],
+)
+def test_prepare_takes_the_splits_of_a_folder_by_their_names(tmp_path: Path, names: tuple[str, ...]):
+    folder = tmp_path / "set"
+    content = {".parquet": CONTENTS["parquet"], ".arrow": CONTENTS["arrow stream"], ".jsonl": CONTENTS["own spans"]}
+    for name in (*names, "README.md"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write(folder, name, content.get(Path(name).suffix, "{}"))
+    result = call("prepare", str(folder), "--out", str(tmp_path / "d"), "--json")
+    assert result.exit_code == 0, result.output
+    rows = {split: counts["rows"] for split, counts in last_json(result.stdout)["splits"].items()}
+    trains = sum(name.rpartition("/")[2].startswith("train-") for name in names) or 1
+    assert rows == {"train": 5 * trains, "valid": 5, "test": 5}
+    told = result.stderr.splitlines()[0]
+    assert told.startswith(f"{folder}: train from {folder}/") and told.count(" from ") == 3
+    assert ("train-00000-of-00002.parquet and 1 more, valid" in told) == (trains == 2)
+
+
+def test_the_splits_of_a_folder_are_not_guessed(tmp_path: Path):
+    for name in ("validation-0.parquet", "test-0.parquet"):
+        write(tmp_path, name, CONTENTS["parquet"])
+    assert "holds several splits (test, validation)" in call("prepare", str(tmp_path), "--dry-run").stderr
+    other = write(tmp_path, "train-0.parquet", CONTENTS["parquet"])
+    given = call("prepare", str(tmp_path), "--valid", str(other), "--out", str(tmp_path / "d"))
+    assert given.exit_code == 2 and "holds several splits (test, train, validation)" in given.stderr
+    one = tmp_path / "one"
+    one.mkdir()
+    write(one, "train.jsonl", CONTENTS["own spans"])
+    assert "is a directory; name its files" in call("prepare", str(one), "--dry-run").stderr
+    assert "the path of a file is empty" in call("prepare", "", "--dry-run").stderr
 
 
 def test_what_datasets_keeps_beside_its_data_is_not_read(tmp_path: Path):

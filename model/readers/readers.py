@@ -21,6 +21,7 @@ from model.shards import FileRange, Layout, decoded_lines
 
 _OPEN_FILES = 16  # whose beginnings are read at a time
 _SPLIT = re.compile("(?:train|validation|valid|val|dev|test)(?![a-z])")  # begins the name of a file
+_OUR_SPLIT = {"train": "train", "test": "test"}  # all others are validation splits
 _TABS = "tabs"  # option of unlabeled lines that have them
 
 
@@ -221,6 +222,22 @@ def _expand(pattern: str) -> list[str]:
     if storage.file_type(pattern).name != "Directory":
         return storage.expand(pattern)
     return labeled_files(pattern) or storage.expand(pattern)
+
+
+def files_by_split(directory: str) -> dict[str, list[str]]:
+    """Return what a directory of collections, or its folder `data`, holds of train, valid and test: files, or folders of them.
+
+    Empty where the location is no directory, or holds no training split, or no other.
+    """
+    for folder in filter(None, (directory, storage.join(directory, "data"))):
+        found: dict[str, list[str]] = {"train": [], "valid": [], "test": []}
+        if storage.file_type(folder).name == "Directory":
+            for name in _labeled_names(folder) or storage.list_directory(folder):
+                if split := _SPLIT.match(name):
+                    found[_OUR_SPLIT.get(split[0], "valid")].append(storage.join(folder, name))
+        if found["train"] and (found["valid"] or found["test"]):
+            return found
+    return {}
 
 
 def _require_one_split(pattern: str) -> None:
