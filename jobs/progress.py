@@ -129,9 +129,9 @@ class SweepProgress:
             if not self.live and time.monotonic() - self.drawn > TrainingProgress.PLAIN_SECONDS:
                 self._print_progress()
         elif not isinstance(event, Note):
-            self.sweep = event
+            resumed, self.sweep = self.sweep is None, event
             if not self.live:
-                self._print_changes(event)
+                self._print_changes(event, resumed)
         elif self.live:
             self.live.console.print(event.text, highlight=False, markup=False)
         else:
@@ -151,19 +151,20 @@ class SweepProgress:
         ]
         echo(f"  {'; '.join(parts)}  left {self._left(self.sweep)}")
 
-    def _print_changes(self, sweep: "SweepState") -> None:
+    def _print_changes(self, sweep: "SweepState", resumed: bool) -> None:
+        """Print a line for each new epoch, also of several since the last event; of a resumed sweep's past the last alone."""
         for trial in sweep.all:
             now = (len(trial.metrics), trial.state)
-            if self.printed.get(trial.name, (0, "running")) == now:
+            before = self.printed.get(trial.name, (0, "running"))
+            if before == now:
                 continue
             self.printed[trial.name] = now
             self.drawn = time.monotonic()
-            f1 = f"{trial.metrics[-1][sweep.plan.metric]:.4f}" if trial.metrics else "-"
             values = " ".join(f"{name.rpartition('.')[2]}={value}" for name, value in _shown_values(trial).items())
-            echo(
-                f"{trial.name}  {values}  epoch {len(trial.metrics)}/{trial.epochs}  {f1}  {trial.state}  "
-                f"[{self._summary(sweep)}]"
-            )
+            for epoch in range(now[0] if resumed else min(before[0] + 1, now[0]), now[0] + 1):
+                f1 = f"{trial.metrics[epoch - 1][sweep.plan.metric]:.4f}" if epoch else "-"
+                state = now[1] if epoch == now[0] else "running"
+                echo(f"{trial.name}  {values}  epoch {epoch}/{trial.epochs}  {f1}  {state}  [{self._summary(sweep)}]")
 
     def _summary(self, sweep: "SweepState") -> str:
         best = sweep.best

@@ -18,6 +18,7 @@ from distributed.sweep.plan import SweepConfig, continuing, make_plan, new_sweep
 from distributed.sweep.samplers import SAMPLERS
 from distributed.sweep.state import SweepState, Trial, read_sweep, resumed_sweep
 from distributed.tune.searcher import JournalSearcher
+from jobs.progress import SweepProgress
 from model import storage
 from model.errors import UserError
 
@@ -61,6 +62,24 @@ def test_a_sweep_is_the_sum_of_its_events(small_dataset: str):
     assert sweep.best is first and first.best_score("valid/keyphrase_f1") == 0.5
     assert (sweep.epochs_spent, sweep.epochs_full, sweep.plan.rungs) == (4, 6, [1])
     assert sweep.seconds == 4.0 + 1.0  # not the time between the sessions
+
+
+def test_every_epoch_has_a_line_also_where_several_end_between_two_looks(small_dataset: str, capsys):
+    sweep, view = SweepState(plan_of(small_dataset, trials=2, max_epochs=3)), SweepProgress()
+    for event in EVENTS[:4]:
+        sweep.apply(event)
+    view.event(sweep)  # the past of a resumed sweep
+    for event in EVENTS[4:]:
+        sweep.apply(event)
+    view.event(sweep)
+    view.event(sweep)
+    lines = [line.split("  ") for line in capsys.readouterr().err.splitlines()]
+    assert [(name, *rest) for name, _, *rest, _ in lines] == [
+        ("t001", "epoch 1/3", "0.3000", "running"),
+        ("t001", "epoch 2/3", "0.5000", "running"),
+        ("t001", "epoch 3/3", "0.4000", "finished"),
+        ("t002", "epoch 1/3", "0.1000", "stopped"),
+    ]
 
 
 def test_what_broke_is_ranked_last(small_dataset: str):
