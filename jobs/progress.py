@@ -212,7 +212,8 @@ class SweepProgress:
             ]
             at = self.at.get(trial.name)
             inside = f" +{at.step / at.steps:.0%}" if at and trial.state == "running" else ""
-            grid.add_row(trial.name, *values, f"{len(trial.metrics)}/{trial.epochs}{inside}", now, best, trial.state)
+            cells = (trial.name, *values, f"{len(trial.metrics)}/{trial.epochs}{inside}", now, best, trial.state)
+            grid.add_row(*map(Text, cells))  # no markup, which brackets of a value would be
         left_out = len(sweep.trials) - self.ROWS
         lines = [f"... and {left_out} more"] if left_out > 0 else []
         rungs = [

@@ -1,5 +1,6 @@
 """The plan and the journal of a sweep: what is refused, and what a kill leaves."""
 
+import io
 import json
 import random
 import shutil
@@ -10,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import call, last_json, refused
+from rich.console import Console
+from rich.live import Live
 
 from distributed.cluster.resources import ClusterResources
 from distributed.sweep.budget import Budget
@@ -80,6 +83,18 @@ def test_every_epoch_has_a_line_also_where_several_end_between_two_looks(small_d
         ("t001", "epoch 3/3", "0.4000", "finished"),
         ("t002", "epoch 1/3", "0.1000", "stopped"),
     ]
+
+
+@pytest.mark.parametrize("value", ["[red]", "runs/[/bold]", "a[1]"])
+def test_the_table_shows_values_as_they_are(small_dataset: str, value: str):
+    sweep, view = SweepState(plan_of(small_dataset, trials=2, max_epochs=3)), SweepProgress()
+    sweep.apply(EVENTS[0])
+    sweep.apply(proposal(1.0, "t001", 1e-3) | {"values": {"training.teacher": value}})
+    view.sweep = sweep
+    view.live = Live(console=Console(file=io.StringIO(), width=120), auto_refresh=False)
+    view._draw()
+    view.live.console.print(view.live.get_renderable())
+    assert value in view.live.console.file.getvalue()
 
 
 def test_what_broke_is_ranked_last(small_dataset: str):
