@@ -167,14 +167,13 @@ def _plan(preset: str | None, given: dict[str, Any], fields: dict[str, Any], res
 
 
 def _seconds(text: str) -> float:
-    """Read `90s`, `30m`, `2h` or a number of seconds. Raises UserError."""
+    """Read `90s`, `30m` or `2h`. Raises UserError, also without a unit: minutes could be meant as well as seconds."""
     from model.errors import UserError
 
     units = {"s": 1, "m": 60, "h": 3600}
-    unit = units.get(text[-1:])
     try:
-        return float(text[:-1]) * unit if unit else float(text)
-    except ValueError:
+        return float(text[:-1]) * units[text[-1:]]
+    except (ValueError, KeyError):
         raise UserError(f"--time-budget {text}: write it as 90s, 30m or 2h") from None
 
 

@@ -126,6 +126,7 @@ def test_a_sweep_that_cannot_be_is_refused_before_ray_starts(small_dataset: str,
     refused(*tune, "--sampler", "sobol", parts=("--sampler sobol", "tpe"))
     refused(*tune, "--sampler", "ablation", parts=("nothing differs from the defaults", "--preset best"))
     refused(*tune, "--time-budget", "soon", parts=("--time-budget soon", "2h"))
+    refused(*tune, "--time-budget", "5", parts=("--time-budget 5", "2h"))
     refused(*tune, "--set", "training.epochs=3", parts=("--max-epochs",))
     refused(*tune, "--lr", "0.001", "--space", "training.lr=1e-3,1e-4", parts=("leave one of the two out",))
     refused("tune", "--resume", "ghost", "--storage", str(tmp_path), parts=("ghost", "no such sweep"))
