@@ -1,5 +1,9 @@
 """`python -m jobs COMMAND`."""
 
+import tomllib
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
 from jobs.benchmark.command import benchmark
@@ -16,12 +20,29 @@ from jobs.train import train
 from jobs.tune import tune
 
 app = typer.Typer(
-    help="Tandem: train, tune and use a keyphrase tagger for short texts, on Ray.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text("utf-8"))["project"]["version"])
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Tandem: train, tune and use a keyphrase tagger for short texts, on Ray."""
+
+
 for job in (prepare, train, tune, evaluate, extract, label, distil, serve, report, benchmark, demo):
     app.command()(job)
 

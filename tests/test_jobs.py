@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,14 @@ def refused(*arguments: str, parts: tuple[str, ...]) -> None:
     assert not result.stdout
     for part in parts:
         assert part in result.stderr, f"{part!r} is not in {result.stderr}"
+
+
+def test_help_is_short_too_and_the_version_is_that_of_the_project():
+    for arguments in ((), ("serve",), ("tune",)):
+        short, long = call(*arguments, "-h"), call(*arguments, "--help")
+        assert short.exit_code == long.exit_code == 0 and short.stdout == long.stdout and "-h, --help" in long.stdout
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert call("--version").stdout == f"{project['version']}\n"
 
 
 def test_prepare_prints_what_was_left_out_and_why(tmp_path: Path):
