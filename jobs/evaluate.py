@@ -83,6 +83,10 @@ def evaluate(
 
     if mistakes is not None and storage.exists(mistakes):
         raise UserError(f"{mistakes}: exists already, and may hold labels; give --mistakes another file, or delete it")
+    place = resolve_device(device)
+    if mistakes is not None:  # a file that cannot be written is told now, not after the work
+        storage.write(mistakes, b"")
+        storage.remove(mistakes)
     loaded = load_bundle(bundle)
     train = _training_split(loaded, data, required=mistakes is not None)
     skips = SkipCounts()
@@ -96,7 +100,6 @@ def evaluate(
     echo_skips(skips.counts, skips.places)
     if not len(rows):
         raise UserError(f"{data}: no text is left to measure on; see the reasons above")
-    place = resolve_device(device)
     counts = measure(loaded.tagger.to(place), rows, place).counts
     metrics = summarize(counts)
     if not rows.tags.any():

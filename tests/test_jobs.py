@@ -118,6 +118,12 @@ def test_what_cannot_be_used_is_refused_with_exit_code_2(small_bundle: str, smal
     refused("extract", small_bundle, str(tmp_path / "none"), parts=("no such file",))
     refused("extract", small_bundle, str(bad), "--device", "abacus", parts=("device abacus", "choose cpu"))
     refused("evaluate", small_bundle, "--data", small_dataset, "--device", "abacus", parts=("device abacus",))
+    # Told before the texts are read, and the measurement is made:
+    refused("evaluate", small_bundle, "--data", str(tmp_path / "none"), "--device", "abacus", parts=("device abacus",))
+    inside = ("--mistakes", f"{bad}/inside")
+    refused(
+        "evaluate", small_bundle, "--data", str(tmp_path / "none"), *inside, parts=(f"{bad}", "choose another place")
+    )
     bad.write_bytes(b"fine\n\xff\xff\n")
     assert call("extract", small_bundle, str(bad)).exit_code == 2
     assert not Path(out).exists()
