@@ -5,6 +5,7 @@ import shutil
 import signal
 import ssl
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -48,6 +49,16 @@ def changed_bundle(bundle: str, location: Path) -> None:
     weights = {name: weight * 0 for name, weight in loaded.tagger.state_dict().items()}
     tokenizer = (Path(bundle) / "tokenizer.json").read_bytes()
     save_bundle(str(location), loaded.config, tokenizer, weights, loaded.metrics)
+
+
+def test_a_bundle_that_is_not_there_is_told_before_the_imports_of_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for module in ("model.serving.server", "distributed.serve.run", "distributed.serve.deployment"):
+        monkeypatch.setitem(sys.modules, module, None)
+    for replicas in ((), ("--replicas", "2")):
+        done = call("serve", str(tmp_path / "none"), *replicas)
+        assert done.exit_code == 2 and "none: no such bundle" in done.stderr
 
 
 def test_by_default_it_listens_on_this_machine_alone(open_server: Process):

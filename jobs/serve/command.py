@@ -39,6 +39,7 @@ def serve(
 
     SIGTERM answers what was accepted, then ends. SIGHUP, or POST /v1/reload with a token, takes in a new bundle.
     """
+    from model.inference.bundle_location import require_bundle
     from model.serving.settings import Listen, make_settings, require_packages
 
     require_packages()
@@ -58,6 +59,7 @@ def serve(
         batch_wait=batch_wait,
         deadline=deadline,
     )
+    require_bundle(bundle)
     listen = Listen(host, port, tls_cert, tls_key)
     if replicas is None and gpus_per_replica:
         raise UserError("--gpus-per-replica: is for --replicas; without replicas, --device cuda is enough")

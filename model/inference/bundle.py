@@ -27,6 +27,7 @@ from model.config import Config, TaggerConfig, TrainingConfig, make_config
 from model.data.subwords import SubwordTokenizer
 from model.data.tokenizer import parse_tokenizer
 from model.errors import UserError
+from model.inference.bundle_location import require_bundle
 from model.network.encoder import Encoder, build_model
 from model.network.encoder_files import EncoderFiles, subword_tokenizer
 from model.network.tagger import Tagger
@@ -101,7 +102,7 @@ def load_bundle(location: str) -> Bundle:
     Raises:
         UserError: there is no bundle, or a file is missing, damaged or of a newer format.
     """
-    _require(location)
+    require_bundle(location)
     about = _json(location, "config.json")
     version = about.pop("format_version", None)
     if version is None:
@@ -141,7 +142,7 @@ def bundle_digest(location: str) -> str:
     Raises:
         UserError: there is no bundle, or a file is missing.
     """
-    _require(location)
+    require_bundle(location)
     digest = sha256()
     encoder = storage.exists(storage.join(location, "encoder"))
     for name in ("config.json", "tokenizer.json", "weights.safetensors"):
@@ -161,14 +162,6 @@ def _empty_tagger(
     encoder = Encoder(config, build_model(encoder_config))
     subwords = subword_tokenizer(_file(location, "encoder/tokenizer.json", digests), encoder_config)
     return Tagger(config, words, encoder=encoder), subwords
-
-
-def _require(location: str) -> None:
-    if not storage.exists(location):
-        raise UserError(f"{location}: no such bundle; `python -m jobs train` writes one into the run's folder")
-    inner = storage.join(location, "bundle")
-    if storage.exists(inner):
-        raise UserError(f"{location}: is the folder of a run or sweep, not a bundle; give {inner}")
 
 
 def _file(location: str, name: str, digests: Mapping[str, str] | None = None) -> bytes:
