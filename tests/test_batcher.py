@@ -114,6 +114,28 @@ def test_a_request_that_fails_fails_alone():
     assert good == [[("echo", "good")]] and fine == [[("echo", "fine")]] and isinstance(bad, ValueError)
 
 
+def test_a_canceled_request_makes_room_at_once():
+    echo: Any = Echo()
+
+    async def act(batcher: Batcher) -> Any:
+        first = await blocked(batcher, echo)
+        requests = [asyncio.create_task(batcher.extract(echo, [name] * 4)) for name in ("ahead", "gone")]
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFullError):
+            await batcher.extract(echo, ["late"] * 4)
+        requests[1].cancel()
+        await asyncio.sleep(0)
+        assert batcher.waiting == 4
+        late = asyncio.create_task(batcher.extract(echo, ["late"] * 4))  # while the batch before it still runs
+        await asyncio.sleep(0)
+        assert batcher.waiting == 8
+        echo.may_go.set()
+        return await asyncio.gather(first, requests[0], late)
+
+    run(act, queue=8)
+    assert "gone" not in [text for batch in echo.batches for text in batch] and echo.batches[1].count("late") == 4
+
+
 def test_a_canceled_request_is_not_extracted_and_leaves_the_queue():
     echo: Any = Echo()
 

@@ -132,7 +132,11 @@ class Batcher:
             # An idle thread is woken by the first job, and again when a batch is full.
             if len(self._jobs) == 1 or self._waiting_tokens >= self._batch_tokens:
                 self._changed.notify()
-        return await job.done
+        try:
+            return await job.done
+        except asyncio.CancelledError:
+            self._withdraw(job)
+            raise
 
     def close(self) -> None:
         """End the thread after its batch. Jobs that wait are canceled."""
@@ -186,6 +190,13 @@ class Batcher:
             if job.taken == len(job.texts):
                 self._jobs.popleft()
         return parts
+
+    def _withdraw(self, job: _Job) -> None:
+        """Free the room of a request that nobody waits for at once: the batch that runs, or those before it, may take long."""
+        with self._changed:
+            if job in self._jobs:
+                self._jobs.remove(job)
+                self._forget(job.texts[job.taken :])
 
     def _forget(self, texts: list[str]) -> None:
         self._waiting -= len(texts)
