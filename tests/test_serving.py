@@ -21,9 +21,9 @@ from serving import BEARER, TEXT, TOKEN, ask, found_of, token_file
 
 from model.data.characters import from_characters, to_characters
 from model.data.dataset import Dataset
-from model.errors import StorageError, UserError
+from model.errors import RunFailedError, StorageError, UserError
 from model.inference.extractor import Extractor
-from model.serving.app import read_page
+from model.serving.app import build_app, read_page
 from model.serving.contract import ExtractRequest, ProblemError, parse_request
 from model.serving.extraction import ExtractionError, LoadedModel, _to_picklable, batch_threads
 from model.serving.extraction import _extract as extract_batch
@@ -186,6 +186,20 @@ def test_only_holders_of_a_token_get_in(small_bundle: str, tmp_path: Path):
         assert TOKEN not in repr(vars(service.tokens))
 
     ask(make_settings(bundle=small_bundle, token_file=path), act)
+
+
+def test_a_replica_that_dies_while_it_reloads_is_told_as_a_problem(small_bundle: str, tmp_path: Path):
+    service = Service(make_settings(bundle=small_bundle, token_file=token_file(tmp_path, TOKEN)))
+
+    async def die() -> None:
+        raise RunFailedError("a replica died (killed); Ray starts another one")
+
+    async def reload() -> httpx.Response:
+        transport = httpx.ASGITransport(app=build_app(service, die), raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            return await client.post("/v1/reload", headers=BEARER)
+
+    problem(asyncio.run(reload()), 503, "a replica died", "starts another one")
 
 
 def test_files_of_tokens_that_cannot_be_used_are_refused_without_their_content(tmp_path: Path):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.config import AutoscalingConfig
+from ray.serve.exceptions import RayServeException
 
 from model.errors import RunFailedError, UserError, first_line
 from model.serving.settings import ServeSettings
@@ -81,7 +82,7 @@ async def reload_replicas() -> None:
     except UserError as error:
         line = str(error).strip().splitlines()[-1]  # below the traceback of the replica
         raise UserError(line.removeprefix("model.errors.UserError: ")) from None
-    except RayError as error:
+    except (RayError, RayServeException) as error:
         raise RunFailedError(f"a replica died ({first_line(error)}); Ray starts another one") from None
 
 

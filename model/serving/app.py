@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
-from model.errors import UserError
+from model.errors import RunFailedError, UserError
 from model.serving.contract import ModelBody, ProblemError, parse_request, to_body
 from model.serving.extraction import LoadedModel
 from model.serving.gate import Gate
@@ -88,6 +88,8 @@ def _add_routes(app: FastAPI, service: Service, reload_all: Reload | None) -> No
             await (reload_all or service.reload)()
         except UserError as error:
             raise ProblemError(409, str(error)) from None
+        except RunFailedError as error:
+            raise ProblemError(503, f"not every replica has taken the bundle in: {error}") from None
         return _describe(service, service.model)
 
     @app.get("/healthz", **OPEN)

@@ -16,7 +16,7 @@ _MEANINGS = {
     415: "The body is not declared as JSON",
     422: "The body is not a request within the limits; index says which text",
     429: "Too many requests or texts; see Retry-After",
-    503: "The server is stopping or not ready",
+    503: "The server is stopping or not ready, or a replica died while it reloaded",
     504: "No result within the deadline",
 }
 
