@@ -10,11 +10,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import httpx
 import psutil
 import pytest
+import uvicorn
 from helpers import ROOT, refused
 from pydantic import ValidationError
 from serving import BEARER, TEXT, TOKEN, ask, found_of, token_file
@@ -23,6 +25,7 @@ from model.data.characters import from_characters, to_characters
 from model.data.dataset import Dataset
 from model.errors import RunFailedError, StorageError, UserError
 from model.inference.extractor import Extractor
+from model.serving import server
 from model.serving.app import build_app, read_page
 from model.serving.contract import ExtractRequest, ProblemError, parse_request
 from model.serving.extraction import ExtractionError, LoadedModel, _to_picklable, batch_threads
@@ -200,6 +203,23 @@ def test_a_replica_that_dies_while_it_reloads_is_told_as_a_problem(small_bundle:
             return await client.post("/v1/reload", headers=BEARER)
 
     problem(asyncio.run(reload()), 503, "a replica died", "starts another one")
+
+
+@pytest.mark.parametrize("signals", [(signal.SIGINT, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT)])
+def test_one_ctrl_c_never_drops_what_was_accepted(
+    small_bundle: str, monkeypatch: pytest.MonkeyPatch, signals: tuple[signal.Signals, ...]
+):
+    monkeypatch.setattr(server, "_GRACE_S", 0.05)
+
+    async def act() -> tuple[bool, bool]:
+        running = server._Server(uvicorn.Config("none:app"), Service(make_settings(bundle=small_bundle)), Event())
+        running._loop = asyncio.get_running_loop()
+        for each in signals:
+            running.handle_exit(each, None)
+        await asyncio.sleep(0.2)
+        return running.should_exit, running.force_exit
+
+    assert asyncio.run(act()) == (True, False)
 
 
 def test_files_of_tokens_that_cannot_be_used_are_refused_without_their_content(tmp_path: Path):

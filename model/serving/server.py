@@ -69,7 +69,12 @@ class _Server(uvicorn.Server):
         if again or self._loop is None:
             super().handle_exit(sig, frame)
         else:
-            self._loop.call_soon_threadsafe(self._loop.call_later, _GRACE_S, super().handle_exit, sig, frame)
+            self._loop.call_soon_threadsafe(self._loop.call_later, _GRACE_S, self._stop, sig, frame)
+
+    def _stop(self, sig: int, frame: FrameType | None) -> None:
+        """Stop after the requests that were accepted; a second signal has done so already where it came before this."""
+        if not self.should_exit:
+            super().handle_exit(sig, frame)
 
     def _on_hangup(self) -> None:
         task = asyncio.create_task(self._reload())
