@@ -116,9 +116,8 @@ def _to_parts(
 
     config = ExtractionConfig(bundle, files, out, device, overwrite)
     with progress_counter("texts") as show_progress:
-        info = extract_to_parts(
-            config, parallel_map(out, workers, actors=True, gpu=device == "cuda"), show_progress, echo
-        )
+        mapped = parallel_map(out, workers, actors=True, device=device)
+        info = extract_to_parts(config, mapped, show_progress, echo)
     echo(f"{info['texts']:,} texts, {info['keyphrases']:,} keyphrases in {info['parts']} part(s); {out} is ready")
     if json:
         print_json({"out": out, **info})

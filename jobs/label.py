@@ -29,7 +29,7 @@ def label(
 
     config = LabelConfig(teacher, files, out, device, overwrite)
     with progress_counter("texts") as show_progress:
-        mapped = parallel_map(out, workers, actors=True, gpu=device == "cuda")
+        mapped = parallel_map(out, workers, actors=True, device=device)
         info = label_texts(config, mapped, show_progress, echo)
     size = info["bytes"] / max(info["texts"], 1)
     echo(f"{info['texts']:,} texts, {info['words']:,} words, {size:.0f} bytes a text in {len(info['parts'])} part(s)")

@@ -367,3 +367,7 @@ def test_an_extraction_on_gpus_that_nobody_has_is_refused_before_ray_starts(
     texts.write_text("some rain\n")
     done = call("extract", small_bundle, str(texts), "--out", str(out), "--device", "cuda", "--workers", "2")
     assert done.exit_code == 2 and "--device cuda: no node of the cluster" in done.stderr and not out.exists()
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    for command in ("extract", "label"):
+        done = call(command, small_bundle, str(texts), "--out", str(out), "--device", "cuda:1")
+        assert done.exit_code == 2 and "--device cuda:1: on a cluster" in done.stderr and not out.exists()

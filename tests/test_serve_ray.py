@@ -88,6 +88,12 @@ def test_replicas_that_cannot_be_are_refused(small_bundle: str):
     taken.close()
 
 
+def test_a_gpu_by_number_is_refused_on_a_cluster(small_bundle: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    done = call("serve", small_bundle, "--replicas", "2", "--port", str(free_port()), "--device", "cuda:1")
+    assert done.exit_code == 2 and "--device cuda:1: on a cluster" in done.stderr
+
+
 def test_a_replica_that_dies_while_it_reloads_does_not_end_the_service(monkeypatch: pytest.MonkeyPatch):
     class Handle:
         def broadcast(self, method: str) -> "Handle":

@@ -17,6 +17,12 @@ def cluster_address() -> str | None:
     return None if address == "local" else address or None
 
 
+def require_gpu_of_ray(device: str) -> None:
+    """Raise UserError for a GPU by its number on a cluster: Ray would place the process on any node, and count no GPU."""
+    if cluster_address() and device.startswith("cuda:"):
+        raise UserError(f"--device {device}: on a cluster, Ray gives each process its GPU; use --device cuda")
+
+
 def require_cluster(address: str) -> None:
     """Check that a Ray answers at an address, and lets this process in.
 

@@ -9,7 +9,7 @@ import pickle
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from distributed.cluster.address import cluster_address
+from distributed.cluster.address import cluster_address, require_gpu_of_ray
 from distributed.cluster.connection import connect, inspect_cluster
 from model import storage
 from model.errors import RunFailedError, UserError
@@ -22,22 +22,24 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def parallel_map(out: str, workers: int | None = None, actors: bool = False, gpu: bool = False) -> ParallelMap:
+def parallel_map(out: str, workers: int | None = None, actors: bool = False, device: str = "cpu") -> ParallelMap:
     """Return a map over shards: in this process, in `workers` processes, or on the cluster of RAY_ADDRESS.
 
     Args:
         out: the directory that will be written.
         workers: the most processes at a time; on a cluster as many as fit by default.
         actors: reuse processes for many shards, for functions that take long to load.
-        gpu: give each process a GPU.
+        device: of each process; with `cuda`, Ray gives each a GPU.
 
     Raises:
-        UserError: the workers would not see each other's files, or the cluster has no GPU.
+        UserError: the workers would not see each other's files, or the cluster has no such GPU.
     """
     if not cluster_address() and (workers or 1) == 1:
         return serial_map
     from distributed.cluster.preflight import check_storage
 
+    require_gpu_of_ray(device)
+    gpu = device == "cuda"
     if gpu and not inspect_cluster().maximum.worker_slots(1, 1):
         raise UserError(
             f"--device cuda: no node of the cluster has a CPU and a GPU for a worker (it has {inspect_cluster().maximum}); use "

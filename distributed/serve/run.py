@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Callable
 
-from distributed.cluster.address import cluster_address
+from distributed.cluster.address import cluster_address, require_gpu_of_ray
 from distributed.cluster.connection import connect
 from distributed.cluster.preflight import check_shared
 from distributed.cluster.resources import ClusterResources
@@ -28,6 +28,7 @@ def serve_replicas(settings: ServeSettings, listen: Listen, replicas: Replicas, 
         RunFailedError: Ray Serve does not start.
     """
     listen.check(settings.token_file is not None)
+    require_gpu_of_ray(settings.device)
     load_bundle(settings.bundle)
     if settings.token_file is not None:
         Tokens(settings.token_file)

@@ -203,10 +203,11 @@ class _Folder:
         echo(f"{name}: {'are there' if finished else 'labeling'}")
         if not finished:
             connect()  # to a Ray with all cores of this machine, which the trainings need too
-            gpu = device == "cuda" or (device == "auto" and inspect_cluster().maximum.gpus > 0)
+            if device == "auto":
+                device = "cuda" if inspect_cluster().maximum.gpus > 0 else "cpu"
             with progress_counter("texts") as show_progress:
-                mapped = parallel_map(out, self.run["run.workers"], actors=True, gpu=gpu)
-                label(LabelConfig(teacher, files, out, "cuda" if gpu else "cpu"), mapped, show_progress, echo)
+                mapped = parallel_map(out, self.run["run.workers"], actors=True, device=device)
+                label(LabelConfig(teacher, files, out, device), mapped, show_progress, echo)
         if TeacherLabels(out).info["teacher_digest"] != bundle_digest(teacher):
             raise UserError(f"{out}: was labeled by another teacher than {teacher}; delete it, or choose another --out")
         return out
