@@ -12,7 +12,7 @@ from torch import nn
 
 from model.config import TaggerConfig
 from model.data.subword_batches import SubwordBatch
-from model.errors import UserError
+from model.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -116,9 +116,9 @@ def build_config(config: EncoderConfig) -> "PreTrainedConfig":
     transformers = import_transformers()
     try:
         return transformers.AutoConfig.for_model(**config)
-    except Exception as error:  # of any kind: see `model.network.encoder_files`
+    except Exception as error:  # of transformers, or of a package that the configuration asks for
         raise UserError(
-            _first_line(f"the encoder of type {config.get('model_type')} is unknown here: {error}")
+            f"the encoder of type {config.get('model_type')} is unknown here: {first_line(error)}"
         ) from None
 
 
@@ -130,12 +130,8 @@ def build_model(config: EncoderConfig) -> "PreTrainedModel":
     kind = build_config(config)
     try:
         return without_pooler(import_transformers().AutoModel.from_config(kind, dtype=torch.float32))
-    except Exception as error:  # of any kind: see `model.network.encoder_files`
-        raise UserError(_first_line(f"the encoder of type {kind.model_type} cannot be built: {error}")) from None
-
-
-def _first_line(text: str) -> str:
-    return text.strip().splitlines()[0]
+    except Exception as error:  # of transformers, or of a package that the configuration asks for
+        raise UserError(f"the encoder of type {kind.model_type} cannot be built: {first_line(error)}") from None
 
 
 def without_pooler(model: "PreTrainedModel") -> "PreTrainedModel":
