@@ -83,7 +83,9 @@ async def reload_replicas() -> None:
         line = str(error).strip().splitlines()[-1]  # below the traceback of the replica
         raise UserError(line.removeprefix("model.errors.UserError: ")) from None
     except (RayError, RayServeException) as error:
-        raise RunFailedError(f"a replica died ({first_line(error)}); Ray starts another one") from None
+        raise RunFailedError(
+            f"not every replica has taken the bundle in: a replica died ({first_line(error)}); Ray starts another one"
+        ) from None
 
 
 def make_application(settings: ServeSettings, replicas: Replicas | None = None) -> "Application":

@@ -109,6 +109,6 @@ def wait_for_signals(bundle: str, listen: Listen, replicas: Replicas, echo: Call
                 except UserError as error:
                     echo(f"the bundle or the tokens were not taken in, the old ones stay: {error}")
                 except RunFailedError as error:
-                    echo(f"not every replica has taken the bundle in: {error}")
+                    echo(str(error))
     finally:
         signal.signal(signal.SIGHUP, before)

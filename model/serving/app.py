@@ -89,7 +89,7 @@ def _add_routes(app: FastAPI, service: Service, reload_all: Reload | None) -> No
         except UserError as error:
             raise ProblemError(409, str(error)) from None
         except RunFailedError as error:
-            raise ProblemError(503, f"not every replica has taken the bundle in: {error}") from None
+            raise ProblemError(503, str(error)) from None
         return _describe(service, service.model)
 
     @app.get("/healthz", **OPEN)
