@@ -189,8 +189,10 @@ def resolve_inputs(patterns: list[str], options: ReadOptions = AUTO) -> list[Fil
         return detect_layout(head, options)._replace(offsets=options.offsets, tag_names=options.tag_names)
 
     files = _files(patterns, read_head, layout_of)
+    plain = {file.path for file in files}
     for pattern in patterns:
-        _require_one_split(pattern)
+        if pattern not in plain:  # a glob or a directory
+            _require_one_split(pattern)
     if len({file.layout.format for file in files}) > 1:
         listed = ", ".join(f"{file.path} is {file.layout.format}" for file in files[:10])
         raise UserError(f"the input files differ in format: {listed}; prepare them separately, or set --format")
@@ -229,12 +231,13 @@ def files_by_split(directory: str) -> dict[str, list[str]]:
 
     Empty where the location is no directory, or holds no training split, or no other.
     """
-    for folder in filter(None, (directory, storage.join(directory, "data"))):
+    if not directory or storage.file_type(directory).name != "Directory":
+        return {}
+    for folder in (directory, storage.join(directory, "data")):
         found: dict[str, list[str]] = {"train": [], "valid": [], "test": []}
-        if storage.file_type(folder).name == "Directory":
-            for name in _labeled_names(folder) or storage.list_directory(folder):
-                if split := _SPLIT.match(name):
-                    found[_OUR_SPLIT.get(split[0], "valid")].append(storage.join(folder, name))
+        for name in _labeled_names(folder) or storage.list_directory(folder):
+            if split := _SPLIT.match(name):
+                found[_OUR_SPLIT.get(split[0], "valid")].append(storage.join(folder, name))
         if found["train"] and (found["valid"] or found["test"]):
             return found
     return {}

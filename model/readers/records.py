@@ -133,7 +133,7 @@ def _unwrapped(value: object) -> Record | None:
 def _in_lower_case(record: Record) -> Record:
     """Return a record with known names in lower case, where it has its text or its keyphrases only in other capitals."""
     for known in (_TEXT_NAMES, LABELS.keys()):
-        if known.isdisjoint(record):
+        if known.isdisjoint(record) and not all(map(str.islower, record)):
             names = [name.lower() for name in record]
             chosen = {name for name in known if names.count(name) == 1}  # of Text and TEXT, none
             record = {low if low in chosen else name: record[name] for low, name in zip(names, record, strict=True)}
