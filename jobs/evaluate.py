@@ -18,7 +18,7 @@ from jobs.prepare import (
     as_names,
     echo_skips,
 )
-from model.readers.options import ReadOptions
+from model.readers.options import AUTO, ReadOptions
 
 if TYPE_CHECKING:
     from model.data.dataset import Split
@@ -69,7 +69,6 @@ def evaluate(
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Measure a tagger: precision, recall and F1 of both heads with 95 % bootstrap intervals, and mistakes by kind."""
-    from model import storage
     from model.data.dataset import split_from_examples
     from model.data.examples import examples
     from model.data.labeled_text import SkipCounts
@@ -81,12 +80,9 @@ def evaluate(
     from model.training.evaluation import evaluate as measure
     from model.training.metrics import KEYPHRASE, Column, summarize
 
-    if mistakes is not None and storage.exists(mistakes):
-        raise UserError(f"{mistakes}: exists already, and may hold labels; give --mistakes another file, or delete it")
+    if mistakes is not None:
+        _require_new_file(mistakes)
     place = resolve_device(device)
-    if mistakes is not None:  # a file that cannot be written is told now, not after the work
-        storage.write(mistakes, b"")
-        storage.remove(mistakes)
     loaded = load_bundle(bundle)
     train = _training_split(loaded, data, required=mistakes is not None)
     skips = SkipCounts()
@@ -117,6 +113,17 @@ def evaluate(
         _write_mistakes(mistakes, found)
 
 
+def _require_new_file(mistakes: str) -> None:
+    """Check before the work that a file can be written. Raises UserError where there is one already, or OSError."""
+    from model import storage
+    from model.errors import UserError
+
+    if storage.exists(mistakes):
+        raise UserError(f"{mistakes}: exists already, and may hold labels; give --mistakes another file, or delete it")
+    storage.write(mistakes, b"")
+    storage.remove(mistakes)
+
+
 def labeled_texts(
     data: str, split: str | None, reading: ReadOptions
 ) -> "Callable[[SkipCounts], Iterator[LabeledText]]":
@@ -134,7 +141,7 @@ def labeled_texts(
         chosen = split or "test"
         if chosen not in SPLITS:
             raise UserError(f"--split {chosen}: is unknown; choose one of {', '.join(SPLITS)}")
-        if reading != ReadOptions():
+        if reading != AUTO:
             raise UserError(
                 f"--format, --token-column, --tag-column, --tag-names and --offsets: are of labeled files, and {data} is a "
                 f"dataset directory; leave them out"

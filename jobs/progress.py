@@ -161,7 +161,9 @@ class SweepProgress:
             self.printed[trial.name] = now
             self.drawn = time.monotonic()
             values = " ".join(f"{name.rpartition('.')[2]}={value}" for name, value in _shown_values(trial).items())
-            for epoch in range(now[0] if resumed else min(before[0] + 1, now[0]), now[0] + 1):
+            # The last epoch has a line again where its state alone is new.
+            first = now[0] if resumed else min(before[0] + 1, now[0])
+            for epoch in range(first, now[0] + 1):
                 f1 = f"{trial.metrics[epoch - 1][sweep.plan.metric]:.4f}" if epoch else "-"
                 state = now[1] if epoch == now[0] else "running"
                 echo(f"{trial.name}  {values}  epoch {epoch}/{trial.epochs}  {f1}  {state}  [{self._summary(sweep)}]")

@@ -77,8 +77,9 @@ def benchmark(config: BenchmarkConfig, log: Callable[[str], None]) -> BenchmarkR
     Raises:
         UserError: the dataset cannot be used.
     """
+    data = Dataset(config.data)
     for split in ("train", "valid"):
-        Dataset(config.data).require(split)
+        data.require(split)
     os.environ["WANDB_MODE"] = "disabled"  # benchmark runs are not worth keeping
     force_local_cluster()  # measure this machine, not the cluster that it belongs to
     torch.set_num_threads(len(os.sched_getaffinity(0)))  # Ray gives a job one thread
