@@ -70,6 +70,9 @@ def test_a_submitted_training_runs_on_three_nodes(nodes: Nodes, training: list[s
 
 
 def test_no_secret_is_in_what_a_run_leaves_or_the_job_server_tells(nodes: Nodes, training: list[str]):
+    trials = ["--trials", "2", "--max-epochs", "1", "--no-stopping", "--finalists", "0", "--device", "cpu", *TINY]
+    done = nodes.submit("tune", *training[1:5], *trials, "--name", "searched", job="searched")
+    assert done.returncode == 0, done.stdout + done.stderr
     done = nodes.submit(*training, "--name", "secret", "--epochs", "1", "--json", job="secret")
     assert done.returncode == 0, done.stdout + done.stderr
     told = [nodes.run("job", "list").stdout, nodes.run("job", "logs", "secret").stdout, done.stdout]

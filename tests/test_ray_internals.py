@@ -4,6 +4,7 @@ import ast
 import inspect
 import logging
 import os
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -74,6 +75,43 @@ def test_a_callback_that_vanished_costs_a_warning(
 def test_a_trainer_whose_callbacks_vanished_costs_warnings(caplog: pytest.LogCaptureFixture):
     ray_internals.drop_unused_callbacks(SimpleNamespace())  # type: ignore[arg-type]
     assert all(consequence in caplog.text for consequence in ray_internals._UNUSED_CALLBACKS.values())
+
+
+def test_trials_are_started_without_credentials(monkeypatch: pytest.MonkeyPatch):
+    from ray.tune.execution import class_cache
+
+    names = set(class_cache.ENV_VARS_TO_PROPAGATE) | {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+    monkeypatch.setattr(class_cache, "ENV_VARS_TO_PROPAGATE", names)
+    for name in (*names, "RAY_TRAIN_V2_ENABLED"):
+        monkeypatch.setenv(name, "planted")
+    environment = passed_to_trials()
+    assert environment["AWS_SECRET_ACCESS_KEY"] == "planted", "Ray passes nothing of the kind; remove the function"
+    ray_internals.keep_credentials_out_of_trials()
+    left = passed_to_trials()
+    assert left == {name: value for name, value in environment.items() if not name.startswith("AWS_")}
+    assert not [name for name in left if re.search("SECRET|TOKEN|PASSWORD|CREDENTIAL|_KEY", name)]
+
+
+def passed_to_trials() -> dict[str, str]:
+    """The environment that Ray Tune passes to a trial's process."""
+    from ray.tune.execution.class_cache import _ActorClassCache
+
+    class Trainable:
+        pass
+
+    passed: dict[str, str] = _ActorClassCache().get(Trainable)._default_options["runtime_env"]["env_vars"]
+    return passed
+
+
+@pytest.mark.parametrize("change", [("delattr",), ("setattr", frozenset({"AWS_ACCESS_KEY_ID"}))])
+def test_a_list_of_credentials_that_vanished_costs_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, change: tuple[Any, ...]
+):
+    from ray.tune.execution import class_cache
+
+    getattr(monkeypatch, change[0])(class_cache, "ENV_VARS_TO_PROPAGATE", *change[1:])
+    ray_internals.keep_credentials_out_of_trials()
+    assert "AWS credentials" in caplog.text
 
 
 def test_the_notice_of_a_preemption_is_read(monkeypatch: pytest.MonkeyPatch):

@@ -175,6 +175,21 @@ def drop_unused_callbacks(trainer: "TorchTrainer") -> None:
     setattr(trainer, _CREATE_CALLBACKS, used_callbacks)
 
 
+def keep_credentials_out_of_trials() -> None:
+    """Make Ray Tune start trials without the driver's AWS credentials.
+
+    It passes them in the runtime environment of each trial, which Ray writes into a log on every node. Nodes have credentials
+    of their own, as in a training without Tune.
+    """
+    try:
+        from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
+
+        credentials = {name for name in ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
+        ENV_VARS_TO_PROPAGATE.difference_update(credentials)
+    except (ImportError, AttributeError):
+        _warn("AWS credentials in the environment of this process may be written into Ray's logs on all nodes")
+
+
 def preemption_notice() -> "PreemptionInfo | None":
     """Return the notice that nodes of this Ray Train worker's group are about to be preempted; None where there is none.
 

@@ -9,7 +9,13 @@ from ray import tune as raytune
 from ray.tune.schedulers import TrialScheduler
 
 from distributed.cluster.background import run_in_background
-from distributed.cluster.ray_internals import HEAD_NODE_RESOURCE, MAX_PENDING_TRIALS, TUNE_ENVIRONMENT, environment
+from distributed.cluster.ray_internals import (
+    HEAD_NODE_RESOURCE,
+    MAX_PENDING_TRIALS,
+    TUNE_ENVIRONMENT,
+    environment,
+    keep_credentials_out_of_trials,
+)
 from distributed.cluster.wait import ResourceWait
 from distributed.sweep.journal import timestamp
 from distributed.sweep.plan import SweepConfig, TrialResources
@@ -70,6 +76,7 @@ class TunerRun:
 
     def _fit(self, searcher: JournalSearcher, scheduler: TrialScheduler) -> None:
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failed trials are reported by the recorder
+        keep_credentials_out_of_trials()
         with (
             environment({**TUNE_ENVIRONMENT, MAX_PENDING_TRIALS: str(self.resources.concurrent)}),
             tempfile.TemporaryDirectory(prefix="tandem-tune-") as scratch,
