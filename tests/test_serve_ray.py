@@ -17,8 +17,9 @@ from helpers import ROOT, call, title_of
 from nodes import free_port
 from serving import BEARER, TEXT, TOKEN, Load, found_of, running, token_file
 
-from distributed.serve import deployment
-from distributed.serve.run import wait_for_signals
+from distributed.serve import deployment, run
+from distributed.serve.run import hangups, wait_for_signals
+from model.errors import UserError
 from model.inference.extractor import Extractor
 from model.serving.settings import Listen, ServeSettings
 
@@ -94,6 +95,16 @@ def test_a_gpu_by_number_is_refused_on_a_cluster(small_bundle: str, monkeypatch:
     assert done.exit_code == 2 and "--device cuda:1: on a cluster" in done.stderr
 
 
+def test_a_hangup_does_not_end_a_service_that_still_starts(small_bundle: str, monkeypatch: pytest.MonkeyPatch):
+    def load(bundle: str) -> None:
+        os.kill(os.getpid(), signal.SIGHUP)
+        raise UserError("still here")
+
+    monkeypatch.setattr(run, "load_bundle", load)
+    done = call("serve", small_bundle, "--replicas", "2", "--port", str(free_port()))
+    assert done.exit_code == 2 and "still here" in done.stderr
+
+
 def test_a_replica_that_dies_while_it_reloads_does_not_end_the_service(monkeypatch: pytest.MonkeyPatch):
     class Handle:
         def broadcast(self, method: str) -> "Handle":
@@ -111,8 +122,8 @@ def test_a_replica_that_dies_while_it_reloads_does_not_end_the_service(monkeypat
             raise KeyboardInterrupt
         os.kill(os.getpid(), signal.SIGHUP)
 
-    with pytest.raises(KeyboardInterrupt):
-        wait_for_signals("bundle", Listen(), deployment.Replicas(), echo)
+    with pytest.raises(KeyboardInterrupt), hangups() as hangup:
+        wait_for_signals("bundle", Listen(), deployment.Replicas(), echo, hangup)
     assert "not every replica" in lines[1] and "starts another one" in lines[1]
 
 

@@ -4,7 +4,8 @@ import asyncio
 import logging
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from distributed.cluster.address import cluster_address, require_gpu_of_ray
 from distributed.cluster.connection import connect
@@ -27,6 +28,24 @@ def serve_replicas(settings: ServeSettings, listen: Listen, replicas: Replicas, 
         UserError: the bundle, the tokens, the address or the resources cannot be used.
         RunFailedError: Ray Serve does not start.
     """
+    with hangups() as hangup:
+        _serve(settings, listen, replicas, echo, hangup)
+
+
+@contextmanager
+def hangups() -> Iterator[threading.Event]:
+    """Set an event at SIGHUP, which would end the process otherwise, also while it still starts."""
+    hangup = threading.Event()
+    before = signal.signal(signal.SIGHUP, lambda *_: hangup.set())
+    try:
+        yield hangup
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def _serve(
+    settings: ServeSettings, listen: Listen, replicas: Replicas, echo: Callable[[str], None], hangup: threading.Event
+) -> None:
     listen.check(settings.token_file is not None)
     require_gpu_of_ray(settings.device)
     load_bundle(settings.bundle)
@@ -50,7 +69,7 @@ def serve_replicas(settings: ServeSettings, listen: Listen, replicas: Replicas, 
             raise RunFailedError(
                 f"Ray Serve does not start the application: {error}; see its logs on the nodes"
             ) from None
-        wait_for_signals(settings.bundle, listen, replicas, echo)
+        wait_for_signals(settings.bundle, listen, replicas, echo, hangup)
     finally:
         serve.delete(APPLICATION)
         if cluster_address():  # a Ray of this machine alone ends with this process
@@ -93,22 +112,19 @@ def _require_room(replicas: Replicas, cluster: ClusterResources) -> None:
         )
 
 
-def wait_for_signals(bundle: str, listen: Listen, replicas: Replicas, echo: Callable[[str], None]) -> None:
-    """Reload at each SIGHUP; SIGTERM and Ctrl-C raise an exception."""
-    hangup = threading.Event()
-    before = signal.signal(signal.SIGHUP, lambda *_: hangup.set())
+def wait_for_signals(
+    bundle: str, listen: Listen, replicas: Replicas, echo: Callable[[str], None], hangup: threading.Event
+) -> None:
+    """Reload whenever the event of SIGHUP is set; SIGTERM and Ctrl-C raise an exception."""
     number = f"{replicas.fewest}" if replicas.fewest == replicas.most else f"{replicas.fewest} to {replicas.most}"
     echo(f"{bundle} is served at {listen.url(listen.port)} by {number} replica(s) of Ray Serve; end with Ctrl-C")
-    try:
-        while True:
-            if hangup.wait(0.2):
-                hangup.clear()
-                try:
-                    asyncio.run(reload_replicas())
-                    echo("the bundle was taken in again")
-                except UserError as error:
-                    echo(f"the bundle or the tokens were not taken in, the old ones stay: {error}")
-                except RunFailedError as error:
-                    echo(str(error))
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    while True:
+        if hangup.wait(0.2):
+            hangup.clear()
+            try:
+                asyncio.run(reload_replicas())
+                echo("the bundle was taken in again")
+            except UserError as error:
+                echo(f"the bundle or the tokens were not taken in, the old ones stay: {error}")
+            except RunFailedError as error:
+                echo(str(error))
