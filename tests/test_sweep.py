@@ -121,6 +121,18 @@ def test_a_journal_gives_back_its_events(place: str, tmp_path: Path, small_datas
     assert read_sweep(plan.folder).epochs_spent == 4
 
 
+@pytest.mark.parametrize("removed", [0, 4, len(EVENTS) - 1])
+def test_a_journal_without_a_damaged_file_goes_on_after_its_last_one(removed: int, tmp_path: Path):
+    folder = f"memory://removed/{tmp_path.name}"
+    journal = Journal(folder)
+    for event in EVENTS:
+        journal.write(event)
+    storage.remove(storage.join(folder, f"journal-{removed:06d}.jsonl"))
+    Journal(folder).write({"event": "session", "time": 200.0})
+    rest = EVENTS[:removed] + EVENTS[removed + 1 :]
+    assert list(read_events(folder)) == [*rest, {"event": "session", "time": 200.0}]
+
+
 def written_journal(folder: Path) -> tuple[Path, bytes]:
     """The journal of EVENTS in a folder, and its content."""
     journal = Journal(str(folder))

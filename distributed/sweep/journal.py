@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 import zlib
 from collections.abc import Iterator
@@ -78,6 +79,7 @@ class BrokenEvent(TypedDict):
 
 
 _CHECKSUM = b', "crc32": '
+_PREFIX, _SUFFIX = "journal-", ".jsonl"  # of an event's own file, with its number in between
 JournalEvent = SessionEvent | TrialEvent | BegunEvent | EpochEvent | RetryEvent | BrokenEvent
 _EVENT: TypeAdapter[JournalEvent] = TypeAdapter(Annotated[JournalEvent, Field(discriminator="event")])
 
@@ -91,7 +93,8 @@ class Journal:
     def __init__(self, folder: str) -> None:
         """Open the journal. Raises UserError where another process works on the sweep."""
         self.folder = folder
-        self.events = len(list(read_events(folder)))
+        # After the last file, not by their count: the user may have removed a damaged one.
+        self.next_number = max((int(name[len(_PREFIX) : -len(_SUFFIX)]) for name in _numbered(folder)), default=-1) + 1
         self.stream: FileIO | None = None
         if storage.is_remote(folder):
             return
@@ -109,13 +112,18 @@ class Journal:
             self.stream.write(line)
             os.fsync(self.stream.fileno())
         else:
-            storage.write(storage.join(self.folder, f"journal-{self.events:06d}.jsonl"), line)
-        self.events += 1
+            storage.write(storage.join(self.folder, f"{_PREFIX}{self.next_number:06d}{_SUFFIX}"), line)
+            self.next_number += 1
 
     def close(self) -> None:
         """Release the sweep."""
         if self.stream is not None:
             self.stream.close()
+
+
+def _numbered(folder: str) -> list[str]:
+    """Return the names of the files that hold an event each, oldest first."""
+    return [name for name in storage.list_directory(folder) if re.fullmatch(rf"{_PREFIX}\d+{_SUFFIX}", name)]
 
 
 def _remove_partial_line(path: Path, stream: FileIO) -> None:
