@@ -3,6 +3,7 @@
 import io
 import json
 import random
+import resource
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -156,6 +157,21 @@ def test_a_journal_cut_off_anywhere_loses_its_last_event_alone(tmp_path: Path, s
         assert list(read_events(str(folder))) == [*EVENTS[:-1], {"event": "session", "time": 1.0}]
     path.write_bytes(content[:30] + b"#" + content[31:])
     refused(lambda: list(read_events(str(folder))), f"{path}:1", "damaged")
+
+
+def test_an_event_that_a_full_disk_cuts_off_is_refused_and_leaves_nothing(tmp_path: Path):
+    journal = Journal(str(tmp_path))
+    journal.write(EVENTS[0])
+    size = (tmp_path / "journal.jsonl").stat().st_size
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, limits[1]))  # as a full disk, takes the beginning of a line
+    try:
+        with pytest.raises(OSError, match="No space left"):
+            journal.write(EVENTS[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    journal.write(EVENTS[1])
+    assert list(read_events(str(tmp_path))) == EVENTS[:2]
 
 
 def test_a_changed_byte_of_a_journal_is_noticed(tmp_path: Path):

@@ -1,5 +1,6 @@
 """A sweep's append-only journal: a JSON object a line, whose last key is the CRC-32 of the line without it."""
 
+import errno
 import json
 import os
 import re
@@ -109,8 +110,7 @@ class Journal:
         content = json.dumps(event, ensure_ascii=False).encode()
         line = b"%s%s%d}\n" % (content[:-1], _CHECKSUM, zlib.crc32(content))
         if self.stream is not None:
-            self.stream.write(line)
-            os.fsync(self.stream.fileno())
+            _append(self.stream, line)
         else:
             storage.write(storage.join(self.folder, f"{_PREFIX}{self.next_number:06d}{_SUFFIX}"), line)
             self.next_number += 1
@@ -124,6 +124,15 @@ class Journal:
 def _numbered(folder: str) -> list[str]:
     """Return the names of the files that hold an event each, oldest first."""
     return [name for name in storage.list_directory(folder) if re.fullmatch(rf"{_PREFIX}\d+{_SUFFIX}", name)]
+
+
+def _append(stream: FileIO, line: bytes) -> None:
+    """Append a line; where the disk has no room for all of it, remove its beginning. Raises OSError."""
+    end = os.fstat(stream.fileno()).st_size
+    if stream.write(line) != len(line):  # the next event would become a part of this line
+        stream.truncate(end)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), stream.name)
+    os.fsync(stream.fileno())
 
 
 def _remove_partial_line(path: Path, stream: FileIO) -> None:
