@@ -134,6 +134,21 @@ def test_a_journal_without_a_damaged_file_goes_on_after_its_last_one(removed: in
     assert list(read_events(folder)) == [*rest, {"event": "session", "time": 200.0}]
 
 
+@pytest.mark.parametrize("places", [("local", "remote"), ("remote", "local"), ("local", "remote", "local")])
+def test_a_sweep_copied_to_another_kind_of_storage_goes_on_there(places: tuple[str, ...], tmp_path: Path):
+    last: str | None = None
+    for number, place in enumerate(places):
+        base = str(tmp_path) if place == "local" else f"memory://copies/{tmp_path.name}"
+        folder = storage.join(base, str(number))
+        for name in storage.list_directory(last) if last else []:
+            storage.write(storage.join(folder, name), storage.read(storage.join(str(last), name)))
+        journal, last = Journal(folder), folder
+        for event in EVENTS[3 * number : None if number == len(places) - 1 else 3 * number + 3]:
+            journal.write(event)
+        journal.close()
+    assert last and list(read_events(last)) == EVENTS
+
+
 def written_journal(folder: Path) -> tuple[Path, bytes]:
     """The journal of EVENTS in a folder, and its content."""
     journal = Journal(str(folder))

@@ -1,6 +1,7 @@
 """A sweep's append-only journal: a JSON object a line, whose last key is the CRC-32 of the line without it."""
 
 import errno
+import heapq
 import json
 import os
 import re
@@ -80,6 +81,7 @@ class BrokenEvent(TypedDict):
 
 
 _CHECKSUM = b', "crc32": '
+_FILE = "journal.jsonl"
 _PREFIX, _SUFFIX = "journal-", ".jsonl"  # of an event's own file, with its number in between
 JournalEvent = SessionEvent | TrialEvent | BegunEvent | EpochEvent | RetryEvent | BrokenEvent
 _EVENT: TypeAdapter[JournalEvent] = TypeAdapter(Annotated[JournalEvent, Field(discriminator="event")])
@@ -99,7 +101,7 @@ class Journal:
         self.stream: FileIO | None = None
         if storage.is_remote(folder):
             return
-        path = Path(storage.absolute(storage.join(folder, "journal.jsonl")))
+        path = Path(storage.absolute(storage.join(folder, _FILE)))
         path.parent.mkdir(parents=True, exist_ok=True)
         self.stream = path.open("a+b", buffering=0)
         lock(self.stream.fileno(), folder, "sweep")
@@ -148,11 +150,17 @@ def read_events(folder: str) -> Iterator[JournalEvent]:
     Raises:
         UserError: a line that is whole cannot be read.
     """
-    for name in storage.list_directory(folder):
-        if not name.startswith("journal"):
+    # A sweep that was copied from one kind of storage to the other, and resumed there, has events in both kinds of files.
+    parts = (_read_files(folder, names) for names in (_numbered(folder), [_FILE]))
+    return heapq.merge(*parts, key=lambda event: event["time"])
+
+
+def _read_files(folder: str, names: list[str]) -> Iterator[JournalEvent]:
+    for location in (storage.join(folder, name) for name in names):
+        try:
+            lines = storage.read(location).split(b"\n")
+        except FileNotFoundError:
             continue
-        location = storage.join(folder, name)
-        lines = storage.read(location).split(b"\n")
         for number, line in enumerate(lines[:-1], 1):  # what follows the last line end is no whole line
             try:
                 yield _event(line)
