@@ -1,5 +1,7 @@
 """The plan and the journal of a sweep: what is refused, and what a kill leaves."""
 
+import errno
+import fcntl
 import io
 import json
 import random
@@ -207,6 +209,14 @@ def test_two_processes_cannot_work_on_one_sweep(tmp_path: Path):
     refused(lambda: Journal(str(tmp_path)), "another process is at work")
     journal.close()
     Journal(str(tmp_path)).close()
+
+
+def test_a_sweep_runs_where_the_file_system_locks_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def no_lock(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", no_lock)
+    assert written_journal(tmp_path)[1].count(b"\n") == len(EVENTS)
 
 
 HERE = ClusterResources(4, 1, 1)

@@ -17,7 +17,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -90,15 +90,14 @@ def _locked(folder: str) -> Iterator[None]:
     path.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        with suppress(OSError):  # some network file systems lock no folders
-            lock(descriptor, folder, "run")
+        lock(descriptor, folder, "run")
         yield
     finally:
         os.close(descriptor)
 
 
 def lock(descriptor: int, folder: str, kind: str) -> None:
-    """Lock an open file or folder on this machine until it is closed.
+    """Lock an open file or folder on this machine until it is closed, unless its file system locks none.
 
     Raises:
         UserError: another process has it; `folder` and `kind` are for the message.
@@ -109,6 +108,8 @@ def lock(descriptor: int, folder: str, kind: str) -> None:
         raise UserError(
             f"{folder}: another process is at work on this {kind}; wait for it or stop it, or choose another --name"
         ) from None
+    except OSError:  # Lustre locks nothing unless it is mounted for that, and NFS no folders
+        pass
 
 
 def _with_teacher(training: TrainingConfig) -> TrainingConfig:
