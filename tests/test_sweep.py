@@ -287,6 +287,8 @@ def test_a_sweep_goes_on_only_as_itself(small_dataset: str, tmp_path: Path):
         resumed_sweep("s", str(tmp_path), {"space": list(plan.space)}, {"wait_minutes": 60}).config.run.wait_minutes
         == 60
     )
+    for run, problem in (({"wait_minutes": -1}, "run.wait_minutes is -1"), ({"wait": 1}, "run.wait is unknown")):
+        refused(lambda run=run: resumed_sweep("s", str(tmp_path), {}, run), f"--resume s: {problem}")
     shutil.copytree(tmp_path / "s", tmp_path / "copy")
     assert resumed_sweep("copy", str(tmp_path), {}).folder == str(tmp_path / "copy")
     with (tmp_path / "s" / "journal.jsonl").open("a") as file:  # as of earlier versions, without a checksum

@@ -25,7 +25,7 @@ from distributed.sweep.plan import SweepConfig, make_plan
 from distributed.sweep.space import Values, apply_values
 from model import storage
 from model.aliases import FIELDS, current_keys
-from model.config import Config
+from model.config import Config, make_config
 from model.errors import UserError
 
 # finished: all its epochs; stopped: by ASHA; unfinished: the time or the budget ended; diverged: its loss is no number;
@@ -262,6 +262,7 @@ def resumed_sweep(
     tree = sweep.plan.model_dump()
     # The folder may be a copy of the sweep's first one.
     tree["config"]["run"] |= {**(run or {}), "name": name, "storage": storage.absolute(location)}
+    make_config(tree["config"], f"--resume {name}")  # reports unknown and invalid fields by name
     plan = make_plan(tree | changes)
     other = [key for key in changes if key not in _MAY_CHANGE and getattr(plan, key) != getattr(sweep.plan, key)]
     if other:
