@@ -292,6 +292,13 @@ def make_config(tree: Tree, where: str = "configuration") -> Config:
         raise UserError("\n".join(f"{where}: {_explain(each)}" for each in error.errors())) from None
 
 
+def first_problem(error: ValidationError) -> str:
+    """Return the first problem that pydantic found, in a line; the first line of its own message is a count."""
+    first = error.errors()[0]
+    message = first["msg"].removeprefix("Value error, ")
+    return ": ".join(filter(None, [".".join(map(str, first["loc"])), message]))
+
+
 def read_config(path: str) -> Tree:
     """Read the tree in a YAML or JSON file. Raises UserError if it cannot be read or parsed."""
     try:

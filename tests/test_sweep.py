@@ -21,6 +21,7 @@ from distributed.cluster.resources import ClusterResources
 from distributed.sweep.budget import Budget
 from distributed.sweep.journal import Journal, read_events
 from distributed.sweep.plan import SweepConfig, continuing, make_plan, new_sweep, validate_plan
+from distributed.sweep.results import read_result
 from distributed.sweep.samplers import SAMPLERS
 from distributed.sweep.state import SweepState, Trial, read_sweep, resumed_sweep
 from distributed.tune.searcher import JournalSearcher
@@ -297,9 +298,18 @@ def test_a_sweep_goes_on_only_as_itself(small_dataset: str, tmp_path: Path):
     with (tmp_path / "s" / "journal.jsonl").open("a") as file:
         file.write('{"event": "begun", "time": "soon"}\n')
     refused(lambda: list(read_events(str(tmp_path / "s"))), "damaged", "remove the line")
-    (tmp_path / "s" / "sweep.json").write_text("{")
-    with pytest.raises(UserError, match="is damaged"):
-        resumed_sweep("s", str(tmp_path), {})
+    place, lacks_config = tmp_path / "s" / "sweep.json", "config: Field required"
+    for content, problem in (
+        ("{", "Invalid JSON: EOF while"),
+        ("{}", lacks_config),
+        ('{"sampler": "x"}', lacks_config),
+    ):
+        place.write_text(content)
+        with pytest.raises(UserError, match=rf"{place}: is damaged \({problem}.*\); copy it again") as raised:
+            resumed_sweep("s", str(tmp_path), {})
+        assert "\n" not in str(raised.value)
+    (tmp_path / "result.json").write_text('{"trials": 3}')
+    refused(lambda: read_result(str(tmp_path)), "result.json: is damaged (name: Field required)", "delete it")
 
 
 def test_what_a_sweep_spends_follows_from_its_journal(small_dataset: str):

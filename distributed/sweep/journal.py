@@ -19,6 +19,7 @@ from distributed.sweep.space import Values
 from distributed.train.runs import lock
 from model import storage
 from model.aliases import EVENTS, current_keys
+from model.config import first_problem
 from model.errors import UserError
 
 
@@ -181,8 +182,7 @@ def _event(line: bytes) -> JournalEvent:
     try:
         _EVENT.validate_python(event)  # what it returns has other numbers: 3.0 for 3
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise ValueError(first_problem(error)) from None
     return cast(JournalEvent, event)
 
 

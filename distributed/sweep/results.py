@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from distributed.cluster.resources import ClusterResources
 from distributed.sweep.budget import Spent
 from distributed.sweep.space import Values
 from model import storage
 from model.aliases import RESULTS, current_keys
+from model.config import first_problem
 from model.errors import UserError, first_line
 from model.training.device_usage import DeviceUsage
 
@@ -210,8 +211,9 @@ def read_result(folder: str) -> TuneResult | None:
     try:
         return TuneResult.from_dict(json.loads(storage.read(place)))
     except (ValueError, TypeError, AttributeError) as error:
+        problem = first_problem(error) if isinstance(error, ValidationError) else first_line(error)
         raise UserError(
-            f"{place}: is damaged ({first_line(error)}); delete it, and finish the sweep with `tune --resume`"
+            f"{place}: is damaged ({problem}); delete it, and finish the sweep with `tune --resume`"
         ) from None
 
 

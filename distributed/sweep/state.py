@@ -19,13 +19,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import ValidationError
+
 from distributed.sweep.budget import Spending, TrialRate
 from distributed.sweep.journal import JournalEvent, read_events
 from distributed.sweep.plan import SweepConfig, make_plan
 from distributed.sweep.space import Values, apply_values
 from model import storage
 from model.aliases import FIELDS, current_keys
-from model.config import Config, make_config
+from model.config import Config, first_problem, make_config
 from model.errors import UserError
 
 # finished: all its epochs; stopped: by ASHA; unfinished: the time or the budget ended; diverged: its loss is no number;
@@ -224,8 +226,8 @@ def read_sweep(folder: str) -> SweepState:
         plan = SweepConfig.model_validate_json(storage.read(place))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{place}: no such sweep; see --storage, or start it with `tune --name`") from None
-    except ValueError as error:
-        raise UserError(f"{place}: is damaged: {error}") from None
+    except ValidationError as error:
+        raise UserError(f"{place}: is damaged ({first_problem(error)}); copy it again, or start a new sweep") from None
     sweep = SweepState(plan)
     for event in read_events(folder):
         try:
