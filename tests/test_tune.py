@@ -15,6 +15,7 @@ from distributed.sweep.state import SweepState, read_sweep, resumed_sweep
 from distributed.train.events import Note
 from distributed.tune.recorder import SweepRecorder
 from distributed.tune.schedulers import ResumableASHA
+from distributed.tune.trial_run import EpochResult
 from model.inference.bundle import load_bundle
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -145,6 +146,29 @@ def test_asha_takes_a_trial_of_ray_and_knows_it_after_a_restart(tmp_path: Path):
     after.on_trial_remove(None, new)
     recorder.time_is_up = True
     assert after.on_trial_result(None, again, {"epoch": 2, "score": 0.9}) == "STOP"
+
+
+def test_a_trial_that_ends_by_itself_at_a_rung_counts_there_also_before_a_restart(tmp_path: Path):
+    """As with training.patience; the journal has its last epoch, from which a resumed sweep knows it."""
+    sweep = SweepState(plan_of("d", tmp_path, "asha", trials=2, max_epochs=9, eta=3))
+    recorder = SweepRecorder(sweep, None, None)  # type: ignore[arg-type]
+    asha = ResumableASHA(recorder)
+    good, worse, diverged = (RayTrial("any", stub=True, config={"trial": name}) for name in ("t001", "t002", "t003"))
+    about = {"values": {}, "epochs": 9, "series": None, "finalist_of": None}
+    sweep.apply({"event": "trial", "time": 0.0, "name": "t001", **about})
+    for number in (1, 2, 3):
+        metrics = {"epoch": number, "valid/keyphrase_f1": 0.5, "valid/keyphrase_loss": 1.0}
+        state = {"state": "finished"} if number == 3 else {}
+        sweep.apply({"event": "epoch", "time": 0.0, "trial": "t001", "metrics": metrics, **state})
+    told = {"epoch": 3, "score": 0.5, "result": EpochResult("t001", 3, metrics, True)}
+    for trial in (good, worse, diverged):
+        asha.on_trial_add(None, trial)
+    asha.on_trial_complete(None, good, told)
+    asha.on_trial_complete(None, diverged, {"epoch": 3, "score": -1.0, "result": EpochResult("t003", 3, None, True)})
+    again = ResumableASHA(recorder)
+    again.on_trial_add(None, worse)
+    decisions = [each.on_trial_result(None, worse, {"epoch": 3, "score": 0.4}) for each in (asha, again)]
+    assert decisions == ["STOP", "STOP"]
 
 
 def test_a_sweep_resumed_after_any_event_decides_as_one_that_was_not(tmp_path: Path):

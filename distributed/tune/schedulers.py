@@ -51,7 +51,10 @@ class ResumableASHA(ASHAScheduler):
         return decision if decision == TrialScheduler.STOP else _continue_or_cut(self.recorder, trial)
 
     def on_trial_complete(self, tune_controller: object, trial: RayTrial, result: EpochReport) -> None:
-        """Do nothing: the rungs are known from the trial's results."""
+        """Take in the last epoch of a trial that ended by itself, about which Tune does not ask."""
+        last = result.get("result")
+        if last is not None and last.metrics:
+            super().on_trial_result(tune_controller, _named(name_of(trial)), result)
 
     def on_trial_remove(self, tune_controller: object, trial: RayTrial) -> None:
         """Forget a trial that never began."""
