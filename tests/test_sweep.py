@@ -346,6 +346,18 @@ def test_a_search_leaves_the_finalists_their_share(small_dataset: str):
     assert sweep.kept_for_finalists(sweep.spent) == pytest.approx(5 / 5)
 
 
+def test_a_forecast_is_never_less_than_what_was_spent(small_dataset: str):
+    sweep = SweepState(plan_of(small_dataset, trials=2, max_epochs=9))
+    sweep.apply({"event": "session", "time": 0.0, "cpus": 1.0})
+    for name in ("t001", "t002"):  # of which one and a half go on at the first rung, on average
+        sweep.apply(proposal(0.0, name, 1e-3))
+        for number in range(1, 10):
+            metrics = epoch(number, 0.5)
+            sweep.apply({"event": "epoch", "time": sweep.seconds + 1.0, "trial": name, "metrics": metrics})
+    assert sweep.epochs_trained == 18 > sweep.plan.epochs_expected
+    assert sweep.forecast() == sweep.spent
+
+
 @pytest.mark.parametrize(
     ("budget", "price", "amount", "shown"),
     [

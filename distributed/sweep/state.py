@@ -158,7 +158,10 @@ class SweepState:
     def forecast(self) -> Spending | None:
         """Return what the whole plan will have cost, from the epochs so far; None before the first one."""
         epochs = self.epochs_trained
-        return self.spent.times(self.plan.epochs_expected / epochs) if epochs and self.spent.cpu_seconds else None
+        if not epochs or not self.spent.cpu_seconds:
+            return None
+        expected = max(self.plan.epochs_expected, epochs)  # ASHA may have let more continue than it does on average
+        return self.spent.times(expected / epochs)
 
     @property
     def all(self) -> list[Trial]:
