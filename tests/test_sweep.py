@@ -263,6 +263,12 @@ def test_trials_are_packed_onto_gpus_and_nodes(small_dataset: str):
     assert at_once(nodes, run={"device": "cpu", "cpus_per_worker": 2}) == 3  # not 4: no worker reaches across nodes
 
 
+def test_finalists_train_side_by_side_with_all_their_seeds(small_dataset: str):
+    for finalists, at_once in ((0, 2), (1, 3), (2, 6)):
+        plan = plan_of(small_dataset, trials=2, finalists=finalists, seeds=3, run={"device": "cpu"})
+        assert validate_plan(plan, ClusterResources(16, 0, 1))[2].concurrent == at_once
+
+
 def test_the_same_seed_proposes_the_same_configurations(small_dataset: str):
     def proposed(seed: int) -> list[dict[str, Any]]:
         plan, space, _ = validate_plan(make_plan({"config": {"data": small_dataset, "training": {"seed": seed}}}), HERE)

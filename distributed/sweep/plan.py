@@ -247,7 +247,7 @@ def _trial_resources(plan: SweepConfig, cluster: ClusterResources) -> TrialResou
         raise UserError(f"--gpus-per-trial {gpus:g}: a worker uses one GPU; for more, use --workers-per-trial")
     slots = cluster.maximum.worker_slots(cpus, gpus)
     resources = TrialResources(
-        cpus, gpus, min(slots // workers, plan.max_concurrent or slots, max(plan.trials, plan.finalists))
+        cpus, gpus, min(slots // workers, plan.max_concurrent or slots, max(plan.trials, plan.finalists * plan.seeds))
     )
     if slots < workers:
         raise UserError(
