@@ -184,7 +184,8 @@ def test_an_ablation_goes_on_with_more_seeds_when_its_weights_are_gone(trained: 
 
 def test_a_training_that_broke_down_is_told_of(trained: SweepState):
     trained.apply({"event": "broken", "time": 2.0, "trial": "t002", "state": "diverged", "error": "loss is nan"})
-    found, _ = ablation.compare_rows(trained)
+    found, verdict = ablation.compare_rows(trained)
+    assert "there is one seed" in verdict and "there is one seed" in ablation_table.caption(found, trained.plan)
     worse = found[-1]
     assert worse.seeds == [6] and worse.mean == counts(0.4, 4)[:, 0].mean()
     assert worse.lost == ["t002 (seed 5) diverged: loss is nan"]

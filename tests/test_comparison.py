@@ -1,13 +1,18 @@
 """What finalists and the record allow one to say."""
 
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from helpers import counts_of
+from sweeps import plan_of
 
-from distributed.sweep.comparison import record_conclusions
+from distributed.sweep.comparison import compare_finalists, record_conclusions
 from distributed.sweep.record_runs import RUNS, SERIES, binomial_noise, record_size
+from distributed.sweep.state import SweepState
+from distributed.train.checkpoint import save_best
 from model.training.metrics import summarize
 from model.training.significance import bootstrap_means, paired_bootstrap_test
 
@@ -61,6 +66,27 @@ def test_a_test_that_holds_its_level():
         )
         found += paired_bootstrap_test(draws[:, 0], draws[:, 1], 0.0).p < 0.05
     assert found <= 7  # a binomial of 40 at 0.05 exceeds 7 once in 2,000
+
+
+@pytest.mark.parametrize(("seeds", "shown"), [(3, "over texts and seeds"), (1, "there is one seed")])
+def test_the_test_of_finalists_names_what_their_finished_trainings_allow(seeds: int, shown: str, tmp_path: Path):
+    """A budget or failures may leave a finalist with fewer seeds than were asked for."""
+    sweep = SweepState(plan_of("d", tmp_path, "s", finalists=2, seeds=3, max_epochs=1))
+    for finalist, count, rate in (("t001", 3, 0.6), ("t002", seeds, 0.4)):
+        sweep.apply({"event": "trial", "time": 0.0, **_trial(finalist, None)})
+        for seed in range(count):
+            name, counts = f"{finalist}-seed{seed}", tagger(rate, seed)
+            metrics = {"epoch": 1, "valid/keyphrase_f1": counts[:, 0].mean()}
+            sweep.apply({"event": "trial", "time": 0.0, **_trial(name, finalist, seed)})
+            sweep.apply({"event": "epoch", "time": 0.0, "trial": name, "metrics": metrics, "state": "finished"})
+            save_best(sweep.folder_of(sweep.trials[name]), 1, {}, counts)
+    assert (
+        compare_finalists(sweep).verdict.startswith("t001 wins over t002") and shown in compare_finalists(sweep).verdict
+    )
+
+
+def _trial(name: str, finalist_of: str | None, seed: int = 0) -> dict[str, Any]:
+    return {"name": name, "values": {"training.seed": seed}, "epochs": 1, "series": None, "finalist_of": finalist_of}
 
 
 def test_the_records_epochs_are_within_its_noise_and_its_smallest_lr_is_not():

@@ -1,5 +1,6 @@
 """The table of an ablation, as text, as Markdown and as cells."""
 
+from distributed.sweep.ablation import fewest_seeds
 from distributed.sweep.metric import Metric
 from distributed.sweep.plan import SweepConfig
 from distributed.sweep.results import AblationRow
@@ -26,12 +27,13 @@ def _cells(row: AblationRow) -> list[str]:
     ]
 
 
-def caption(plan: SweepConfig) -> str:
+def caption(rows: list[AblationRow], plan: SweepConfig) -> str:
     """Return what the table's metrics are."""
+    test = describe_test(fewest_seeds(rows))
     chance = f" Of 20 rows that change nothing, about one has p < {SIGNIFICANCE_LEVEL}." if plan.seeds > 1 else ""
     return (
         f"Rows differ from the whole by the field that they name. {plan.metric} of the best of {plan.max_epochs} epochs: the "
-        f"mean over seeds and its 95 % interval; differences to the whole are tested {describe_test(plan.seeds)}.{chance}"
+        f"mean over seeds and its 95 % interval; differences to the whole are tested {test}.{chance}"
     )
 
 
@@ -54,6 +56,6 @@ def as_markdown(rows: list[AblationRow], verdict: str, plan: SweepConfig) -> str
     """Return the table as Markdown, with its caption, the verdict and what is missing."""
     columns, cells = table(rows, plan.ranking)
     lines = [columns, ["---"] * len(columns), *([f"`{line[0]}`", *line[1:]] for line in cells)]
-    text = f"{caption(plan)} Result: {verdict}."
+    text = f"{caption(rows, plan)} Result: {verdict}."
     notes = [f"- {line}" for line in [*missing_runs(rows), *plan.left_out]]
     return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", text, *([""] if notes else []), *notes, ""])

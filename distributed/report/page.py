@@ -159,7 +159,7 @@ def _headline(sweep: SweepState, result: TuneResult | None) -> str:
 def _ablation(rows: list[AblationRow], plan: SweepConfig) -> Section:
     columns, cells = ablation_table.table(rows, plan.ranking)
     missing = ablation_table.missing_runs(rows)
-    return {"text": ablation_table.caption(plan), "columns": columns, "rows": cells, "lost": missing}
+    return {"text": ablation_table.caption(rows, plan), "columns": columns, "rows": cells, "lost": missing}
 
 
 def _trials_table(sweep: SweepState) -> Section:

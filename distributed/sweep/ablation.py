@@ -62,7 +62,12 @@ def compare_rows(sweep: SweepState) -> tuple[list[AblationRow], str]:
     words = Dataset(plan.config.data).info["words"]
     rows = [_row(sweep, name, seeds, groups, words) for name, seeds in finished.items()]
     rows.sort(key=lambda row: (row.row != FULL, row.mean is None, -(row.mean or 0.0)))
-    return rows, _verdict(rows, describe_test(plan.seeds))
+    return rows, _verdict(rows, describe_test(fewest_seeds(rows)))
+
+
+def fewest_seeds(rows: list[AblationRow]) -> int:
+    """Return how many seeds the row with the fewest has that were trained in full; rows without any are not compared."""
+    return min((len(row.seeds) for row in rows if row.seeds), default=0)
 
 
 def _row(sweep: SweepState, name: str, finished: list[Trial], groups: SeedGroups, words: int) -> AblationRow:

@@ -91,7 +91,7 @@ def compare_finalists(sweep: SweepState) -> FinalistComparison:
         for name, seeds in trainings.items()
     ]
     best_seed = max(trainings[winner], key=lambda trial: trial.best_score(metric))
-    return FinalistComparison(finalists, _verdict(finalists, metric, sweep.plan.seeds), best_seed.name)
+    return FinalistComparison(finalists, _verdict(finalists, metric), best_seed.name)
 
 
 def _finished_finalists(sweep: SweepState) -> dict[str, list[Trial]]:
@@ -108,11 +108,12 @@ def _finished_finalists(sweep: SweepState) -> dict[str, list[Trial]]:
     return {name: groups[name] for name in sorted(groups, key=mean, reverse=True)}
 
 
-def _verdict(finalists: list[Finalist], metric: str, seeds: int) -> str:
+def _verdict(finalists: list[Finalist], metric: str) -> str:
     first, test = finalists[0], finalists[0].against
     mean = f"mean {metric} {first.mean:.4f} ({first.low:.4f} to {first.high:.4f})"
     if test is None:
         return f"{first.trial} is the only finalist: {mean}; nothing to compare it with"
+    seeds = min(len(each.seeds) for each in finalists[:2])  # those that were trained in full
     evidence = (
         f"{mean} against {finalists[1].mean:.4f}, difference {test.difference:.4f} "
         f"({test.low:+.4f} to {test.high:+.4f}), p = {test.p:.3f} {describe_test(seeds)}"
