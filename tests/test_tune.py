@@ -3,19 +3,24 @@
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import leaks
 import pytest
-from helpers import SHARED
+from helpers import SHARED, alone
 from ray.tune.experiment import Trial as RayTrial
 from sweeps import Events, carry_out, curves, plan_of
 
-from distributed.sweep.state import SweepState, read_sweep, resumed_sweep
+from distributed.sweep.journal import Journal
+from distributed.sweep.state import SweepState, Trial, read_sweep, resumed_sweep
+from distributed.train.checkpoint import save_best
 from distributed.train.events import Note
+from distributed.tune.driver import _finish
 from distributed.tune.recorder import SweepRecorder
 from distributed.tune.schedulers import ResumableASHA
 from distributed.tune.trial_run import EpochResult
+from model import storage
 from model.inference.bundle import load_bundle
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -117,6 +122,23 @@ def test_optuna_proposes_the_same_for_the_same_seed_and_learns(cluster, small_da
         proposed.append([values for values, _, _ in curves(tmp_path / name).values()])
     assert proposed[0] == proposed[1] and len(proposed[0]) == 13
     assert all(1e-3 <= values["training.lr"] <= 3e-2 for values in proposed[0])
+
+
+def test_a_sweep_that_ends_before_any_finalist_does_not_read_the_test_split(small_dataset: str, tmp_path: Path):
+    plan = plan_of(small_dataset, tmp_path, "s", trials=2, max_epochs=1, finalists=1, seeds=1)
+    storage.write(storage.join(plan.folder, "sweep.json"), plan.model_dump_json().encode())
+    journal, tracker = Journal(plan.folder), SimpleNamespace(on_event=lambda *_: None, finish=lambda *_: None)
+    recorder = SweepRecorder(SweepState(plan), journal, tracker)  # type: ignore[arg-type]
+    best, left = (Trial(name, {"training.lr": 0.01}, 1) for name in ("t001", "t002"))
+    for trial in (best, left, Trial("t001-seed1", {"training.seed": 1}, 1, finalist_of="t001")):
+        recorder.propose(trial)
+    training = alone(recorder.sweep.config_of(best))
+    save_best(recorder.sweep.folder_of(best), 1, training.tagger.state_dict(), training.counts)
+    recorder.epoch("t001", training.history[0], "finished")
+    events: Events = []
+    result = _finish(recorder, events.append).as_dict()
+    journal.close()
+    assert "test" not in result and not events and result["verdict"].startswith("no finalist was trained in full")
 
 
 def test_asha_takes_a_trial_of_ray_and_knows_it_after_a_restart(tmp_path: Path):

@@ -67,7 +67,7 @@ def compare_finalists(sweep: SweepState) -> FinalistComparison:
     if not trainings:
         best = sweep.best
         assert best is not None
-        return FinalistComparison([], "no finalist could be trained again; the best trial is taken", best.name)
+        return FinalistComparison([], "no finalist was trained in full; the best trial is taken", best.name)
     groups = SeedGroups(
         sweep.plan.ranking,
         {

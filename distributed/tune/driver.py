@@ -191,7 +191,7 @@ def _finish(recorder: SweepRecorder, on_event: SweepEventHandler) -> TuneResult:
         record=comparison.record_rows(sweep) if repeats_record else None,
         conclusions=comparison.record_conclusions() if repeats_record else None,
         ablation=rows,
-        test=_test_metrics(bundle, sweep.plan.config.data, on_event) if finalists else None,
+        test=_test_metrics(bundle, sweep.plan.config.data, on_event) if finalists and finalists.finalists else None,
         spent=sweep.spent.as_result(sweep.plan.price),
         stopped_by=recorder.stopped_by,
         usage={trial.name: usage for trial in sweep.all if (usage := usage_of(trial.metrics))} or None,
