@@ -551,6 +551,15 @@ def test_spans_count_in_the_text_of_a_record_and_tags_count_its_tokens(tmp_path:
         assert list(Reader(*unlabeled_inputs([str(path)])).texts(SkipCounts())) == ["Don't miss Roger Federer!"]
 
 
+@pytest.mark.parametrize("field", ["entities", "spans"])
+def test_spans_of_tokens_without_a_text_are_refused(tmp_path: Path, field: str):
+    record = {"tokens": ["Mayor", "Ada", "Hale", "runs"], field: [{"start": 1, "end": 3, "type": "person"}]}
+    path = write(tmp_path, "a", json.dumps(record))
+    refused(lambda: read([path]), f"{path}:1: ", f'"{field}"', "tokens or characters", 'add "text"')
+    write(tmp_path, "a", json.dumps(record | {field: []}))
+    assert read([path]) == ([[]], {})
+
+
 def test_an_entity_may_have_a_value_that_holds_no_places(tmp_path: Path):
     for value in ("weekend", None, 5):
         entity = {"start": 16, "end": 23, "value": value, "entity": "time"}

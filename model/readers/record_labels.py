@@ -95,6 +95,9 @@ def in_characters(span: tuple[int, int], text: str, unit: Unit, place: str) -> t
 
 def _spans(name: str, value: Any, source: Source) -> Labels:
     """Read [start, end, ...] or objects with a start and an end."""
+    if value and source.offsets is not None:
+        problem = f'"{name}" may count tokens or characters, since the record has tokens and no "text"'
+        raise LineError(source.place, f'{problem}; add "text" and count its characters, or write a tag per token')
     if not isinstance(value, list):
         raise LineError(source.place, f'"{name}" is not a list; write [[start, end], ...]')
     return {"spans": tuple(_span(item, source) for item in value)}
