@@ -665,6 +665,16 @@ def test_rejected_and_empty_records_are_counted(tmp_path: Path):
     assert counts == {"answer is reject": 1, "answer is ignore": 1, "text is null": 1, "keyphrases are null": 1}
 
 
+@pytest.mark.parametrize("field", ["annotations", "completions"])
+def test_a_task_that_nobody_has_annotated_is_left_out(tmp_path: Path, field: str):
+    done, empty, cancelled, open_task = ({"data": {"text": "a salt road"}, "predictions": []} for _ in range(4))
+    done[field] = [{"result": [{"value": {"start": 2, "end": 6}}]}]
+    empty[field], cancelled[field], open_task[field] = [{"result": []}], [{"was_cancelled": True, "result": []}], []
+    path = write(tmp_path, "a", json.dumps([done, empty, cancelled, open_task]))
+    assert read([path]) == ([["salt"], []], {"annotation was cancelled": 1, "task without an annotation": 1})
+    assert read([write(tmp_path, "b", json.dumps({"text": "a salt road", field: []}))]) == ([[]], {})
+
+
 @pytest.mark.parametrize(
     "record",
     [

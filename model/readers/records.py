@@ -146,9 +146,12 @@ def _rejection(value: object, record: Record) -> str | None:
         return f"answer is {record['answer']}"
     if _has_null_text(value, record):
         return "text is null"
-    annotations = record.get("annotations")
-    if isinstance(annotations, list) and annotations and not accepted(annotations):
-        return "annotation was cancelled"
+    annotations = record.get("annotations", record.get("completions"))
+    if isinstance(annotations, list) and not accepted(annotations):
+        if annotations:
+            return "annotation was cancelled"
+        if isinstance(value, dict) and isinstance(value.get("data"), dict):  # a task of Label Studio
+            return "task without an annotation"
     return None
 
 
