@@ -628,6 +628,21 @@ def test_an_annotation_of_webanno_may_have_no_value(tmp_path: Path):
     assert read([write(tmp_path, "a", "\n".join(rows))]) == ([["leeds"]], {})
 
 
+def test_layers_of_grammar_in_webanno_are_no_keyphrases(tmp_path: Path):
+    api = "de.tudarmstadt.ukp.dkpro.core.api"
+    rows = [
+        "#FORMAT=WebAnno TSV 3.3",
+        f"#T_SP={api}.lexmorph.type.pos.POS|coarseValue|PosValue",
+        f"#T_SP={api}.segmentation.type.Lemma|value",
+        f"#T_SP={api}.ner.type.NamedEntity|identifier|value",
+        "",
+        "#Text=in leeds",
+        "1-1\t0-2\tin\tADP\tIN\tin\t_\t_\t",
+        "1-2\t3-8\tleeds\tPROPN\tNNP\tleeds\t*\tLOC\t",
+    ]
+    assert read([write(tmp_path, "a", "\n".join(rows))]) == ([["leeds"]], {})
+
+
 @pytest.mark.parametrize("start", ["[Live] a storm", "[1] We study it", "{live} another storm"])
 def test_a_text_that_begins_with_a_bracket_is_no_json(tmp_path: Path, start: str):
     assert unlabeled(f"{start} hits\nthree\n") == [f"{start} hits", "three"]

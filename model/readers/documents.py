@@ -17,6 +17,8 @@ from model.shards import FileRange
 # Suffix of a text -> that of its keyphrases: brat, Inspec, and SemEval-2010 and its like.
 PAIRS = {".txt": (".ann", ".key"), ".abstr": (".uncontr", ".contr")}
 WEBANNO = "#FORMAT=WebAnno TSV 3"
+# Layers of WebAnno and INCEpTION that say something of every word: parts of speech, lemmas, chunks.
+_GRAMMAR = tuple(f"de.tudarmstadt.ukp.dkpro.core.api.{name}." for name in ("lexmorph", "segmentation", "syntax"))
 
 
 def possible_companions(path: str) -> list[str]:
@@ -95,7 +97,7 @@ def span_columns(lines: list[str]) -> tuple[int, ...]:
     for line in lines:
         name, _, layer = line.partition("=")
         features = max(layer.count("|"), 1)
-        if name == "#T_SP":
+        if name == "#T_SP" and not layer.startswith(_GRAMMAR):
             columns += range(at, at + features)
         if name in ("#T_SP", "#T_CH", "#T_RL"):
             at += features + (name == "#T_RL")
