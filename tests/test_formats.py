@@ -510,6 +510,17 @@ def test_annotations_in_parts_are_counted_and_wrong_ones_are_named(tmp_path: Pat
     refused(lambda: read([tmp_path]), "a.ann:2: ", "out of range", "18 characters")
 
 
+def test_annotations_whose_words_are_elsewhere_are_left_out(tmp_path: Path):
+    write(tmp_path, "a.txt", "old salt roads\r\n🎉 run to the salt\r\nroad")
+    write(tmp_path, "a.ann", "T1\tKey 4 14\tSALT roads\nT2\tKey 29 39\tsalt road\nT3\tKey 28 38\tsalt road\n")
+    assert read([tmp_path]) == ([["salt roads", "salt road"]], {"annotation whose words are not where it says": 1})
+    write(tmp_path, "a.ann", "T1\tKey 3 12\tsalt roads\n")
+    assert read([tmp_path])[1] == {"annotation whose words are not where it says": 1, "text with no keyphrase left": 1}
+    write(tmp_path, "a.ann", "T1\tKey 30 40\tsalt road\n")
+    refused(lambda: read([tmp_path]), "a.ann:1: ", "--offsets utf16")
+    assert read([tmp_path], offsets="utf16") == ([["salt road"]], {})
+
+
 @pytest.mark.parametrize(("unit", "encoding", "size"), [("utf16", "utf-16-le", 2), ("bytes", "utf-8", 1)])
 def test_offsets_of_other_units_are_read_where_they_are_named(tmp_path: Path, unit: str, encoding: str, size: int):
     def offset(text: str, at: int) -> int:
@@ -521,7 +532,7 @@ def test_offsets_of_other_units_are_read_where_they_are_named(tmp_path: Path, un
     assert read([path], offsets=unit) == (EXPECTED, {})
     refused(lambda: read([path]), f"{path}:", f"--offsets {unit}")
     write(tmp_path, "b.txt", texts[0][0])
-    write(tmp_path, "b.ann", "".join(f"T1\tKey {start} {end}\tx\n" for start, end in counted[0][1]))
+    write(tmp_path, "b.ann", "".join(f"T1\tKey {start} {end}\t\n" for start, end in counted[0][1]))
     assert read([tmp_path / "b.txt"], offsets=unit)[0] == EXPECTED[:1]
 
 

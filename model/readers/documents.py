@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import PurePath
 
 from model import storage
-from model.data.characters import Unit
+from model.data.characters import UNITS, Unit, fold, to_characters
 from model.data.labeled_text import LabeledText, SkipCounts
 from model.errors import LineError, StorageError, UserError
 from model.readers.conll import Lines, characters, join_tokens
@@ -51,21 +51,29 @@ def _read(path: str) -> str:
         raise UserError(f"{path}: cannot be read: {error}") from error
 
 
-def parse_pair(record: tuple[str, str, str], place: str, unit: Unit, skips: SkipCounts) -> LabeledText:
-    """Return the labeled text of a pair of files. Raises LineError where the annotations cannot be used."""
+def parse_pair(record: tuple[str, str, str], place: str, unit: Unit, skips: SkipCounts) -> LabeledText | None:
+    """Return the labeled text of a pair of files, or None where none of its annotations can be kept, which is counted.
+
+    Raises:
+        LineError: the annotations cannot be used.
+    """
     text, annotations, beside = record
     checked_text(text, place)
     if not beside.partition("?")[0].endswith(".ann"):
         return LabeledText(text, place, keyphrases=_listed(annotations, text))
-    spans = []
+    spans, left_out = [], False
     for number, line in enumerate(annotations.splitlines(), 1):
         if not line.startswith("T"):  # relations, events, notes
             continue
         span = _text_bound(line, text, f"{beside}:{number}", unit)
-        if span is None:
-            skips.add("annotation in several parts", f"{beside}:{number}")
+        if isinstance(span, str):
+            skips.add(span, f"{beside}:{number}")
+            left_out = True
         else:
             spans.append(span)
+    if left_out and not spans:
+        skips.add("text with no keyphrase left", place)
+        return None
     return LabeledText(text, place, spans=tuple(spans))
 
 
@@ -76,18 +84,35 @@ def _listed(annotations: str, text: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in annotations.splitlines() if line.strip())
 
 
-def _text_bound(line: str, text: str, place: str, unit: Unit) -> tuple[int, int] | None:
-    """Return the span of a line `T1<TAB>Type 8 17<TAB>words`, or None where it has several parts. Raises LineError."""
+def _text_bound(line: str, text: str, place: str, unit: Unit) -> tuple[int, int] | str:
+    """Return the span of a line `T1<TAB>Type 8 17<TAB>words`, or why it is left out. Raises LineError."""
     columns = line.split("\t")
     parts = columns[1].split(" ", 1)[1].split(";") if len(columns) > 1 and " " in columns[1] else []
     bounds = [bound for part in parts for bound in part.split()]
     if len(bounds) < 2 or len(bounds) % 2 or not all(bound.isdigit() for bound in bounds):
         raise LineError(place, "is no annotation of brat; write T1<TAB>Type start end<TAB>words")
-    start, end = in_characters((int(bounds[0]), int(bounds[-1])), text, unit, place)
+    places = list(map(int, bounds))
+    start, end = in_characters((places[0], places[-1]), text, unit, place)
     # A span over a line break is written in two parts, with only blanks between them.
-    inner = zip(map(int, bounds[1:-1:2]), map(int, bounds[2::2]), strict=True)
+    inner = zip(places[1:-1:2], places[2::2], strict=True)
     between = (in_characters(span, text, unit, place) for span in inner)
-    return (start, end) if all(not text[a:b].strip() for a, b in between) else None
+    if any(text[a:b].strip() for a, b in between):
+        return "annotation in several parts"
+    words = columns[2] if len(columns) > 2 else ""
+    if not words.strip() or _is_at((start, end), words, text, "characters"):
+        return start, end
+    if likely := next((other for other in UNITS if _is_at((places[0], places[-1]), words, text, other)), None):
+        raise LineError(place, f"its words are there only if it counts {likely}; set --offsets {likely}")
+    return "annotation whose words are not where it says"
+
+
+def _is_at(span: tuple[int, int], words: str, text: str, unit: Unit) -> bool:
+    """Return whether words are at a span of a text, but for blanks and case."""
+    try:
+        [(start, end)] = to_characters([span], text, unit)
+    except ValueError:
+        return False
+    return "".join(fold(text[start:end]).split()) == "".join(fold(words).split())
 
 
 def span_columns(lines: list[str]) -> tuple[int, ...]:

@@ -226,7 +226,7 @@ def _detect_pair(head: Head, options: ReadOptions) -> Layout | None:
     return head.layout._replace(format=name, whole=True)
 
 
-def _parse_pair(record: tuple[str, str, str], place: str, layout: Layout, skips: SkipCounts) -> LabeledText:
+def _parse_pair(record: tuple[str, str, str], place: str, layout: Layout, skips: SkipCounts) -> LabeledText | None:
     return documents.parse_pair(record, place, layout.offsets, skips)
 
 
