@@ -727,6 +727,22 @@ def test_records_without_keyphrases_are_refused_with_their_fields(tmp_path: Path
     assert read([write(tmp_path, "c.csv", "id,tweet\n1,we love #RyeBread in winter\n")])[0] == [["Rye Bread"]]
 
 
+def test_a_hashtag_does_not_count_where_a_field_is_named_after_keyphrases(tmp_path: Path):
+    tweet = "we love #RyeBread in our winter market"
+    for name in ("keyphrase", "Key Phrases", "key_phrases"):
+        path = write(tmp_path, "a", json.dumps({"text": tweet, name: "winter market"}))
+        assert read([path])[0] == [["winter market"]]
+        path = write(tmp_path, "b.csv", f"text,{name}\n{tweet},winter market\n")
+        assert read([path])[0] == [["winter market"]]
+    path = write(tmp_path, "a", json.dumps({"text": tweet, "gold_keyphrases": ["winter market"]}))
+    refused(lambda: read([path]), f"{path}:1: ", "gold_keyphrases", "rename")
+    path = write(tmp_path, "b.csv", f"text,my keywords\n{tweet},winter market\n")
+    refused(lambda: read([path]), f"{path}:1: ", "my keywords", "rename")
+    lines = [{"text": tweet, "keyphrases": None}] * 300 + [{"text": tweet, "keyphrases": ["winter market"]}]
+    path = write(tmp_path, "c", "\n".join(map(json.dumps, lines)))
+    assert read([path]) == ([["winter market"]], {"keyphrases are null": 300})
+
+
 def zipped(name: str) -> bytes:
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:

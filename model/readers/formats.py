@@ -14,7 +14,7 @@ from model.errors import LineError, UserError
 from model.readers import conll, documents, json_files, records, tables
 from model.readers.head import Head, decode_file, is_binary_table
 from model.readers.options import SUMMARIES, ReadOptions
-from model.readers.record_labels import phrases_of
+from model.readers.record_labels import LABEL_FIELDS, phrases_of
 from model.shards import FileRange, Layout
 
 _SAMPLE_RECORDS = 200
@@ -70,7 +70,10 @@ def _detect_json(head: Head, options: ReadOptions) -> Layout | None:
     sample = json_sample(head, layout) if layout else []
     if layout is None or not sample or any(map(records.is_labeled, sample)):
         return layout
-    if not any(map(_has_hashtag, sample)):
+    named = records.keyphrase_names(name for each in sample if isinstance(each, dict) for name in each)
+    if named & LABEL_FIELDS:  # which are null so far
+        return layout
+    if named or not any(map(_has_hashtag, sample)):
         raise records.unusable_fields(sample[0], head.path)
     return layout._replace(format="raw")
 
@@ -157,8 +160,10 @@ def _detect_csv(head: Head, options: ReadOptions) -> Layout | None:
     if layout is None and options.format == "csv":
         delimiter = max(",;\t|", key=head.lines[0].count)
         return head.layout._replace(format="csv", whole=True, options=tables.Dialect(delimiter, None))
-    if layout and not layout.options.labeled and "#" not in "".join(head.lines[1:]):
-        raise records.unusable_fields(dict.fromkeys(layout.options.names), head.path)
+    if layout and not layout.options.labeled:
+        names = layout.options.names
+        if records.keyphrase_names(names) or "#" not in "".join(head.lines[1:]):
+            raise records.unusable_fields(dict.fromkeys(names), head.path)
     return layout
 
 
@@ -296,8 +301,8 @@ def describe(layout: Layout) -> str:
             parts.append(
                 f"token in column {token}, tag in column {tag}, texts parted by {', '.join(between) or 'blank rows'}"
             )
-        case tables.Dialect(names=tuple(names)):
-            parts.append(f"columns {', '.join(names)}")
+        case tables.Dialect(names=tuple(names), labeled=labeled):
+            parts.append(f"columns {', '.join(names)}{'' if labeled else ', labeled by the hashtag'}")
     if layout.encoding != "utf-8":
         parts.append(layout.encoding.upper())
     if layout.compression:

@@ -236,6 +236,9 @@ LABELS: dict[str, Callable[[str, Any, Source], Labels | None]] = {
     "bio_tags": _tags,
     "keywords": _phrases,
     "keyword": _phrases,
+    "keyphrase": _phrases,
+    "key_phrases": _phrases,
+    "key phrases": _phrases,
     "KeyPhrases": _phrases,  # of OpenKP
     "extractive_keyphrases": _phrases,
     "entities": _spans_or_tags,

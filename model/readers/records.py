@@ -5,6 +5,9 @@ are in order: the first field that is there counts. `null` is as good as absent.
 no exact one.
 """
 
+import re
+from collections.abc import Iterable
+
 from model.data.labeled_text import LabeledText, SkipCounts
 from model.errors import LineError, UserError
 from model.readers import hashtags
@@ -31,6 +34,7 @@ _WHOLE_TWEETS = ("extended_tweet", "note_tweet")  # of a tweet whose text is cut
 _BEFORE_TEXT = {*_TOKENS, *_WHOLE_TWEETS}  # what counts rather than "text"
 TEXT_FIELDS = {*_TEXTS, *_TOKENS, "title", "abstract"}  # what a table's columns may be named, in lower case
 _TEXT_NAMES = {*TEXT_FIELDS, *_WHOLE_TWEETS}
+_KEYPHRASES = re.compile("phrase|key.?word", re.IGNORECASE)
 _REJECTED = ("reject", "ignore")  # answers of Prodigy
 
 
@@ -105,6 +109,11 @@ def unusable_fields(value: object, path: str) -> UserError:
         f"{path}:1: {fields}, and none holds keyphrases; read are {', '.join(LABELS)} beside a text, "
         f"or tweets with one hashtag; rename the field"
     )
+
+
+def keyphrase_names(fields: Iterable[str]) -> set[str]:
+    """Return the fields that claim to hold keyphrases, in lower case: a hashtag must not count in their place."""
+    return {name.lower() for name in fields if _KEYPHRASES.search(name)}
 
 
 def checked_text(value: object, place: str) -> str:
