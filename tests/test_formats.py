@@ -401,6 +401,13 @@ def test_tables_with_a_column_of_words_may_hold_texts(tmp_path: Path):
     assert read([write(tmp_path, "c", "# id\tword\ttag\n1\tsalt\tB\n\n1\troad\tB\n")])[0] == [["salt"], ["road"]]
 
 
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_a_table_may_have_columns_without_a_name(tmp_path: Path, delimiter: str):
+    rows = [",text,keyphrases,,", "0,a salt road,salt road,,", "1,a map,,,"]
+    path = write(tmp_path, "a", "\n".join(rows).replace(",", delimiter))
+    assert read([path]) == ([["salt road"], []], {})
+
+
 def test_what_looks_like_the_first_line_of_a_table_is_none(tmp_path: Path):
     path = write(tmp_path, "a.txt", "Title | Text\nwe love #RyeBread in winter\n")
     assert read([path])[0] == [["Rye Bread"]]

@@ -74,7 +74,8 @@ def _named_dialect(lines: list[str], delimiter: str) -> Dialect | None:
     """Return the dialect of a table whose first line names columns that are known, or None."""
     names = _names(lines, delimiter)
     texts, labels = TEXT_FIELDS.intersection(names), LABEL_FIELDS.intersection(names)
-    if len(set(names)) < len(names) or len(names) == 1:
+    named = list(filter(None, names))  # spreadsheets write empty columns after the last one
+    if len(set(named)) < len(named) or len(names) == 1:
         return None
     if tokens := find_token_columns(names, _sample(lines[1:], delimiter)):
         return Dialect(delimiter, names, tokens=tokens)
