@@ -627,6 +627,16 @@ def test_every_occurrence_of_an_entity_without_places_is_marked(tmp_path: Path):
         refused(lambda: read([path]), f"{path}:1: ", "is not a pair of whole numbers")
 
 
+def test_what_extract_has_written_is_read(tmp_path: Path):
+    keyphrase = {"text": "salt road", "start": 14, "end": 23, "score": 0.9}
+    lines = [{"text": "salt road and salt road", "keyphrases": found} for found in ([keyphrase], [])]
+    path = write(tmp_path, "a", "\n".join(map(json.dumps, lines)))
+    [file] = resolve_inputs([str(path)])
+    assert [text.spans or text.keyphrases for text in Reader(file).read(SkipCounts())] == [((14, 23),), ()]
+    write(tmp_path, "a", json.dumps({"text": "a salt road", "keyphrases": [{"phrase": "salt road"}]}))
+    refused(lambda: read([path]), f"{path}:1: ", '"keyphrases" is not a list of strings')
+
+
 @pytest.mark.parametrize("size", [{"length": 8}, {"length": 0}, {"length": "3"}, {"EndOffset": 19}, {}])
 def test_an_entity_with_a_wrong_length_is_refused(tmp_path: Path, size: dict[str, Any]):
     record = {"text": "maps of a road", "entities": [{"text": "road", "offset": 10, **size}]}

@@ -159,7 +159,12 @@ def _is_whole(value: object) -> bool:
 
 
 def _phrases(name: str, value: Any, source: Source) -> Labels | None:
-    """Read a list of phrases, of which every occurrence is marked, or one string, of which the first one is."""
+    """Read a list of phrases, of which every occurrence is marked, or one string, of which the first one is.
+
+    What `extract` has written are entities.
+    """
+    if isinstance(value, list) and value and all(map(_is_entity, value)):
+        return _spans_or_tags(name, value, source)
     if isinstance(value, str):
         if value.startswith(("['", '["')):
             raise LineError(source.place, f'"{name}" is a list that cannot be read ({value[:40]}); write it as JSON')
@@ -168,6 +173,10 @@ def _phrases(name: str, value: Any, source: Source) -> Labels | None:
     if None in phrases:
         raise LineError(source.place, f'"{name}" is not a list of strings; write ["one keyphrase", "another"]')
     return {"keyphrases": tuple(phrase for phrase in phrases if phrase and phrase.strip()), "every": True}
+
+
+def _is_entity(item: Any) -> bool:
+    return isinstance(item, dict) and not item.keys().isdisjoint(("text", *_START))
 
 
 def _phrase(item: Any) -> str | None:
