@@ -637,6 +637,17 @@ def test_what_extract_has_written_is_read(tmp_path: Path):
     refused(lambda: read([path]), f"{path}:1: ", '"keyphrases" is not a list of strings')
 
 
+@pytest.mark.parametrize("field", ["entities", "spans", "label"])
+def test_entities_may_be_lists_of_their_starts_and_ends(tmp_path: Path, field: str):
+    entities = [{"start": [2, 11], "end": [6, 15], "label": ["K", "K"]}, {"start": [], "end": [], "label": []}]
+    table = pa.table({"text": ["a salt and road", "a map"], field: entities})
+    assert read([write(tmp_path, "a", table_file(pq.write_table, table))]) == ([["salt", "road"], []], {})
+    path = write(tmp_path, "b", json.dumps({"text": "a salt road", "spans": {"start": [2, 5], "end": [6]}}))
+    refused(lambda: read([path]), f"{path}:1: ", '"spans" is not a list')
+    tweet = {"text": "we love #RyeBread in winter", "entities": {"hashtags": [{"text": "RyeBread"}], "urls": []}}
+    assert read([write(tmp_path, "c", json.dumps(tweet))])[0] == [["Rye Bread"]]
+
+
 @pytest.mark.parametrize("size", [{"length": 8}, {"length": 0}, {"length": "3"}, {"EndOffset": 19}, {}])
 def test_an_entity_with_a_wrong_length_is_refused(tmp_path: Path, size: dict[str, Any]):
     record = {"text": "maps of a road", "entities": [{"text": "road", "offset": 10, **size}]}

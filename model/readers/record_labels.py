@@ -95,6 +95,8 @@ def in_characters(span: tuple[int, int], text: str, unit: Unit, place: str) -> t
 
 def _spans(name: str, value: Any, source: Source) -> Labels:
     """Read [start, end, ...] or objects with a start and an end."""
+    if isinstance(value, dict):
+        value = _as_list(value)
     if value and source.offsets is not None:
         problem = f'"{name}" may count tokens or characters, since the record has tokens and no "text"'
         raise LineError(source.place, f'{problem}; add "text" and count its characters, or write a tag per token')
@@ -106,6 +108,8 @@ def _spans(name: str, value: Any, source: Source) -> Labels:
 def _spans_or_tags(name: str, value: Any, source: Source) -> Labels | None:
     """Read spans, entities by their texts, or one tag per token; a class label of the whole text is none of them."""
     match value:
+        case dict() if isinstance(value := _as_list(value), list):
+            return _spans(name, value, source)
         case [dict(), *_] if all(map(_is_text_alone, value)):
             return _phrases(name, [entity["text"] for entity in value], source)
         case [list() | dict(), *_] | []:
@@ -113,6 +117,14 @@ def _spans_or_tags(name: str, value: Any, source: Source) -> Labels | None:
         case [*_] if source.offsets is not None:
             return _tags(name, value, source)
     return None
+
+
+def _as_list(columns: Record) -> Any:
+    """Return entities from lists of their starts and ends, which `datasets` makes of a sequence of objects; else the value."""
+    lists = [value for value in columns.values() if isinstance(value, list)]
+    if columns.keys().isdisjoint(_START) or len(lists) < len(columns) or len({*map(len, lists)}) > 1:
+        return columns
+    return [dict(zip(columns, entity, strict=True)) for entity in zip(*lists, strict=True)]
 
 
 def _is_text_alone(entity: Any) -> bool:
