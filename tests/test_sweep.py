@@ -23,7 +23,7 @@ from distributed.sweep.journal import Journal, read_events
 from distributed.sweep.plan import SweepConfig, continuing, make_plan, new_sweep, validate_plan
 from distributed.sweep.results import read_result
 from distributed.sweep.samplers import SAMPLERS
-from distributed.sweep.state import SweepState, Trial, read_sweep, resumed_sweep
+from distributed.sweep.state import SweepState, Trial, read_sweep, require_same_sweep, resumed_sweep
 from distributed.tune.searcher import JournalSearcher
 from jobs.progress import SweepProgress
 from model import storage
@@ -316,6 +316,25 @@ def test_a_sweep_goes_on_only_as_itself(small_dataset: str, tmp_path: Path):
         assert "\n" not in str(raised.value)
     (tmp_path / "result.json").write_text('{"trials": 3}')
     refused(lambda: read_result(str(tmp_path)), "result.json: is damaged (name: Field required)", "delete it")
+
+
+def test_a_sweep_does_not_go_on_where_another_process_has_got_further_in_the_meantime(
+    small_dataset: str, tmp_path: Path
+):
+    """Both commands were given before the first had a folder; the second one waited for its Ray to start."""
+    first, other = (
+        plan_of(small_dataset, tmp_path, trials=2, eta=eta, space=["training.lr=1e-3,1e-2"]) for eta in (3, 2)
+    )
+    require_same_sweep(first)
+    begun, _, _ = validate_plan(first, HERE)
+    begun = begun.model_copy(update={"config": begun.config.model_copy(update={"data_digest": 64 * "0"})})
+    storage.write(storage.join(first.folder, "sweep.json"), begun.model_dump_json().encode())
+    written_journal(Path(first.folder))
+    require_same_sweep(first)
+    require_same_sweep(resumed_sweep("s", str(tmp_path), {"trials": 3}, {"wait_minutes": 60}))
+    refused(lambda: require_same_sweep(other), str(tmp_path / "s"), "another sweep of this name has begun")
+    fewer = first.model_copy(update={"trials": 1})
+    refused(lambda: require_same_sweep(fewer), str(tmp_path / "s"), "more trials", "resume it again")
 
 
 def test_what_a_sweep_spends_follows_from_its_journal(small_dataset: str):

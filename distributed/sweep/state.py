@@ -240,6 +240,23 @@ def read_sweep(folder: str) -> SweepState:
     return sweep
 
 
+def require_same_sweep(plan: SweepConfig) -> None:
+    """Check that a sweep's folder has not got another sweep, or more trials, while this process started.
+
+    Raises:
+        UserError: it has; what this process would write would mix two sweeps.
+    """
+    if not sweep_exists(plan.folder):
+        return
+    begun = read_sweep(plan.folder)
+    changing: dict[str, Any] = dict.fromkeys((*_MAY_CHANGE, "rows", "left_out"), True)
+    changing["config"] = {"run": True, "data_digest": True}
+    if begun.plan.model_dump(exclude=changing) != plan.model_dump(exclude=changing):
+        raise UserError(f"{plan.folder}: another sweep of this name has begun; choose another --name")
+    if len(begun.searched) > plan.trials:
+        raise UserError(f"{plan.folder}: another process has begun more trials of this sweep; resume it again")
+
+
 def forecast_of(plan: SweepConfig) -> Spending | None:
     """Return what a plan will have cost in the end, from the epochs of its sweep; None where there are none yet."""
     if not sweep_exists(plan.folder):

@@ -14,7 +14,7 @@ from distributed.sweep.journal import Journal, timestamp
 from distributed.sweep.plan import SweepConfig, TrialResources, validate_plan
 from distributed.sweep.results import BestTrial, TuneResult, read_result
 from distributed.sweep.space import Space
-from distributed.sweep.state import SweepState, Trial, read_sweep
+from distributed.sweep.state import SweepState, Trial, read_sweep, require_same_sweep
 from distributed.train.checkpoint import load_best
 from distributed.train.events import Note
 from distributed.train.shared_data import SharedData
@@ -57,6 +57,7 @@ def tune(plan: SweepConfig, on_event: SweepEventHandler) -> TuneResult:
     plan = plan.model_copy(update={"config": plan.config.model_copy(update={"data_digest": dataset.digest})})
     journal = Journal(plan.folder)
     try:
+        require_same_sweep(plan)
         storage.write(storage.join(plan.folder, "sweep.json"), plan.model_dump_json(indent=2).encode())
         with WandbGroup(plan) as tracker:
             recorder = SweepRecorder(read_sweep(plan.folder), journal, tracker)
