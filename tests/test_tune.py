@@ -138,6 +138,7 @@ def test_a_sweep_that_ends_before_any_finalist_does_not_read_the_test_split(smal
     events: Events = []
     result = _finish(recorder, events.append).as_dict()
     journal.close()
+    assert (result["trials"], result["unfinished"]) == (2, 1)  # t002 is as a killed driver leaves a trial
     assert "test" not in result and not events and result["verdict"].startswith("no finalist was trained in full")
 
 

@@ -179,7 +179,7 @@ def _finish(recorder: SweepRecorder, on_event: SweepEventHandler) -> TuneResult:
         trials=len(sweep.searched),
         stopped=sweep.count("stopped"),
         failed=sweep.count("failed") + sweep.count("diverged"),
-        unfinished=sweep.count("unfinished"),
+        unfinished=sweep.count("unfinished") + sweep.count("running"),  # a killed driver left these as running
         epochs_spent=sweep.epochs_spent,
         epochs_full=sweep.epochs_full,
         seconds=round(sweep.seconds, 3),
