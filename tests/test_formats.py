@@ -719,6 +719,21 @@ def test_rejected_and_empty_records_are_counted(tmp_path: Path):
     assert counts == {"answer is reject": 1, "answer is ignore": 1, "text is null": 1, "keyphrases are null": 1}
 
 
+def test_an_annotation_of_label_studio_that_marks_nothing_is_one(tmp_path: Path):
+    label = [{"start": 2, "end": 6, "text": "salt", "labels": ["K"]}]
+    tasks = [
+        {"id": 1, "text": "a salt road", "annotation_id": 7, "label": label},
+        {"text": "a map", "annotation_id": 8},
+    ]
+    assert read([write(tmp_path, "a", json.dumps(tasks))]) == ([["salt"], []], {})
+    quoted = json.dumps(label).replace('"', '""')
+    table = f'annotation_id,id,label,text\n7,1,"{quoted}",a salt road\n8,2,,a map\n'
+    assert read([write(tmp_path, "b.csv", table)]) == ([["salt"], []], {})
+    for other in ({"text": "a map"}, {"text": "a map", "annotation_id": 8, "label": "good"}):
+        path = write(tmp_path, "a", json.dumps([tasks[0], other]))
+        refused(lambda path=path: read([path]), f"{path}:1: ", "neither keyphrases nor spans")
+
+
 @pytest.mark.parametrize("field", ["annotations", "completions"])
 def test_a_task_that_nobody_has_annotated_is_left_out(tmp_path: Path, field: str):
     done, empty, cancelled, open_task = ({"data": {"text": "a salt road"}, "predictions": []} for _ in range(4))

@@ -67,7 +67,9 @@ def parse_record(value: object, place: str, layout: Layout, skips: SkipCounts) -
         return None
     source = _source(record, place, layout)
     labels = labels_of(record, source)
-    if labels is None and record.get("answer") == "accept":  # Prodigy leaves "spans" out where nothing is marked
+    # Prodigy and Label Studio (JSON_MIN, CSV) leave the field out where nothing is marked.
+    of_label_studio = "annotation_id" in record and not record.get("label")
+    if labels is None and (record.get("answer") == "accept" or of_label_studio):
         labels = {"spans": ()}
     if labels is not None:
         return LabeledText(source.text, place, **labels)
