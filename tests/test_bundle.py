@@ -3,6 +3,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import ROOT, refused
@@ -53,6 +54,12 @@ def test_half_a_character_is_one_unknown_character(extractor: Extractor):
     assert [each[1:3] for each in found] == [each[1:3] for each in whole] != []
     assert all(text[each.start : each.end] == each.text for each in found)
     assert len(extractor.probabilities([text]).keyword) == 9
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), b"storm"])
+def test_what_is_no_text_is_named(extractor: Extractor, value: Any):
+    with pytest.raises(TypeError, match="not a string; leave it out"):
+        list(extractor.pipe(["a storm", value]))
 
 
 def test_a_very_long_text_is_read_in_pieces(extractor: Extractor):

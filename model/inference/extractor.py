@@ -177,7 +177,9 @@ class Extractor:
 
 
 def _whole_characters(texts: list[str]) -> list[str]:
-    """Return texts of the same lengths in which half a character is an unknown one."""
+    """Return texts of the same lengths in which half a character is an unknown one. Raises TypeError where one is no text."""
+    if others := [text for text in texts if not isinstance(text, str)]:
+        raise TypeError(f"a text is {others[0]!r}, not a string; leave it out, or write '' in its place")
     return [text if text.isascii() else _HALF_CHARACTER.sub("\N{REPLACEMENT CHARACTER}", text) for text in texts]
 
 
