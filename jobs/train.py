@@ -71,7 +71,8 @@ def train(
         "run.storage": storage,
         "run.wandb_project": wandb_project,
     }
-    resolved = resolve(merge_sources(preset, config, set or [], flags), resume)
+    given = merge_sources(config, set or [], flags)
+    resolved = resolve(over_preset(preset, given, given.get("data")), resume)
     if dry_run:
         from distributed.train.preflight import dry_run as plan
 
@@ -99,14 +100,11 @@ def _workers(text: str | None) -> dict[str, int]:
         raise UserError(f"--workers {text}: write it as 4, or as 2:8 for the fewest and the most") from None
 
 
-def merge_sources(
-    preset: str | None, path: str | None, assignments: list[str], flags: Mapping[str, object]
-) -> dict[str, Any]:
-    """Return the tree of the values given: by preset, then by file, then by --set, then by flag; the last wins."""
+def merge_sources(path: str | None, assignments: list[str], flags: Mapping[str, object]) -> dict[str, Any]:
+    """Return the tree of the values given: by file, then by --set, then by flag; the last wins."""
     from model.config import assign, merge, read_config, set_dotted
-    from model.presets import preset_values
 
-    tree = preset_values(preset) if preset else {}
+    tree: dict[str, Any] = {}
     if path:
         merge(tree, read_config(path))
     for assignment in assignments:
@@ -114,6 +112,19 @@ def merge_sources(
     for dotted, value in flags.items():
         if value is not None:
             set_dotted(tree, dotted, value)
+    return tree
+
+
+def over_preset(preset: str | None, given: dict[str, Any], data: object) -> dict[str, Any]:
+    """Return what a preset sets for a dataset, with the values given in its place. Raises UserError for an unknown preset."""
+    from model.config import merge
+    from model.data.dataset import Dataset
+    from model.presets import preset_values
+
+    if preset is None:
+        return given
+    tree = preset_values(preset, Dataset(data).rows("train") if isinstance(data, str) else None)
+    merge(tree, given)
     return tree
 
 

@@ -7,7 +7,7 @@ import typer
 from distributed.sweep.samplers import SAMPLERS
 from jobs.console import command, echo, invocation, print_json, print_result, using_ray
 from jobs.progress import SweepProgress
-from jobs.train import merge_sources
+from jobs.train import merge_sources, over_preset
 
 if TYPE_CHECKING:
     from distributed.sweep.budget import Spent
@@ -91,7 +91,7 @@ def tune(
         "seeds": seeds,
     }
     flags = _flags(data, lr, alpha, seed, name, device, storage, wandb_project)
-    plan = _plan(preset, merge_sources(None, config, set or [], flags), fields, resume)
+    plan = _plan(preset, merge_sources(config, set or [], flags), fields, resume)
     if dry_run:
         _print_plan(plan)
     else:
@@ -141,7 +141,6 @@ def _plan(preset: str | None, given: dict[str, Any], fields: dict[str, Any], res
     from distributed.sweep.state import resumed_sweep
     from model.config import RunConfig, make_config, merge
     from model.errors import UserError
-    from model.presets import preset_values
 
     fields = {name: value for name, value in fields.items() if value is not None}
     if resume is not None:
@@ -155,7 +154,7 @@ def _plan(preset: str | None, given: dict[str, Any], fields: dict[str, Any], res
         return resumed_sweep(resume, location, fields, run)
     if "epochs" in given.get("training", {}):
         raise UserError("training.epochs: a trial's epochs are given with --max-epochs")
-    tree = preset_values(preset) if preset else {}
+    tree = over_preset(preset, {}, given.get("data"))
     training = tree.setdefault("training", {})
     if "epochs" in training:
         fields = {"max_epochs": training["epochs"], **fields}

@@ -1,6 +1,8 @@
 """Named sets of configuration values, by dotted name; all other fields keep their defaults."""
 
-from model.config import Tree, set_dotted
+import math
+
+from model.config import TrainingConfig, Tree, set_dotted
 from model.errors import UserError
 
 PRESETS: dict[str, dict[str, object]] = {
@@ -35,12 +37,29 @@ PRESETS: dict[str, dict[str, object]] = {
     },
 }
 
+_MIN_STEPS = 250  # of `best` and `encoder`; chosen on the validation splits of small datasets, see docs/benchmarks.md
 
-def preset_values(name: str) -> Tree:
-    """Return the values that a preset sets, as a tree. Raises UserError if there is no such preset."""
+
+def preset_values(name: str, train_texts: int | None = None) -> Tree:
+    """Return the values that a preset sets, as a tree.
+
+    Args:
+        name: of the preset.
+        train_texts: texts of the training split. Where they are so few that `best` or `encoder` would make fewer than 250
+            steps, it has more epochs, and as much more patience. None: many texts.
+
+    Raises:
+        UserError: there is no such preset.
+    """
     if name not in PRESETS:
         raise UserError(f"--preset {name}: is unknown; known are {', '.join(PRESETS)}")
     tree: Tree = {}
     for dotted, value in PRESETS[name].items():
         set_dotted(tree, dotted, value)
+    if train_texts and name != "record":  # which stays what it was
+        training = TrainingConfig.model_validate(tree["training"])
+        steps = training.epochs * math.ceil(train_texts / training.global_batch_size)
+        if (factor := _MIN_STEPS / steps) > 1:
+            tree["training"]["epochs"] = math.ceil(training.epochs * factor)
+            tree["training"]["patience"] = math.ceil(training.patience * factor)
     return tree

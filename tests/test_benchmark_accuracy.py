@@ -179,7 +179,7 @@ def test_what_is_measured_of_a_preset_in_use_is_what_evaluate_measures(
     kept = []
     monkeypatch.setattr(systems, "Extractor", lambda *a: (kept.append(a[0]), Extractor(*a))[1])
     small = {"tagger": SMALL | {"dropout": 0.1}, "training": {"lr": 0.01, "epochs": 6}}
-    monkeypatch.setattr(systems, "preset_values", lambda name: small)
+    monkeypatch.setattr(systems, "preset_values", lambda name, texts: small)
     result = measure(Dataset(small_dataset), "record", 0, 1, echo)
     counts = evaluate(kept[0], Dataset(small_dataset).load("test"), torch.device("cpu")).counts
     assert counts[:, 0].sum() > 50

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 from helpers import refused
 
-from model.config import assign, fields, make_config, merge, read_config, set_dotted
-from model.presets import PRESETS, preset_values
+from model.config import TrainingConfig, assign, fields, make_config, merge, read_config, set_dotted
+from model.presets import _MIN_STEPS, PRESETS, preset_values
 
 RECORD = {"alpha": 0.3, "lr": 1e-3, "global_batch_size": 64}
 
@@ -116,6 +116,22 @@ def test_a_section_of_a_file_may_be_empty(tmp_path: Path):
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_configurations(name: str):
     make_config({"data": "d", **preset_values(name)})
+
+
+@pytest.mark.parametrize("name", ["best", "encoder"])
+def test_few_texts_are_read_more_often(name: str):
+    def training(texts: int | None) -> TrainingConfig:
+        return make_config({"data": "d", **preset_values(name, texts)}).training
+
+    usual, few = training(None), training(320)
+    assert training(1_000_000) == usual
+    assert few.epochs * 10 >= _MIN_STEPS > (few.epochs - 1) * 10  # 10 batches of 32 texts
+    assert few.epochs / usual.epochs == pytest.approx(few.patience / usual.patience, rel=0.15)
+    assert few.model_copy(update={"epochs": usual.epochs, "patience": usual.patience}) == usual
+
+
+def test_the_record_is_the_same_for_few_texts():
+    assert preset_values("record", 10) == preset_values("record")
 
 
 def test_the_preset_of_the_record_is_the_default():

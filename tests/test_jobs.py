@@ -16,9 +16,11 @@ from helpers import ROOT, SMALL, best_weights, call, disk_of, has_weights, last_
 from distributed.sweep.plan import make_plan, new_sweep
 from jobs import console
 from jobs.tune import run as carry_out
+from model.config import TrainingConfig
 from model.data.dataset import Dataset
 from model.inference.bundle import load_bundle
 from model.inference.extractor import Extractor
+from model.presets import preset_values
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -215,6 +217,19 @@ def test_flags_win_over_set_which_wins_over_the_file(small_dataset: str, tmp_pat
     given = ["--config", str(path), "--set", "training.alpha=0.2", "--set", "training.epochs=2", "--epochs", "3"]
     training = last_json(call("train", "--data", small_dataset, *given, "--dry-run").stdout)["config"]["training"]
     assert (training["lr"], training["alpha"], training["epochs"]) == (0.1, 0.2, 3)
+
+
+def test_a_preset_fits_the_size_of_the_dataset_where_nothing_else_is_given(small_dataset: str, tmp_path: Path):
+    def training(*given: str) -> Any:
+        arguments = ("train", "--data", small_dataset, "--storage", str(tmp_path), "--dry-run", *given)
+        return last_json(call(*arguments).stdout)["config"]["training"]
+
+    fitted = preset_values("best", Dataset(small_dataset).rows("train"))["training"]
+    assert fitted["epochs"] > TrainingConfig().epochs
+    assert training("--preset", "best").items() >= fitted.items()
+    assert training("--preset", "best", "--epochs", "2")["epochs"] == 2
+    searched = ("tune", "--data", small_dataset, "--storage", str(tmp_path), "--dry-run", "--preset", "best")
+    assert last_json(call(*searched).stdout)["plan"]["max_epochs"] == fitted["epochs"]
 
 
 def test_an_unknown_command_and_a_missing_argument_are_the_users_mistakes():

@@ -119,7 +119,7 @@ def _train_preset(data: Dataset, preset: str, seed: int, log: Log, encoder: str 
 
 
 def _preset_config(data: Dataset, preset: str, seed: int, encoder: str | None) -> Config:
-    tree = preset_values(preset)
+    tree = preset_values(preset, data.rows("train"))
     values: Tree = {"data": data.location, "training.seed": seed, "tagger.pretrained_vectors": False}
     if "encoder" in tree.get("tagger", {}):
         values["tagger.encoder"] = encoder

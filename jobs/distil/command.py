@@ -17,7 +17,7 @@ import typer
 from jobs.console import command, echo, print_result, progress_counter, using_ray
 from jobs.distil.comparison import compare, comparison_table
 from jobs.progress import TrainingProgress
-from jobs.train import merge_sources
+from jobs.train import merge_sources, over_preset
 
 if TYPE_CHECKING:
     from model.data.dataset import Dataset
@@ -82,8 +82,9 @@ def distil(
         dataset.require(split)
     if teacher is not None:
         _check_teacher(teacher, dataset)
-    student = merge_sources(preset, None, set or [], {})
-    of_teacher = merge_sources("encoder", None, teacher_set or [], {"tagger.encoder": pretrained})
+    student = over_preset(preset, merge_sources(None, set or [], {}), data)
+    given_teacher = merge_sources(None, teacher_set or [], {"tagger.encoder": pretrained})
+    of_teacher = over_preset("encoder", given_teacher, data)
     for tree in (student, of_teacher) if pretrained else (student,):
         make_config({"data": data} | tree)
     input_files(unlabeled, lambda note: None)  # told of when they are labeled
