@@ -116,14 +116,24 @@ def merge_sources(path: str | None, assignments: list[str], flags: Mapping[str, 
 
 
 def over_preset(preset: str | None, given: dict[str, Any], data: object) -> dict[str, Any]:
-    """Return what a preset sets for a dataset, with the values given in its place. Raises UserError for an unknown preset."""
+    """Return what a preset sets, with the values given in its place.
+
+    Args:
+        preset: its name, if there is one.
+        given: values by name.
+        data: dataset whose size the preset fits, unless labels of a teacher add to it. None: a large one.
+
+    Raises:
+        UserError: there is no such preset or dataset.
+    """
     from model.config import merge
     from model.data.dataset import Dataset
     from model.presets import preset_values
 
     if preset is None:
         return given
-    tree = preset_values(preset, Dataset(data).rows("train") if isinstance(data, str) else None)
+    alone = isinstance(data, str) and not (given.get("training") or {}).get("teacher")
+    tree = preset_values(preset, Dataset(str(data)).rows("train") if alone else None)
     merge(tree, given)
     return tree
 

@@ -15,6 +15,7 @@ from helpers import ROOT, SMALL, best_weights, call, disk_of, has_weights, last_
 
 from distributed.sweep.plan import make_plan, new_sweep
 from jobs import console
+from jobs.train import over_preset
 from jobs.tune import run as carry_out
 from model.config import TrainingConfig
 from model.data.dataset import Dataset
@@ -228,6 +229,8 @@ def test_a_preset_fits_the_size_of_the_dataset_where_nothing_else_is_given(small
     assert fitted["epochs"] > TrainingConfig().epochs
     assert training("--preset", "best").items() >= fitted.items()
     assert training("--preset", "best", "--epochs", "2")["epochs"] == 2
+    labeled = over_preset("best", {"training": {"teacher": ["labels"]}}, small_dataset)["training"]
+    assert labeled == preset_values("best")["training"] | {"teacher": ["labels"]}
     searched = ("tune", "--data", small_dataset, "--storage", str(tmp_path), "--dry-run", "--preset", "best")
     assert last_json(call(*searched).stdout)["plan"]["max_epochs"] == fitted["epochs"]
 

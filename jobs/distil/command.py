@@ -82,7 +82,8 @@ def distil(
         dataset.require(split)
     if teacher is not None:
         _check_teacher(teacher, dataset)
-    student = over_preset(preset, merge_sources(None, set or [], {}), data)
+    given = merge_sources(None, set or [], {})
+    student, alone = over_preset(preset, given, None), over_preset(preset, given, data)
     given_teacher = merge_sources(None, teacher_set or [], {"tagger.encoder": pretrained})
     of_teacher = over_preset("encoder", given_teacher, data)
     for tree in (student, of_teacher) if pretrained else (student,):
@@ -97,9 +98,9 @@ def distil(
         labels += [folder.cross_fitted(of_teacher, number, folds) for number in range(1, folds + 1)] if folds else []
         bundles: dict[str, list[str]] = {"teacher": [teacher], "student": [], preset: []}
         for seed in range(seeds):
-            for system, targets in (("student", labels), (preset, None)):
+            for system, tree, targets in (("student", student, labels), (preset, alone, None)):
                 changes = {"training.seed": seed, "training.teacher": targets}
-                bundles[system].append(folder.bundle(f"{system}-{seed}", student, changes))
+                bundles[system].append(folder.bundle(f"{system}-{seed}", tree, changes))
     echo("comparing on the test split")
     result = compare(place, dataset, bundles, labels)
     print_result(comparison_table(result), asdict(result), json)
