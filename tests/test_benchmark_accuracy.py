@@ -26,6 +26,7 @@ from jobs.benchmark.baselines import bio_tags, features, spans_of_bio
 from jobs.benchmark.systems import SystemResult, measure, raw_text_adapter
 from jobs.benchmark.token_classification import labeled_subwords, new_tokenizer, tag_words
 from jobs.console import echo
+from model import presets
 from model.data.dataset import Dataset
 from model.data.examples import Example, examples
 from model.data.labeled_text import SkipCounts
@@ -294,6 +295,7 @@ def test_a_pretrained_encoder_is_compared(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
     monkeypatch.setitem(token_classification._SETTINGS, "learning_rate", 5e-3)  # its weights are random
     monkeypatch.setitem(token_classification._SETTINGS, "num_train_epochs", 12)
+    monkeypatch.setattr(presets, "_MIN_STEPS", 0)  # for the sake of time
     result = measure(Dataset(tiny_dataset), system, 0, 1, echo, encoder)
     row = system_row(system, [result])
     assert 0 <= row.low <= row.keyphrase_f1 <= row.high <= 1
