@@ -779,6 +779,9 @@ def test_a_hashtag_does_not_count_where_a_field_is_named_after_keyphrases(tmp_pa
         assert read([path])[0] == [["winter market"]]
     path = write(tmp_path, "a", json.dumps({"text": tweet, "gold_keyphrases": ["winter market"]}))
     refused(lambda: read([path]), f"{path}:1: ", "gold_keyphrases", "rename")
+    marked = {"start": 23, "end": 36, "text": "winter market", "labels": ["KEY"]}
+    path = write(tmp_path, "a", json.dumps({"text": tweet, "id": 1, "ner": [marked], "annotation_id": 7}))
+    refused(lambda: read([path]), f"{path}:1: ", "ner", "rename")
     path = write(tmp_path, "b.csv", f"text,my keywords\n{tweet},winter market\n")
     refused(lambda: read([path]), f"{path}:1: ", "my keywords", "rename")
     lines = [{"text": tweet, "keyphrases": None}] * 300 + [{"text": tweet, "keyphrases": ["winter market"]}]

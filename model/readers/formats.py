@@ -70,7 +70,7 @@ def _detect_json(head: Head, options: ReadOptions) -> Layout | None:
     sample = json_sample(head, layout) if layout else []
     if layout is None or not sample or any(map(records.is_labeled, sample)):
         return layout
-    named = records.keyphrase_names(name for each in sample if isinstance(each, dict) for name in each)
+    named = set[str]().union(*map(records.keyphrase_fields, sample))
     if named & LABEL_FIELDS:  # which are null so far
         return layout
     if named or not any(map(_has_hashtag, sample)):

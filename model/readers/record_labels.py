@@ -127,6 +127,13 @@ def _as_list(columns: Record) -> Any:
     return [dict(zip(columns, entity, strict=True)) for entity in zip(*lists, strict=True)]
 
 
+def has_places(value: object) -> bool:
+    """Return whether a value is a list of entities that have a start, whatever the name of its field."""
+    return isinstance(value, list) and any(
+        isinstance(item, dict) and not item.keys().isdisjoint(_START) for item in value
+    )
+
+
 def _is_text_alone(entity: Any) -> bool:
     """Return whether an entity has a text and no places; a number, but of its id, or a list may be some."""
     if not isinstance(entity, dict) or not isinstance(entity.get("text"), str):

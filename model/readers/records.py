@@ -20,6 +20,7 @@ from model.readers.record_labels import (
     Record,
     Source,
     accepted,
+    has_places,
     has_tags,
     labels_of,
     require_whole_characters,
@@ -116,6 +117,13 @@ def unusable_fields(value: object, path: str) -> UserError:
 def keyphrase_names(fields: Iterable[str]) -> set[str]:
     """Return the fields that claim to hold keyphrases, in lower case: a hashtag must not count in their place."""
     return {name.lower() for name in fields if _KEYPHRASES.search(name)}
+
+
+def keyphrase_fields(value: object) -> set[str]:
+    """Return the fields of a record that claim to hold keyphrases, by their names or by entities with places in them."""
+    if not isinstance(value, dict):
+        return set()
+    return keyphrase_names(value) | {name.lower() for name, held in value.items() if has_places(held)}
 
 
 def checked_text(value: object, place: str) -> str:
