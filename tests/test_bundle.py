@@ -1,4 +1,5 @@
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -68,6 +69,11 @@ def test_a_very_long_text_is_read_in_pieces(extractor: Extractor):
     found = extractor(text)
     assert all(text[each.start : each.end] == each.text for each in found)
     assert found[0].end > MAX_CHUNK_TOKENS and found[-1].end > len(text) * 0.9
+
+
+def test_an_extractor_is_sent_to_another_process(extractor: Extractor):
+    expected = extractor(TEXTS[0])  # which fills its caches
+    assert expected and pickle.loads(pickle.dumps(extractor))(TEXTS[0]) == expected
 
 
 def test_extraction_reads_as_it_goes(extractor: Extractor):

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -286,6 +287,7 @@ def test_a_bundle_holds_the_whole_tagger(bundle: str, small_dataset: str):
     for one, together in zip(alone, extractor.pipe(texts), strict=True):
         assert [each[:3] for each in one] == [each[:3] for each in together]
         assert [each.score for each in one] == pytest.approx([each.score for each in together], abs=1e-4)
+    assert pickle.loads(pickle.dumps(extractor))(texts[0]) == alone[0]
     card = (Path(bundle) / "README.md").read_text()
     assert (
         hashlib.sha256((Path(str(loaded.config.tagger.encoder)) / "model.safetensors").read_bytes()).hexdigest() in card

@@ -9,7 +9,7 @@ for keyphrases in extractor.pipe(texts):
 import re
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -80,7 +80,7 @@ class Extractor:
         self.device = resolve_device(device)
         self.tagger = tagger.to(self.device).eval()
         vocabulary = tokenizer.get_vocab()
-        self._word_features, self._subwords = WordFeatures(), subwords
+        self._word_features, self._subwords, self._tokenizer = WordFeatures(), subwords, tokenizer
         self._tokenize = CachedTokenizer(lambda word: vocabulary.get(word, UNKNOWN), tokenizer)
 
     @classmethod
@@ -96,6 +96,10 @@ class Extractor:
         """
         loaded = load_bundle(bundle)
         return cls(loaded.tagger, loaded.tokenizer, device, loaded.subwords)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return what a copy in another process is made from, such as a pool's; caches stay here."""
+        return type(self), (self.tagger, self._tokenizer, str(self.device), self._subwords)
 
     def __call__(self, text: str) -> list[Keyphrase]:
         """Return the keyphrases of a text, in the order of their first characters; they do not overlap.
