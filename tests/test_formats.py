@@ -26,9 +26,10 @@ from model.data.labeled_text import SkipCounts
 from model.data.tokenizer import new_tokenizer
 from model.errors import UserError
 from model.prepare.builder import PrepareConfig, prepare
+from model.prepare.preview import preview
 from model.readers.formats import FORMATS
-from model.readers.options import SUMMARIES, ReadOptions
-from model.readers.readers import Reader, resolve_inputs, stream_texts, unlabeled_inputs
+from model.readers.options import AUTO, SUMMARIES, ReadOptions
+from model.readers.readers import Reader, left_out, resolve_inputs, stream_texts, unlabeled_inputs
 
 # Words that no text repeats, so that it does not matter which occurrence is marked.
 TEXTS = [
@@ -506,6 +507,15 @@ def test_a_directory_of_pairs_is_read(tmp_path: Path, kind: str):
     write(tmp_path, "README.md", "about these files")
     assert read([tmp_path]) == (EXPECTED, {})
     assert read([tmp_path / f"0{suffixes[0]}"])[0] == EXPECTED[:1]
+    assert left_out([str(tmp_path)]) == left_out([str(tmp_path / f"0{suffixes[0]}")]) == []
+    unlabeled = write(tmp_path, f"9{suffixes[0]}", "nobody labeled this")
+    assert read([tmp_path])[0] == EXPECTED
+    [line] = left_out([str(tmp_path)])
+    assert line.startswith(f"{tmp_path}: 1 texts") and line.endswith(Path(unlabeled).name)
+    assert f"warning: {line}" in preview([str(tmp_path)], AUTO, 100).remarks
+    copy = write(tmp_path, "rows.tsv", "a salt road\tsalt road\n" * 2)
+    made = prepare(PrepareConfig([str(tmp_path)], str(tmp_path / "made"), [str(copy)], [str(copy)]))
+    assert line in made["warnings"]
 
 
 def test_annotations_in_parts_are_counted_and_wrong_ones_are_named(tmp_path: Path):

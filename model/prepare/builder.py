@@ -10,6 +10,7 @@ import json
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 
 import pyarrow as pa
 
@@ -23,7 +24,7 @@ from model.prepare.totals import Totals
 from model.prepare.vocabulary import save_tokenizer
 from model.prepare.writers import write_vocabulary
 from model.readers.options import AUTO, ReadOptions
-from model.readers.readers import resolve_inputs
+from model.readers.readers import left_out, resolve_inputs
 from model.shards import ParallelMap, make_shards, serial_map
 
 
@@ -123,7 +124,7 @@ def prepare(
                 },
                 "tokenizer_sha256": hashlib.sha256(storage.read(tokenizer)).hexdigest(),
             }
-            if warnings := totals.advice():
+            if warnings := totals.advice() + left_out(list(chain(*inputs.values()))):
                 info["warnings"] = warnings
             del vocabulary  # the second pass reads it from the drafts
             pa.default_memory_pool().release_unused()

@@ -13,7 +13,7 @@ from model.prepare.advice import advice
 from model.prepare.passes import text_digest
 from model.readers.formats import describe
 from model.readers.options import ReadOptions
-from model.readers.readers import Reader, resolve_inputs
+from model.readers.readers import Reader, left_out, resolve_inputs
 
 _SAMPLES = 5
 _MOST_TEXTS = 20_000  # that are read
@@ -64,7 +64,7 @@ def preview(patterns: list[str], options: ReadOptions, max_tokens: int, skip_bad
         if example.spans and len(found.samples) < _SAMPLES:
             found.samples.append((example.text, _characters(example)))
     found.cut = found.texts == _MOST_TEXTS
-    found.remarks = format_skips(skips.counts, skips.places)
+    found.remarks = format_skips(skips.counts, skips.places) + [f"warning: {line}" for line in left_out(patterns)]
     if digests:
         warnings = advice({"train": np.array(digests, np.int64)}, {"train": found.keyphrases})
         found.remarks += [f"warning: {line.removeprefix('train: ')}" for line in warnings]

@@ -258,6 +258,18 @@ def labeled_files(directory: str) -> list[str]:
     return [storage.join(directory, name) for name in _labeled_names(directory)]
 
 
+def left_out(patterns: list[str]) -> list[str]:
+    """Return a line for each directory of pairs of files with texts that are not read, as their keyphrases are missing."""
+    lines = []
+    for directory in (pattern for pattern in patterns if storage.file_type(pattern).name == "Directory"):
+        read = set(_labeled_names(directory))
+        suffixes = tuple(suffix for suffix in documents.PAIRS if any(name.endswith(suffix) for name in read))
+        alone = [name for name in storage.list_directory(directory) if name.endswith(suffixes) and name not in read]
+        if alone:
+            lines.append(f"{directory}: {len(alone):,} texts without keyphrases are left out, such as {alone[0]}")
+    return lines
+
+
 def _labeled_names(directory: str) -> list[str]:
     # `datasets` keeps what map and filter have returned beside its data.
     names = [name for name in storage.list_directory(directory) if not name.startswith("cache-")]
