@@ -143,6 +143,8 @@ def _plan(preset: str | None, given: dict[str, Any], fields: dict[str, Any], res
     from model.errors import UserError
 
     fields = {name: value for name, value in fields.items() if value is not None}
+    if ignored := {"workers", "min_workers"} & given.get("run", {}).keys():
+        raise UserError(f"run.{min(ignored)}: a trial's workers are given with --workers-per-trial")
     if resume is not None:
         run = given.pop("run", {})
         location = run.pop("storage", RunConfig().storage)

@@ -137,6 +137,7 @@ def test_a_sweep_that_cannot_be_is_refused_before_ray_starts(small_dataset: str,
     refused("tune", parts=("data is missing", "--data"))
     refused(*tune, "--gpus-per-trial", "1", parts=("1 x (1 CPU, 1 GPU)", "0 GPUs", "room for 0"))
     refused(*tune, "--workers-per-trial", "60", parts=("60 x (1 CPU", "room for"))
+    refused(*tune, "--set", "run.workers=2", parts=("run.workers", "--workers-per-trial"))
     refused(*tune, "--grace", "10", parts=("--grace 10", "--max-epochs 9"))
     refused(*tune, "--eta", "1.5", parts=("--eta 1.5", "2"))
     refused(*tune, "--space", "training.rate=1:2", parts=("training.rate: is unknown", "training.lr"))
