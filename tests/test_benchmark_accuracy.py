@@ -21,7 +21,14 @@ from typer.testing import CliRunner
 
 from jobs.__main__ import app
 from jobs.benchmark import accuracy, baselines, systems, token_classification
-from jobs.benchmark.accuracy import ComparisonConfig, FinishedTrainings, TrainingKey, compare_systems, system_row
+from jobs.benchmark.accuracy import (
+    ComparisonConfig,
+    FinishedTrainings,
+    TrainingKey,
+    compare_systems,
+    compared_rows,
+    system_row,
+)
 from jobs.benchmark.baselines import bio_tags, features, spans_of_bio
 from jobs.benchmark.systems import SystemResult, measure, raw_text_adapter
 from jobs.benchmark.token_classification import labeled_subwords, new_tokenizer, tag_words
@@ -118,6 +125,25 @@ def test_a_row_holds_means_over_trainings_and_their_spread():
     assert row.spread == pytest.approx(math.sqrt(2 * 0.2**2)) and row.texts_per_s == 300
     assert row.low < 0.6 < row.high
     assert system_row("crf", [result(4, 2.0)]).spread is None
+
+
+def test_systems_are_compared_with_the_highest_on_the_same_texts():
+    draw = np.random.default_rng(0)
+    hard = draw.random(400)  # of each text, for all systems
+
+    def results(skill: float, seeds: int = 3) -> list[SystemResult]:
+        counts = [np.tile([0, 1, 1, 0, 0, 0, 0, 0], (400, 1)) for _ in range(seeds)]
+        for own in counts:
+            own[:, 0] = hard + draw.normal(0, 0.02, 400) < skill
+        return [SystemResult(own, 1.0, 1.0, 1.0, 1.0, 1.0) for own in counts]
+
+    low, same, high = compared_rows({"crf": results(0.5), "best": results(0.55), "encoder": results(0.552)})
+    assert high.against is None and low.high > high.low  # their own intervals overlap
+    assert low.against and low.against.difference == low.keyphrase_f1 - high.keyphrase_f1
+    assert low.against.low < low.against.difference < low.against.high < 0 and low.against.p < 0.01
+    assert same.against and same.against.low < 0 < same.against.high and same.against.p > 0.05
+    [alone] = compared_rows({"best": results(0.5, 1)})
+    assert alone.against is None
 
 
 def test_a_missing_package_is_told_with_how_to_install_it(tiny_dataset: str, monkeypatch: pytest.MonkeyPatch):
@@ -343,7 +369,7 @@ def test_finished_trainings_are_not_repeated(tiny_dataset: str, tmp_path: Path, 
     [row, _] = json.loads(benchmark(*arguments, "--json").stdout)["systems"]
     assert measured == [("record", 0), ("record", 1), ("best", 0), ("best", 0), ("best", 1)]
     results = [SystemResult(np.full((20, 8), count), 1.5, 2.0, 1.0, 7.0, 1.0) for count in (1, 2)]
-    assert row == asdict(system_row("record", results))
+    assert row == asdict(compared_rows({"record": results, "best": results})[0])
     (tmp_path / "other").mkdir()
     other = generated_dataset(tmp_path / "other", 120)
     benchmark("--peers", "--data", other, "--systems", "best", "--out", str(out))

@@ -132,8 +132,9 @@ def test_the_keys_documented_inside_a_key_are_the_fields_of_its_type(command: st
     assert documented_parts(command, key, part) == names_of(result)
 
 
-def test_the_keys_documented_inside_rows_of_tune_are_the_fields_of_their_types():
+def test_the_keys_documented_inside_rows_are_the_fields_of_their_types():
     assert parts_in_text("tune", "`against` and `against_whole`") == names_of(Difference)
+    assert parts_in_text("benchmark", "`against`") == names_of(Difference)
     assert parts_in_text("tune", "`parameters`") == names_of(ParameterCount)
     assert parts_in_text("tune", "`against` also") == [
         name for name in names_of(DifferenceTo) if name not in names_of(Difference)

@@ -10,13 +10,14 @@ import os
 import signal
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from distributed.sweep.results import Difference
 from jobs.benchmark.baselines import Log, check_installed
 from jobs.benchmark.systems import SystemResult, measure
 from model import storage
@@ -25,6 +26,7 @@ from model.errors import RunFailedError, UserError
 from model.network.device import resolve_device
 from model.network.encoder_files import load_encoder
 from model.training.metrics import summarize_seeds
+from model.training.significance import bootstrap_means, paired_bootstrap_test
 
 SYSTEMS = ("crf", "spacy", "record", "best", "transformers", "encoder")
 WITH_ENCODER = ("transformers", "encoder")  # those that need a pretrained one
@@ -65,6 +67,7 @@ class SystemRow:
         seeds: number of trainings.
         spread: standard deviation of the keyphrase F1 over seeds; None for a single training.
         train_s, stopped_s, train_cores, texts_per_s, use_cores: as in `SystemResult`; `train_s` is its `best_s`.
+        against: the difference of its `keyphrase_f1` to the highest one; None for the system that has it.
     """
 
     system: str
@@ -80,6 +83,7 @@ class SystemRow:
     train_cores: float
     texts_per_s: float
     use_cores: float
+    against: Difference | None = None
 
 
 @dataclass(frozen=True)
@@ -114,17 +118,18 @@ def compare_systems(config: ComparisonConfig, log: Log) -> ComparisonResult:
     for split in SPLITS:
         data.require(split)
     finished, cores = FinishedTrainings(config.out), len(os.sched_getaffinity(0))
-    rows = []
+    results: dict[str, list[SystemResult]] = {system: [] for system in config.systems}
     for number, system in enumerate(config.systems, 1):
         seeds = 1 if system in _DETERMINISTIC else config.seeds
         log(f"{number} of {len(config.systems)}  {system}, {seeds} x")
-        results = []
         for seed in range(seeds):
             of_system = encoder if system in WITH_ENCODER else None
             key = TrainingKey(data.digest, system, seed, of_system, config.device, cores)
-            results.append(finished.get(key) or finished.add(key, _measure_in_process(config, system, seed, log)))
-        rows.append(system_row(system, results))
-    return ComparisonResult(rows, {split: data.rows(split) for split in SPLITS}, cores, config.device)
+            results[system].append(
+                finished.get(key) or finished.add(key, _measure_in_process(config, system, seed, log))
+            )
+    texts = {split: data.rows(split) for split in SPLITS}
+    return ComparisonResult(compared_rows(results), texts, cores, config.device)
 
 
 class TrainingKey(NamedTuple):
@@ -229,6 +234,19 @@ def system_row(system: str, results: Sequence[SystemResult]) -> SystemRow:
         texts_per_s=mean("texts_per_s"),
         use_cores=mean("use_cores", 2),
     )
+
+
+def compared_rows(results: dict[str, list[SystemResult]]) -> list[SystemRow]:
+    """Return a row for each system, which is compared with the one that has the highest keyphrase F1."""
+    rows = [system_row(system, own) for system, own in results.items()]
+    highest = max(range(len(rows)), key=lambda number: rows[number].keyphrase_f1)
+    means = bootstrap_means([[each.counts for each in own] for own in results.values()], "keyphrase")
+    for number, row in enumerate(rows):
+        if number != highest:
+            difference = row.keyphrase_f1 - rows[highest].keyphrase_f1
+            test = paired_bootstrap_test(means[:, number], means[:, highest], difference)
+            rows[number] = replace(row, against=Difference(*test))
+    return rows
 
 
 def _measure_in_process(config: ComparisonConfig, system: str, seed: int, log: Log) -> SystemResult:

@@ -144,14 +144,15 @@ def _measure(data: str, workers: int, repeats: int, texts: int) -> BenchmarkResu
 def _accuracy_table(result: ComparisonResult) -> str:
     """Return a line for each system."""
     lines = [
-        f"{'':<14}{'F1':>8}{'95 % interval':>20}{'spread':>8}{'precision':>11}{'recall':>8}"
+        f"{'':<14}{'F1':>8}{'95 % interval':>20}{'against highest':>29}{'spread':>8}{'precision':>11}{'recall':>8}"
         f"{'train s':>10}{'stopped s':>11}{'cores':>7}{'texts/s':>10}{'cores':>7}"
     ]
     for row in result.systems:
         interval = f"{row.low:.4f} to {row.high:.4f}"
-        spread = "" if row.spread is None else f"{row.spread:.4f}"
+        test, spread = row.against, "" if row.spread is None else f"{row.spread:.4f}"
+        against = "" if test is None else f"{test.difference:.4f} ({test.low:.4f} to {test.high:.4f})"
         lines.append(
-            f"{row.system:<14}{row.keyphrase_f1:>8.4f}{interval:>20}{spread:>8}{row.precision:>11.4f}"
+            f"{row.system:<14}{row.keyphrase_f1:>8.4f}{interval:>20}{against:>29}{spread:>8}{row.precision:>11.4f}"
             f"{row.recall:>8.4f}{row.train_s:>10,.1f}{row.stopped_s:>11,.1f}{row.train_cores:>7.2f}"
             f"{row.texts_per_s:>10,.0f}{row.use_cores:>7.2f}"
         )
