@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import multiprocessing
 import os
 import pickle
 import re
@@ -28,8 +29,9 @@ from model.inference.extractor import Extractor
 from model.serving import server
 from model.serving.app import build_app, read_page
 from model.serving.contract import ExtractRequest, ProblemError, parse_request
-from model.serving.extraction import ExtractionError, LoadedModel, _to_picklable, batch_threads
+from model.serving.extraction import ExtractionError, LoadedModel, _start_without_signals, _to_picklable, batch_threads
 from model.serving.extraction import _extract as extract_batch
+from model.serving.extraction import _work as work
 from model.serving.gate import ROUTES
 from model.serving.service import Service
 from model.serving.settings import OPEN_PATHS, Listen, ServeSettings, make_settings
@@ -391,6 +393,19 @@ def test_the_process_of_a_bundle_ends_with_it(small_bundle: str):
     refused(lambda: LoadedModel(f"{small_bundle}-none", "cpu"), "no such bundle")
     with pytest.raises(StorageError, match="cannot be reached"):
         LoadedModel("http://127.0.0.1:1/bundle", "cpu")
+
+
+def test_the_process_of_a_bundle_ends_quietly_where_ctrl_c_ends_the_server_while_it_loads(small_bundle: str):
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe()
+    process = spawn.Process(target=work, args=(theirs, small_bundle, "cpu"))
+    _start_without_signals(process)
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        os.kill(process.pid, each)
+    theirs.close()
+    ours.close()
+    process.join(120)
+    assert process.exitcode == 0  # a traceback makes it 1
 
 
 def test_errors_of_a_storage_survive_the_way_between_processes():

@@ -10,8 +10,11 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from typing import TYPE_CHECKING, Any
 
 from model.errors import RunFailedError, StorageError, UserError
@@ -67,7 +70,7 @@ class LoadedModel:
         spawn = multiprocessing.get_context("spawn")
         self._connection, theirs = spawn.Pipe()
         self._process = spawn.Process(target=_work, args=(theirs, location, device), daemon=True)
-        self._process.start()
+        _start_without_signals(self._process)
         theirs.close()  # so that an end of the process is the end of the connection
         atexit.register(self._connection.close)  # before multiprocessing waits for the process
         self.info: ModelInfo = self._receive()
@@ -119,10 +122,26 @@ class LoadedModel:
         return answer
 
 
+def _start_without_signals(process: SpawnProcess) -> None:
+    """Start a process that a signal to all processes of a server does not end before it ignores them."""
+    resource_tracker.ensure_running()  # its start would unblock them
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _GROUP_SIGNALS)
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _work(connection: Connection, location: str, device: str) -> None:
-    """Answer batches until the other end of the connection is closed."""
+    """Answer batches until the server ends, which may be in the middle of loading or of a batch."""
     for each in _GROUP_SIGNALS:
         signal.signal(each, signal.SIG_IGN)
+    with suppress(EOFError, ConnectionError):
+        _answer_batches(connection, location, device)
+
+
+def _answer_batches(connection: Connection, location: str, device: str) -> None:
+    """Answer batches. Raises EOFError or ConnectionError when the other end of the connection is closed."""
     import torch
 
     try:
@@ -133,10 +152,7 @@ def _work(connection: Connection, location: str, device: str) -> None:
     connection.send(info)
     threads = torch.get_num_threads()
     while True:
-        try:
-            texts, leave_a_core = connection.recv()
-        except EOFError:
-            return
+        texts, leave_a_core = connection.recv()
         torch.set_num_threads(batch_threads(texts, threads, leave_a_core, extractor.tagger.config.encoder is not None))
         connection.send(_extract(extractor, texts))
 
