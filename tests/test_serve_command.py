@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,25 @@ def test_a_hangup_while_the_bundle_loads_is_heeded_afterwards(small_bundle: str,
         server.process.send_signal(signal.SIGHUP)
         server.wait_for("is served at")
         server.wait_for("taken in again")
+
+
+def test_ctrl_c_again_and_again_drops_requests_without_a_traceback(small_bundle: str, tmp_path: Path):
+    body = {"texts": ["storm ada " * 1_900] * 200}
+    with running(small_bundle, tmp_path, "--deadline", "60") as server:
+
+        def ask() -> None:
+            with suppress(httpx.TransportError):
+                httpx.post(f"{server.url}/v1/extract", json=body, timeout=60)
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        while "tandem_queue_texts 0.0" in httpx.get(f"{server.url}/metrics").text:
+            time.sleep(0.02)
+        for _ in range(3):
+            server.process.send_signal(signal.SIGINT)
+            time.sleep(0.4)
+        assert server.process.wait(30) == 130 and "Traceback" not in server.log, server.log
+        asking.join()
 
 
 def test_it_speaks_tls_and_needs_no_ray(small_bundle: str, tmp_path: Path):

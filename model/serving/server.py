@@ -68,6 +68,8 @@ class _Server(uvicorn.Server):
         again, self._service.draining = self._service.draining, True
         if again or self._loop is None:
             super().handle_exit(sig, frame)
+            if self.force_exit:  # the requests that are dropped now would be logged as errors, with tracebacks
+                logging.getLogger("uvicorn.error").disabled = True
         else:
             self._loop.call_soon_threadsafe(self._loop.call_later, _GRACE_S, self._stop, sig, frame)
 
