@@ -107,6 +107,7 @@ def test_a_server_that_cannot_start_says_why(small_bundle: str, open_server: Pro
         ((small_bundle, "--port", port), (f"--port {port}", "in use", "another --port")),
         ((small_bundle, "--host", "0.0.0.0"), ("--host 0.0.0.0", "--token-file")),
         ((small_bundle, "--host", "192.0.2.1", "--token-file", token_file(tmp_path, TOKEN)), ("another --host",)),
+        ((small_bundle, "--host", "10..0.1", "--token-file", token_file(tmp_path, TOKEN)), ("another --host",)),
         ((small_bundle, "--max-queue", "5"), ("max_queue is 5",)),
         ((str(tmp_path / "none"), "--port", "0"), ("no such bundle",)),
         ((small_bundle, "--port", "0", "--device", "abacus"), ("device abacus",)),

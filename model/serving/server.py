@@ -118,6 +118,8 @@ def bound_socket(listen: Listen) -> socket.socket:
         bound = socket.socket(family, kind, protocol)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
+    except UnicodeError:  # a part of it is empty or too long
+        raise UserError(f"--host {listen.host}: is no name or address of a machine; choose another --host") from None
     except OSError as error:
         remedy = "choose another --port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "choose another --host"
         reason = error.strerror or str(error)
