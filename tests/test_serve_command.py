@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import httpx
 import psutil
@@ -115,6 +117,14 @@ def test_a_server_that_cannot_start_says_why(small_bundle: str, open_server: Pro
         done = call("serve", *arguments)
         assert done.exit_code == 2 and "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1
         assert all(part in done.stderr for part in parts), done.stderr
+
+
+def test_a_client_that_sends_to_the_end_reads_why_its_large_body_was_refused(open_server: Process):
+    for path, status in (("/v1/extract", 413), ("/v1/none", 404)):
+        request = Request(f"{open_server.url}{path}", b"x" * 20_000_000, {"Content-Type": "application/json"})
+        with pytest.raises(HTTPError) as refusal:
+            urlopen(request, timeout=60)
+        assert refusal.value.code == status and json.load(refusal.value)["status"] == status
 
 
 def test_a_bundle_that_cannot_be_read_ends_serve_as_it_ends_extract(tmp_path: Path):

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import time
 import traceback
+from contextlib import suppress
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -17,6 +18,9 @@ from model.serving.settings import OPEN_PATHS, is_loopback
 ROUTES = (*OPEN_PATHS, "/v1/extract", "/v1/model", "/v1/reload", "/metrics", "/openapi.json")
 # A client that asks again at once would otherwise keep the event loop, and so the interpreter's lock, from extraction.
 _REFUSAL_S = 0.1
+# A connection that is closed while its client still sends is reset, and the client never reads why it was refused.
+_DISCARDED_BYTES = 64 * 2**20
+_DISCARDING_S = 2.0
 _log = logging.getLogger("tandem.serve")
 _SAFETY = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
 
@@ -33,12 +37,20 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, status = time.perf_counter(), 0
+        began, status, unread = time.perf_counter(), 0, _sends_body(scope)
+
+        async def receive_checked() -> Message:
+            nonlocal unread
+            message = await receive()
+            unread = message.get("more_body", False)
+            return message
 
         async def send_checked(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if unread:
+                    await _discard(receive)
                 if status == 429:
                     self._service.refused_at = time.monotonic()
                     await asyncio.sleep(_REFUSAL_S)
@@ -49,7 +61,7 @@ class Gate:
 
         self._in_flight += 1
         try:
-            await self._answer(scope, receive, send_checked)
+            await self._answer(scope, receive_checked, send_checked)
         except ProblemError as problem:
             await problem.response()(scope, receive, send_checked)
         except Exception as error:  # its message may hold a part of a text
@@ -92,6 +104,21 @@ class Gate:
         self._service.metrics.on_request(route, status, seconds)
         if self._service.settings.access_log:
             _log.info("%s %s %d %.1f ms", scope["method"], route, status, 1000 * seconds)
+
+
+def _sends_body(scope: Scope) -> bool:
+    """Return whether a client sends a body in any case; with `Expect`, it waits until somebody reads it."""
+    names = {name for name, _ in scope["headers"]}
+    return b"expect" not in names and not names.isdisjoint({b"content-length", b"transfer-encoding"})
+
+
+async def _discard(receive: Receive) -> None:
+    """Read what is left of a body, within limits."""
+    left = _DISCARDED_BYTES
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_DISCARDING_S):
+            while left > 0 and (message := await receive()).get("more_body"):
+                left -= len(message["body"])
 
 
 def _require_this_machine(host: bytes) -> None:
