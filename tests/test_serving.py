@@ -265,6 +265,8 @@ def test_pages_of_named_origins_may_ask_and_no_others(small_bundle: str):
         for origin, allowed in (("https://mine.example", True), ("https://evil.example", False)):
             answer = await client.options("/v1/extract", headers={"Origin": origin} | wants)
             assert (answer.headers.get("access-control-allow-origin") == origin) == allowed
+        answer = await client.get("/healthz", headers={"Origin": "https://mine.example"})
+        assert answer.headers["access-control-expose-headers"] == "Retry-After"  # a page reads no other than these
 
     ask(settings, act)
 

@@ -63,6 +63,7 @@ def build_app(service: Service, reload_all: Reload | None = None) -> FastAPI:
             allow_origins=service.settings.cors_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type"],
+            expose_headers=["Retry-After"],
         )
     complete_schema(app, service.settings, service.tokens is not None)
     return app
