@@ -146,6 +146,12 @@ def test_a_folder_that_is_not_as_it_was_written_is_refused_by_name(small_bundle:
     (foreign / "notes.txt").touch()
     refused(lambda: labels_of(str(teacher), texts, foreign, overwrite=True), "notes.txt", "another --out")
     assert TeacherLabels(str(foreign))
+    for name in ("part-1.txt", "labels.json.bak"):  # which may be the texts that are to be labeled
+        own = tmp_path / f"with-{name}"
+        own.mkdir()
+        shutil.copy(texts, own / name)
+        refused(lambda: labels_of(small_bundle, own / name, own), name, "another --out")  # noqa: B023
+        assert (own / name).read_bytes() == texts.read_bytes()
     labels = TeacherLabels(str(out))
     kept = (out / part_name(1)).read_bytes()
     (out / part_name(1)).write_bytes((foreign / part_name(1)).read_bytes())

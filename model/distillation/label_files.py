@@ -34,6 +34,7 @@ SCHEMA = pa.schema(
     ]
 )
 _PART = re.compile(r"part-\d{5,}\.parquet")
+_OURS = re.compile(rf"({_PART.pattern}|{re.escape(MANIFEST)})(\.\w+\.part)?")  # the end: of a write that was cut off
 Floats = npt.NDArray[np.float16]
 
 
@@ -138,6 +139,11 @@ def part_metadata(content: bytes) -> dict[bytes, bytes]:
 def part_names(location: str) -> list[str]:
     """Return the names of the parts in a folder, sorted."""
     return [name for name in storage.list_directory(location) if _PART.fullmatch(name)]
+
+
+def other_names(location: str) -> list[str]:
+    """Return the names in a folder that `label` does not write, sorted."""
+    return [name for name in storage.list_directory(location) if not _OURS.fullmatch(name)]
 
 
 class TeacherLabels:

@@ -123,10 +123,9 @@ def _prepare_folder(config: LabelConfig) -> None:
         raise staging.exists_already(out)
     if storage.file_type(out) == FileType.File:
         raise UserError(f"{out}: is a file; give --out a folder")
+    if others := label_files.other_names(out):
+        raise UserError(f"{out}: is no folder of labels alone: it has {others[0]}; move it, or choose another --out")
     names = storage.list_directory(out)
-    foreign = [name for name in names if not name.startswith(("part-", MANIFEST))]
-    if foreign:
-        raise UserError(f"{out}: is no folder of labels alone: it has {foreign[0]}; move it, or choose another --out")
     if MANIFEST in names:
         storage.remove(storage.join(out, MANIFEST))  # first: without it the folder is not taken for finished
         names.remove(MANIFEST)
