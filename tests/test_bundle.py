@@ -10,8 +10,9 @@ import pytest
 from helpers import ROOT, refused
 
 from model.data.dataset import Dataset
+from model.data.examples import MAX_TOKENS
 from model.inference.bundle import load_bundle
-from model.inference.extractor import MAX_CHUNK_TOKENS, Extractor
+from model.inference.extractor import Extractor
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def test_a_very_long_text_is_read_in_pieces(extractor: Extractor):
     text = sentence * (100_000 // 5)
     found = extractor(text)
     assert all(text[each.start : each.end] == each.text for each in found)
-    assert found[0].end > MAX_CHUNK_TOKENS and found[-1].end > len(text) * 0.9
+    assert found[0].end > MAX_TOKENS and found[-1].end > len(text) * 0.9
 
 
 def test_an_extractor_is_sent_to_another_process(extractor: Extractor):

@@ -19,6 +19,7 @@ from jobs.train import over_preset
 from jobs.tune import run as carry_out
 from model.config import TrainingConfig
 from model.data.dataset import Dataset
+from model.data.examples import MAX_TOKENS
 from model.inference.bundle import load_bundle
 from model.inference.extractor import Extractor
 from model.presets import preset_values
@@ -65,6 +66,17 @@ def test_an_error_begins_on_a_line_below_the_progress(monkeypatch: pytest.Monkey
         raise ValueError
     console.echo("error")
     assert capsys.readouterr().err == "\r1,000 texts  1,000/s\033[K\r9 texts  4/s\033[K\nerror\n"
+
+
+def test_evaluate_measures_what_extract_finds_in_long_texts(small_bundle: str, small_dataset: str, tmp_path: Path):
+    words = [word for each in Dataset(small_dataset).texts("test") for word in each.text.split() if word.isalpha()]
+    # A border inside the text would divide a name in one of them.
+    texts = [" ".join(words[begin : begin + MAX_TOKENS]) for begin in range(20)]
+    found = [{"text": text, "spans": [each[1:3] for each in Extractor.load(small_bundle)(text)]} for text in texts]
+    path = tmp_path / "found.jsonl"
+    path.write_text("".join(json.dumps(each) + "\n" for each in found))
+    metrics = last_json(call("evaluate", small_bundle, "--data", str(path), "--json").stdout)
+    assert metrics["rows"] == 20 and metrics["keyphrase_f1"] == 1
 
 
 def test_evaluate_reads_datasets_and_labeled_files_alike(small_bundle: str, small_dataset: str):

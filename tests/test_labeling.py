@@ -16,10 +16,11 @@ from helpers import SMALL, call, last_json, refused
 from distributed.cluster.ray_data import parallel_map
 from model.config import TaggerConfig
 from model.data.dataset import Dataset
+from model.data.examples import MAX_TOKENS
 from model.distillation.label_files import MANIFEST, TeacherLabels, part_name
 from model.distillation.labeling import LabelConfig, label
 from model.inference.bundle import bundle_digest
-from model.inference.extractor import MAX_CHUNK_TOKENS, Extractor
+from model.inference.extractor import Extractor
 from model.network.encoder_files import load_encoder
 from model.network.tagger import Tagger, new_tagger
 from model.shards import serial_map
@@ -94,7 +95,7 @@ def test_the_probabilities_of_tags_are_the_shares_of_legal_sequences(crf: bool, 
 
 
 def test_a_long_text_has_probabilities_for_all_of_its_words(small_bundle: str):
-    words = 2 * MAX_CHUNK_TOKENS + 5
+    words = 2 * MAX_TOKENS + 5
     found = Extractor.load(small_bundle).probabilities(["rain", "rain " * words, ""])
     assert found.begins.tolist() == [0, 1, words + 1, words + 1]
     assert (found.keyphrase.sum(1) > 0.99).all()

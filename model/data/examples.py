@@ -16,6 +16,7 @@ from model.data.tokenizer import encode, new_tokenizer
 from model.errors import LineError
 
 CHUNK_TEXTS = 2048  # texts tokenized at a time
+MAX_TOKENS = 1_000  # of a text: longer ones are left out of datasets and measurements, and extracted in parts
 _RULES = new_tokenizer()  # splits keyphrases as `prepare` splits texts
 _ENDING = re.compile("(?:'s|-.*)?", re.DOTALL)  # of a word that begins with a keyphrase
 

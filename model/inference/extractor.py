@@ -17,6 +17,7 @@ import torch
 from tokenizers import Tokenizer
 
 from model.data.batching import length_sorted_batches, padded
+from model.data.examples import MAX_TOKENS
 from model.data.features import WordFeatures
 from model.data.subword_batches import SubwordBatch, subword_batch
 from model.data.subwords import SubwordTokenizer, ranges
@@ -30,7 +31,6 @@ from model.network.tagger import Tagger
 
 PIPE_BATCH_SIZE = 2048  # texts that `pipe` processes at a time
 _NETWORK_BATCH_SIZE = 256
-MAX_CHUNK_TOKENS = 512  # a longer text is divided into chunks of this size, and no keyphrase crosses their borders
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # of a surrogate pair, which JSON may contain, but UTF-8 cannot
 
 
@@ -188,9 +188,9 @@ def _whole_characters(texts: list[str]) -> list[str]:
 
 
 def _chunks(tokens: TokenizedTexts) -> _Chunks:
-    """Return the chunks of texts; a text without a token has none."""
+    """Return the chunks of texts, of at most MAX_TOKENS, whose borders no keyphrase crosses; a text without a token has none."""
     lengths = np.diff(tokens.begins)
-    count = -(-lengths // MAX_CHUNK_TOKENS)
+    count = -(-lengths // MAX_TOKENS)
     text_of = np.repeat(np.arange(len(lengths)), count)
-    within = MAX_CHUNK_TOKENS * (np.arange(len(text_of)) - np.repeat(np.cumsum(count) - count, count))
-    return _Chunks(text_of, tokens.begins[text_of] + within, np.minimum(lengths[text_of] - within, MAX_CHUNK_TOKENS))
+    within = MAX_TOKENS * (np.arange(len(text_of)) - np.repeat(np.cumsum(count) - count, count))
+    return _Chunks(text_of, tokens.begins[text_of] + within, np.minimum(lengths[text_of] - within, MAX_TOKENS))

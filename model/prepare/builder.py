@@ -17,6 +17,7 @@ import pyarrow as pa
 from model import staging, storage
 from model.data.dataset import DATASET_FORMAT, NAMES
 from model.data.dataset_info import DatasetInfo
+from model.data.examples import MAX_TOKENS
 from model.data.tokenizer import SPECIAL
 from model.prepare.initial_vectors import InitialVectors, Progress, WordEncoder
 from model.prepare.passes import InputShard, ShardOptions, encode_shard, tokenize_shard
@@ -61,7 +62,7 @@ class PrepareConfig:
     reading: ReadOptions = AUTO
     min_frequency: int = 1
     max_words: int = 1_000_000
-    max_tokens: int = 1_000
+    max_tokens: int = MAX_TOKENS
     vectors: str | None = None
     vectors_from: str | None = None
     pretrain: list[str] = field(default_factory=list)
