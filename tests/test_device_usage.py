@@ -55,6 +55,21 @@ def test_computing_is_told_from_waiting(monkeypatch: pytest.MonkeyPatch):
     assert meter.read().utilization == pytest.approx(1.5 / 2)
 
 
+def test_a_gpu_that_tells_no_utilization_is_trained_on(monkeypatch: pytest.MonkeyPatch):
+    class NVMLError(Exception):
+        """pynvml's own, for one that MIG divides: Not Supported."""
+
+    def utilization(device: torch.device) -> int:
+        raise NVMLError("Not Supported")
+
+    meter = DeviceMeter(CPU)
+    meter.device = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "utilization", utilization)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 2**20)
+    meter.sample()
+    assert meter.read() == DeviceUsage(1.0, 0.0)
+
+
 def test_each_rank_has_its_own_metrics_and_the_run_those_of_all():
     metrics = usage_metrics(DeviceUsage(2000.0, 0.3), SecondOfThree(), CPU)
     assert metrics["device/peak_memory_mb"] == 2000 and metrics["device/utilization"] == pytest.approx(0.5)

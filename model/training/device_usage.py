@@ -52,7 +52,7 @@ class DeviceMeter:
     def sample(self) -> None:
         """Look at a GPU's utilization, which its driver knows for the last moment only."""
         if self.device.type == "cuda":
-            with suppress(ModuleNotFoundError, RuntimeError):  # a driver without NVML
+            with suppress(Exception):  # without NVML, or of NVML: a GPU divided by MIG has no utilization
                 self._samples.append(torch.cuda.utilization(self.device) / 100)
 
     def read(self) -> DeviceUsage:
