@@ -136,6 +136,11 @@ def test_checkpointing_changes_nothing_but_memory(bert: str, small_dataset: str)
         assert torch.allclose(weights, other.tagger.state_dict()[name], atol=1e-6), name
 
 
+def test_an_encoder_that_cannot_checkpoint_says_so(small_dataset: str, tmp_path: Path):
+    config = config_of(small_dataset, tiny_encoder(tmp_path, "mpnet"), gradient_checkpointing=True)
+    refused(lambda: training_of(config), "gradient_checkpointing", "mpnet", "training.accumulate")
+
+
 def test_learning_rates_fall_from_layer_to_layer_and_norms_do_not_decay(bert: str, small_dataset: str):
     config = config_of(small_dataset, bert, lr=1e-2, encoder_lr=1e-3, encoder_lr_decay=0.5, weight_decay=0.1)
     training = training_of(config)

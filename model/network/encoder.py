@@ -48,6 +48,15 @@ class Encoder(nn.Module):
         """Set training mode, in which a frozen encoder still drops nothing."""
         return super().train(mode and not self.config.encoder_frozen)
 
+    def checkpoint_activations(self) -> None:
+        """Compute the states again in the backward pass. Raises UserError where the architecture cannot."""
+        if not self.model.supports_gradient_checkpointing:
+            raise UserError(
+                f"training.gradient_checkpointing: an encoder of type {self.model.config.model_type} cannot compute its states "
+                f"again; leave it out, and raise training.accumulate to save memory"
+            )
+        self.model.activation_checkpointing_enable()
+
     def forward(self, inputs: SubwordBatch) -> torch.Tensor:
         """Return the states (B, T, outputs) of words, float32: of `keyword_layer` if there is one, then of the last layer."""
         if torch.is_grad_enabled() and not self.config.encoder_frozen:

@@ -97,7 +97,7 @@ class Training:
             checkpointer: saves checkpoints inside epochs; those between epochs are up to the caller.
 
         Raises:
-            UserError: the device does not have the precision.
+            UserError: the device does not have the precision, or the encoder cannot compute its states again.
         """
         tune_malloc()
         self.config, self.train, self.valid = config, train, valid
@@ -107,7 +107,7 @@ class Training:
         self.on_progress, self.checkpointer = on_progress, checkpointer
         self.tagger = tagger.to(self.device)
         if config.gradient_checkpointing and tagger.encoder:
-            tagger.encoder.model.activation_checkpointing_enable()
+            tagger.encoder.checkpoint_activations()
         self.optimizers = make_optimizers(self.tagger, config)
         self.sync = self.communicator.sync_gradients(self.tagger, config)
         table_rows = [table.num_embeddings for table in self.tagger.tables]
