@@ -30,7 +30,7 @@ def tiny_encoder(folder: Path, kind: str, positions: int = 64, dropout: bool = T
 
     Args:
         folder: of its files.
-        kind: one of KINDS.
+        kind: one of KINDS, or another that takes the same fields.
         positions: the most ids that it reads at a time.
         dropout: whether it drops anything in training.
     """
@@ -51,6 +51,9 @@ def tiny_encoder(folder: Path, kind: str, positions: int = 64, dropout: bool = T
         **(_DEBERTA_V3 if kind == "deberta-v2" else {}),
         **({} if dropout else _NO_DROPOUT),
     }
+    if kind == "xlnet":
+        del fields["max_position_embeddings"]  # it reads any number
+        fields["d_head"] = 16
     torch.manual_seed(0)
     model = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(kind, **fields))
     transformers.logging.disable_progress_bar()

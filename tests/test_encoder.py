@@ -67,7 +67,7 @@ def test_a_trial_without_the_encoder_of_its_sweep_is_trained(small_dataset: str,
 
 
 @pytest.mark.parametrize("pooling", ["first", "mean"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "xlnet"])
 def test_the_logits_are_those_of_the_reference_implementation(
     kind: str, pooling: str, small_dataset: str, tmp_path: Path
 ):

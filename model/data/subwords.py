@@ -13,7 +13,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 _CHUNK_TEXTS = 2048  # texts tokenized at a time
-_MAX_WINDOW = 512  # sub-words; attention takes time and memory with the square
+MAX_WINDOW = 512  # sub-words; attention takes time and memory with the square
 Ints = npt.NDArray[np.int64]
 
 
@@ -106,7 +106,7 @@ class SubwordTokenizer:
         bare, whole = tokenizer.encode("a", add_special_tokens=False).ids, tokenizer.encode("a").ids
         at = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
         prefix, suffix = tuple(whole[:at]), tuple(whole[at + len(bare) :])
-        size = min(max_positions, _MAX_WINDOW) - len(prefix) - len(suffix)
+        size = min(max_positions, MAX_WINDOW) - len(prefix) - len(suffix)
         self.layout = WindowLayout(prefix, suffix, pad, size)
 
     def __call__(

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from model import storage
 from model.config import TaggerConfig
-from model.data.subwords import SubwordTokenizer
+from model.data.subwords import MAX_WINDOW, SubwordTokenizer
 from model.data.tokenizer import read_tokenizer
 from model.errors import UserError, first_line
 from model.network.encoder import Encoder, EncoderConfig, build_config, build_model, import_transformers, without_pooler
@@ -70,7 +70,9 @@ def subword_tokenizer(content: bytes, config: EncoderConfig) -> SubwordTokenizer
             f"different encoders; copy all of them from one"
         )
     pad = int(kind.pad_token_id or 0)
-    positions = int(getattr(kind, "max_position_embeddings", 512))
+    positions = int(getattr(kind, "max_position_embeddings", MAX_WINDOW))
+    if positions < 0:  # XLNet's: any number
+        positions = MAX_WINDOW
     if kind.model_type in _OFFSET_POSITIONS:
         positions -= pad + 1
     return SubwordTokenizer(tokenizer, positions, pad)
