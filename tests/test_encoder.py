@@ -19,7 +19,7 @@ from encoders import KINDS, edit_config, tiny_encoder
 from helpers import ROOT, SMALL, call, disk_of, refused
 
 from distributed.train.shared_data import SharedData
-from model.config import Config, make_config
+from model.config import Config, TaggerConfig, make_config
 from model.data.batching import collate, encoder_inputs
 from model.data.dataset import Dataset, split_from_examples
 from model.data.examples import Example
@@ -160,6 +160,14 @@ def test_learning_rates_fall_from_layer_to_layer_and_norms_do_not_decay(bert: st
     expected = {"head": 1e-2, "layer.1.": 1e-3, "layer.0.": 5e-4, "embeddings": 2.5e-4}
     assert {part: pytest.approx(values.pop()) for part, values in of.items()} == expected and not any(of.values())
     assert all((decay == 0) is ("bias" in name or "LayerNorm" in name) for name, decay in decays.items())
+
+
+def test_layers_that_share_their_parameters_are_one(tmp_path: Path):
+    encoder = load_encoder(tiny_encoder(tmp_path, "albert")).build(TaggerConfig(encoder=str(tmp_path)))
+    names = {id(each): name for name, each in encoder.model.named_parameters()}
+    embeddings, layer = ([names[id(each)] for each in some] for some in encoder.layers())
+    assert all("embed" in name for name in embeddings) and len(embeddings) + len(layer) == len(names)
+    assert all("albert_layers.0." in name for name in layer)
 
 
 def test_the_linear_schedule_rises_and_falls(small_dataset: str, bert: str):

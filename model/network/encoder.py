@@ -88,11 +88,17 @@ class Encoder(nn.Module):
         return states.index_select(0, first).view(*shape, -1)
 
     def layers(self) -> list[list[nn.Parameter]]:
-        """Return the parameters of each layer, the embeddings first; what belongs to no layer is with the last one."""
-        count = self.model.config.num_hidden_layers
-        found: list[list[nn.Parameter]] = [[] for _ in range(count + 1)]
-        for name, parameter in self.model.named_parameters():
-            found[_layer_of(name, count)].append(parameter)
+        """Return the parameters of each layer, the embeddings first; what belongs to no layer is with the last one.
+
+        Layers that share their parameters, as all of ALBERT's do, are one.
+        """
+        named = dict(self.model.named_parameters())
+        numbers = sorted({number for name in named if (number := _layer_number(name)) is not None})
+        found: list[list[nn.Parameter]] = [[] for _ in range(len(numbers) + 1)]
+        for name, parameter in named.items():
+            number = _layer_number(name)
+            bottom = number is None and "embed" in name
+            found[0 if bottom else -1 if number is None else numbers.index(number) + 1].append(parameter)
         return found
 
 
@@ -108,12 +114,9 @@ def encoder_outputs(config: TaggerConfig, encoder: "PreTrainedConfig") -> int:
     return 2 * int(encoder.hidden_size)
 
 
-def _layer_of(name: str, layers: int) -> int:
-    """Return the layer that a parameter belongs to by its name, such as `encoder.layer.3.output.dense.weight`: 4."""
-    number = next((int(part) for part in name.split(".") if part.isdigit()), None)
-    if number is not None:
-        return number + 1
-    return 0 if "embeddings" in name else layers
+def _layer_number(name: str) -> int | None:
+    """Return the number of the layer of a parameter by its name, such as `encoder.layer.3.output.dense.weight`: 3."""
+    return next((int(part) for part in name.split(".") if part.isdigit()), None)
 
 
 def build_config(config: EncoderConfig) -> "PreTrainedConfig":
