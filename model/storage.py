@@ -15,6 +15,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import IO
 
@@ -121,10 +122,25 @@ def expand(pattern: str) -> list[str]:
     matches = sorted(each for each in paths if each.count("/.") == path.count("/."))
     if not matches:
         raise UserError(f"{pattern}: no file matches")
-    if "://" not in pattern:
-        return matches
-    scheme, mark, options = pattern.partition("://")[0], *pattern.partition("?")[1:]
-    return [f"{scheme}://{match}{mark}{options}" for match in matches]
+    if not is_remote(pattern):
+        return [f"file://{match}" if "://" in pattern else match for match in matches]
+    return [_to_uri(match, path, pattern) for match in matches]
+
+
+def _to_uri(match: str, path: str, pattern: str) -> str:
+    """Return the URI of a file that a glob matches.
+
+    Args:
+        match: its path inside the file system.
+        path: that of the glob; some file systems leave out a host, as HDFS does.
+        pattern: the URI of the glob.
+    """
+    # What follows are options, and in fsspec's chains, such as zip://*.tsv::a.zip, where the file system is.
+    uri = re.split(r"\?|::", pattern, maxsplit=1)[0]
+    same = (one == other for one, other in zip(uri[::-1], path[::-1], strict=False))
+    shared = sum(1 for _ in takewhile(bool, same))  # characters at the ends of both
+    base, path_base = uri[: len(uri) - shared], path[: len(path) - shared]
+    return base + match.removeprefix(path_base) + pattern[len(uri) :]
 
 
 def _literal_base(filesystem: fs.FileSystem, path: str) -> str:

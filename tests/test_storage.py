@@ -2,13 +2,16 @@
 
 import io
 import os
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import fsspec
 import pytest
 from flaky_storage import FlakyFileSystem
+from fsspec.implementations.local import LocalFileSystem
 from helpers import refused
 from pyarrow import fs
 
@@ -69,6 +72,39 @@ def test_globs_take_folders_that_exist_by_their_names(flaky: str, tmp_path: Path
     assert storage.expand(f"{tmp_path}/a[2]/*") == [f"{tmp_path}/a2/x"]
     monkeypatch.chdir(tmp_path / "a[1]")
     assert storage.expand("*/x?") == [str(tmp_path / "a[1]/b*/x1")]
+
+
+class Hosted(LocalFileSystem):
+    """Names a host in its URIs and leaves it out of its paths, as HDFS and SFTP do."""
+
+    protocol = "hosted"
+
+    def __init__(self, host: str | None = None) -> None:
+        assert host == "server"
+        super().__init__()
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return urlsplit(path).path if "://" in path else path
+
+    @staticmethod
+    def _get_kwargs_from_urls(path: str) -> dict[str, str | None]:
+        return {"host": urlsplit(path).hostname}
+
+
+def test_globs_keep_the_rest_of_a_uri(tmp_path: Path):
+    fsspec.register_implementation("hosted", Hosted, clobber=True)
+    storage.write(f"{tmp_path}/in/x1", b"one")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("in/x1", "one")
+    for before, after in (
+        (f"hosted://server:22{tmp_path}", ""),
+        (f"file://{tmp_path}", ""),
+        ("zip:/", f"::{tmp_path}/a.zip"),
+    ):
+        assert storage.expand(f"{before}/in/x*{after}") == [place := f"{before}/in/x1{after}"]
+        assert storage.read(place) == b"one"
+    assert storage.expand(f"file://{tmp_path}/in/x?") == [f"file://{tmp_path}/in/x1"]
 
 
 def _texts(folder: Path) -> str:
