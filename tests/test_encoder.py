@@ -424,6 +424,17 @@ def test_what_cannot_be_had_is_refused(bert: str, monkeypatch: pytest.MonkeyPatc
     load_encoder(bert)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_an_encoder_of_the_hub_without_a_file_is_refused(
+    name: str, bert: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    hub = pytest.importorskip("huggingface_hub")
+    folder = Path(shutil.copytree(bert, tmp_path / "cached"))
+    (folder / name).unlink()  # microsoft/deberta-v3-base has pickled weights, of which nothing is downloaded
+    monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: str(folder))
+    refused(lambda: load_encoder("a/b"), f"a/b: has no {name} on the hub", "from_pretrained('a/b')", "AutoTokenizer")
+
+
 def test_an_encoder_is_read_from_any_storage(bert: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     place = fsspec.filesystem("memory")
     for path in Path(bert).iterdir():

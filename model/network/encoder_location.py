@@ -33,8 +33,9 @@ def local_folder(location: str, needed: tuple[str, ...] = FILES) -> Iterator[Pat
                 (Path(scratch) / name).write_bytes(storage.read(storage.join(location, name)))
             yield Path(scratch)
         return
-    folder = Path(storage.absolute(location)) if storage.exists(location) else _from_hub(location, needed)
-    _check_files([path.name for path in folder.iterdir()] if folder.is_dir() else [], needed, location)
+    here = storage.exists(location)
+    folder = Path(storage.absolute(location)) if here else _from_hub(location, needed)
+    _check_files([path.name for path in folder.iterdir()] if folder.is_dir() else [], needed, location, of_hub=not here)
     yield folder
 
 
@@ -56,13 +57,13 @@ def _from_hub(name: str, needed: tuple[str, ...]) -> Path:
         ) from None
 
 
-def _check_files(present: list[str], needed: tuple[str, ...], location: str) -> None:
+def _check_files(present: list[str], needed: tuple[str, ...], location: str, of_hub: bool = False) -> None:
     for name in needed:
         if name not in present:
-            raise UserError(_missing(location, name, present))
+            raise UserError(_missing(location, name, present, of_hub))
 
 
-def _missing(location: str, name: str, present: list[str]) -> str:
+def _missing(location: str, name: str, present: list[str], of_hub: bool) -> str:
     """Return why a file is missing, and what to do about it."""
     found = f"{location}: has no {name}"
     if name == WEIGHTS and f"{WEIGHTS}.index.json" in present:
@@ -76,4 +77,9 @@ def _missing(location: str, name: str, present: list[str]) -> str:
         present
     ):
         return f"{found}, but a tokenizer without offsets; convert it: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
+    if of_hub and name != CONFIG:  # what is there in its place was not asked for
+        return (
+            f"{found} on the hub, or in its cache; where you trust it, save it with one, and give the folder: "
+            f"AutoModel.from_pretrained({location!r}).save_pretrained(DIR), and the same with AutoTokenizer"
+        )
     return f"{found}; an encoder's folder needs {', '.join(FILES)}"
