@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from encoders import tiny_encoder
 from helpers import ROOT
 from nodes import free_port
 
@@ -138,6 +139,29 @@ dist.destroy_process_group()
 """
 
 
+# Steps of a tagger whose encoder has parameters that no state depends on.
+UNUSED = """
+import json, sys, torch.distributed as dist
+from distributed.train.process_group import TorchCommunicator
+from model.config import TaggerConfig, TrainingConfig
+from model.data.dataset import Dataset
+from model.network.encoder_files import load_encoder
+from model.network.tagger import new_tagger
+from model.training.loop import Training
+
+dist.init_process_group("gloo")
+encoder = load_encoder(sys.argv[2])
+split = Dataset(sys.argv[1]).load("valid", subwords=encoder.subwords())
+config = TaggerConfig(encoder=sys.argv[2], cell="none", embedding_dim=0)
+tagger = new_tagger(config, 50, 0, encoder=encoder)
+training = Training(TrainingConfig(global_batch_size=8, gradient_sync="ddp"), tagger, split, split, TorchCommunicator())
+metrics = training.run_epoch()
+if dist.get_rank() == 0:
+    print(json.dumps([training.texts.steps, metrics["train/loss"]]))
+dist.destroy_process_group()
+"""
+
+
 def processes(count: int, script: str, *arguments: str, first: str = "") -> Any:
     """What rank 0 of some processes prints; `first` is run once, before they part."""
     group = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
@@ -158,6 +182,12 @@ def test_ddp_gives_the_weights_of_one_all_reduce_and_resumes_it(small_dataset: s
     for preset in processes(count, WAYS, small_dataset, first="import torch._dynamo  # for DDP").values():
         assert set(preset) == {"ddp", "auto", "flat, ddp", "ddp, flat"}
         assert all(0 <= off < 1e-6 for off in preset.values()), preset
+
+
+def test_ddp_waits_for_no_parameter_that_the_states_do_not_depend_on(small_dataset: str, tmp_path: Path):
+    encoder = tiny_encoder(tmp_path, "xlnet")
+    steps, loss = processes(2, UNUSED, small_dataset, encoder, first="import torch._dynamo  # for DDP")
+    assert steps > 2 and loss > 0
 
 
 def test_workers_whose_weights_differ_save_no_checkpoint(small_dataset: str, tmp_path: Path):

@@ -48,6 +48,23 @@ class Encoder(nn.Module):
         """Set training mode, in which a frozen encoder still drops nothing."""
         return super().train(mode and not self.config.encoder_frozen)
 
+    def freeze_unused(self) -> None:
+        """Do not train what no state depends on: DistributedDataParallel waits for the gradient of all that is trained.
+
+        Longformer has such parameters, of its global attention, and XLNet.
+        """
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        if not trained:
+            return
+        was_training, ids = self.training, torch.zeros(1, 3, dtype=torch.long, device=trained[0].device)
+        with torch.enable_grad():
+            states = self.eval()._read(ids, torch.ones_like(ids))
+        self.train(was_training)
+        gradients = torch.autograd.grad(states.sum(), trained, allow_unused=True)
+        for parameter, gradient in zip(trained, gradients, strict=True):
+            if gradient is None:
+                parameter.requires_grad_(False)
+
     def checkpoint_activations(self) -> None:
         """Compute the states again in the backward pass. Raises UserError where the architecture cannot."""
         if not self.model.supports_gradient_checkpointing:

@@ -106,8 +106,10 @@ class Training:
         check_precision(config.precision, self.device)
         self.on_progress, self.checkpointer = on_progress, checkpointer
         self.tagger = tagger.to(self.device)
-        if config.gradient_checkpointing and tagger.encoder:
-            tagger.encoder.checkpoint_activations()
+        if tagger.encoder:
+            tagger.encoder.freeze_unused()
+            if config.gradient_checkpointing:
+                tagger.encoder.checkpoint_activations()
         self.optimizers = make_optimizers(self.tagger, config)
         self.sync = self.communicator.sync_gradients(self.tagger, config)
         table_rows = [table.num_embeddings for table in self.tagger.tables]
