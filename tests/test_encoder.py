@@ -9,6 +9,7 @@ import subprocess
 import sys
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fsspec
@@ -18,6 +19,8 @@ import torch
 from encoders import KINDS, edit_config, tiny_encoder
 from helpers import ROOT, SMALL, call, disk_of, refused
 
+from distributed.train import checkpoint
+from distributed.train.checkpoint import resume_training
 from distributed.train.shared_data import SharedData
 from model.config import Config, TaggerConfig, make_config
 from model.data.batching import collate, encoder_inputs
@@ -29,6 +32,7 @@ from model.inference.extractor import Extractor
 from model.network import encoder_files
 from model.network.encoder_files import EncoderFiles, load_encoder, read_encoder_config
 from model.network.tagger import Tagger, new_tagger
+from model.training.communicator import SingleProcess
 from model.training.encoder_states import with_encoder_states
 from model.training.evaluation import evaluate, predict_batches
 from model.training.loop import Training
@@ -419,9 +423,25 @@ def test_what_cannot_be_had_is_refused(bert: str, monkeypatch: pytest.MonkeyPatc
     refused(lambda: load_encoder("./no/such/folder"), "./no/such/folder", "no such folder")
     refused(lambda: load_encoder(bert, "0" * 64), "000000000000", "restore the encoder")
     monkeypatch.setattr(encoder_files, "available_memory", lambda: 1000)
-    refused(lambda: load_encoder(bert), "GiB", "encoder_frozen")
+    refused(lambda: load_encoder(bert), bert, "GiB of memory to load it", "smaller encoder")
     monkeypatch.setattr(encoder_files, "available_memory", lambda: None)
     load_encoder(bert)
+
+
+def test_the_memory_to_train_is_that_of_the_worker_and_of_its_device(
+    small_dataset: str, bert: str, monkeypatch: pytest.MonkeyPatch
+):
+    config = config_of(small_dataset, bert)
+    data = SharedData.load(config.data, config.tagger, config.training)
+    monkeypatch.setattr(checkpoint, "Training", lambda *arguments: arguments[5])
+    monkeypatch.setattr(encoder_files, "available_memory", lambda: 1000)
+
+    def begin(config: Config, device: str) -> Any:
+        checkpointer: Any = SimpleNamespace(restore=lambda training: None)
+        return resume_training(config, data, SingleProcess(), torch.device(device), checkpointer, None)
+
+    refused(lambda: begin(config, "cpu"), bert, "GiB of memory to train it on a CPU", "encoder_frozen")
+    assert begin(config, "cuda") == torch.device("cuda")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])

@@ -185,7 +185,13 @@ def resume_training(
     checkpointer: StorageCheckpointer,
     on_progress: Callable[[Progress], None] | None,
 ) -> Training:
-    """Return a training in the state of its newest complete checkpoint, or at its start where there is none."""
+    """Return a training in the state of its newest complete checkpoint, or at its start where there is none.
+
+    Raises:
+        UserError: the split, the encoder or the device cannot be used, or the memory is too small for the encoder.
+    """
+    if data.encoder and config.tagger.encoder and not config.tagger.encoder_frozen and device.type == "cpu":
+        data.encoder.require_memory_to_train(config.tagger.encoder)
     train, valid = data.splits_for(config.tagger, device)
     training = Training(
         config.training,

@@ -11,7 +11,7 @@ from model.config import TaggerConfig, TrainingConfig
 from model.data.dataset import Dataset, Split
 from model.distillation.teacher_split import add_labeled_texts, teacher_labels
 from model.errors import UserError
-from model.network.encoder_files import EncoderFiles, load_encoder
+from model.network.encoder_files import EncoderFiles, encoder_of
 from model.network.tagger import Tagger, new_tagger
 from model.training.encoder_states import with_encoder_states
 from model.training.training_texts import StreamedSplit
@@ -56,9 +56,7 @@ class SharedData(NamedTuple):
             UserError: the dataset, the encoder or the labels cannot be read, or do not belong together.
         """
         dataset, labels = Dataset(location), teacher_labels(training)
-        encoder = (
-            load_encoder(tagger.encoder, tagger.encoder_digest, not tagger.encoder_frozen) if tagger.encoder else None
-        )
+        encoder = encoder_of(tagger)
         subwords = encoder.subwords() if encoder else None
         word_features = word_features or tagger.uses_word_features
         valid = dataset.load("valid", word_features, subwords)

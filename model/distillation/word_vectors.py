@@ -110,7 +110,7 @@ def _load(location: str) -> tuple[Encoder, SubwordTokenizer]:
                 f"--vectors-from {location}: is a bundle without an encoder; name an encoder, or a bundle with one"
             )
         return Encoder(TaggerConfig(encoder=location, pooling="mean"), bundle.tagger.encoder.model), bundle.subwords
-    files = load_encoder(location, trained=False)
+    files = load_encoder(location)
     return files.build(TaggerConfig(encoder=location, pooling="mean")), files.subwords()
 
 

@@ -58,6 +58,12 @@ class EncoderFiles(NamedTuple):
         """Return what finds the sub-words of words."""
         return subword_tokenizer(self.tokenizer, self.config)
 
+    def require_memory_to_train(self, location: str) -> None:
+        """Raise UserError where the CPU of this machine has too little memory to train the encoder."""
+        needed = _COPIES_IN_TRAINING * sum(each.nbytes for each in self.weights.values())
+        what = "to train it on a CPU: weights, gradients and two moments of each"
+        _require_memory(location, needed, what, "use a smaller encoder, or tagger.encoder_frozen=true")
+
 
 def subword_tokenizer(content: bytes, config: EncoderConfig) -> SubwordTokenizer:
     """Return what finds the sub-words of words, given tokenizer.json and config.json. Raises UserError."""
@@ -78,13 +84,12 @@ def subword_tokenizer(content: bytes, config: EncoderConfig) -> SubwordTokenizer
     return SubwordTokenizer(tokenizer, positions, pad)
 
 
-def load_encoder(location: str, digest: str | None = None, trained: bool = True) -> EncoderFiles:
+def load_encoder(location: str, digest: str | None = None) -> EncoderFiles:
     """Read a pretrained encoder.
 
     Args:
         location: path or URI of a folder, or a name on the hub.
         digest: that the weights must have; any where None.
-        trained: whether it will be trained, for which there has to be enough memory.
 
     Raises:
         UserError: a file is missing, damaged or refused, the files do not belong together, the weights are not those of
@@ -99,7 +104,7 @@ def load_encoder(location: str, digest: str | None = None, trained: bool = True)
                 f"{location}/{WEIGHTS}: has the SHA-256 {found[:12]}..., and the run was started with {digest[:12]}...; restore "
                 f"the encoder, or start a new run"
             )
-        _check_memory(folder / WEIGHTS, location, trained)
+        _require_memory(location, (folder / WEIGHTS).stat().st_size, "to load it", "use a smaller encoder")
         model = _load_model(transformers, folder, location)
         tokenizer = (folder / TOKENIZER).read_bytes()
         license = _license(folder / CARD)
@@ -111,7 +116,7 @@ def load_encoder(location: str, digest: str | None = None, trained: bool = True)
 
 def encoder_of(config: TaggerConfig) -> EncoderFiles | None:
     """Return the encoder that a run was started with; None for a tagger without one. Raises UserError."""
-    return load_encoder(config.encoder, config.encoder_digest, trained=False) if config.encoder else None
+    return load_encoder(config.encoder, config.encoder_digest) if config.encoder else None
 
 
 def read_encoder_config(location: str) -> EncoderConfig:
@@ -135,7 +140,7 @@ def with_digest(config: TaggerConfig) -> TaggerConfig:
     if config.encoder is None:
         return config
     location = storage.absolute(config.encoder) if storage.exists(config.encoder) else config.encoder
-    files = load_encoder(location, config.encoder_digest, not config.encoder_frozen)
+    files = load_encoder(location, config.encoder_digest)
     return config.model_copy(update={"encoder": location, "encoder_digest": files.digest})
 
 
@@ -204,15 +209,13 @@ def _check_states(model: Any, files: EncoderFiles, location: str) -> None:
         )
 
 
-def _check_memory(weights: Path, location: str, trained: bool) -> None:
-    """Check that the machine has the memory for an encoder, before it is loaded. Raises UserError."""
-    needed = weights.stat().st_size * (_COPIES_IN_TRAINING if trained else 1)
+def _require_memory(location: str, needed: int, what: str, remedy: str) -> None:
+    """Raise UserError where this machine has not as many bytes of memory left as an encoder needs."""
     available = available_memory()
     if available is not None and needed > available:
-        what = "to train it: weights, gradients and two moments of each" if trained else "to load it"
         raise UserError(
             f"{location}: needs {needed / 2**30:,.1f} GiB of memory {what}; this machine has {available / 2**30:,.1f} GiB "
-            f"left; use a smaller encoder" + (", or tagger.encoder_frozen=true" if trained else "")
+            f"left; {remedy}"
         )
 
 
