@@ -11,6 +11,7 @@ from model.data.batching import collate, epoch_batches
 from model.data.dataset import Dataset, Split
 from model.data.labels import IGNORED
 from model.errors import DivergedError
+from model.network.device import check_precision
 from model.network.logits import EmbeddingRows
 from model.network.tagger import new_tagger
 from model.training.evaluation import evaluate
@@ -73,6 +74,15 @@ needs_bfloat16 = pytest.mark.skipif(not HAS_BFLOAT16, reason="this processor has
 @pytest.mark.skipif(HAS_BFLOAT16, reason="this processor has instructions for bfloat16")
 def test_a_precision_that_would_be_imitated_is_refused(splits: tuple[Split, Split, int]):
     refused(lambda: train(splits, precision="bfloat16"), "training.precision is bfloat16", "use float32")
+
+
+def test_a_precision_that_a_gpu_would_imitate_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    refused(lambda: check_precision("bfloat16", torch.device("cuda", 0)), "bfloat16", "a Tesla T4", "use float32")
+    check_precision("float32", torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    check_precision("bfloat16", torch.device("cuda", 0))
 
 
 @pytest.mark.parametrize(

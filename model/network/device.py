@@ -69,10 +69,16 @@ def check_precision(precision: str, device: torch.device) -> None:
     Raises:
         UserError: the device would emulate the precision.
     """
-    emulated = device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    if precision == "bfloat16" and emulated:
+    if precision != "bfloat16":
+        return
+    if device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         raise UserError(
             "training.precision is bfloat16, and this processor has no instructions for it; use float32, or --device cuda"
+        )
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UserError(
+            f"training.precision is bfloat16, and a {processor(device)} has no instructions for it; use float32, or a GPU of "
+            f"the Ampere generation or later"
         )
 
 
