@@ -28,6 +28,12 @@ from model.training.loop import Training
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 
 
+@pytest.fixture(autouse=True)
+def bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that has it."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+
+
 def test_what_changes_nothing_on_a_gpu_is_not_measured_there():
     on_cpu, on_gpu = _variants(CPU), _variants(torch.device("cuda:0"))
     assert {"  torch's recurrence", "  torch's dropout"} <= set(on_cpu) and STEP in on_gpu
