@@ -97,6 +97,7 @@ def prepare(
     staging.require_absent(config.out, "dataset.json", "dataset", config.overwrite, NAMES)
     inputs = {"train": config.train, "valid": config.valid, "test": config.test}
     files = {split: resolve_inputs(patterns, config.reading) for split, patterns in inputs.items() if patterns}
+    unread = left_out(list(chain(*inputs.values())))
     vectors = InitialVectors(config, encode_words)
     shards = [InputShard(origin, i, part) for origin, own in files.items() for i, part in enumerate(make_shards(own))]
     with staging.scratch_directory(config.out) as drafts:
@@ -125,7 +126,7 @@ def prepare(
                 },
                 "tokenizer_sha256": hashlib.sha256(storage.read(tokenizer)).hexdigest(),
             }
-            if warnings := totals.advice() + left_out(list(chain(*inputs.values()))):
+            if warnings := totals.advice() + unread:
                 info["warnings"] = warnings
             del vocabulary  # the second pass reads it from the drafts
             pa.default_memory_pool().release_unused()
