@@ -26,8 +26,7 @@ from jobs.benchmark.accuracy import (
     FinishedTrainings,
     TrainingKey,
     compare_systems,
-    compared_rows,
-    system_row,
+    system_rows,
 )
 from jobs.benchmark.baselines import bio_tags, features, spans_of_bio
 from jobs.benchmark.systems import SystemResult, measure, raw_text_adapter
@@ -120,11 +119,12 @@ def test_a_row_holds_means_over_trainings_and_their_spread():
         counts[:right, 0] = 1
         return SystemResult(counts, seconds, seconds + 1, 1.5, 100 * seconds, 1.0)
 
-    row = system_row("spacy", [result(4, 2.0), result(8, 4.0)])
+    [row] = system_rows({"spacy": [result(4, 2.0), result(8, 4.0)]})
     assert (row.keyphrase_f1, row.seeds, row.train_s, row.stopped_s) == (pytest.approx(0.6), 2, 3.0, 4.0)
     assert row.spread == pytest.approx(math.sqrt(2 * 0.2**2)) and row.texts_per_s == 300
     assert row.low < 0.6 < row.high
-    assert system_row("crf", [result(4, 2.0)]).spread is None
+    [row] = system_rows({"crf": [result(4, 2.0)]})
+    assert row.spread is None
 
 
 def test_systems_are_compared_with_the_highest_on_the_same_texts():
@@ -137,12 +137,12 @@ def test_systems_are_compared_with_the_highest_on_the_same_texts():
             own[:, 0] = hard + draw.normal(0, 0.02, 400) < skill
         return [SystemResult(own, 1.0, 1.0, 1.0, 1.0, 1.0) for own in counts]
 
-    low, same, high = compared_rows({"crf": results(0.5), "best": results(0.55), "encoder": results(0.552)})
+    low, same, high = system_rows({"crf": results(0.5), "best": results(0.55), "encoder": results(0.552)})
     assert high.against is None and low.high > high.low  # their own intervals overlap
     assert low.against and low.against.difference == low.keyphrase_f1 - high.keyphrase_f1
     assert low.against.low < low.against.difference < low.against.high < 0 and low.against.p < 0.01
     assert same.against and same.against.low < 0 < same.against.high and same.against.p > 0.05
-    [alone] = compared_rows({"best": results(0.5, 1)})
+    [alone] = system_rows({"best": results(0.5, 1)})
     assert alone.against is None
 
 
@@ -323,7 +323,7 @@ def test_a_pretrained_encoder_is_compared(
     monkeypatch.setitem(token_classification._SETTINGS, "num_train_epochs", 12)
     monkeypatch.setattr(presets, "_MIN_STEPS", 0)  # for the sake of time
     result = measure(Dataset(tiny_dataset), system, 0, 1, echo, encoder)
-    row = system_row(system, [result])
+    [row] = system_rows({system: [result]})
     assert 0 <= row.low <= row.keyphrase_f1 <= row.high <= 1
     assert 0 < row.train_s <= row.stopped_s and row.texts_per_s > 1
     assert result.counts[:, 2].sum() == sum(len(each.spans or ()) for each in Dataset(tiny_dataset).texts("test"))
@@ -369,7 +369,7 @@ def test_finished_trainings_are_not_repeated(tiny_dataset: str, tmp_path: Path, 
     [row, _] = json.loads(benchmark(*arguments, "--json").stdout)["systems"]
     assert measured == [("record", 0), ("record", 1), ("best", 0), ("best", 0), ("best", 1)]
     results = [SystemResult(np.full((20, 8), count), 1.5, 2.0, 1.0, 7.0, 1.0) for count in (1, 2)]
-    assert row == asdict(compared_rows({"record": results, "best": results})[0])
+    assert row == asdict(system_rows({"record": results, "best": results})[0])
     (tmp_path / "other").mkdir()
     other = generated_dataset(tmp_path / "other", 120)
     benchmark("--peers", "--data", other, "--systems", "best", "--out", str(out))

@@ -15,7 +15,6 @@ from helpers import ROOT, call, last_json
 from distributed.sweep.results import (
     AblationRow,
     BestTrial,
-    Difference,
     DifferenceTo,
     DryRun,
     Finalist,
@@ -37,6 +36,7 @@ from model.inference.batch_inference import ExtractionInfo, SourceLines
 from model.inference.extractor import Keyphrase
 from model.inference.mistakes import KindCounts, MistakeRecord
 from model.training.metrics import summarize
+from model.training.significance import Difference
 
 
 def scores() -> set[str]:

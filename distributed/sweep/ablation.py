@@ -6,7 +6,6 @@ import numpy as np
 import torch
 
 from distributed.sweep.ablation_rows import FULL
-from distributed.sweep.comparison import SeedGroups
 from distributed.sweep.results import AblationRow, ParameterCount
 from distributed.sweep.state import SweepState, Trial
 from distributed.train.checkpoint import load_best
@@ -17,7 +16,7 @@ from model.network.encoder import Encoder, build_model
 from model.network.encoder_files import read_encoder_config
 from model.network.tagger import Tagger
 from model.training.metrics import Counts
-from model.training.significance import SIGNIFICANCE_LEVEL, describe_test
+from model.training.significance import SIGNIFICANCE_LEVEL, SeedGroups, describe_test
 
 
 def keep_counts(sweep: SweepState, trial: Trial) -> None:
@@ -53,12 +52,8 @@ def compare_rows(sweep: SweepState) -> tuple[list[AblationRow], str]:
         name: [trial for trial in sweep.searched if trial.series == name and trial.state == "finished"]
         for name in plan.rows
     }
-    scored = {
-        name: [(trial.best_score(plan.metric), _counts_of(sweep, trial)) for trial in seeds]
-        for name, seeds in finished.items()
-        if seeds
-    }
-    groups = SeedGroups(plan.ranking, scored)
+    counts = {name: [_counts_of(sweep, trial) for trial in seeds] for name, seeds in finished.items() if seeds}
+    groups = SeedGroups(counts, plan.ranking.head, plan.ranking.score)
     words = Dataset(plan.config.data).info["words"]
     rows = [_row(sweep, name, seeds, groups, words) for name, seeds in finished.items()]
     rows.sort(key=lambda row: (row.row != FULL, row.mean is None, -(row.mean or 0.0)))

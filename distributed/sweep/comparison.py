@@ -1,48 +1,14 @@
 """What a sweep shows: its finalists compared, and the owner's record beside what repeats it."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from distributed.sweep.metric import Metric
 from distributed.sweep.record_runs import RUNS, SERIES, binomial_noise
-from distributed.sweep.results import Difference, DifferenceTo, Finalist, RecordRow
+from distributed.sweep.results import DifferenceTo, Finalist, RecordRow
 from distributed.sweep.state import SweepState, Trial
 from distributed.train.checkpoint import load_best
-from model.training.metrics import Counts
-from model.training.significance import SIGNIFICANCE_LEVEL, bootstrap_means, describe_test, paired_bootstrap_test
-
-
-class SeedGroups:
-    """Groups of trainings that differ by their seed, compared by a paired bootstrap over validation texts and seeds.
-
-    Attributes:
-        means: the measured mean of each group, by name.
-    """
-
-    def __init__(self, metric: Metric, groups: Mapping[str, Sequence[tuple[float, Counts]]]) -> None:
-        """Draw the bootstrap.
-
-        Args:
-            metric: that is compared.
-            groups: of each group the score and the counts (texts, 8) of each seed.
-        """
-        self.means = {name: float(np.mean([score for score, _ in seeds])) for name, seeds in groups.items()}
-        counts = [[each for _, each in seeds] for seeds in groups.values()]
-        columns = bootstrap_means(counts, metric.head, metric.score).T if counts else ()
-        self.draws: dict[str, npt.NDArray[np.float64]] = dict(zip(groups, columns, strict=True))
-
-    def interval(self, name: str) -> tuple[float, float]:
-        """Return the 95 % interval of a group's mean."""
-        low, high = np.percentile(self.draws[name], [2.5, 97.5])
-        return float(low), float(high)
-
-    def difference(self, first: str, second: str) -> Difference:
-        """Return the first mean minus the second, with its test."""
-        measured = self.means[first] - self.means[second]
-        return Difference(**paired_bootstrap_test(self.draws[first], self.draws[second], measured)._asdict())
+from model.training.significance import SIGNIFICANCE_LEVEL, SeedGroups, describe_test
 
 
 @dataclass(frozen=True)
@@ -68,12 +34,11 @@ def compare_finalists(sweep: SweepState) -> FinalistComparison:
         best = sweep.best
         assert best is not None
         return FinalistComparison([], "no finalist was trained in full; the best trial is taken", best.name)
+    ranking = sweep.plan.ranking
     groups = SeedGroups(
-        sweep.plan.ranking,
-        {
-            name: [(trial.best_score(metric), load_best(sweep.folder_of(trial))[1]) for trial in seeds]
-            for name, seeds in trainings.items()
-        },
+        {name: [load_best(sweep.folder_of(trial))[1] for trial in seeds] for name, seeds in trainings.items()},
+        ranking.head,
+        ranking.score,
     )
     winner, *others = trainings
     finalists = [

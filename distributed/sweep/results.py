@@ -15,6 +15,7 @@ from model.aliases import RESULTS, current_keys
 from model.config import first_problem
 from model.errors import UserError, first_line
 from model.training.device_usage import DeviceUsage
+from model.training.significance import Difference
 
 Number = int | float
 # Keys that are left out where they have no value; others are null.
@@ -37,16 +38,6 @@ _OPTIONAL = {
 
 def _without_missing(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return {key: value for key, value in pairs if value is not None or key not in _OPTIONAL}
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A difference of two means over seeds: its 95 % interval and its two-sided p."""
-
-    difference: float
-    low: float
-    high: float
-    p: float
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from distributed.sweep.results import Difference
 from jobs.benchmark.baselines import Log, check_installed
 from jobs.benchmark.systems import SystemResult, measure
 from model import storage
@@ -25,8 +24,8 @@ from model.data.dataset import SPLITS, Dataset
 from model.errors import RunFailedError, UserError
 from model.network.device import resolve_device
 from model.network.encoder_files import load_encoder
-from model.training.metrics import summarize_seeds
-from model.training.significance import bootstrap_means, paired_bootstrap_test
+from model.training.metrics import summarize, summarize_seeds
+from model.training.significance import Difference, SeedGroups
 
 SYSTEMS = ("crf", "spacy", "record", "best", "transformers", "encoder")
 WITH_ENCODER = ("transformers", "encoder")  # those that need a pretrained one
@@ -129,7 +128,7 @@ def compare_systems(config: ComparisonConfig, log: Log) -> ComparisonResult:
                 finished.get(key) or finished.add(key, _measure_in_process(config, system, seed, log))
             )
     texts = {split: data.rows(split) for split in SPLITS}
-    return ComparisonResult(compared_rows(results), texts, cores, config.device)
+    return ComparisonResult(system_rows(results), texts, cores, config.device)
 
 
 class TrainingKey(NamedTuple):
@@ -211,13 +210,25 @@ def _encoder_digest(config: ComparisonConfig) -> str | None:
     return None if config.encoder is None else load_encoder(config.encoder).digest
 
 
-def system_row(system: str, results: Sequence[SystemResult]) -> SystemRow:
-    """Return the metrics of a system as means over its trainings."""
-    metrics = summarize_seeds([each.counts for each in results])
-    single = [summarize_seeds([each.counts])["keyphrase_f1"] for each in results]
+def system_rows(results: dict[str, list[SystemResult]]) -> list[SystemRow]:
+    """Return the metrics of each system, compared with the one that has the highest keyphrase F1."""
+    groups = SeedGroups({system: [each.counts for each in trainings] for system, trainings in results.items()})
+    highest = max(groups.means, key=lambda system: groups.means[system])
+    return [
+        replace(
+            _system_row(system, trainings),
+            against=None if system == highest else groups.difference(system, highest),
+        )
+        for system, trainings in results.items()
+    ]
+
+
+def _system_row(system: str, trainings: Sequence[SystemResult]) -> SystemRow:
+    metrics = summarize_seeds([each.counts for each in trainings])
+    single = [summarize(each.counts)["keyphrase_f1"] for each in trainings]
 
     def mean(name: str, digits: int = 1) -> float:
-        return round(statistics.fmean(getattr(each, name) for each in results), digits)
+        return round(statistics.fmean(getattr(each, name) for each in trainings), digits)
 
     return SystemRow(
         system=system,
@@ -226,7 +237,7 @@ def system_row(system: str, results: Sequence[SystemResult]) -> SystemRow:
         high=metrics["keyphrase_f1_high"],
         precision=metrics["keyphrase_precision"],
         recall=metrics["keyphrase_recall"],
-        seeds=len(results),
+        seeds=len(trainings),
         spread=statistics.stdev(single) if len(single) > 1 else None,
         train_s=mean("best_s"),
         stopped_s=mean("stopped_s"),
@@ -234,19 +245,6 @@ def system_row(system: str, results: Sequence[SystemResult]) -> SystemRow:
         texts_per_s=mean("texts_per_s"),
         use_cores=mean("use_cores", 2),
     )
-
-
-def compared_rows(results: dict[str, list[SystemResult]]) -> list[SystemRow]:
-    """Return a row for each system, which is compared with the one that has the highest keyphrase F1."""
-    rows = [system_row(system, own) for system, own in results.items()]
-    highest = max(range(len(rows)), key=lambda number: rows[number].keyphrase_f1)
-    means = bootstrap_means([[each.counts for each in own] for own in results.values()], "keyphrase")
-    for number, row in enumerate(rows):
-        if number != highest:
-            difference = row.keyphrase_f1 - rows[highest].keyphrase_f1
-            test = paired_bootstrap_test(means[:, number], means[:, highest], difference)
-            rows[number] = replace(row, against=Difference(*test))
-    return rows
 
 
 def _measure_in_process(config: ComparisonConfig, system: str, seed: int, log: Log) -> SystemResult:

@@ -4,7 +4,7 @@ import os
 import statistics
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -47,7 +47,7 @@ class DistilResult:
         taggers: a row each.
         gain_kept: part of the teacher's gain that the student has; None where the teacher is no better than without one.
         difference: F1 of the student minus that of the same without a teacher.
-        low, high, p: its 95 % interval and p-value by a paired bootstrap, see `model.training.significance.Comparison`.
+        low, high, p: its 95 % interval and p-value by a paired bootstrap, see `model.training.significance.Difference`.
     """
 
     out: str
@@ -73,7 +73,7 @@ def compare(place: str, data: "Dataset", bundles: dict[str, list[str]], labels: 
     """
     from model.distillation.label_files import TeacherLabels
     from model.training.metrics import summarize_seeds
-    from model.training.significance import bootstrap_means, paired_bootstrap_test
+    from model.training.significance import SeedGroups
 
     counts = {tagger: [measured_counts(bundle, data) for bundle in own] for tagger, own in bundles.items()}
     metrics = {tagger: summarize_seeds(own) for tagger, own in counts.items()}
@@ -90,12 +90,11 @@ def compare(place: str, data: "Dataset", bundles: dict[str, list[str]], labels: 
         for tagger, own in bundles.items()
     ]
     teacher, student, alone = (row.keyphrase_f1 for row in rows)
-    means = bootstrap_means([counts["student"], counts[rows[2].tagger]], "keyphrase")
-    test = paired_bootstrap_test(means[:, 0], means[:, 1], student - alone)
+    test = SeedGroups(counts).difference("student", rows[2].tagger)
     gain_kept = (student - alone) / (teacher - alone) if teacher > alone else None
     texts, seeds = len(counts["teacher"][0]), len(counts["student"])
     labeled_texts = sum(TeacherLabels(folder).info["texts"] for folder in labels)
-    return DistilResult(place, labeled_texts, texts, seeds, rows, gain_kept, *test)
+    return DistilResult(place, labeled_texts, texts, seeds, rows, gain_kept, **asdict(test))
 
 
 def measured_counts(bundle: str, data: "Dataset") -> "Counts":

@@ -1,7 +1,7 @@
 """Bootstrap intervals and paired tests over texts and seeds."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,8 @@ from model.training.metrics import HEADS, RESAMPLES, Column, Counts, score_colum
 SIGNIFICANCE_LEVEL = 0.05  # differences with a smaller p are reported as significant
 
 
-class Comparison(NamedTuple):
+@dataclass(frozen=True)
+class Difference:
     """The difference of two means over seeds, by a paired bootstrap over texts and seeds.
 
     Attributes:
@@ -24,6 +25,38 @@ class Comparison(NamedTuple):
     low: float
     high: float
     p: float
+
+
+class SeedGroups:
+    """Groups of trainings that differ by their seed, compared by a paired bootstrap over texts and seeds.
+
+    Attributes:
+        means: the measured mean of each group, by name.
+    """
+
+    def __init__(self, groups: Mapping[str, Sequence[Counts]], head: str = "keyphrase", metric: str = "f1") -> None:
+        """Draw the bootstrap.
+
+        Args:
+            groups: the counts (texts, 8) of each seed, by name, all in the same order of texts.
+            head, metric: as of `bootstrap_means`.
+        """
+        self.means = {
+            name: float(np.mean([_score(counts[:, HEADS[head]].sum(0), len(counts), metric) for counts in seeds]))
+            for name, seeds in groups.items()
+        }
+        columns = bootstrap_means(list(groups.values()), head, metric).T if groups else ()
+        self._draws = dict(zip(groups, columns, strict=True))
+
+    def interval(self, name: str) -> tuple[float, float]:
+        """Return the 95 % interval of a group's mean."""
+        low, high = np.percentile(self._draws[name], [2.5, 97.5])
+        return float(low), float(high)
+
+    def difference(self, first: str, second: str) -> Difference:
+        """Return the first mean minus the second, with its test."""
+        measured = self.means[first] - self.means[second]
+        return paired_bootstrap_test(self._draws[first], self._draws[second], measured)
 
 
 def bootstrap_means(
@@ -49,12 +82,17 @@ def bootstrap_means(
     for row in range(RESAMPLES):
         weights = np.bincount(draw.integers(texts, size=texts), minlength=texts)
         sums = (weights @ stacked).reshape(-1, len(Column)).T
-        values = sums[Column.EXACT] / texts if metric == "exact_match" else getattr(score_columns(sums), metric)
+        values = _score(sums, texts, metric)
         begin = 0
         for column, seeds in enumerate(runs):
             means[row, column] = values[begin + draw.integers(len(seeds), size=len(seeds))].mean()
             begin += len(seeds)
     return means
+
+
+def _score(sums: npt.NDArray[np.int64], texts: int, metric: str) -> npt.NDArray[np.float64]:
+    """Return a metric of sums (4, ...) of one head's counts over so many texts."""
+    return sums[Column.EXACT] / texts if metric == "exact_match" else getattr(score_columns(sums), metric)
 
 
 def describe_test(seeds: int) -> str:
@@ -66,7 +104,7 @@ def describe_test(seeds: int) -> str:
 
 def paired_bootstrap_test(
     first: npt.NDArray[np.float64], second: npt.NDArray[np.float64], difference: float
-) -> Comparison:
+) -> Difference:
     """Test whether two means differ.
 
     Args:
@@ -76,4 +114,4 @@ def paired_bootstrap_test(
     differences = first - second
     low, high = np.percentile(differences, [2.5, 97.5])
     beyond = min((differences <= 0).mean(), (differences >= 0).mean())
-    return Comparison(difference, float(low), float(high), float(min(1.0, 2 * max(beyond, 1 / len(differences)))))
+    return Difference(difference, float(low), float(high), float(min(1.0, 2 * max(beyond, 1 / len(differences)))))
