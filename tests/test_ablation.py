@@ -16,12 +16,12 @@ from distributed.sweep import ablation
 from distributed.sweep.ablation_rows import ablation_rows
 from distributed.sweep.metric import Metric
 from distributed.sweep.plan import SweepConfig, dry_run, make_plan, new_sweep, validate_plan
-from distributed.sweep.space import parse_space
+from distributed.sweep.space import apply_values, parse_space
 from distributed.sweep.state import SweepState, read_sweep, resumed_sweep
 from distributed.train.checkpoint import save_best
 from distributed.tune.driver import tune
 from model import storage
-from model.config import Config, TaggerConfig, make_config
+from model.config import SEEDS, Config, TaggerConfig, make_config
 from model.errors import UserError
 from model.inference.bundle import load_bundle
 from model.network.tagger import new_tagger
@@ -116,6 +116,8 @@ def test_all_rows_are_trained_with_a_seed_before_the_next(small_dataset: str, tm
             ("training.lr=0.1", {"training.lr": 0.1}),
         )
     ]
+    last = apply_values(plan.config, {"training.seed": SEEDS - 1})
+    assert plan.strategy.propose(plan.model_copy(update={"config": last}), space, 3)[1] == {"training.seed": 0}
     looked_at = dry_run(plan).as_dict()
     assert looked_at["rows"] == plan.rows and looked_at["trainings"] == 6
     # A field that was given a value may be tried with others, and what the base is without stays as it is.

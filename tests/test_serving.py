@@ -234,6 +234,11 @@ def test_files_of_tokens_that_cannot_be_used_are_refused_without_their_content(t
     refused(lambda: Tokens(str(path)), "UTF-8")
 
 
+def test_a_file_of_tokens_may_begin_with_a_byte_order_mark(tmp_path: Path):
+    (tmp_path / "tokens").write_text(f"{TOKEN}\n", "utf-8-sig")
+    assert Tokens(str(tmp_path / "tokens")).accept(f"Bearer {TOKEN}".encode())
+
+
 def test_tokens_stay_where_the_bundle_does_not_load(small_bundle: str, tmp_path: Path):
     settings = make_settings(bundle=f"{small_bundle}-none", token_file=token_file(tmp_path, TOKEN))
     service = Service(settings)
@@ -364,11 +369,13 @@ def test_without_its_process_a_server_says_that_it_has_to_be_started_again(small
     assert service.model
 
     async def act(client: httpx.AsyncClient, _: Service) -> None:
+        assert [(await client.head(path)).status_code for path in ("/healthz", "/readyz")] == [200, 200]
         assert (await client.get("/healthz")).status_code == 200
         os.kill(service.model.pid, signal.SIGKILL)
         problem(await client.post("/v1/extract", json={"text": TEXT}), 500)
         problem(await client.get("/healthz"), 503, "start the server again")
         problem(await client.get("/readyz"), 503)
+        assert (await client.head("/healthz")).status_code == 503
         with pytest.raises(ExtractionError, match="ended"):
             service.model.extract([TEXT])
 

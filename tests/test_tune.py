@@ -16,11 +16,12 @@ from distributed.sweep.journal import Journal
 from distributed.sweep.state import SweepState, Trial, read_sweep, resumed_sweep
 from distributed.train.checkpoint import save_best
 from distributed.train.events import Note
-from distributed.tune.driver import _finish
+from distributed.tune.driver import _finish, _new_finalists
 from distributed.tune.recorder import SweepRecorder
 from distributed.tune.schedulers import ResumableASHA
 from distributed.tune.trial_run import EpochResult
 from model import storage
+from model.config import SEEDS
 from model.inference.bundle import load_bundle
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -140,6 +141,15 @@ def test_a_sweep_that_ends_before_any_finalist_does_not_read_the_test_split(smal
     journal.close()
     assert (result["trials"], result["unfinished"]) == (2, 1)  # t002 is as a killed driver leaves a trial
     assert "test" not in result and not events and result["verdict"].startswith("no finalist was trained in full")
+
+
+def test_finalists_have_fresh_seeds_even_after_the_last_one(tmp_path: Path):
+    sweep = SweepState(plan_of("d", tmp_path, "s", finalists=1, seeds=2, max_epochs=1))
+    values = {"training.lr": 0.01, "training.seed": SEEDS - 2}
+    begun = {"name": "t001", "values": values, "epochs": 1, "series": None, "finalist_of": None}
+    sweep.apply({"event": "trial", "time": 0.0, **begun})
+    sweep.apply({"event": "epoch", "time": 1.0, "trial": "t001", "metrics": {"epoch": 1, "valid/keyphrase_f1": 0.5}})
+    assert [trial.values["training.seed"] for trial in _new_finalists(sweep)] == [SEEDS - 1, 0]
 
 
 def test_asha_takes_a_trial_of_ray_and_knows_it_after_a_restart(tmp_path: Path):

@@ -204,9 +204,11 @@ class AblationSampler(Sampler):
 
     def propose(self, plan: "SweepConfig", space: "Space", number: int) -> Proposal:
         """Return a row with a seed: all rows with one seed before the next, so that a sweep cut off compares them all."""
+        from model.config import SEEDS
+
         seed, row = divmod(number, len(plan.rows))
         name, values = list(plan.rows.items())[row]
-        return Proposal(name, values | {"training.seed": plan.config.training.seed + seed}, plan.max_epochs)
+        return Proposal(name, values | {"training.seed": (plan.config.training.seed + seed) % SEEDS}, plan.max_epochs)
 
 
 SAMPLERS: dict[str, Sampler] = {

@@ -27,6 +27,7 @@ from distributed.tune.tracking import WandbGroup
 from distributed.tune.trial_run import TrialSettings
 from distributed.tune.tuner import TunerRun
 from model import storage
+from model.config import SEEDS
 from model.data.dataset import Dataset
 from model.errors import RunFailedError
 from model.inference.bundle import load_bundle, save_bundle
@@ -129,7 +130,8 @@ def _new_finalists(sweep: SweepState) -> list[Trial]:
     found = []
     for trial in [each for each in sweep.ranked if each.best_score(sweep.plan.metric) >= 0][: sweep.plan.finalists]:
         first = trial.values.get("training.seed", sweep.plan.config.training.seed)
-        for seed in range(first + 1, first + 1 + sweep.plan.seeds):
+        for number in range(1, 1 + sweep.plan.seeds):
+            seed = (first + number) % SEEDS
             name = f"{trial.name}-seed{seed}"
             if name not in sweep.trials:
                 values = trial.values | {"training.seed": seed}

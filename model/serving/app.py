@@ -93,6 +93,7 @@ def _add_routes(app: FastAPI, service: Service, reload_all: Reload | None) -> No
             raise ProblemError(503, str(error)) from None
         return _describe(service, service.model)
 
+    @app.head("/healthz", include_in_schema=False)  # as some load balancers ask
     @app.get("/healthz", **OPEN)
     async def healthz(request: Request) -> Response:
         """Say that the process lives and can extract."""
@@ -100,6 +101,7 @@ def _add_routes(app: FastAPI, service: Service, reload_all: Reload | None) -> No
             raise ProblemError(503, "the process that extracts has ended; start the server again")
         return JSONResponse({"status": "alive"})
 
+    @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz", **OPEN)
     async def readyz(request: Request) -> Response:
         """Say whether requests are answered."""

@@ -42,7 +42,7 @@ def read_tokens(path: str) -> list[str]:
         UserError: the file is missing or empty, or a line cannot be a token; the message does not contain it.
     """
     try:
-        lines = Path(path).read_text("utf-8").splitlines()
+        lines = Path(path).read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise UserError(f"--token-file {path}: cannot be read ({reason}); write one token a line into it") from None
