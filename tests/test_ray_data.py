@@ -21,7 +21,7 @@ from model import storage
 from model.data.dataset import Dataset
 from model.inference.batch_inference import ExtractionConfig, extract
 from model.prepare.builder import PrepareConfig, prepare
-from model.prepare.vocabulary import BUCKETS, WordCounts, save_tokenizer
+from model.prepare.vocabulary import BUCKETS, BucketCounts, save_tokenizer, vocabulary
 from model.readers.options import ReadOptions
 from model.readers.readers import resolve_inputs
 from model.shards import SHARD_BYTES, make_shards, serial_map
@@ -141,6 +141,24 @@ def test_a_bad_line_is_named_by_its_place_in_the_file(tmp_path: Path, monkeypatc
     assert list(skipped.values()) == [[f"{path}:46", f"{path}:107"]]
 
 
+def test_texts_that_occur_in_several_shards_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    set_shard_bytes(monkeypatch, 150)
+    train = [f"text {i} of rain\train" for i in range(60)]
+    paths = [tmp_path / name for name in ("train.tsv", "valid.tsv", "test.tsv")]
+    own = [f"note {i} of rain\train" for i in range(40)]
+    rows = ([*train, "text 3 of rain\ttext", "text 3 of rain\tof", "text 9 of rain\ttext"], [*own, *train[:2]])
+    for path, lines in zip(paths, (*rows, [*train[5:50], own[7]]), strict=True):
+        path.write_text("\n".join(lines))
+    info = prepare(PrepareConfig([str(paths[0])], str(tmp_path / "d"), [str(paths[1])], [str(paths[2])]))
+    assert all(split["parts"] > 3 for split in info["splits"].values())
+    assert [line.split(";")[0] for line in info["warnings"]] == [
+        "valid: 2 of 42 texts are in train too",
+        "test: 45 of 46 texts are in train too",
+        "test: 1 of 46 texts are in valid too",
+        "texts that are labeled in different ways: 2",
+    ]
+
+
 def test_the_vocabulary_is_that_of_the_tokenizers_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     set_shard_bytes(monkeypatch, 400)
     [path, *_] = files(tmp_path, "tsv")
@@ -171,20 +189,18 @@ def test_beyond_the_words_that_are_counted_the_rarest_are_forgotten(monkeypatch:
     monkeypatch.setattr("model.prepare.vocabulary._MIN_PENDING_WORDS", BUCKETS)
     tables = [
         pa.table({"word": ["a", "b", "c", "d"], "count": [9, 5, 1, 1]}),
-        pa.table({"word": ["e", "b", "f"], "count": [4, 1, 0]}),
+        pa.table({"word": ["e", "b"], "count": [4, 1]}),
         pa.table({"word": ["c", "a"], "count": [2, 1]}),
         pa.table({"word": ["g", "c"], "count": [1, 2]}),
     ]
-    exact, bounded = WordCounts(), WordCounts(limit=4 * BUCKETS)
+    exact, bounded = BucketCounts(), BucketCounts(limit=4)
     for words in tables:
-        table = words.append_column("bucket", [[0] * len(words)])
-        exact.add(table)
-        bounded.add(table)
-    assert exact.vocabulary(1, 100).to_pydict() == {
-        "word": ["a", "b", "c", "e", "d", "g"],
-        "count": [10, 6, 5, 4, 1, 1],
-    }
-    assert bounded.vocabulary(1, 100).to_pydict() == {"word": ["a", "b", "c", "g"], "count": [10, 6, 4, 1]}
+        exact.add(words)
+        bounded.add(words)
+    counts = [dict(zip(*each.counted().to_pydict().values(), strict=True)) for each in (exact, bounded)]
+    assert counts == [{"a": 10, "b": 6, "c": 5, "e": 4, "d": 1, "g": 1}, {"a": 10, "b": 6, "c": 4, "g": 1}]
+    assert vocabulary(exact.counted(), 1, 100).to_pylist() == list("abcedg")
+    assert vocabulary(exact.counted(), 4, 5).to_pylist() == list("abc")
 
 
 def test_a_file_that_another_machine_does_not_see_is_named(tmp_path: Path):

@@ -1,20 +1,21 @@
 """What makes a dataset unable to teach or to measure, in words: no keyphrases, texts in two splits, splits too small."""
 
-import numpy as np
-import numpy.typing as npt
+from collections import Counter
+from collections.abc import Mapping
 
-Digests = npt.NDArray[np.int64]  # (rows, 2): digests of each text and of its keyphrases
+from model.prepare.buckets import Duplicates
+
 _FEW_TEXTS = 30  # a score on fewer says little
 
 
-def pins(digests: dict[str, Digests], splits: list[str]) -> dict[int, str]:
+def pins(texts: dict[str, set[int]], splits: list[str]) -> dict[int, str]:
     """Return the splits of some texts, by their digest, so that each split has one; none where that needs more texts.
 
     Args:
-        digests: of each split that has a text.
+        texts: digests of the texts of each split.
         splits: those that must have one.
     """
-    texts = {split: set(digests[split][:, 0].tolist()) if split in digests else set() for split in splits}
+    texts = {split: set(texts[split]) for split in splits}
     if len(set().union(*texts.values())) < len(splits):
         return {}
     pinned = {}
@@ -28,31 +29,26 @@ def pins(digests: dict[str, Digests], splits: list[str]) -> dict[int, str]:
     return pinned
 
 
-def advice(digests: dict[str, Digests], keyphrases: dict[str, int]) -> list[str]:
+def advice(counts: Mapping[str, Counter[str]], duplicates: Duplicates) -> list[str]:
     """Return what is wrong with the splits, a sentence each.
 
     Args:
-        digests: of each split.
-        keyphrases: their number in each split.
+        counts: `rows` and `keyphrases` of each split.
+        duplicates: texts that occur more than once.
     """
-    lines = [_without_keyphrases(split) for split, count in keyphrases.items() if not count]
+    lines = [_without_keyphrases(split) for split, own in counts.items() if not own["keyphrases"]]
     lines += [
-        f"{split}: too few texts ({len(rows)}) to tell taggers apart; give more"
-        for split, rows in digests.items()
-        if split != "train" and len(rows) < _FEW_TEXTS
+        f"{split}: too few texts ({own['rows']}) to tell taggers apart; give more"
+        for split, own in counts.items()
+        if split != "train" and own["rows"] < _FEW_TEXTS
     ]
-    names = list(digests)
-    for i, split in enumerate(names):
-        for other in names[:i]:
-            shared = int(np.isin(digests[split][:, 0], digests[other][:, 0]).sum())
-            if shared:
-                total = len(digests[split])
-                lines.append(
-                    f"{split}: {shared:,} of {total:,} texts are in {other} too; remove them from one of the two"
-                )
-    contradicting = _labeled_in_two_ways(np.concatenate(list(digests.values())))
-    if contradicting:
-        lines.append(f"texts that are labeled in different ways: {contradicting:,}; decide for one labeling")
+    lines += [
+        f"{split}: {shared:,} of {counts[split]['rows']:,} texts are in {other} too; remove them from one of the two"
+        for (split, other), shared in duplicates.shared.items()
+        if shared
+    ]
+    if duplicates.contradicting:
+        lines.append(f"texts that are labeled in different ways: {duplicates.contradicting:,}; decide for one labeling")
     return lines
 
 
@@ -60,10 +56,3 @@ def _without_keyphrases(split: str) -> str:
     if split == "train":
         return "train: no text has a keyphrase, so nothing can be learned; check that the labels were read"
     return f"{split}: no text has a keyphrase, so nothing can be measured; check that the labels were read"
-
-
-def _labeled_in_two_ways(digests: Digests) -> int:
-    """Return how many texts have more than one labeling."""
-    labelings = np.unique(digests, axis=0)
-    _, counts = np.unique(labelings[:, 0], return_counts=True)
-    return int((counts > 1).sum())

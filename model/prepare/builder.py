@@ -1,8 +1,8 @@
 """From labeled files to a dataset directory, in bounded memory: two passes over the shards of the input.
 
-The first pass reads a shard and writes drafts of its rows, with word ids of its own. The word counts of all shards make
-the vocabulary. The second pass writes the rows with vocabulary ids. Shards are processed independently, so the result is
-the same on any number of processes.
+The first pass reads a shard and writes drafts of its rows, with word ids of its own. Words are counted over all shards,
+bucket by bucket, and make the vocabulary. The second pass writes the rows with vocabulary ids. Shards and buckets are
+processed independently, so the result is the same on any number of processes.
 """
 
 import hashlib
@@ -19,10 +19,12 @@ from model.data.dataset import DATASET_FORMAT, NAMES
 from model.data.dataset_info import DatasetInfo
 from model.data.examples import MAX_TOKENS
 from model.data.tokenizer import SPECIAL
+from model.prepare.advice import pins
+from model.prepare.buckets import Duplicates, add_duplicates, count_buckets, distinct_texts, read_counted
 from model.prepare.initial_vectors import InitialVectors, Progress, WordEncoder
 from model.prepare.passes import InputShard, ShardOptions, encode_shard, tokenize_shard
 from model.prepare.totals import Totals
-from model.prepare.vocabulary import save_tokenizer
+from model.prepare.vocabulary import BUCKETS, save_tokenizer, vocabulary
 from model.prepare.writers import write_vocabulary
 from model.readers.options import AUTO, ReadOptions
 from model.readers.readers import left_out, resolve_inputs
@@ -103,21 +105,23 @@ def prepare(
     with staging.scratch_directory(config.out) as drafts:
         options = ShardOptions(_split_tenths(inputs), config.max_tokens, config.skip_bad_lines, drafts, pinned={})
         totals = _tokenize(options, shards, parallel_map, progress)
-        if pinned := totals.pins():  # in a small dataset, chance may leave a split empty
+        names = [(shard.origin, shard.number) for shard in shards]
+        if totals.lacks_split() and (pinned := pins(distinct_texts(drafts, names), options.splits("train"))):
             options = options._replace(pinned=pinned)
             totals = _tokenize(options, shards, parallel_map, progress)
         splits = totals.splits(config.strict)
-        vocabulary = totals.words.vocabulary(config.min_frequency, config.max_words)["word"]
-        vocabulary = vectors.extend(vocabulary, pretrain_progress)
-        write_vocabulary(drafts, vocabulary)
+        duplicates = _count(drafts, names, parallel_map)
+        words = vocabulary(read_counted(drafts), config.min_frequency, config.max_words)
+        words = vectors.extend(words, pretrain_progress)
+        write_vocabulary(drafts, words)
         with staging.staged_shared_directory(config.out, "dataset.json", config.overwrite) as folder:
             tokenizer = storage.join(folder, "tokenizer.json")
-            save_tokenizer(vocabulary, tokenizer)
+            save_tokenizer(words, tokenizer)
             info: DatasetInfo = {
                 "format_version": DATASET_FORMAT,
-                "words": len(SPECIAL) + len(vocabulary),
+                "words": len(SPECIAL) + len(words),
                 "splits": splits,
-                "vectors": vectors.write(folder, vocabulary),
+                "vectors": vectors.write(folder, words),
                 "sources": totals.sources,
                 "recipe": {
                     "min_frequency": config.min_frequency,
@@ -126,9 +130,9 @@ def prepare(
                 },
                 "tokenizer_sha256": hashlib.sha256(storage.read(tokenizer)).hexdigest(),
             }
-            if warnings := totals.advice() + unread:
+            if warnings := totals.advice(duplicates) + unread:
                 info["warnings"] = warnings
-            del vocabulary  # the second pass reads it from the drafts
+            del words  # the second pass reads it from the drafts
             pa.default_memory_pool().release_unused()
             _write_parts(options, shards, folder, list(splits), parallel_map)
             content = json.dumps(info, indent=2, ensure_ascii=False)
@@ -143,6 +147,18 @@ def _tokenize(options: ShardOptions, shards: list[InputShard], parallel_map: Par
             totals.add(shard, stats)
             progress(totals.texts)
     return totals
+
+
+def _count(drafts: str, shards: list[tuple[str, int]], parallel_map: ParallelMap) -> Duplicates:
+    tasks = min(BUCKETS, len(shards))
+    buckets = [range(first, BUCKETS, tasks) for first in range(tasks)]
+    with closing(parallel_map(partial(count_buckets, drafts, shards), buckets)) as results:
+        found = []
+        for result in results:
+            if isinstance(result, OSError):
+                raise result
+            found.append(result)
+    return add_duplicates(found)
 
 
 def _write_parts(

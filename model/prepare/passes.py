@@ -1,4 +1,7 @@
-"""The two passes over each shard of the input, on any machine: tokenize it into drafts, then encode them as parts."""
+"""The two passes over each shard of the input, on any machine: tokenize it into drafts, then encode them as parts.
+
+In between, `model.prepare.buckets` counts what the drafts of all shards contain.
+"""
 
 import hashlib
 import zlib
@@ -16,6 +19,7 @@ from model.data.examples import locate_keyphrases, require_characters
 from model.data.labeled_text import LabeledText, SkipCounts
 from model.data.tokenizer import CachedTokenizer, TokenizedTexts
 from model.errors import UserError
+from model.prepare.buckets import write_counts, write_digests
 from model.prepare.writers import open_drafts, to_record_batch, vocabulary_ids, write_part, write_words
 from model.readers.readers import Reader
 from model.shards import FileRange, checksum
@@ -68,7 +72,6 @@ class ShardStats:
         checksums: size in bytes and SHA-256 of the whole file, for each range that is the first of its file.
         skips: what was skipped in each range, by split.
         counts: rows, tokens and keyphrases of each split.
-        digests: (rows, 2) of each split: digests of each text and of its keyphrases.
         error: what stopped the pass, in the range after the last of `lines`.
     """
 
@@ -76,12 +79,11 @@ class ShardStats:
     checksums: list[tuple[int, str] | None] = field(default_factory=list)
     skips: list[dict[str, SkipCounts]] = field(default_factory=list)
     counts: dict[str, Counter[str]] = field(default_factory=dict)
-    digests: dict[str, list[npt.NDArray[np.int64]]] = field(default_factory=dict)
     error: UserError | OSError | None = None
 
 
 def tokenize_shard(options: ShardOptions, shard: InputShard) -> ShardStats:
-    """Read a shard, and write its drafts and its words."""
+    """Read a shard, and write its drafts."""
     splits = options.splits(shard.origin)
     stats = ShardStats(counts={split: Counter(rows=0, tokens=0, keyphrases=0) for split in splits})
     try:
@@ -89,7 +91,7 @@ def tokenize_shard(options: ShardOptions, shard: InputShard) -> ShardStats:
             draft = _Draft(options, shard, writers, stats)
             for file_range in shard.ranges:
                 draft.add(file_range)
-        draft.write_words()
+        draft.finish()
     except (UserError, OSError) as error:
         stats.error = error
     return stats
@@ -125,6 +127,7 @@ class _Draft:
         self._options, self._shard, self._writers, self._stats = options, shard, writers, stats
         self._ids: dict[str, int] = {}  # of the words of this shard
         self._train_counts = np.zeros(0, np.int64)  # by id: occurrences in training texts
+        self._digests: dict[str, list[npt.NDArray[np.int64]]] = {split: [] for split in writers}
         self._tokenize = CachedTokenizer(lambda word: self._ids.setdefault(word, len(self._ids)))
 
     def add(self, file_range: FileRange) -> None:
@@ -139,10 +142,12 @@ class _Draft:
         self._stats.skips.append(skips)
         self._stats.lines.append(reader.lines)
 
-    def write_words(self) -> None:
-        """Write the words of all texts that were added."""
-        shard = self._shard
-        write_words(self._options.drafts, shard.origin, shard.number, list(self._ids), self._train_counts)
+    def finish(self) -> None:
+        """Write the words and the digests of all texts that were added."""
+        drafts, origin, number, words = self._options.drafts, self._shard.origin, self._shard.number, list(self._ids)
+        write_words(drafts, origin, number, words)
+        write_counts(drafts, origin, number, words, self._train_counts)
+        write_digests(drafts, origin, number, self._digests)
 
     def _add_texts(self, chunk: list[LabeledText], skips: dict[str, SkipCounts]) -> None:
         require_characters(chunk)
@@ -166,7 +171,7 @@ class _Draft:
                 writer.write_batch(batch)
                 labelings = [hash(tuple(own)) for own in spans[split]]
                 pairs = np.array([[digests[row] for row in rows[split]], labelings], np.int64).T
-                self._stats.digests.setdefault(split, []).append(pairs)
+                self._digests[split].append(pairs)
                 self._stats.counts[split].update(
                     rows=len(rows[split]),
                     tokens=len(batch["ids"].values),

@@ -1,5 +1,6 @@
 """A look at labeled files before a dataset is made of them."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from itertools import chain, islice
 
@@ -10,6 +11,7 @@ from model.data.examples import Example, examples
 from model.data.labeled_text import SkipCounts, format_skips
 from model.data.tokenizer import new_tokenizer
 from model.prepare.advice import advice
+from model.prepare.buckets import find_duplicates
 from model.prepare.passes import text_digest
 from model.readers.formats import describe
 from model.readers.options import ReadOptions
@@ -66,7 +68,9 @@ def preview(patterns: list[str], options: ReadOptions, max_tokens: int, skip_bad
     found.cut = found.texts == _MOST_TEXTS
     found.remarks = format_skips(skips.counts, skips.places) + [f"warning: {line}" for line in left_out(patterns)]
     if digests:
-        warnings = advice({"train": np.array(digests, np.int64)}, {"train": found.keyphrases})
+        texts, labelings = np.array(digests, np.int64).T
+        duplicates = find_duplicates(np.zeros(len(texts), np.int8), texts, labelings)  # all of one split
+        warnings = advice({"train": Counter(rows=found.texts, keyphrases=found.keyphrases)}, duplicates)
         found.remarks += [f"warning: {line.removeprefix('train: ')}" for line in warnings]
     return found
 

@@ -2,36 +2,30 @@
 
 from collections import Counter
 
-import numpy as np
-
 from model.data.dataset import SPLITS
 from model.data.dataset_info import SourceInfo, SplitInfo
 from model.data.labeled_text import SkipCounts, format_skips, shift_line
 from model.errors import LineError, UserError
-from model.prepare.advice import Digests, advice, pins
+from model.prepare.advice import advice
+from model.prepare.buckets import Duplicates
 from model.prepare.passes import InputShard, ShardOptions, ShardStats
-from model.prepare.vocabulary import WordCounts
-from model.prepare.writers import read_words
 
 
 class Totals:
     """The statistics of all shards, added in their order.
 
     Attributes:
-        words: counts of the words of the training texts.
         texts: rows of all splits.
         sources: the input files, by the split for which they were given.
     """
 
     def __init__(self, options: ShardOptions) -> None:
-        self.words = WordCounts()
         self.texts = 0
         self.sources: dict[str, list[SourceInfo]] = {}
         self._options = options
         self._counts: dict[str, Counter[str]] = {}
         self._skips: dict[str, SkipCounts] = {}
         self._parts: Counter[str] = Counter()
-        self._digests: dict[str, list[Digests]] = {}
 
     def add(self, shard: InputShard, stats: ShardStats) -> None:
         """Add the statistics of the next shard.
@@ -46,10 +40,7 @@ class Totals:
         for split, counts in stats.counts.items():
             self._counts.setdefault(split, Counter()).update(counts)
             self._parts[split] += 1
-            self._digests.setdefault(split, []).extend(stats.digests.get(split, []))
             self.texts += counts["rows"]
-        if shard.origin == "train":
-            self.words.add(read_words(self._options.drafts, shard.origin, shard.number))
 
     def _add_files(self, shard: InputShard, stats: ShardStats) -> None:
         files = self.sources.setdefault(shard.origin, [])
@@ -66,16 +57,13 @@ class Totals:
             for split, skips in stats.skips[i].items():
                 self._skips.setdefault(split, SkipCounts()).merge(skips, lines_before)
 
-    def pins(self) -> dict[int, str]:
-        """Return the texts to move to another split, see `advice.pins`."""
-        return pins(self._all_digests(), self._options.splits("train"))
+    def lacks_split(self) -> bool:
+        """Return whether chance has left a split empty that the training files are divided among."""
+        return not all(self._counts[split]["rows"] for split in self._options.splits("train"))
 
-    def advice(self) -> list[str]:
+    def advice(self, duplicates: Duplicates) -> list[str]:
         """Return what is wrong with the splits, see `advice.advice`."""
-        return advice(self._all_digests(), {split: counts["keyphrases"] for split, counts in self._counts.items()})
-
-    def _all_digests(self) -> dict[str, Digests]:
-        return {split: np.concatenate(parts) for split, parts in self._digests.items() if parts}
+        return advice(self._counts, duplicates)
 
     def splits(self, strict: bool) -> dict[str, SplitInfo]:
         """Return what dataset.json contains about each split.

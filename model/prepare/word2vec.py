@@ -12,14 +12,12 @@ from itertools import islice, pairwise
 from typing import IO, NamedTuple
 from zlib import crc32
 
-import pyarrow as pa
-
 from model.data.dataset_info import PretrainingInfo, PretrainingTexts, UnlabeledSourceInfo
 from model.data.labeled_text import SkipCounts
 from model.data.tokenizer import CachedTokenizer
 from model.errors import UserError
 from model.prepare.vectors import KeyedVectors
-from model.prepare.vocabulary import MAX_COUNTED_WORDS, WordCounts, bucket_of
+from model.prepare.vocabulary import MAX_COUNTED_WORDS, WordCounts, vocabulary
 from model.readers.readers import Reader
 from model.shards import FileRange, checksum
 
@@ -111,10 +109,8 @@ def frequent_words(
         texts = _tokenize_files(files, skip_bad_lines, spool, progress)
         spool.seek(0)
         while lines := list(islice(spool, _CHUNK_TEXTS)):
-            words = Counter(word for line in lines for word in line[:-1].split(" "))
-            buckets = [bucket_of(word) for word in words]
-            counts.add(pa.table({"word": list(words), "count": list(words.values()), "bucket": buckets}))
-    return counts.vocabulary(min_frequency, MAX_COUNTED_WORDS)["word"].to_pylist(), texts
+            counts.add(Counter(word for line in lines for word in line[:-1].split(" ")))
+    return vocabulary(counts.counted(), min_frequency, MAX_COUNTED_WORDS).to_pylist(), texts
 
 
 class _Sentences:

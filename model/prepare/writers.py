@@ -18,12 +18,11 @@ from model import storage
 from model.data.characters import Span
 from model.data.dataset import SCHEMA, part_name
 from model.data.tokenizer import SPECIAL, UNKNOWN, TokenizedTexts
-from model.prepare.vocabulary import bucket_of
 
 _ROWS_PER_GROUP = 10_000
 _WORDS_PER_BATCH = 50_000
 _VOCABULARY = "vocabulary"
-_WORDS = pa.schema([("word", pa.string()), ("count", pa.int64()), ("bucket", pa.int8())])
+_WORDS = pa.schema([("word", pa.string())])
 
 
 def to_record_batch(
@@ -70,33 +69,26 @@ def open_drafts(folder: str, number: int, splits: list[str]) -> Iterator[dict[st
         yield writers
 
 
-def write_words(folder: str, origin: str, number: int, words: Iterable[str], counts: npt.NDArray[np.int64]) -> None:
-    """Write the words of a shard in the order of their ids, with their counts in training texts."""
-    table = pa.table([pa.array(words, pa.string()), counts, [bucket_of(word) for word in words]], schema=_WORDS)
-    with (
-        storage.open_atomic(_draft_path(folder, f"{origin}-words", number)) as file,
-        pa.ipc.new_file(file, _WORDS) as writer,
-    ):
-        writer.write_table(table, max_chunksize=_WORDS_PER_BATCH)
-
-
-def read_words(folder: str, origin: str, number: int) -> pa.Table:
-    """Return what `write_words` has written: columns `word`, `count` and `bucket`."""
-    return pa.Table.from_batches(list(_read_batches(_draft_path(folder, f"{origin}-words", number))), _WORDS)
+def write_words(folder: str, origin: str, number: int, words: list[str]) -> None:
+    """Write the words of a shard in the order of their ids. Raises OSError."""
+    _write_in_order(folder, f"{origin}-words", number, pa.array(words, pa.string()))
 
 
 def write_vocabulary(folder: str, words: pa.ChunkedArray) -> None:
-    """Write the words of the vocabulary in the order of their ids, without the special ones."""
-    schema = pa.schema([_WORDS.field("word")])
-    with storage.open_atomic(_draft_path(folder, _VOCABULARY, 0)) as file, pa.ipc.new_file(file, schema) as writer:
-        writer.write_table(pa.table([words], schema=schema), max_chunksize=_WORDS_PER_BATCH)
+    """Write the words of the vocabulary in the order of their ids, without the special ones. Raises OSError."""
+    _write_in_order(folder, _VOCABULARY, 0, words)
+
+
+def _write_in_order(folder: str, name: str, number: int, words: pa.Array | pa.ChunkedArray) -> None:
+    table = pa.table([words], schema=_WORDS)
+    write_draft(folder, name, number, _WORDS, table.to_batches(max_chunksize=_WORDS_PER_BATCH))
 
 
 def vocabulary_ids(folder: str, origin: str, number: int) -> npt.NDArray[np.int32]:
     """Return (words,) the vocabulary id of each word of a shard."""
-    words = read_words(folder, origin, number)["word"]
+    words = pa.Table.from_batches(read_draft(folder, f"{origin}-words", number), _WORDS)["word"]
     ids, first_id = np.full(len(words), UNKNOWN, np.int32), len(SPECIAL)
-    for batch in _read_batches(_draft_path(folder, _VOCABULARY, 0)):  # one index of all words would be large
+    for batch in read_draft(folder, _VOCABULARY, 0):  # one index of all words would be large
         matches = pc.index_in(words, value_set=batch["word"]).to_numpy()
         known = ~np.isnan(matches)
         ids[known] = matches[known] + first_id
@@ -117,21 +109,29 @@ def write_part(draft_folder: str, split: str, number: int, folder: str, ids: npt
         storage.open_atomic(storage.join(folder, split, part_name(number))) as file,
         pq.ParquetWriter(file, SCHEMA, compression="zstd", write_page_checksum=True) as writer,
     ):
-        for table in _row_groups(_read_batches(_draft_path(draft_folder, split, number))):
+        for table in _row_groups(read_draft(draft_folder, split, number)):
             column = table["ids"].combine_chunks()
             encoded = pa.ListArray.from_arrays(column.offsets, pa.array(ids[np.asarray(column.values)]))
             writer.write_table(table.set_column(1, SCHEMA.field("ids"), encoded))
 
 
+def write_draft(folder: str, name: str, number: int, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+    """Write a file of record batches among the drafts. Raises OSError."""
+    with storage.open_atomic(_draft_path(folder, name, number)) as file, pa.ipc.new_file(file, schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+
+
+def read_draft(folder: str, name: str, number: int, only: int | None = None) -> Iterator[pa.RecordBatch]:
+    """Yield the record batches of a file among the drafts, or only the one of that number. Raises OSError."""
+    filesystem, path = storage.resolve(_draft_path(folder, name, number))
+    with filesystem.open_input_file(path) as file, pa.ipc.open_file(file) as reader:
+        for batch in range(reader.num_record_batches) if only is None else [only]:
+            yield reader.get_batch(batch)
+
+
 def _draft_path(folder: str, name: str, number: int) -> str:
     return storage.join(folder, f"{name}-{number:05d}.arrow")
-
-
-def _read_batches(location: str) -> Iterator[pa.RecordBatch]:
-    filesystem, path = storage.resolve(location)
-    with filesystem.open_input_file(path) as file, pa.ipc.open_file(file) as reader:
-        for number in range(reader.num_record_batches):
-            yield reader.get_batch(number)
 
 
 def _row_groups(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
