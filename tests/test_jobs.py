@@ -203,6 +203,7 @@ def test_a_training_that_cannot_be_is_refused_before_ray_starts(small_dataset: s
     refused(*train, "--device", "cuda", parts=("1 GPUs", "cluster has 0"))
     refused(*train, "--config", str(tmp_path / "none.yaml"), parts=("none.yaml",))
     refused("train", "--resume", "ghost", "--storage", str(tmp_path), parts=("ghost", "no run of this name"))
+    refused("train", "--resume", "ghost", "--name", "other", parts=("--resume ghost", "other", "leave --name out"))
     assert not (tmp_path / "runs").exists()
 
 

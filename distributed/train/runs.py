@@ -129,10 +129,14 @@ def resumed_run(name: str, location: str, changes: Mapping[str, Any]) -> Config:
         changes: fields of `run` to change; other changes would alter the numbers.
 
     Raises:
-        UserError: there is no such run, or a change would alter the numbers.
+        UserError: there is no such run, it is given another name, or a change would alter the numbers.
     """
+    given = current_tree(dict(changes))
+    other = given.get("run", {}).get("name", name)
+    if other != name:
+        raise UserError(f"--resume {name} with run.name {other}: a run keeps its name; leave --name out")
     place = storage.join(storage.absolute(location), name, "config.json")
-    tree, given = _read_config(place, name), current_tree(dict(changes))
+    tree = _read_config(place, name)
     asked = make_config({"data": tree["data"]} | given)  # reports unknown and invalid fields by name
     if teacher := asked.training.teacher:  # as `new_run` saved it
         given["training"] = given["training"] | {"teacher": list(map(storage.absolute, teacher))}
