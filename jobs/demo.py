@@ -36,11 +36,15 @@ def demo(
     """Build the corpus, train on this machine, evaluate, and extract from three new sentences."""
     from distributed.cluster.connection import force_local_cluster
     from jobs.train import run
+    from model import storage
     from model.config import make_config
+    from model.errors import UserError
     from model.inference.extractor import Extractor
 
-    force_local_cluster()  # the demo's files are on this machine
-    place = Path(folder)
+    if storage.is_remote(folder):
+        raise UserError(f"--folder {folder}: the demo's files are on this machine; give a path")
+    force_local_cluster()
+    place = Path(folder.removeprefix("file://")).expanduser()
     echo(f"1 of 4  corpus: {texts:,} generated texts in {place / 'corpus'}")
     corpus = generate(texts) if language == "en" else spaceless.generate(language, texts)
     files = write_corpus(place / "corpus", corpus)

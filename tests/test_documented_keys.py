@@ -193,8 +193,10 @@ def test_the_documented_keys_are_those_of_dry_runs(small_dataset: str, tmp_path:
 
 
 def test_the_documented_keys_are_those_of_the_demo(tmp_path: Path):
-    made = printed(call("demo", "--data-only", "--json", "--texts", "2000", "--folder", str(tmp_path)))
-    assert Dataset(made["out"]).texts("test")
+    made = printed(call("demo", "--data-only", "--json", "--texts", "2000", "--folder", f"file://{tmp_path}"))
+    assert made["out"] == str(tmp_path / "dataset") and Dataset(made["out"]).texts("test")
+    remote = call("demo", "--data-only", "--texts", "2000", "--folder", "memory://demo")
+    assert remote.exit_code == 2 and "--folder memory://demo" in remote.stderr
     tree = ast.parse((ROOT / "jobs" / "demo.py").read_text("utf-8"))
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "print_json"]
     keys = [{ast.literal_eval(key) for key in node.args[0].keys} for node in calls]
