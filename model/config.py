@@ -386,6 +386,8 @@ def _explain(error: ErrorDetails) -> str:
     path = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         parent, _, last = path.rpartition(".")
+        if path in fields():  # a key with a dot
+            return f"{path} is unknown as one key; write it in its section, as {parent}: {{{last}: ...}}"
         if elsewhere := [name for name in fields() if name.rpartition(".")[2] == last]:
             return f"{path} is unknown; write {' or '.join(elsewhere)}"
         section = [name for name in fields() if parent and name.rpartition(".")[0] == parent]

@@ -78,6 +78,8 @@ def test_files(tmp_path: Path):
     path.write_text("a: [")
     refused(lambda: read_config(str(path)), "c.yaml", "not YAML")
     refused(lambda: read_config(str(tmp_path / "none.yaml")), "none.yaml")
+    path.write_text("tagger.cell: gru\n")
+    refused(lambda: make_config({"data": "d", **read_config(str(path))}), "tagger.cell", "as tagger: {cell: ...}")
 
 
 def test_a_value_where_fields_should_be_is_named():
