@@ -35,7 +35,13 @@ def is_remote(location: str) -> bool:
 
 
 def absolute(location: str) -> str:
-    """Return the location in a form that is valid in every working directory of this machine."""
+    """Return the location in a form that is valid in every working directory of this machine.
+
+    Raises:
+        UserError: it is empty, which would be the working directory.
+    """
+    if not location:
+        raise UserError("the path of a file or folder is empty; is a variable of the shell not set?")
     if is_remote(location):
         return location
     return str(Path(location.removeprefix("file://")).expanduser().resolve())

@@ -476,7 +476,7 @@ def test_the_splits_of_a_folder_are_not_guessed(tmp_path: Path):
     one.mkdir()
     write(one, "train.jsonl", CONTENTS["own spans"])
     assert "is a directory; name its files" in call("prepare", str(one), "--dry-run").stderr
-    assert "the path of a file is empty" in call("prepare", "", "--dry-run").stderr
+    assert "the path of a file or folder is empty" in call("prepare", "", "--dry-run").stderr
 
 
 def test_what_datasets_keeps_beside_its_data_is_not_read(tmp_path: Path):

@@ -219,8 +219,6 @@ def _files(patterns: list[str], read: Callable[[str], Head], layout_of: Callable
 
 def _expand(pattern: str) -> list[str]:
     """Return the files of a path, URI, glob or directory. Raises UserError where there are none."""
-    if not pattern:
-        raise UserError("the path of a file is empty; is a variable of the shell not set?")
     if storage.file_type(pattern).name != "Directory":
         return storage.expand(pattern)
     return labeled_files(pattern) or storage.expand(pattern)
