@@ -558,6 +558,9 @@ def test_a_change_of_type_begins_a_keyphrase_and_columns_can_be_named(tmp_path: 
     assert read([path])[0] == [["Hale"]]
     assert read([path], tag_column=2)[0] == [["Ostby", "Hale"]]
     refused(lambda: read([path], tag_column=4), "--tag-column 4", "3 columns")
+    table = write(tmp_path, "b.csv", "sentence,word,tag,other\n1,Ostby,B-LOC,O\n1,runs,O,B-X\n")
+    assert read([table])[0] == [["Ostby"]]
+    refused(lambda: read([table], tag_column=4), "--tag-column", f"{table} is csv", "leave them out")
 
 
 def test_numbered_tokens_are_read_alike_with_columns_that_are_named(tmp_path: Path):

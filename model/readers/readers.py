@@ -196,6 +196,11 @@ def resolve_inputs(patterns: list[str], options: ReadOptions = AUTO) -> list[Fil
     if len({file.layout.format for file in files}) > 1:
         listed = ", ".join(f"{file.path} is {file.layout.format}" for file in files[:10])
         raise UserError(f"the input files differ in format: {listed}; prepare them separately, or set --format")
+    if (options.token_column or options.tag_column) and files[0].layout.format != "conll":
+        raise UserError(
+            f"--token-column and --tag-column: are of CoNLL files, and {files[0].path} is {files[0].layout.format}; leave them "
+            f"out"
+        )
     return files
 
 
