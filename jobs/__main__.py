@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from jobs.benchmark.command import benchmark
-from jobs.console import keep_warnings, write_utf8
+from jobs.console import keep_warnings, open_closed_streams, write_utf8
 from jobs.demo import demo
 from jobs.distil.command import distil
 from jobs.evaluate import evaluate
@@ -47,6 +47,7 @@ for job in (prepare, train, tune, evaluate, extract, label, distil, serve, repor
     app.command()(job)
 
 if __name__ == "__main__":
+    open_closed_streams()
     write_utf8()
     keep_warnings()
     app(prog_name="python -m jobs")

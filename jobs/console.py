@@ -51,6 +51,18 @@ def invocation(*arguments: str) -> str:
     return shlex.join(["python" if _PYTHON.startswith("..") else _PYTHON, "-m", "jobs", *arguments])
 
 
+def open_closed_streams() -> None:
+    """Open what is closed of stdin, stdout and stderr, as by `2>&-`, as empty.
+
+    Python has None in its place, and files that are opened later would get its number, to which libraries still write.
+    """
+    for name, flags in (("stdin", os.O_RDONLY), ("stdout", os.O_WRONLY), ("stderr", os.O_WRONLY)):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, flags)
+            os.set_inheritable(descriptor, True)
+            setattr(sys, name, os.fdopen(descriptor, "r" if name == "stdin" else "w"))
+
+
 def write_utf8() -> None:
     """Make stdout and stderr UTF-8 whatever the locale: results are the same on every machine.
 

@@ -286,6 +286,19 @@ def test_extract_into_a_pipe_that_closes_early_ends_quietly(small_bundle: str):
     assert done.stdout.splitlines()[-1] == "0" and not done.stderr
 
 
+def test_closed_streams_are_like_empty_ones(small_bundle: str, tmp_path: Path):
+    source, out = tmp_path / "a.tsv", tmp_path / "d"
+    source.write_text("".join(f"text {i} of rain\train\n" for i in range(50)))
+    jobs = f"{sys.executable} -m jobs"
+    prepare = f"{jobs} prepare {source} --valid {source} --out {out} --json 2>&- <&-"
+    done = subprocess.run(["bash", "-c", prepare], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and json.loads(done.stdout)["splits"]["train"]["rows"] == 50
+    for closed in ("<&-", "<&- >&-", "</dev/null >&- 2>&-"):
+        script = f"{jobs} extract {small_bundle} {closed}"
+        done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), closed
+
+
 def stop(sign: signal.Signals, moment: str, *arguments: str, address: str = "") -> tuple[int, str]:
     """Exit code and stderr of a training, as a process of its own, that gets a signal at its first line of a kind."""
     command = [sys.executable, "-m", "jobs", "train", *arguments]
