@@ -58,6 +58,11 @@ def test_lines_that_cannot_be_read_are_counted_and_named(tmp_path: Path):
     refused(lambda: read_vectors(path), f"{path}:2: is not a word and 3 finite numbers")
 
 
+def test_a_number_beyond_32_bits_is_not_finite(tmp_path: Path):
+    vectors, places = read(file(tmp_path, "rain 1 2\nsnow 1 -1e39\nfog 3.4e38 3.4e38\n"))
+    assert list(vectors) == ["rain", "fog"] and [len(each) for each in places.values()] == [1]
+
+
 def test_the_dataset_knows_the_lines_that_were_left_out(tmp_path: Path):
     texts = file(tmp_path, "".join(f"rain and fog {i}\train\n" for i in range(30)), "a.tsv")
     path = file(tmp_path, "rain 1 2 3\nsnow 1 2\nfog 3 2 1\n")
@@ -79,6 +84,10 @@ def test_the_dataset_knows_the_lines_that_were_left_out(tmp_path: Path):
         ("a text\tkeyphrase\nmore text\tmore\n", "its lines do not end with numbers"),
         ("3 3\nrain 1 2 3\nsnow 1 2 3\n", "line 1 promises 3 words, but 2 lines follow"),
         ("rain 1 2 3\nsnow 1 x\nfog 1\n", "2 of 3 lines are not a word and 3 finite numbers"),
+        (
+            b"2 1\nfog \x00\x00\x80\x3f\nrain \x00\x00\xc0\x7f\n",
+            "1 vectors are not finite numbers, the first that of 'rain'",
+        ),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, content: str | bytes, problem: str):

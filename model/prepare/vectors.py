@@ -124,12 +124,23 @@ def read_vectors(path: str, skips: SkipCounts | None = None) -> KeyedVectors:
     try:
         if head.startswith(_FASTTEXT_MAGIC):
             _require_vocabulary(file)
-            return load_facebook_vectors(path)
+            return _finite(load_facebook_vectors(path), path)
         if _header(head) and not _is_text(head.split(b"\n", 1)[-1]):
-            return GensimVectors.load_word2vec_format(path, binary=True, unicode_errors="replace")
+            return _finite(GensimVectors.load_word2vec_format(path, binary=True, unicode_errors="replace"), path)
     except _UNREADABLE as error:
         raise UserError(f"{path}: cannot be read as word2vec or fastText vectors: {error}") from error
     return _read_text(file, _header(head), skips)
+
+
+def _finite(vectors: KeyedVectors, path: str) -> KeyedVectors:
+    """Return vectors. Raises UserError where one is not finite: the random ones, which have their spread, would not be either."""
+    bad = np.flatnonzero(~np.isfinite(vectors.vectors.sum(1, dtype=np.float64)))
+    if len(bad):
+        word = vectors.index_to_key[bad[0]]
+        raise UserError(
+            f"{path}: {len(bad):,} vectors are not finite numbers, the first that of {word!r}; repair the file"
+        )
+    return vectors
 
 
 def _require_vocabulary(file: FileRange) -> None:
@@ -183,13 +194,13 @@ def _read_text(file: FileRange, header: tuple[int, int] | None, skips: SkipCount
     return vectors
 
 
-def _parse(numbers: list[bytes]) -> list[float]:
-    """Return the values of numbers, or none where one of them is no finite number."""
+def _parse(numbers: list[bytes]) -> "array[float]":
+    """Return the values of numbers as 32 bits, or none where one of them is no finite number."""
     try:
-        values = list(map(float, numbers))
+        values = array("f", map(float, numbers))
     except ValueError:
-        return []
-    return values if isfinite(sum(values)) else []
+        return array("f")
+    return values if isfinite(sum(values)) else array("f")
 
 
 def _skip_line(place: str, problem: str, skips: SkipCounts | None) -> None:
