@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import wraps
-from typing import NoReturn, ParamSpec
+from typing import NoReturn, ParamSpec, TextIO
 
 import typer
 
@@ -80,8 +80,16 @@ def keep_warnings() -> None:
 
 
 def echo(text: str) -> None:
-    """Print a line for the user, to stderr."""
-    print(text, file=sys.stderr, flush=True)
+    """Print a line for the user, to stderr; where its reader, such as head, has ended, the command goes on without."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        _discard(sys.stderr)
+
+
+def _discard(stream: TextIO) -> None:
+    """Let what is written to a stream go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def print_json(result: Mapping[str, object]) -> None:
@@ -114,7 +122,7 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
         except RunFailedError as error:
             _stop(f"error: {error}", FAILED)
         except BrokenPipeError:  # the reader of stdout, such as head, has ended
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _discard(sys.stdout)
             raise typer.Exit(0) from None
         except StorageError as error:
             echo(f"error: {error}")
@@ -211,8 +219,10 @@ def progress_counter(what: str) -> Iterator[Callable[[int], None]]:
         if now - shown > (0.5 if live else SECONDS_PER_LINE):
             shown = now
             line = f"{done:,} {what}  {done / (now - began):,.0f}/s"
-            # On a terminal, what is left of a longer line is erased.
-            print(f"\r{line}\033[K" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
+            if live:  # what is left of a longer line is erased
+                print(f"\r{line}\033[K", end="", file=sys.stderr, flush=True)
+            else:
+                echo(line)
 
     try:
         yield report

@@ -286,6 +286,16 @@ def test_extract_into_a_pipe_that_closes_early_ends_quietly(small_bundle: str):
     assert done.stdout.splitlines()[-1] == "0" and not done.stderr
 
 
+def test_a_command_goes_on_when_nobody_reads_its_messages(small_bundle: str, tmp_path: Path):
+    source, out = tmp_path / "a.conll", tmp_path / "found"
+    source.write_text("Ostby\tB\nruns\tO\n\nrain\tO\n")  # of whose format there is a message before the work
+    command = f"{sys.executable} -m jobs extract {small_bundle} {source} --out {out} --json"
+    script = f"{{ {command} 3>&1 1>&2 2>&3 3>&-; echo $? >{tmp_path}/code; }} | true"
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (tmp_path / "code").read_text() == "0\n" and json.loads(done.stderr)["texts"] == 2
+    assert json.loads((out / "extraction.json").read_text())["texts"] == 2
+
+
 def test_closed_streams_are_like_empty_ones(small_bundle: str, tmp_path: Path):
     source, out = tmp_path / "a.tsv", tmp_path / "d"
     source.write_text("".join(f"text {i} of rain\train\n" for i in range(50)))
