@@ -883,7 +883,7 @@ def test_texts_without_labels_are_read_from_streams_and_files_alike(tmp_path: Pa
 def test_a_word_of_a_text_is_no_tag(tmp_path: Path, content: str):
     path = write(tmp_path, "a.txt", content)
     assert list(Reader(*unlabeled_inputs([str(path)])).texts(SkipCounts())) == content.splitlines()
-    refused(lambda: read([path]), f"{path}:1: ", "none of the formats")
+    refused(lambda: read([path]), f"{path}:1: ", "none of the formats; write a text, a tab and ")
 
 
 def test_the_texts_of_a_table_without_labels_are_read_by_its_columns(tmp_path: Path):

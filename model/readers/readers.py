@@ -297,8 +297,8 @@ def detect_layout(head: Head, options: ReadOptions = AUTO) -> Layout:
         if layout := format.detect(head, options):
             return layout
     raise UserError(
-        f"{head.path}:1: looks like none of the formats; write text<TAB>keyphrase;keyphrase, or {KNOWN}, one per line, or "
-        f"set --format ({', '.join(FORMATS)})"
+        f"{head.path}:1: looks like none of the formats; write a text, a tab and keyphrase;keyphrase, or {KNOWN}, one per "
+        f"line, or set --format ({', '.join(FORMATS)})"
     )
 
 
