@@ -727,9 +727,11 @@ def test_a_record_without_a_text_is_refused_by_its_place(tmp_path: Path, empty: 
 def test_rejected_and_empty_records_are_counted(tmp_path: Path):
     records = [own(*TEXTS[0]), own(*TEXTS[1]) | {"answer": "reject"}, own(*TEXTS[1]) | {"answer": "ignore"}]
     records += [{"text": None, "keyphrases": []}, {"text": "no label yet", "keyphrases": None}]
+    records += [{"text": "", "keyphrases": []}]
     found, counts = read([write(tmp_path, "a", "\n".join(map(json.dumps, records)))])
     assert found == EXPECTED[:1]
-    assert counts == {"answer is reject": 1, "answer is ignore": 1, "text is null": 1, "keyphrases are null": 1}
+    null = {"text is null": 1, "keyphrases are null": 1}
+    assert counts == {"answer is reject": 1, "answer is ignore": 1, **null, "text is empty": 1}
 
 
 def test_an_annotation_of_label_studio_that_marks_nothing_is_one(tmp_path: Path):
@@ -918,6 +920,7 @@ def test_the_texts_of_labeled_files_are_read_without_their_labels(tmp_path: Path
 
 def test_blank_lines_and_empty_streams_keep_their_number():
     assert unlabeled('{"text": "one"}\n{"text": null}\n\n{"text": "four"}\n') == ["one", "", "", "four"]
+    assert unlabeled('{"text": "one"}\n{"text": "", "keyphrases": []}\n{"text": " "}\n') == ["one", "", " "]
     assert unlabeled("one\n\nthree\n") == ["one", "", "three"] and unlabeled("") == [] and unlabeled("\n") == [""]
 
 

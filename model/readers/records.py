@@ -96,12 +96,14 @@ def label_tweet(tweet: str, place: str, skips: SkipCounts) -> LabeledText | None
 
 
 def text_of_record(value: object, place: str) -> str:
-    """Return the text of a record, whether it is labeled or not; "" where it is null. Raises LineError."""
+    """Return the text of a record, whether it is labeled or not, and blank or not; "" where it is null. Raises LineError."""
     record = _unwrapped(value)
     if record is None:
         raise LineError(place, 'is not a JSON object; write {"text": ...}')
     if _has_null_text(value, record):
         return ""
+    if _has_blank_text(record):
+        return str(record["text"])
     return _source(record, place, labeled=False).text
 
 
@@ -165,6 +167,8 @@ def _rejection(value: object, record: Record) -> str | None:
         return f"answer is {record['answer']}"
     if _has_null_text(value, record):
         return "text is null"
+    if _has_blank_text(record) and not any(record.get(name) for name in LABELS):  # as `extract` writes a blank line
+        return "text is empty"
     annotations = record.get("annotations", record.get("completions"))
     if isinstance(annotations, list) and not accepted(annotations):
         if annotations:
@@ -177,6 +181,11 @@ def _rejection(value: object, record: Record) -> str | None:
 def _has_null_text(value: object, record: Record) -> bool:
     has_null = isinstance(value, dict) and any(value[name] is None and name.lower() == "text" for name in value)
     return has_null and not any(name in record for name in _TEXTS)
+
+
+def _has_blank_text(record: Record) -> bool:
+    text = record.get("text")
+    return isinstance(text, str) and not text.strip() and _BEFORE_TEXT.isdisjoint(record)
 
 
 def _names(record: Record) -> str:
