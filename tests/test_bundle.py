@@ -30,6 +30,15 @@ TEXTS = [
 ]
 
 
+def test_a_bundle_is_loaded_by_a_path_object(small_bundle: str, extractor: Extractor):
+    assert Extractor.load(Path(small_bundle))(TEXTS[0]) == extractor(TEXTS[0])
+
+
+def test_a_batch_without_texts_is_refused(extractor: Extractor):
+    with pytest.raises(ValueError, match="batch_size 0"):
+        list(extractor.pipe(TEXTS, batch_size=0))
+
+
 def test_keyphrases_are_substrings_of_the_text(extractor: Extractor):
     found = list(extractor.pipe(TEXTS))
     assert len(found) == len(TEXTS) and found[0]

@@ -168,6 +168,15 @@ def test_a_name_is_looked_for_where_runs_are_stored(run_folder: str, tmp_path: P
     assert CliRunner().invoke(app, arguments).exit_code == 0
 
 
+def test_a_report_replaces_a_report_and_no_other_file(run_folder: str, tmp_path: Path):
+    out = write_report(run_folder, str(tmp_path / "page.html"))
+    assert write_report(run_folder, out) == out
+    config = Path(run_folder) / "config.json"
+    before = config.read_bytes()
+    refused(lambda: write_report(run_folder, str(config)), str(config), "name another")
+    assert config.read_bytes() == before
+
+
 def test_texts_that_may_not_be_read_are_told_of(run_folder: str, monkeypatch: pytest.MonkeyPatch):
     def refuse(location: str) -> Dataset:
         raise PermissionError(13, "Permission denied", location)

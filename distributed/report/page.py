@@ -20,6 +20,8 @@ from model.errors import UserError
 from model.training.device_usage import usage_of
 from model.training.loop import SELECTION_METRIC
 
+_BEGINNING = b"<!doctype html>"
+
 
 def write_report(folder: str, out: str | None = None) -> str:
     """Write the report of a sweep or a run, finished or not.
@@ -32,8 +34,10 @@ def write_report(folder: str, out: str | None = None) -> str:
         the location of the report.
 
     Raises:
-        UserError: there is neither a sweep nor a run, or a file of it is damaged.
+        UserError: there is neither a sweep nor a run, a file of it is damaged, or `out` is another file than a report.
     """
+    if out and storage.exists(out) and not storage.read(out).startswith(_BEGINNING):
+        raise UserError(f"--out {out}: is a file that report did not write; name another")
     if storage.exists(storage.join(folder, "sweep.json")):
         page = _sweep_page(read_sweep(folder), folder)
     elif storage.exists(storage.join(folder, "config.json")):

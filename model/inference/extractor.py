@@ -6,6 +6,7 @@ for keyphrases in extractor.pipe(texts):
     print(keyphrases)
 """
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -84,7 +85,7 @@ class Extractor:
         self._tokenize = CachedTokenizer(lambda word: vocabulary.get(word, UNKNOWN), tokenizer)
 
     @classmethod
-    def load(cls, bundle: str, device: str = "cpu") -> "Extractor":
+    def load(cls, bundle: str | os.PathLike[str], device: str = "cpu") -> "Extractor":
         """Load an extractor from a bundle.
 
         Args:
@@ -94,7 +95,7 @@ class Extractor:
         Raises:
             UserError: the bundle is missing, incomplete, damaged or of a newer format, or there is no such device.
         """
-        loaded = load_bundle(bundle)
+        loaded = load_bundle(os.fspath(bundle))
         return cls(loaded.tagger, loaded.tokenizer, device, loaded.subwords)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -117,7 +118,12 @@ class Extractor:
 
         Yields:
             For each text what calling the extractor with it returns.
+
+        Raises:
+            ValueError: the batch size is less than 1.
         """
+        if batch_size < 1:
+            raise ValueError(f"batch_size {batch_size}: must be at least 1")
         texts = iter(texts)
         while batch := list(islice(texts, batch_size)):
             yield from self._extract(batch)
