@@ -180,6 +180,7 @@ def _seconds(text: str) -> float:
 
 def run(plan: "SweepConfig") -> "TuneResult":
     """Run the sweep with progress output; where it is stopped, write a bundle and print how to resume it."""
+    from distributed.sweep.results import read_result
     from distributed.sweep.state import sweep_exists
     from distributed.tune.driver import tune as run_sweep
     from distributed.tune.driver import write_best_bundle
@@ -187,7 +188,10 @@ def run(plan: "SweepConfig") -> "TuneResult":
     resume = invocation("tune", "--resume", f"{plan.config.run.name}", "--storage", plan.config.run.storage)
 
     def write_bundle() -> None:
-        if sweep_exists(plan.folder):
+        if sweep_exists(plan.folder) and read_result(plan.folder):
+            echo(f"stopped; {plan.folder} keeps the bundle of its result")
+            echo(f"resume with: {resume}")
+        elif sweep_exists(plan.folder):
             echo("stopped; writing the bundle of the best trial so far ...")
             bundle = write_best_bundle(plan.folder)
             echo(f"bundle: {bundle}" if bundle else "no trial has finished an epoch yet: there is no bundle")

@@ -2,24 +2,26 @@
 
 import json
 import random
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import leaks
 import pytest
-from helpers import SHARED, alone
+from helpers import SHARED, alone, has_weights
 from ray.tune.experiment import Trial as RayTrial
 from sweeps import Events, carry_out, curves, plan_of
 
 from distributed.sweep.journal import Journal
 from distributed.sweep.state import SweepState, Trial, read_sweep, resumed_sweep
-from distributed.train.checkpoint import save_best
+from distributed.train.checkpoint import load_best, save_best
 from distributed.train.events import Note
 from distributed.tune.driver import _finish, _new_finalists
 from distributed.tune.recorder import SweepRecorder
 from distributed.tune.schedulers import ResumableASHA
 from distributed.tune.trial_run import EpochResult
+from jobs.tune import run
 from model import storage
 from model.config import SEEDS
 from model.inference.bundle import load_bundle
@@ -141,6 +143,32 @@ def test_a_sweep_that_ends_before_any_finalist_does_not_read_the_test_split(smal
     journal.close()
     assert (result["trials"], result["unfinished"]) == (2, 1)  # t002 is as a killed driver leaves a trial
     assert "test" not in result and not events and result["verdict"].startswith("no finalist was trained in full")
+
+
+def test_ctrl_c_after_the_result_leaves_the_winners_bundle(
+    small_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    plan = plan_of(small_dataset, tmp_path, "s", trials=1, max_epochs=1, finalists=1, seeds=1)
+    storage.write(storage.join(plan.folder, "sweep.json"), plan.model_dump_json().encode())
+
+    def stop_in_the_end(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    journal, tracker = Journal(plan.folder), SimpleNamespace(on_event=lambda *_: None, finish=stop_in_the_end)
+    recorder = SweepRecorder(SweepState(plan), journal, tracker)  # type: ignore[arg-type]
+    for trial in (Trial("t001", {"training.lr": 0.01}, 1), Trial("t001-seed1", {"training.seed": 1}, 1, None, "t001")):
+        recorder.propose(trial)
+        training = alone(recorder.sweep.config_of(trial))
+        save_best(recorder.sweep.folder_of(trial), 1, training.tagger.state_dict(), training.counts)
+        recorder.epoch(trial.name, training.history[0], "finished")
+    monkeypatch.setattr("distributed.tune.driver.tune", lambda plan, on_event: _finish(recorder, on_event))
+    monkeypatch.setattr("os._exit", sys.exit)  # the test goes on
+    with pytest.raises(SystemExit):
+        run(plan)
+    journal.close()
+    winner, _ = load_best(recorder.sweep.folder_of(recorder.sweep.trials["t001-seed1"]))
+    assert has_weights(storage.join(plan.folder, "bundle"), winner)
+    assert "keeps the bundle of its result" in capsys.readouterr().err
 
 
 def test_finalists_have_fresh_seeds_even_after_the_last_one(tmp_path: Path):
