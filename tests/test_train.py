@@ -357,6 +357,21 @@ def test_a_training_goes_on_when_wandb_has_ended(
     wandb.finish()
 
 
+@pytest.mark.parametrize("call", ["summary", "finish"])
+def test_a_run_is_finished_when_wandb_ends_after_the_last_epoch(
+    call: str, small_bundle: str, capsys: pytest.CaptureFixture[str]
+):
+    def lost(*_: Any, **__: Any) -> None:
+        raise BrokenPipeError("Connection lost")
+
+    summary = SimpleNamespace(update=lost if call == "summary" else lambda _: None)
+    tracker = object.__new__(WandbRun)
+    tracker.run = SimpleNamespace(summary=summary, log_artifact=lambda _: None, finish=lost)  # type: ignore[assignment]
+    tracker.finish(RESULT | {"bundle": small_bundle})
+    said = capsys.readouterr().err
+    assert said == "warning: W&B does not log any more (Connection lost); the training goes on without it\n"
+
+
 def test_wandb_mode_disabled_is_honoured(small_bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert track(tmp_path, small_bundle).mode == "disabled"

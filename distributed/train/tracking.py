@@ -72,9 +72,8 @@ class WandbRun:
             return
         try:
             self.run.log(metrics, step=int(metrics["epoch"]))
-        except Exception as error:  # W&B's own process has ended: no reason to end a training
-            self.run = None
-            warn(f"W&B does not log any more ({first_line(error)}); the training goes on without it")
+        except Exception as error:
+            self._give_up(error)
 
     def finish(self, result: Mapping[str, object]) -> None:
         """Write the summary and the bundle as an artifact, and end the W&B run.
@@ -84,9 +83,18 @@ class WandbRun:
         """
         if self.run is None:
             return
-        self.run.summary.update({key: value for key, value in result.items() if key not in ("valid", "bundle")})
-        log_artifact(self.run, f"{result['name']}-bundle", "model", str(result["bundle"]))
-        self._end(exit_code=0)
+        try:
+            self.run.summary.update({key: value for key, value in result.items() if key not in ("valid", "bundle")})
+            log_artifact(self.run, f"{result['name']}-bundle", "model", str(result["bundle"]))
+        except Exception as error:
+            self._give_up(error)
+        else:
+            self._end(exit_code=0)
+
+    def _give_up(self, error: Exception) -> None:
+        """Go on without W&B, whose own process has ended: no reason to end a training."""
+        self.run = None
+        warn(f"W&B does not log any more ({first_line(error)}); the training goes on without it")
 
     def _end(self, exit_code: int) -> None:
         """End the W&B run, and wait for at most a minute for a server that no longer answers."""
@@ -96,8 +104,11 @@ class WandbRun:
         assert run is not None
 
         def end() -> None:
-            run.finish(exit_code=exit_code)
-            wandb.teardown()  # waits until the whole log is on the disk
+            try:
+                run.finish(exit_code=exit_code)
+                wandb.teardown()  # waits until the whole log is on the disk
+            except Exception as error:
+                self._give_up(error)
 
         ending = threading.Thread(target=end, daemon=True)
         ending.start()
