@@ -218,6 +218,19 @@ def test_a_newest_checkpoint_cut_off_anywhere_gives_way_to_the_one_before(
         assert same(train(small_dataset, folder), whole)
 
 
+def test_checkpoints_that_are_not_whole_do_not_take_the_place_of_later_ones(small_dataset: str, tmp_path: Path):
+    with pytest.raises(CutOffError):
+        train(small_dataset, tmp_path, 12)
+    for name in checkpoints(str(tmp_path)):
+        (tmp_path / name / "seal.json").unlink()  # as a kill leaves an upload to an object store
+    for _ in range(2):
+        notes: list[str] = []
+        with pytest.raises(CutOffError):
+            train(small_dataset, tmp_path, 3, notes)
+    assert notes == ["resuming from checkpoint_epoch_0000_step_000011 with 1 worker(s)"]
+    assert len(checkpoints(str(tmp_path))) == 2
+
+
 def test_a_checkpoint_cut_off_anywhere_is_never_taken_for_whole(tmp_path: Path):
     save_checkpoint(tmp_path, {"epoch": 3, "tagger": {"w": torch.arange(5.0)}})
     assert torch.equal(load_checkpoint(str(tmp_path))["tagger"]["w"], torch.arange(5.0))

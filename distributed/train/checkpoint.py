@@ -83,18 +83,20 @@ class StorageCheckpointer:
         self.stopping = False
 
     def restore(self, training: Training) -> None:
-        """Resume from the newest complete checkpoint, if there is one, and delete what killed workers left of others.
+        """Resume from the newest complete checkpoint, if there is one, and delete newer ones and what kills left of others.
 
         Raises:
             RuntimeError: the workers do not see the same checkpoints; Ray restarts them.
         """
         if self.communicator.rank == 0:
             staging.remove_unfinished(self.folder, _PREFIX)
+        not_whole = []
         for name in checkpoints(self.folder):
             try:
                 state = load_checkpoint(storage.join(self.folder, name))
             except UserError as error:
                 self.on_note(f"{error}; using the one before it")
+                not_whole.append(name)
                 continue
             training.restore(state)
             self.on_note(f"resuming from {name} with {self.communicator.size} worker(s)")
@@ -104,6 +106,9 @@ class StorageCheckpointer:
         position = torch.tensor([training.epoch, training.step], device=training.device)
         if not torch.equal(self.communicator.all_reduce(position), position * self.communicator.size):
             raise RuntimeError(f"{self.folder}: the workers do not see the same checkpoints")
+        if self.communicator.rank == 0:
+            for name in not_whole:  # they would count as the newest, and later ones be deleted
+                storage.remove_directory(storage.join(self.folder, name))
 
     def should_save(self) -> bool:
         """Return whether the last checkpoint is old enough or a new one is requested; always False but on rank 0."""
