@@ -64,15 +64,26 @@ def test_what_a_user_has_set_stays(monkeypatch: pytest.MonkeyPatch):
     assert trainer.os.environ["GLOO_SOCKET_IFNAME"] == trainer.os.environ["NCCL_SOCKET_IFNAME"] == "mine"
 
 
-def test_a_workers_device_has_the_index_of_the_thread_that_trains(monkeypatch: pytest.MonkeyPatch):
+def test_a_workers_device_has_the_index_of_the_thread_that_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     assert worker_device(gpu=True) == torch.device("cuda:1") and worker_device(gpu=False) == torch.device("cpu")
     made: list[torch.device] = []
     monkeypatch.setattr(trial_run, "resume_training", lambda *arguments: made.append(arguments[3]))
+    (tmp_path / "sweep.json").touch()
     for gpus in (1.0, 0.2, 0.0):
         settings = TrialSettings(None, None, 2, 1, gpus, Metric.parse("valid/keyphrase_f1"))
-        TrialRun(TrialSpec("t", {"data": "d"}, "f"), None, settings, SingleProcess(), None)
+        spec = TrialSpec("t", {"data": "d"}, str(tmp_path / "trials" / "t"))
+        TrialRun(spec, None, settings, SingleProcess(), None)
     assert made == [torch.device("cuda:1"), torch.device("cuda:1"), torch.device("cpu")]
+
+
+def test_a_trial_whose_node_does_not_see_the_sweep_is_not_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(trial_run, "resume_training", lambda *_: None)
+    runner = object.__new__(trainable.InProcessRunner)
+    runner.run, runner.data, runner.events = None, None, None
+    runner.settings = TrialSettings(None, None, 1, 1, 0.0, Metric.parse("valid/keyphrase_f1"))
+    found = runner.epoch(TrialSpec("t001", {"data": "d"}, str(tmp_path / "s" / "trials" / "t001")), 1)
+    assert found.finished and str(found.error).startswith(f"{tmp_path}/s: cannot be seen by a worker on another node")
 
 
 @pytest.mark.filterwarnings("ignore")

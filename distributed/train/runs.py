@@ -27,7 +27,7 @@ from model.distillation.teacher_split import labels_digest, teacher_labels
 from model.errors import UserError
 from model.network.encoder_files import with_digest
 
-_MARKS = ("config.json", "sweep.json")  # one of them is in the folder of every run and sweep
+RUN_MARK, SWEEP_MARK = "config.json", "sweep.json"  # one of them is in the folder of every run and sweep
 
 
 def run_folder(config: Config) -> str:
@@ -57,11 +57,28 @@ def new_run(config: Config, kind: str = "run") -> Config:
     changes = {"tagger": with_digest(config.tagger), "training": _with_teacher(config.training), "run": run}
     config = config.model_copy(update={"data": storage.absolute(config.data), **changes})
     folder = run_folder(config)
-    if any(storage.exists(storage.join(folder, mark)) for mark in _MARKS):
+    if any(storage.exists(storage.join(folder, mark)) for mark in (RUN_MARK, SWEEP_MARK)):
         raise UserError(
             f"{folder}: a run or sweep of this name exists; resume it with --resume {name}, or choose another --name"
         )
     return config
+
+
+def require_shared(folder: str, mark: str) -> None:
+    """Check that this process's node sees the folder of a run or sweep, which may be on another node's disk.
+
+    Args:
+        folder: of the run or sweep.
+        mark: the file that the driver has written there.
+
+    Raises:
+        UserError: it does not.
+    """
+    if not storage.exists(storage.join(folder, mark)):
+        raise UserError(
+            f"{folder}: cannot be seen by a worker on another node; give --storage a path on a file system that every node "
+            f"mounts, or a URI such as s3://bucket/runs"
+        )
 
 
 @contextmanager

@@ -23,11 +23,12 @@ from distributed.train.checkpoint import (
 )
 from distributed.train.events import EpochEnd, EventSender, Note, TrainingStarted
 from distributed.train.process_group import TorchCommunicator
+from distributed.train.runs import RUN_MARK, require_shared
 from distributed.train.shared_data import SharedData
 from distributed.train.trainer import worker_device
 from model import storage
 from model.config import make_config
-from model.errors import DivergedError, UserError
+from model.errors import DivergedError
 from model.training.communicator import Communicator, SingleProcess
 from model.training.loop import SELECTION_METRIC, Training
 
@@ -82,7 +83,7 @@ def train_loop_per_worker(arguments: dict[str, WorkerSettings]) -> str | None:
 
 def _train(settings: WorkerSettings, communicator: Communicator, sender: EventSender | None) -> str | None:
     config, folder = make_config(settings.config), settings.folder
-    _check_storage_is_shared(folder)
+    require_shared(folder, RUN_MARK)
     on_note = (lambda text: sender.send(Note(text))) if sender else (lambda text: None)
     checkpointer = StorageCheckpointer(
         folder,
@@ -117,15 +118,6 @@ def _train(settings: WorkerSettings, communicator: Communicator, sender: EventSe
 def _write_metrics(folder: str, training: Training) -> None:
     lines = "".join(json.dumps(metrics) + "\n" for metrics in training.history)
     storage.write(storage.join(folder, "metrics.jsonl"), lines.encode())
-
-
-def _check_storage_is_shared(folder: str) -> None:
-    """Check that this worker's node sees the run's folder, which may be on another node's disk. Raises UserError."""
-    if not storage.exists(storage.join(folder, "config.json")):
-        raise UserError(
-            f"{folder}: cannot be seen by a worker on another node; give --storage a path on a file system that every node "
-            f"mounts, or a URI such as s3://bucket/runs"
-        )
 
 
 def _checkpoint_request(control: "Queue", on_note: Callable[[str], None]) -> Callable[[], CheckpointRequest | None]:

@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict
 from distributed.sweep.metric import Metric
 from distributed.train.checkpoint import StorageCheckpointer, resume_training
 from distributed.train.events import EventSender
+from distributed.train.runs import SWEEP_MARK, require_shared
 from distributed.train.shared_data import SharedData
 from distributed.train.trainer import worker_device
 from distributed.tune.events import TrialProgress, TrialStarted
+from model import storage
 from model.config import make_config
 from model.errors import DivergedError, UserError
 from model.training.communicator import Communicator
@@ -96,7 +98,12 @@ class TrialRun:
         communicator: Communicator,
         events: EventSender | None,
     ) -> None:
-        """Begin the trial, or resume it from its newest complete checkpoint; rank 0 alone has `events`."""
+        """Begin the trial, or resume it from its newest complete checkpoint; rank 0 alone has `events`.
+
+        Raises:
+            UserError: this node does not see the sweep's folder, or the trial cannot be trained.
+        """
+        require_shared(storage.parent(storage.parent(spec.folder)), SWEEP_MARK)
         self.spec = spec
         config = make_config(spec.config)
         self.checkpointer = StorageCheckpointer(

@@ -84,9 +84,10 @@ def _try_all(chosen: list[Scenario]) -> list[Outcome]:
             tiny_encoder(Path(folder) / name, "bert", dropout=name == "encoder") for name in ("encoder", "still")
         )
         torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+        (Path(folder) / "sweep.json").touch()  # without which a trial is not trained
         for number, scenario in enumerate(chosen):
-            place = Path(folder) / str(number)
-            place.mkdir()
+            place = Path(folder) / "trials" / str(number)
+            place.mkdir(parents=True)
             own = still if "no dropout" in scenario.name else encoder
             outcomes.append(Attempt(scenario, data, own, place).run())
             print(table(outcomes[-1:]).splitlines()[2], file=sys.stderr, flush=True)

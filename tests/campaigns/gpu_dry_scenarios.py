@@ -101,7 +101,7 @@ class Attempt:
             scenario: what is tried.
             data: location of a dataset.
             encoder: folder of a pretrained one, for the preset that has one.
-            folder: an empty one, for a checkpoint.
+            folder: an empty one, for a checkpoint, as a trial's in a sweep.
         """
         self.scenario, self.data, self.encoder, self.folder = scenario, data, encoder, folder
         self.ledger = CudaTensor.ledger = Ledger()
