@@ -180,6 +180,16 @@ def test_finalists_have_fresh_seeds_even_after_the_last_one(tmp_path: Path):
     assert [trial.values["training.seed"] for trial in _new_finalists(sweep)] == [SEEDS - 1, 0]
 
 
+def test_a_configuration_that_several_trials_have_is_one_finalist(tmp_path: Path):
+    sweep = SweepState(plan_of("d", tmp_path, "s", trials=3, finalists=2, seeds=1, max_epochs=1))
+    for number, (cell, f1) in enumerate([("gru", 0.5), ("gru", 0.5), ("rnn", 0.4)], 1):
+        begun = {"name": f"t00{number}", "values": {"tagger.cell": cell}, "epochs": 1, "series": None}
+        sweep.apply({"event": "trial", "time": 0.0, "finalist_of": None, **begun})
+        metrics = {"epoch": 1, "valid/keyphrase_f1": f1}
+        sweep.apply({"event": "epoch", "time": 1.0, "trial": f"t00{number}", "metrics": metrics})
+    assert [trial.name for trial in _new_finalists(sweep)] == ["t001-seed1", "t003-seed1"]
+
+
 def test_asha_takes_a_trial_of_ray_and_knows_it_after_a_restart(tmp_path: Path):
     plan = plan_of("d", tmp_path, "asha", trials=4, max_epochs=9, eta=3)
     sweep = SweepState(plan)

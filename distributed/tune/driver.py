@@ -125,10 +125,15 @@ def _search(
 def _new_finalists(sweep: SweepState) -> list[Trial]:
     """Return the trainings of the best configurations that are still to be proposed.
 
-    They have fresh seeds: the score of the one that a configuration was chosen by is biased upwards.
+    They have fresh seeds: the score of the one that a configuration was chosen by is biased upwards. A configuration that
+    several trials have, as of a space of few choices, is one finalist.
     """
-    found = []
-    for trial in [each for each in sweep.ranked if each.best_score(sweep.plan.metric) >= 0][: sweep.plan.finalists]:
+    found: list[Trial] = []
+    chosen: list[Trial] = []
+    for trial in [each for each in sweep.ranked if each.best_score(sweep.plan.metric) >= 0]:
+        if all((trial.values, trial.epochs) != (other.values, other.epochs) for other in chosen):
+            chosen.append(trial)
+    for trial in chosen[: sweep.plan.finalists]:
         first = trial.values.get("training.seed", sweep.plan.config.training.seed)
         for number in range(1, 1 + sweep.plan.seeds):
             seed = (first + number) % SEEDS
