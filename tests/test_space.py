@@ -69,6 +69,11 @@ def test_a_grid_is_every_combination():
     refused(lambda: grid(space("training.lr=log:1e-4:1e-2", sampler="grid")), "number of points", "log:a:b:5")
 
 
+def test_points_of_whole_numbers_are_tried_once_each():
+    found = space("training.global_batch_size=log:1:16:8", "training.lr=1e-3", "training.alpha=0.3", sampler="grid")
+    assert [values["training.global_batch_size"] for values in grid(found)] == [1, 2, 3, 5, 7, 11, 16]
+
+
 def test_the_record_is_repeated_in_28_epochs():
     settings = record_settings()
     assert sum(epochs for _, _, epochs in settings) == 5 * 1 + 5 * 2 + 13
@@ -98,6 +103,8 @@ def test_optuna_sees_the_same_ranges():
         ("training.lr=log:0:1", "0 < low"),
         ("training.lr=2:1", "low < high"),
         ("training.lr=1:2:1", "at least 2 points"),
+        ("training.lr=1e-3:inf", "low < high"),
+        ("tagger.keyword_hidden=100:inf:3", "low < high"),
         ("training.rate=1:2", "training.rate: is unknown"),
         ("run.workers=1,2", "does not change the result"),
         ("training.epochs=1,2", "--max-epochs"),

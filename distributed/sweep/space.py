@@ -181,7 +181,8 @@ def _read_range(name: str, text: str, where: str) -> Choice | NumericRange:
         points = int(parts[2]) if len(parts) == 3 else None
     except (ValueError, IndexError):
         raise UserError(f"{where}: cannot be read as a range; {_SYNTAX}") from None
-    if len(parts) > 3 or not low < high or (log and low <= 0) or (points is not None and points < 2):
+    finite = math.isfinite(low) and math.isfinite(high)
+    if len(parts) > 3 or not (finite and low < high) or (log and low <= 0) or (points is not None and points < 2):
         raise UserError(
             f"{where}: a range needs low < high, with log also 0 < low, and at least 2 points where their number is given"
         )
@@ -190,4 +191,5 @@ def _read_range(name: str, text: str, where: str) -> Choice | NumericRange:
     if points is None:
         return span
     values = [span.at(i / (points - 1)) for i in range(points)]
-    return Choice(tuple(round(value) if span.whole else float(f"{value:.4g}") for value in values))
+    rounded = (round(value) if span.whole else float(f"{value:.4g}") for value in values)
+    return Choice(tuple(dict.fromkeys(rounded)))  # of few whole numbers, several points are one
