@@ -100,8 +100,14 @@ def tune(
 
 def _space_and_sampler(space: list[str] | None, sampler: str | None) -> dict[str, Any]:
     """Return the fields that --space and --sampler set; `--space record` is a sampler."""
+    from model.errors import UserError
+
     if space is None or "record" not in space:
         return {"space": space, "sampler": sampler}
+    if sampler not in (None, "record"):
+        raise UserError(
+            f"--space record: is a sampler of its own; leave out --sampler {sampler}, or give other --space"
+        )
     return {"space": [text for text in space if text != "record"], "sampler": "record"}
 
 
@@ -153,18 +159,30 @@ def _plan(preset: str | None, given: dict[str, Any], fields: dict[str, Any], res
                 f"--resume {resume}: the sweep keeps its configuration, except for run.*; leave --data, other --set and the "
                 f"like out"
             )
-        return resumed_sweep(resume, location, fields, run)
+        return _without_settled(resumed_sweep(resume, location, fields, run), fields)
     if "epochs" in given.get("training", {}):
         raise UserError("training.epochs: a trial's epochs are given with --max-epochs")
     tree = over_preset(preset, {}, given.get("data"))
     training = tree.setdefault("training", {})
-    if "epochs" in training:
-        fields = {"max_epochs": training["epochs"], **fields}
+    of_preset = {"max_epochs": training["epochs"]} if "epochs" in training else {}
     training["patience"] = 0  # ASHA does the stopping
     merge(tree, given)
     # What a preset sets may still be searched.
     fixed = [f"{part}.{name}" for part in ("tagger", "training") for name in given.get(part, {})]
-    return new_sweep(make_plan({"config": make_config(tree), "fixed": fixed, **fields}))
+    plan = make_plan({"config": make_config(tree), "fixed": fixed, **of_preset, **fields})
+    return new_sweep(_without_settled(plan, fields))
+
+
+def _without_settled(plan: "SweepConfig", fields: dict[str, Any]) -> "SweepConfig":
+    """Return a plan. Raises UserError where a field was given that its sampler would ignore."""
+    from model.errors import UserError
+
+    for name in plan.strategy.settles:
+        if name in fields:
+            raise UserError(
+                f"--{name.replace('_', '-')} {fields[name]}: follows from --sampler {plan.sampler}; leave it out"
+            )
+    return plan
 
 
 def _seconds(text: str) -> float:

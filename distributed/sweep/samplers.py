@@ -35,6 +35,7 @@ class Sampler:
     Attributes:
         name: as `--sampler` takes it.
         default_space: ranges by dotted name that are searched unless others are given.
+        settles: fields of the plan that follow from others, and cannot be given.
         stops: whether ASHA may end its trials early.
         adaptive: whether what it proposes depends on the results of earlier trials; Optuna then proposes.
         repeats_record: whether its trials are compared with the owner's record instead of being ranked.
@@ -42,6 +43,7 @@ class Sampler:
 
     name = ""
     default_space: Mapping[str, str] = {"training.lr": "log:1e-4:1e-2", "training.alpha": "0.1:0.9"}
+    settles: tuple[str, ...] = ()
     stops = True
     adaptive = False
     repeats_record = False
@@ -137,6 +139,7 @@ class RecordSampler(Sampler):
     """The settings of the owner's record, each with the budget that it had there."""
 
     name = "record"
+    settles = ("trials", "max_epochs")
     stops = False
     repeats_record = True
 
@@ -171,6 +174,7 @@ class AblationSampler(Sampler):
 
     name = "ablation"
     default_space: Mapping[str, str] = {}
+    settles = ("trials",)
     stops = False
 
     def validate(self, plan: "SweepConfig") -> None:
