@@ -312,6 +312,19 @@ def test_two_trainings_never_share_a_folder(small_dataset: str, tmp_path: Path):
         pass
 
 
+def test_a_resumed_training_has_the_workers_that_are_asked_for(small_dataset: str, tmp_path: Path):
+    config = make_config({"data": small_dataset, "run": {"workers": 8, "min_workers": 2}})
+    storage.write(str(tmp_path / "r" / "config.json"), config.model_dump_json().encode())
+
+    def resumed(**run: int) -> tuple[int | None, int]:
+        found = resumed_run("r", str(tmp_path), {"run": run}).run
+        return found.min_workers, found.workers
+
+    assert resumed() == (2, 8) and resumed(workers=1) == (None, 1) and resumed(workers=4, min_workers=3) == (3, 4)
+    assert resumed(min_workers=3) == (3, 8)
+    refused(lambda: resumed(min_workers=9), "min_workers is 9, more than workers, which is 8")
+
+
 RESULT = {"name": "t", "keyphrase_f1": 0.5}
 
 

@@ -149,18 +149,21 @@ def resumed_run(name: str, location: str, changes: Mapping[str, Any]) -> Config:
         UserError: there is no such run, it is given another name, or a change would alter the numbers.
     """
     given = current_tree(dict(changes))
-    other = given.get("run", {}).get("name", name)
+    run = given.get("run", {})
+    other = run.get("name", name)
     if other != name:
         raise UserError(f"--resume {name} with run.name {other}: a run keeps its name; leave --name out")
     place = storage.join(storage.absolute(location), name, "config.json")
     tree = _read_config(place, name)
-    asked = make_config({"data": tree["data"]} | given)  # reports unknown and invalid fields by name
+    if "workers" in run:
+        run = {"min_workers": None} | run  # the fewest go with the most
+    asked = make_config({"data": tree["data"]} | given | {"run": tree["run"] | run})  # reports invalid fields by name
     if teacher := asked.training.teacher:  # as `new_run` saved it
         given["training"] = given["training"] | {"teacher": list(map(storage.absolute, teacher))}
     if isinstance(begun := tree["training"].get("teacher"), str):  # by an earlier version
         tree["training"]["teacher"] = [begun]
     _refuse_other_numbers(name, tree, given)
-    tree["run"] |= given.get("run", {}) | {"name": name, "storage": storage.absolute(location)}
+    tree["run"] |= run | {"name": name, "storage": storage.absolute(location)}
     return make_config(tree, place)
 
 
