@@ -37,7 +37,7 @@ def rows(tagger: dict[str, Any], *space: str, training: dict[str, Any] | None = 
 
 
 def test_a_row_puts_one_field_back_and_the_last_one_all():
-    found, left_out = rows(BEST, training={"lr": 0.002, "seed": 7, "patience": 0, "epochs": 5})
+    found, left_out = rows(BEST, training={"lr": 0.002, "seed": 7, "patience": 0, "epochs": 5, "data": "stream"})
     back = {"tagger.cell": "rnn", "tagger.bidirectional": False, "tagger.word_feature_dim": 0, "training.lr": 0.001}
     assert found == {
         "whole": {},
@@ -45,7 +45,7 @@ def test_a_row_puts_one_field_back_and_the_last_one_all():
         "tagger.bidirectional=false": {"tagger.bidirectional": False},
         "tagger.word_feature_dim=0": {"tagger.word_feature_dim": 0},
         "training.lr=0.001": {"training.lr": 0.001},
-        "record": back,  # the budget and the seed are those of all rows
+        "record": back,  # the budget, the seed and the place of the data are those of all rows
     }
     assert [*found][:1] == ["whole"] and [*found][-1:] == ["record"] and not left_out
 

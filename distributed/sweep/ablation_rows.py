@@ -9,7 +9,8 @@ from model.errors import UserError
 
 FULL, RECORD = "whole", "record"
 _FOLLOWS = ("encoder_digest", "teacher_digest")  # from another field
-_COMMON = ("training.epochs", "training.patience", "training.seed")  # budget and seeds are the same in all rows
+# The budget and the seeds are the same in all rows, and the split is loaded once for all of them.
+_COMMON = ("training.epochs", "training.patience", "training.seed", "training.data")
 
 
 def ablation_rows(base: Config, space: Space, check: Callable[[Config], None]) -> tuple[dict[str, Values], list[str]]:
