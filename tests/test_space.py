@@ -60,6 +60,11 @@ def test_log_draws_are_uniform_in_the_logarithm():
     assert abs(below - 1000) < 4 * math.sqrt(2000) / 2
 
 
+def test_a_grid_has_an_end():
+    space = parse_space([f"tagger.{name}=1:1000:1000" for name in ("keyword_hidden", "keyphrase_hidden")], {}, set())
+    refused(lambda: grid(space), "1,000,000 combinations", "at most 10,000")
+
+
 def test_a_grid_is_every_combination():
     assert len(grid(space(sampler="grid"))) == 25
     combinations = grid(
@@ -102,7 +107,9 @@ def test_optuna_sees_the_same_ranges():
         ("training.lr=1:x", "cannot be read as a range"),
         ("training.lr=log:0:1", "0 < low"),
         ("training.lr=2:1", "low < high"),
-        ("training.lr=1:2:1", "at least 2 points"),
+        ("training.lr=1:2:1", "2 to 10,000 points"),
+        ("training.lr=1:2:0", "2 to 10,000 points"),
+        ("training.lr=1:2:7777777777777777", "2 to 10,000 points"),
         ("training.lr=1e-3:inf", "low < high"),
         ("tagger.keyword_hidden=100:inf:3", "low < high"),
         ("training.rate=1:2", "training.rate: is unknown"),

@@ -13,7 +13,7 @@ from distributed.sweep.budget import Budget, Spending, TrialRate
 from distributed.sweep.metric import METRICS, Metric
 from distributed.sweep.results import DryRun, TrialRequest
 from distributed.sweep.samplers import SAMPLERS, Sampler
-from distributed.sweep.space import Space, Values, apply_values
+from distributed.sweep.space import MAX_TRIALS, Space, Values, apply_values
 from distributed.train.runs import new_run, run_folder
 from model.aliases import FIELDS, current_field, current_keys
 from model.config import Config
@@ -31,7 +31,7 @@ class SweepConfig(BaseModel):
     space: tuple[str, ...] = ()
     fixed: tuple[str, ...] = Field((), description="dotted names that were given a value")
     sampler: str = "random"
-    trials: int = Field(16, ge=1)
+    trials: int = Field(16, ge=1, le=MAX_TRIALS)
     max_epochs: int = Field(9, ge=1)
     grace: int = Field(1, ge=1, description="epochs before which no trial is stopped: the first rung")
     eta: float = Field(
@@ -46,7 +46,7 @@ class SweepConfig(BaseModel):
     gpus_per_trial: float | None = Field(None, ge=0)
     workers_per_trial: int = Field(1, ge=1)
     finalists: int = Field(0, ge=0, description="best configurations that are trained again with fresh seeds")
-    seeds: int = Field(3, ge=1, description="of each finalist; of an ablation: of each row")
+    seeds: int = Field(3, ge=1, le=MAX_TRIALS, description="of each finalist; of an ablation: of each row")
     rows: dict[str, Values] = Field(
         {}, description="of an ablation, set by `validate_plan`: the changed fields of each row"
     )

@@ -30,6 +30,7 @@ _SHARED = {
     "training.held_out_fold": "their data",
     "training.data": "their data",
 }  # fields that do not differ between the trials of a sweep
+MAX_TRIALS = 10_000  # of a sweep
 _SYNTAX = "write a range as low:high or log:low:high, choices as a,b,c"
 
 
@@ -137,9 +138,15 @@ def sample(space: Space, seed: int, number: int) -> Values:
 
 
 def grid(space: Space) -> list[Values]:
-    """Return all combinations. Raises UserError where a range has no number of points."""
-    combinations = itertools.product(*choices(space, "grid").values())
-    return [dict(zip(space, values, strict=True)) for values in combinations]
+    """Return all combinations. Raises UserError where a range has no number of points, or where there are too many."""
+    values = choices(space, "grid").values()
+    count = math.prod(map(len, values))
+    if count > MAX_TRIALS:
+        raise UserError(
+            f"--sampler grid: the space has {count:,} combinations, and a sweep has at most {MAX_TRIALS:,} trials; give fewer "
+            f"values"
+        )
+    return [dict(zip(space, each, strict=True)) for each in itertools.product(*values)]
 
 
 def choices(space: Space, sampler: str) -> dict[str, tuple[Value, ...]]:
@@ -178,13 +185,15 @@ def _read_range(name: str, text: str, where: str) -> Choice | NumericRange:
     parts = text.removeprefix("log:").split(":")
     try:
         low, high = float(parts[0]), float(parts[1])
-        points = int(parts[2]) if len(parts) == 3 else None
+        points = int(parts[2]) if len(parts) > 2 else None
     except (ValueError, IndexError):
         raise UserError(f"{where}: cannot be read as a range; {_SYNTAX}") from None
     finite = math.isfinite(low) and math.isfinite(high)
-    if len(parts) > 3 or not (finite and low < high) or (log and low <= 0) or (points is not None and points < 2):
+    countable = points is None or 2 <= points <= MAX_TRIALS
+    if len(parts) > 3 or not (finite and low < high) or (log and low <= 0) or not countable:
         raise UserError(
-            f"{where}: a range needs low < high, with log also 0 < low, and at least 2 points where their number is given"
+            f"{where}: a range needs low < high, with log also 0 < low, and 2 to {MAX_TRIALS:,} points where their number is "
+            f"given"
         )
     field = fields().get(name)
     span = NumericRange(low, high, log, whole=field is not None and _is_whole(field.annotation))
