@@ -18,11 +18,17 @@ def report(
 ) -> None:
     """Show a sweep or a run, finished or not: one file that opens offline."""
     from distributed.report.page import write_report
+    from distributed.train.runs import is_run_or_sweep
     from model import storage as files
     from model.config import RunConfig
+    from model.errors import UserError
 
     named = files.join(storage or RunConfig().storage, folder)
-    if (storage is not None or not files.exists(folder)) and files.exists(named):
-        folder = named
-    location = write_report(folder, out)
+    places = [folder, named] if storage is None else [named, folder]
+    found = next((place for place in places if is_run_or_sweep(place)), None)
+    if found is None:
+        raise UserError(
+            f"{' and '.join(places)}: neither a sweep nor a run; give its folder, or --storage and its name"
+        )
+    location = write_report(found, out)
     print_result(f"report: {location}", {"report": location}, json)

@@ -164,8 +164,12 @@ def test_a_name_is_looked_for_where_runs_are_stored(run_folder: str, tmp_path: P
     assert done.exit_code == 0 and json.loads(done.stdout) == {"report": str(tmp_path / "page.html")}
     (tmp_path / "here" / folder.name).mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here")  # where something else has that name
-    arguments = ["report", folder.name, "--storage", str(folder.parent), "--out", str(tmp_path / "page.html")]
+    arguments = ["report", folder.name, "--out", str(tmp_path / "page.html")]
     assert CliRunner().invoke(app, arguments).exit_code == 0
+    monkeypatch.delenv("TANDEM_STORAGE")
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 2 and f"{folder.name} and runs/{folder.name}: neither" in done.stderr
+    assert CliRunner().invoke(app, [*arguments, "--storage", str(folder.parent)]).exit_code == 0
 
 
 def test_a_report_replaces_a_report_and_no_other_file(run_folder: str, tmp_path: Path):

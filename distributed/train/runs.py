@@ -57,11 +57,16 @@ def new_run(config: Config, kind: str = "run") -> Config:
     changes = {"tagger": with_digest(config.tagger), "training": _with_teacher(config.training), "run": run}
     config = config.model_copy(update={"data": storage.absolute(config.data), **changes})
     folder = run_folder(config)
-    if any(storage.exists(storage.join(folder, mark)) for mark in (RUN_MARK, SWEEP_MARK)):
+    if is_run_or_sweep(folder):
         raise UserError(
             f"{folder}: a run or sweep of this name exists; resume it with --resume {name}, or choose another --name"
         )
     return config
+
+
+def is_run_or_sweep(folder: str) -> bool:
+    """Return whether a folder is that of a run or of a sweep."""
+    return any(storage.exists(storage.join(folder, mark)) for mark in (RUN_MARK, SWEEP_MARK))
 
 
 def require_shared(folder: str, mark: str) -> None:
