@@ -178,6 +178,13 @@ def test_a_bad_line_is_named_with_its_place(tmp_path: Path, format: str, content
     refused(lambda: read(path), f"{path}:{line}: ", problem)
 
 
+@pytest.mark.parametrize("format", ["csv", "jsonl", "tsv", "conll"])
+@pytest.mark.parametrize("content", [b"PAR1abc", b"ARROW1\0\0", b"\xff\xff\xff\xff\rI"])
+def test_a_binary_table_is_not_read_as_lines(tmp_path: Path, format: str, content: bytes):
+    path = str(file(tmp_path, "table", content))
+    refused(lambda: resolve_inputs([path], ReadOptions(format)), path, "Parquet or Arrow", "leave --format out")
+
+
 @pytest.mark.parametrize(("format", "content", "line", "problem"), BAD_LINES)
 def test_bad_lines_can_be_skipped_and_are_counted(
     tmp_path: Path, format: str, content: str | bytes, line: int, problem: str

@@ -17,7 +17,7 @@ from model.errors import LineError
 
 CHUNK_TEXTS = 2048  # texts tokenized at a time
 MAX_TOKENS = 1_000  # of a text: longer ones are left out of datasets and measurements, and extracted in parts
-_RULES = new_tokenizer()  # splits keyphrases as `prepare` splits texts
+RULES = new_tokenizer()  # splits keyphrases as `prepare` splits texts
 _ENDING = re.compile("(?:'s|-.*)?", re.DOTALL)  # of a word that begins with a keyphrase
 
 
@@ -78,7 +78,7 @@ def locate_keyphrases(
     ends: list[int],
     skips: SkipCounts,
     max_tokens: int,
-    rules: Tokenizer = _RULES,
+    rules: Tokenizer = RULES,
 ) -> list[Span] | None:
     """Return the keyphrases of a text as token spans, sorted and disjoint, or None where the text is skipped.
 

@@ -7,9 +7,8 @@ from itertools import chain, islice
 import numpy as np
 
 from model.data.characters import Span
-from model.data.examples import Example, examples
+from model.data.examples import RULES, Example, examples
 from model.data.labeled_text import SkipCounts, format_skips
-from model.data.tokenizer import new_tokenizer
 from model.prepare.advice import advice
 from model.prepare.buckets import find_duplicates
 from model.prepare.passes import text_digest
@@ -58,7 +57,7 @@ def preview(patterns: list[str], options: ReadOptions, max_tokens: int, skip_bad
     found = Preview(describe(files[0].layout))
     labeled = chain.from_iterable(Reader(file, skip_bad_lines).read(skips) for file in files)
     digests = []
-    for example in islice(examples(labeled, new_tokenizer(), skips, max_tokens), _MOST_TEXTS):
+    for example in islice(examples(labeled, RULES, skips, max_tokens), _MOST_TEXTS):
         found.texts += 1
         found.keyphrases += len(example.spans)
         found.without += not example.spans

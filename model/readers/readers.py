@@ -14,7 +14,7 @@ from model.errors import LineError, UserError
 from model.readers import documents
 from model.readers.conll import is_tag
 from model.readers.formats import FORMATS, csv_layout, json_layout
-from model.readers.head import BLANK, Head, decode_line, read_head, stream_layout
+from model.readers.head import BLANK, Head, decode_line, is_binary_table, read_head, stream_layout
 from model.readers.options import AUTO, ReadOptions
 from model.readers.records import KNOWN
 from model.shards import FileRange, Layout, decoded_lines
@@ -290,6 +290,8 @@ def detect_layout(head: Head, options: ReadOptions = AUTO) -> Layout:
     """
     if options.format != "auto":
         format = FORMATS[options.format]
+        if is_binary_table(head.content) and options.format not in ("parquet", "arrow"):
+            raise UserError(f"{head.path}: is a Parquet or Arrow file, not {options.format}; leave --format out")
         return format.detect(head, options) or head.layout._replace(
             format=options.format, whole=format.records is not None
         )
