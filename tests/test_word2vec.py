@@ -83,13 +83,15 @@ def test_words_of_a_vectors_file_join_where_they_are_asked_to(tmp_path: Path):
     assert last == ["storm", "new_york's", "snow"] and info["vectors"]["words_joined"] == 3
     assert table is not None and table[words["storm"]].tolist() == [7, 8] and table[words["snow"]].tolist() == [9, 9]
     assert table[words["rain"]].tolist() == [1, 2]
+    assert table[words["new_york's"]].tolist() == [5, 6]  # in the spelling of the file
 
 
 def test_what_joins_is_what_the_tokenizer_finds():
     class Known:
         index_to_key = ("Red", "two words", "red", "a.b", "U.S.", "@ann", "café", "")
 
-    assert extra_words(Known, ["café"], 10) == ["red", "u.s.", "<user>"]
+    assert extra_words(Known, ["café"], 10) == {"red": "Red", "u.s.": "U.S.", "<user>": "@ann"}
+    assert list(extra_words(Known, ["café"], 2)) == ["red", "u.s."]
 
 
 def test_the_files_of_every_format_give_their_texts_and_are_recorded(tmp_path: Path):

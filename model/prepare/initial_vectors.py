@@ -50,7 +50,7 @@ class InitialVectors:
         self._training: PretrainingInfo | None = None
         self._distilled: DistilledInfo | None = None
         self._skips = SkipCounts()  # lines of the file of vectors
-        self._words_joined = 0
+        self._joined: dict[str, str] = {}  # words that only the vectors have, with their names there
 
     def extend(self, vocabulary: pa.ChunkedArray, progress: Progress) -> pa.ChunkedArray:
         """Read or train the vectors; return the vocabulary with words added that only the vectors have."""
@@ -73,9 +73,8 @@ class InitialVectors:
         else:
             return vocabulary
         room = max(config.max_words - len(SPECIAL) - len(vocabulary), 0)
-        extra = extra_words(self._vectors, vocabulary.to_pylist(), min(limit, room))
-        self._words_joined = len(extra)
-        return pa.chunked_array([*vocabulary.chunks, pa.array(extra, pa.string())])
+        self._joined = extra_words(self._vectors, vocabulary.to_pylist(), min(limit, room))
+        return pa.chunked_array([*vocabulary.chunks, pa.array(list(self._joined), pa.string())])
 
     def _distil(self, vocabulary: list[str], encode_words: WordEncoder, progress: Progress) -> KeyedVectors:
         """Return vectors for a vocabulary and for the frequent words of the unlabeled texts that may join it."""
@@ -93,13 +92,13 @@ class InitialVectors:
         """Write the vectors of the vocabulary; return what dataset.json contains about them."""
         if self._vectors is None:
             return None
-        embedding = initial_embedding(self._vectors, [*SPECIAL, *vocabulary.to_pylist()])
+        embedding = initial_embedding(self._vectors, [*SPECIAL, *vocabulary.to_pylist()], self._joined)
         self._vectors = None  # it may be large
         content = save({"vectors": embedding.table})
         storage.write(storage.join(folder, "vectors.safetensors"), content)
         words, size = embedding.table.shape
         info: VectorsInfo = {
-            "words_joined": self._words_joined,
+            "words_joined": len(self._joined),
             "size": size,
             "words_covered": embedding.covered,
             "words": words,

@@ -3,7 +3,7 @@
 import struct
 from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import islice, takewhile
 from math import isfinite
 from typing import NamedTuple, Protocol
@@ -56,22 +56,26 @@ class InitialEmbedding(NamedTuple):
     covered: int
 
 
-def initial_embedding(vectors: KeyedVectors, words: list[str], seed: int = 0) -> InitialEmbedding:
+def initial_embedding(
+    vectors: KeyedVectors, words: list[str], names: Mapping[str, str], seed: int = 0
+) -> InitialEmbedding:
     """Return the vectors of a vocabulary's words.
 
-    A word is looked up as it is, then capitalized, then in upper case. Words without a vector get a normal random one
-    with the standard deviation of the pretrained vectors, so that they differ from one another.
+    A word is looked up as it is, then capitalized, then in upper case, then by its name. Words without a vector get a
+    normal random one with the standard deviation of the pretrained vectors, so that they differ from one another.
 
     Args:
         vectors: pretrained vectors.
         words: the vocabulary, including the special words.
+        names: of words that `extra_words` has found.
         seed: of the random vectors.
     """
     table = np.random.default_rng(seed).standard_normal((len(words), vectors.vector_size), dtype=np.float32)
     table *= float(np.std(vectors.vectors[:_SPREAD_SAMPLE]))
     covered = 0
     for i, word in enumerate(words):
-        name = next((form for form in (word, word.capitalize(), word.upper()) if form in vectors.key_to_index), None)
+        forms = (word, word.capitalize(), word.upper())
+        name = next((form for form in forms if form in vectors.key_to_index), names.get(word))
         if name is not None and i >= len(SPECIAL):
             table[i] = vectors[name]
             covered += 1
@@ -79,17 +83,17 @@ def initial_embedding(vectors: KeyedVectors, words: list[str], seed: int = 0) ->
     return InitialEmbedding(table, covered)
 
 
-def extra_words(vectors: KeyedVectors, vocabulary: Iterable[str], limit: int) -> list[str]:
-    """Return the first words that have a vector and are not in a vocabulary.
+def extra_words(vectors: KeyedVectors, vocabulary: Iterable[str], limit: int) -> dict[str, str]:
+    """Return the first words that have a vector and are not in a vocabulary, each with its name among the vectors.
 
-    The words are returned as the tokenizer writes them; names that it would split are skipped.
+    The words are as the tokenizer writes them, `iphone` for the name `iPhone`; names that it would split are skipped.
 
     Args:
         vectors: pretrained vectors.
         vocabulary: words that are known already.
         limit: the most words to return.
     """
-    known, extra = set(vocabulary), dict[str, None]()
+    known, extra = set(vocabulary), dict[str, str]()
     word_ids: dict[str, int] = {}
     tokenize = CachedTokenizer(lambda word: word_ids.setdefault(word, len(word_ids)))
     names = iter(vectors.index_to_key)
@@ -98,8 +102,8 @@ def extra_words(vectors: KeyedVectors, vocabulary: Iterable[str], limit: int) ->
         for name, first, count in zip(chunk, tokens.begins.tolist(), np.diff(tokens.begins).tolist(), strict=False):
             whole = count == 1 and tokens.ends[first] - tokens.starts[first] == len(name)
             if whole and (word := words[tokens.ids[first]]) not in known:
-                extra[word] = None
-    return list(extra)[:limit]
+                extra.setdefault(word, name)
+    return dict(islice(extra.items(), limit))
 
 
 def read_vectors(path: str, skips: SkipCounts | None = None) -> KeyedVectors:
