@@ -59,6 +59,12 @@ def test_rare_words_are_dropped_more_often(data):
     assert (assemble._drop_words(np.full(4000, word, np.int32), 0, 0) == UNKNOWN).mean() == pytest.approx(0.5, abs=0.05)
 
 
+def test_without_word_vectors_no_word_is_dropped(data):
+    tagger = TaggerConfig(encoder="some", embedding_dim=0, word_dropout=0.3, rare_word_dropout=1.0)
+    [batch] = TrainingBatches(tagger, TrainingConfig(), [])(data[0], ROWS, 0, 3)
+    assert torch.equal(batch.ids, collate(data[0], ROWS).ids) and not batch.tables
+
+
 def test_every_worker_knows_the_rows_that_any_uses(data):
     shares = [batches(data, rank, 2, word_dropout=0.3)[0] for rank in range(2)]
     for one, other, name in zip(*(share.tables for share in shares), ("ids", "word_features"), strict=True):

@@ -66,7 +66,7 @@ class TrainingBatches:
         The vector of <unk>, which represents words that training never saw, is then learned from words that it hardly saw.
         """
         probability, rare = self.tagger.word_dropout, self.tagger.rare_word_dropout
-        if not probability and not rare:
+        if not self.table_rows or not (probability or rare):  # without a table, no word has a vector
             return ids
         kept = (1 - probability) * (1 - (rare / (rare + self.counts[ids]) if rare else 0.0))
         draws = np.random.default_rng([self.training.seed, epoch, step]).random(len(ids))
