@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.numpy import load_file
 from model import filesystems, storage
 from model.data.dataset import Dataset
 from model.errors import UserError
+from model.prepare.advice import pins
 from model.prepare.builder import PrepareConfig, prepare
 
 
@@ -260,6 +262,18 @@ def test_from_three_texts_on_no_split_is_empty(tmp_path: Path, texts: int, word:
     refused(
         lambda: prepare(PrepareConfig([str(tmp_path / "same.tsv")], str(tmp_path / "f"))), "too few different", "--"
     )
+
+
+def test_a_text_that_moves_to_an_empty_split_leaves_none_empty():
+    names = ["train", "valid", "test"]
+    subsets = [{i for i in range(3) if number >> i & 1} for number in range(8)]
+    for own in product(subsets, repeat=3):  # digests, which texts of two splits share where they differ in case
+        moved = pins(dict(zip(names, own, strict=True)), names)
+        after = [
+            {*texts.difference(moved), *(i for i in moved if moved[i] == name)}
+            for name, texts in zip(names, own, strict=True)
+        ]
+        assert all(after) or len(set().union(*own)) < 3, own
 
 
 def test_data_that_cannot_teach_or_measure_is_said(tmp_path: Path):

@@ -15,16 +15,19 @@ def pins(texts: dict[str, set[int]], splits: list[str]) -> dict[int, str]:
         texts: digests of the texts of each split.
         splits: those that must have one.
     """
-    texts = {split: set(texts[split]) for split in splits}
-    if len(set().union(*texts.values())) < len(splits):
+    # A text that is in two splits, in other case, leaves both when it moves: it counts for the first of them alone.
+    own: dict[str, set[int]] = {}
+    for split in splits:
+        own[split] = texts[split].difference(*own.values())
+    if sum(map(len, own.values())) < len(splits):
         return {}
     pinned = {}
     for split in splits:
-        if not texts[split]:
-            richest = max(texts.values(), key=len)
+        if not own[split]:
+            richest = max(own.values(), key=len)
             moved = min(richest)
             richest.remove(moved)
-            texts[split].add(moved)
+            own[split].add(moved)
             pinned[moved] = split
     return pinned
 
