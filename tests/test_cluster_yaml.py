@@ -66,6 +66,13 @@ def test_every_value_that_a_user_must_set_is_marked():
         assert lines and all("# SET" in line for line in lines)
 
 
+def test_pip_does_not_build_in_a_folder_that_docker_made_as_root():
+    made = {path.rpartition("/")[0].replace("/home/ray", "~") for path in CLUSTER["file_mounts"]}
+    parts = [part.split() for line in CLUSTER["setup_commands"] for part in line.split("&&")]
+    installed = {words[-1] for words in parts if words[:2] == ["pip", "install"]}
+    assert "~/tandem" in made and "/tmp/tandem" in installed and not made & installed
+
+
 def test_machines_over_ssh_get_what_the_cloud_gets():
     torch = next(line for line in CLUSTER["setup_commands"] if "torch==" in line).split()[-1]
     assert any(torch in line.split() for line in LOCAL["setup_commands"])
