@@ -172,6 +172,18 @@ def test_a_name_is_looked_for_where_runs_are_stored(run_folder: str, tmp_path: P
     assert CliRunner().invoke(app, [*arguments, "--storage", str(folder.parent)]).exit_code == 0
 
 
+def test_the_tiles_show_what_train_prints_and_what_stopping_saved(
+    run_folder: str, sweep_folder: str, history: list[dict[str, float]]
+):
+    metrics = [
+        json.dumps(epoch | {"train/tokens_per_s": speed}) for epoch, speed in zip(history, (100, 300), strict=False)
+    ]
+    (Path(run_folder) / "metrics.jsonl").write_text("".join(f"{line}\n" for line in metrics))
+    assert "<b>200 tokens/s</b>" in Path(write_report(run_folder)).read_text("utf-8")
+    # Of 12 epochs, the stopped trial spared 2; one that failed and one that runs have not trained 4 more.
+    assert "<b>6 of 12, 17% saved</b>" in Path(write_report(sweep_folder)).read_text("utf-8")
+
+
 def test_a_report_replaces_a_report_and_no_other_file(run_folder: str, tmp_path: Path):
     out = write_report(run_folder, str(tmp_path / "page.html"))
     assert write_report(run_folder, out) == out

@@ -1,6 +1,7 @@
 """One HTML file that shows a sweep or a run: it opens offline and loads nothing from elsewhere."""
 
 import json
+import statistics
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -56,7 +57,9 @@ def write_report(folder: str, out: str | None = None) -> str:
 def _sweep_page(sweep: SweepState, folder: str) -> Section:
     plan, metric = sweep.plan, sweep.plan.metric
     result = read_result(folder)
-    saved = 1 - sweep.epochs_spent / sweep.epochs_full if sweep.epochs_full else 0.0
+    # Those of a trial that failed, or that still runs, are not saved.
+    spared = sum(trial.epochs - len(trial.metrics) for trial in sweep.searched if trial.state == "stopped")
+    saved = spared / sweep.epochs_full if sweep.epochs_full else 0.0
     tiles = [
         ("trials", str(len(sweep.searched))),
         ("stopped early", str(sweep.count("stopped"))),
@@ -105,7 +108,7 @@ def _run_page(folder: str) -> Section:
     if not history:
         raise UserError(f"{folder}: the run has not finished an epoch yet; there is nothing to report")
     best = max(history, key=lambda metrics: metrics[SELECTION_METRIC])
-    speed = sorted(metrics["train/tokens_per_s"] for metrics in history)[len(history) // 2]
+    speed = statistics.median(metrics["train/tokens_per_s"] for metrics in history)
     names = {
         "epoch": "epoch",
         "valid/keyphrase_f1": "keyphrase F1",
