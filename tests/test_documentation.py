@@ -195,7 +195,7 @@ def test_make_help_lists_every_target():
     phony = re.search(r"^\.PHONY: (.+)$", MAKEFILE, re.M)
     assert phony
     for target in set(phony[1].split()) - {"help"}:
-        assert re.search(rf"make {target}\b", MAKEFILE.split("# torch first")[0]), f"make help: {target}"
+        assert re.search(rf'^\t@echo "make {target} ', MAKEFILE, re.M), f"make help: {target}"
 
 
 def test_every_command_and_each_of_its_flags_is_documented_and_no_other():

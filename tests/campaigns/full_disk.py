@@ -62,7 +62,7 @@ def fill(data: str, place: Path, size: int, weights: bytes) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Runs the campaign; ends with 1 where a run did not end as it should."""
+    """Runs the campaign; ends with 1 where a run did not end as it should, or where no disk got full."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
@@ -90,8 +90,10 @@ def main() -> None:
             print(json.dumps(rows[-1]), flush=True)
     shutdown()
     full = [row for row in rows if row["code"]]
-    good = all(row["equal"] for row in rows) and all(
-        row["code"] == 2 and row["said"] and not row["traceback"] and not row["bundle"] for row in full
+    good = (
+        bool(full)
+        and all(row["equal"] for row in rows)
+        and all(row["code"] == 2 and row["said"] and not row["traceback"] and not row["bundle"] for row in full)
     )
     print(json.dumps({"runs": len(rows), "full": len(full), "good": good}))
     sys.exit(not good)

@@ -164,6 +164,8 @@ def main() -> int:
         print(f"no GPU: torch {torch.__version__} {why}; make gpu-dry runs instead", flush=True)
         return dry()
     chosen = [each for each in all_checks()[1:] if asked.only in each.name]
+    if not chosen:
+        parser.error(f"--only {asked.only}: no check has that in its name")
     with tempfile.TemporaryDirectory(prefix="tandem-gpu-", ignore_cleanup_errors=True) as folder:
         began = time.monotonic()
         results = campaign(chosen, asked.device, Path(folder), began + asked.seconds)

@@ -91,7 +91,7 @@ class Labeling:
 
 
 def main() -> None:
-    """Runs the campaign; ends with 1 where bytes differ."""
+    """Runs the campaign; ends with 1 where bytes differ, or where the texts are too few to kill anything."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--teacher", type=Path, required=True, help="a bundle")
     parser.add_argument("--texts", type=Path, required=True, help="a file with a text a line")
@@ -122,7 +122,9 @@ def main() -> None:
             nodes.end()
     same = all(row["files"] == one["files"] for row in (two, killed, cluster))
     print("all wrote the same bytes" if same else "THE BYTES DIFFER")
-    sys.exit(not same)
+    if not killed["kills"]:
+        print("nothing was killed: give more texts")
+    sys.exit(not (same and killed["kills"]))
 
 
 if __name__ == "__main__":

@@ -165,8 +165,13 @@ def second_ray() -> Iterator[None]:
         other.wait(60)
 
 
+def good(row: dict[str, Any]) -> bool:
+    """Whether a sweep did what it is to be looked at after, and left nothing behind."""
+    return row["stopped"] > 0 and not row["failed"] and not any(row["left"].values())
+
+
 def main() -> None:
-    """The command line."""
+    """Runs the campaign; ends with 1 where a trial failed, none was stopped, or something is left."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--one", type=int, default=250, help="one-worker trials, of which about 200 are stopped early")
     parser.add_argument("--two", type=int, default=32, help="two-worker trials, of which about 20 are")
@@ -179,8 +184,10 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="leaks-") as folder:
         data = asked.data or _small(Path(folder))
-        for row in campaign(data, asked.settings, asked.one, asked.two):
-            print(json.dumps(row), flush=True)
+        rows = campaign(data, asked.settings, asked.one, asked.two)
+    for row in rows:
+        print(json.dumps(row), flush=True)
+    sys.exit(not all(map(good, rows)))
 
 
 def _small(folder: Path) -> str:
