@@ -1,5 +1,5 @@
 # Every target first installs what it needs into .venv. TORCH selects the torch build, any that pyproject.toml allows;
-# for a CUDA build: `make demo TORCH="torch --index-url URL"`.
+# for a CUDA build: `make demo TORCH="torch --index-url URL"`. What is in .venv stays: `make clean` before another build.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
@@ -20,6 +20,12 @@ export PYTHONDONTWRITEBYTECODE :=
 CUDA_TORCH ?= torch==2.13.0
 CUDA_BIN := .venv-cuda/bin
 CUDA_READY := .venv-cuda/.ready
+# Stops with a message where a variable has no value.
+needs = $(foreach name,$(1),$(if $($(name)),,$(error make $@: needs $(name)=...; see make help)))
+# venv would mix two versions of Python in one folder.
+without_other_python = version="$$($(PYTHON) -c "$(PRINT_VERSION)")" && \
+	{ test ! -e $(1) || test "$$($(1)/bin/python -c "$(PRINT_VERSION)")" = "$$version" || rm -rf $(1); }
+PRINT_VERSION := import sys; print(sys.version_info[:2])
 
 .PHONY: help lock demo test benchmark peers encoder distil test-long chaos sweep-chaos leaks budgets labels flaky full-disk damage fuzz world-sizes serve-load scale streaming gpu gpu-dry audit up down lint format clean
 
@@ -58,6 +64,7 @@ help:
 
 # Install torch first, so that the project's version range does not pull in another build.
 $(READY): pyproject.toml $(LOCK)
+	@$(call without_other_python,.venv)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -qq $(TORCH)
 	$(BIN)/pip $(LOCKED) $(LOCK)
@@ -70,20 +77,20 @@ demo: $(READY)
 
 # One half after the other: beside Ray's processes, which take all of a slow machine, other tests would starve. In the first
 # half, the tests of a file share a process and what they prepare. In the second, two tests run at a time, each on a Ray of its
-# own; with three or four, all take longer. Only their files are read.
+# own; with three or four, all take longer. Only their files are read. pytest ends with 2 after Ctrl-C; some shells would go on.
 test: $(ENCODER_READY) $(PEERS_READY)
-	@$(BIN)/python -m pytest -m "not ray and not long" -n 2 --dist loadfile; others=$$?; \
+	@$(BIN)/python -m pytest -m "not ray and not long" -n 2 --dist loadfile; others=$$?; test $$others -ne 2 || exit 2; \
 	$(BIN)/python -m pytest -m "ray and not long" -n 2 --dist load --maxschedchunk 1 $$(grep -l mark.ray tests/test_*.py); exit $$(($$? | others))
 
 benchmark: $(READY)
-	$(BIN)/python -m jobs benchmark $(if $(DATA),--data $(DATA))
+	$(BIN)/python -m jobs benchmark $(if $(DATA),--data "$(DATA)")
 
 $(PEERS_READY): $(READY) $(PEERS_LOCK)
 	$(BIN)/pip $(LOCKED) $(PEERS_LOCK)
 	@touch $@
 
 peers: $(PEERS_READY)
-	$(BIN)/python -m jobs benchmark --peers $(if $(DATA),--data $(DATA)) $(if $(ENCODER),--encoder "$(ENCODER)")
+	$(BIN)/python -m jobs benchmark --peers $(if $(DATA),--data "$(DATA)") $(if $(ENCODER),--encoder "$(ENCODER)")
 
 # transformers is there already, for the tests.
 $(ENCODER_READY): $(READY)
@@ -92,18 +99,19 @@ $(ENCODER_READY): $(READY)
 
 encoder: $(ENCODER_READY)
 	$(if $(DATA),,$(BIN)/python -m jobs demo --data-only --texts 4000 --folder runs/encoder)
-	$(BIN)/python -m jobs train --preset encoder --data $(or $(DATA),runs/encoder/dataset) --json \
+	$(BIN)/python -m jobs train --preset encoder --data "$(or $(DATA),runs/encoder/dataset)" --json \
 		--set tagger.encoder="$(MINILM_FOLDER)" --set tagger.encoder_digest=$(MINILM_DIGEST)
 
 distil: $(ENCODER_READY)
-	$(BIN)/python -m jobs distil --data $(DATA) --unlabeled "$(UNLABELED)" --encoder "$(or $(ENCODER),$(MINILM_FOLDER))"
+	$(call needs,DATA UNLABELED)
+	$(BIN)/python -m jobs distil --data "$(DATA)" --unlabeled "$(UNLABELED)" --encoder "$(or $(ENCODER),$(MINILM_FOLDER))"
 
 test-long: $(ENCODER_READY)
 	$(BIN)/python -m pytest -m long
 
 chaos: $(READY)
 	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/chaos.py --kills $(or $(N),20) --data $(or $(DATA),memory) \
-		$(if $(OUT),--out $(OUT)) $(if $(MINUTES),--minutes $(MINUTES))
+		$(if $(OUT),--out "$(OUT)") $(if $(MINUTES),--minutes $(MINUTES))
 
 sweep-chaos: $(READY)
 	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/sweep_chaos.py --kills $(or $(N),50)
@@ -115,7 +123,8 @@ budgets: $(READY)
 	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/budgets.py --seeds $(or $(N),10)
 
 labels: $(READY)
-	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/labels.py --teacher $(TEACHER) --texts $(TEXTS)
+	$(call needs,TEACHER TEXTS)
+	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/labels.py --teacher "$(TEACHER)" --texts "$(TEXTS)"
 
 flaky: $(READY)
 	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/flaky_storage.py
@@ -128,13 +137,14 @@ damage: $(READY)
 
 fuzz: $(READY)
 	$(BIN)/pip install -qq --no-deps atheris==3.0.0
-	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/fuzz.py --minutes $(or $(MINUTES),2) $(if $(KEEP),--keep $(KEEP))
+	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/fuzz.py --minutes $(or $(MINUTES),2) $(if $(KEEP),--keep "$(KEEP)")
 
 world-sizes: $(READY)
 	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/world_sizes.py --stops $(or $(N),40)
 
 serve-load: $(READY)
-	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/serve_load.py --bundle $(BUNDLE) --data $(DATA) --minutes $(or $(MINUTES),30)
+	$(call needs,BUNDLE DATA)
+	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/serve_load.py --bundle "$(BUNDLE)" --data "$(DATA)" --minutes $(or $(MINUTES),30)
 
 streaming: $(READY)
 	PYTHONPATH=.:tests $(BIN)/python tests/campaigns/streaming.py
@@ -144,6 +154,7 @@ scale: $(READY)
 
 # uv, because pip's own configuration may lead it to a CPU build of the same version.
 $(CUDA_READY): pyproject.toml $(LOCK)
+	@$(call without_other_python,.venv-cuda)
 	$(PYTHON) -m venv .venv-cuda
 	$(CUDA_BIN)/pip install -qq uv
 	$(CUDA_BIN)/uv pip install -q --python $(CUDA_BIN)/python $(CUDA_TORCH) -c $(LOCK) ".[dev]"
@@ -183,4 +194,4 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .venv-cuda .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+	rm -rf .venv .venv-cuda .venv-lock .pytest_cache .mypy_cache .ruff_cache build *.egg-info

@@ -4,6 +4,8 @@ import ast
 import importlib
 import re
 import shlex
+import shutil
+import subprocess
 import tomllib
 from importlib.metadata import distributions
 from itertools import chain, pairwise
@@ -196,6 +198,19 @@ def test_make_help_lists_every_target():
     assert phony
     for target in set(phony[1].split()) - {"help"}:
         assert re.search(rf'^\t@echo "make {target} ', MAKEFILE, re.M), f"make help: {target}"
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make on this machine")
+def test_make_takes_paths_with_spaces_and_says_which_variable_it_needs():
+    installed = [part for name in (".ready", ".peers", ".encoder") for part in ("-o", f".venv/{name}")]
+    values = [f"{name}=/a b/{name}" for name in ("DATA", "UNLABELED", "TEACHER", "TEXTS", "BUNDLE")]
+    for target in ("benchmark", "peers", "encoder", "distil", "labels", "serve-load"):
+        command = ["make", "-n", *installed, target]
+        shown = subprocess.run([*command, *values], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        assert shown.count("/a b/") == len(re.findall(r'"/a b/[A-Z]+"', shown)) > 0, shown
+        if target in ("distil", "labels", "serve-load"):
+            refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+            assert refused.returncode == 2 and f"make {target}: needs " in refused.stderr
 
 
 def test_every_command_and_each_of_its_flags_is_documented_and_no_other():
