@@ -130,7 +130,7 @@ def test_what_is_computed_of_the_exchange(small_dataset: str):
     two, many = rows[0], rows[-1]
     assert (two.workers, two.words, many.workers, many.words) == (2, 30_000, 64, 3_000_000)
     network = sum(each.numel() for each in new_tagger(TaggerConfig(), 5, 0).parameters()) - 5 * 300
-    assert two.whole_mb == pytest.approx(4e-6 * (network + 30_000 * 300), abs=0.01)
+    assert two.whole_mb == pytest.approx(4e-6 * (network + 30_000 * 300), abs=0.001)
     assert two.rows_mb < two.whole_mb / 5 and many.rows_mb < many.whole_mb / 300
 
 

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jobs.benchmark.reference import flops_per_token
 from model.config import Config
 from model.data.batching import epoch_batches
 from model.data.dataset import Dataset, Split
+from model.network.tagger import new_tagger
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ def exchange_table(data: str) -> list[ExchangeRow]:
     """
     split, default = Dataset(data).load("train"), Config(data=data)
     tagger, size = default.tagger, default.tagger.embedding_dim
-    network = flops_per_token(tagger) / 6 + 2 * 2 * (tagger.keyword_hidden + tagger.keyphrase_hidden) + 7
+    weights = new_tagger(tagger, 2, 0).named_parameters()
+    network = sum(each.numel() for name, each in weights if name != "embedding.weight")
     rows = _rows_per_step(split, default.training.global_batch_size)
     table = []
     for workers in (2, 4, 8, 16, 32, 64):
