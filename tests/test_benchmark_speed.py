@@ -84,6 +84,29 @@ def test_ratios_are_medians_of_rounds():
     assert measurements.ratio("fast", "slow") == 12
 
 
+def test_each_ratio_is_of_the_measurements_that_its_name_says(small_dataset: str):
+    measured = Measurements()
+    rates = {
+        speed.STEP: 600,
+        speed.REFERENCE: 50,
+        speed.CEILING: 800,
+        speed.HALF: 700,
+        speed.EXTRACT: 30,
+        speed.PREPARE: 7,
+    }
+    groups = {speed.RAY: 90, speed.TORCHRUN: 100, speed.ONE: 60}
+    sent = {speed.WHOLE_TABLE: 400, speed.TORCHRUN: 50, speed.BFLOAT16: 20}
+    for name, value in (rates | groups | {speed._sent(group): value for group, value in sent.items()}).items():
+        measured.add(name, "/s", value)
+    result = speed._result(speed.BenchmarkConfig(small_dataset), CPU, measured, [0.5], {}, "cpu", [])
+    assert (result.owner_ratio, result.ceiling_share_fp32, result.ceiling_share_best) == (12, 0.75, 0.875)
+    assert (result.ray_vs_torchrun, result.workers2_vs_1) == (0.9, 1.5)
+    assert (result.bytes_dense_vs_rows, result.bytes_dense_vs_rows_bfloat16) == (8, 20)
+    assert (result.prepare_texts_per_s, result.trial_start_s, result.ceiling_share_tf32) == (7, 0.5, None)
+    train = Dataset(small_dataset).load("train")
+    assert result.extract_vs_train == pytest.approx(30 * len(train.ids) / len(train) / 600, abs=0.001)
+
+
 def test_a_part_that_fails_loses_no_results_of_the_others(small_dataset: str, monkeypatch: pytest.MonkeyPatch):
     def fail(*_: object) -> None:
         raise RunFailedError("the group x did not start")
