@@ -301,6 +301,9 @@ def test_a_sweep_goes_on_only_as_itself(small_dataset: str, tmp_path: Path):
     with (tmp_path / "s" / "journal.jsonl").open("a") as file:  # as of earlier versions, without a checksum
         file.write('{"event": "begun", "time": 3.0, "trial": "t099"}\n')
     refused(lambda: read_sweep(str(tmp_path / "s")), "an event of 't099', of which it knows nothing")
+    with (tmp_path / "copy" / "journal.jsonl").open("a") as file:
+        file.write('{"event": "epoch", "time": 3.0, "trial": "t001", "metrics": {"epoch": 4}}\n')
+    refused(lambda: read_sweep(str(tmp_path / "copy")), "an epoch of t001 without valid/keyphrase_f1")
     with (tmp_path / "s" / "journal.jsonl").open("a") as file:
         file.write('{"event": "begun", "time": "soon"}\n')
     refused(lambda: list(read_events(str(tmp_path / "s"))), "damaged", "remove the line")

@@ -237,6 +237,9 @@ def read_sweep(folder: str) -> SweepState:
             sweep.apply(event)
         except KeyError as error:
             raise UserError(f"{folder}: its journal has an event of {error}, of which it knows nothing") from None
+    for trial in sweep.all:
+        if not all(plan.metric in metrics for metrics in trial.metrics):
+            raise UserError(f"{folder}: its journal has an epoch of {trial.name} without {plan.metric}; copy it again")
     return sweep
 
 
