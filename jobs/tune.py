@@ -206,16 +206,16 @@ def run(plan: "SweepConfig") -> "TuneResult":
     resume = invocation("tune", "--resume", f"{plan.config.run.name}", "--storage", plan.config.run.storage)
 
     def write_bundle() -> None:
-        if sweep_exists(plan.folder) and read_result(plan.folder):
+        if not sweep_exists(plan.folder):
+            echo("stopped before the sweep began")
+            return
+        if read_result(plan.folder):
             echo(f"stopped; {plan.folder} keeps the bundle of its result")
-            echo(f"resume with: {resume}")
-        elif sweep_exists(plan.folder):
+        else:
             echo("stopped; writing the bundle of the best trial so far ...")
             bundle = write_best_bundle(plan.folder)
             echo(f"bundle: {bundle}" if bundle else "no trial has finished an epoch yet: there is no bundle")
-            echo(f"resume with: {resume}")
-        else:
-            echo("stopped before the sweep began")
+        echo(f"resume with: {resume}")
 
     with using_ray(write_bundle, f"; resume with: {resume}"), SweepProgress() as view:
         return run_sweep(plan, view.event)

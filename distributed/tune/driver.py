@@ -131,9 +131,11 @@ def _new_finalists(sweep: SweepState) -> list[Trial]:
     found: list[Trial] = []
     chosen: list[Trial] = []
     for trial in [each for each in sweep.ranked if each.best_score(sweep.plan.metric) >= 0]:
+        if len(chosen) == sweep.plan.finalists:
+            break  # comparing thousands of trials with one another would take seconds
         if all((trial.values, trial.epochs) != (other.values, other.epochs) for other in chosen):
             chosen.append(trial)
-    for trial in chosen[: sweep.plan.finalists]:
+    for trial in chosen:
         first = trial.values.get("training.seed", sweep.plan.config.training.seed)
         for number in range(1, 1 + sweep.plan.seeds):
             seed = (first + number) % SEEDS
