@@ -105,12 +105,8 @@ def prepare(
     with staging.scratch_directory(config.out) as drafts:
         options = ShardOptions(_split_tenths(inputs), config.max_tokens, config.skip_bad_lines, drafts, pinned={})
         totals = _tokenize(options, shards, parallel_map, progress)
-        names = [(shard.origin, shard.number) for shard in shards]
-        if totals.lacks_split() and (pinned := pins(distinct_texts(drafts, names), options.splits("train"))):
-            options = options._replace(pinned=pinned)
-            totals = _tokenize(options, shards, parallel_map, progress)
         splits = totals.splits(config.strict)
-        duplicates = _count(drafts, names, parallel_map)
+        duplicates = _count(drafts, shards, parallel_map)
         words = vocabulary(read_counted(drafts), config.min_frequency, config.max_words)
         words = vectors.extend(words, pretrain_progress)
         write_vocabulary(drafts, words)
@@ -141,6 +137,16 @@ def prepare(
 
 
 def _tokenize(options: ShardOptions, shards: list[InputShard], parallel_map: ParallelMap, progress: Progress) -> Totals:
+    """Write the drafts, and again with texts pinned where chance has left a split empty."""
+    totals = _add_up(options, shards, parallel_map, progress)
+    if totals.lacks_split():
+        texts = distinct_texts(options.drafts, [shard.key for shard in shards])
+        if pinned := pins(texts, options.splits("train")):
+            totals = _add_up(options._replace(pinned=pinned), shards, parallel_map, progress)
+    return totals
+
+
+def _add_up(options: ShardOptions, shards: list[InputShard], parallel_map: ParallelMap, progress: Progress) -> Totals:
     totals = Totals(options)
     with closing(parallel_map(partial(tokenize_shard, options), shards)) as results:
         for shard, stats in zip(shards, results, strict=True):
@@ -149,10 +155,12 @@ def _tokenize(options: ShardOptions, shards: list[InputShard], parallel_map: Par
     return totals
 
 
-def _count(drafts: str, shards: list[tuple[str, int]], parallel_map: ParallelMap) -> Duplicates:
+def _count(drafts: str, shards: list[InputShard], parallel_map: ParallelMap) -> Duplicates:
+    """Count words and equal texts: each task counts some buckets over all shards."""
     tasks = min(BUCKETS, len(shards))
     buckets = [range(first, BUCKETS, tasks) for first in range(tasks)]
-    with closing(parallel_map(partial(count_buckets, drafts, shards), buckets)) as results:
+    function = partial(count_buckets, drafts, [shard.key for shard in shards])
+    with closing(parallel_map(function, buckets)) as results:
         found = []
         for result in results:
             if isinstance(result, OSError):

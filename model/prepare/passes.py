@@ -40,6 +40,11 @@ class InputShard(NamedTuple):
     number: int
     ranges: list[FileRange]
 
+    @property
+    def key(self) -> tuple[str, int]:
+        """Return its origin and number, by which its drafts are found."""
+        return self.origin, self.number
+
 
 class ShardOptions(NamedTuple):
     """What is the same for all shards.
