@@ -3,17 +3,19 @@
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from encoders import tiny_encoder
 from helpers import SMALL
 from torch.distributed import TCPStore
 
-from jobs.benchmark import process_groups, reference, speed
+from jobs.benchmark import process_groups, reference, single_process, speed
 from jobs.benchmark.communication import exchange_table
 from jobs.benchmark.process_groups import GroupSpec, by_ray, by_torchrun
 from jobs.benchmark.reference import flops_per_token, gemm_roofline, reference_steps, timed, training_steps
-from jobs.benchmark.single_process import Measurements, measure_prepare
+from jobs.benchmark.single_process import ENCODER_HALF, ENCODER_STEP, Measurements, measure_encoder, measure_prepare
 from model.config import Config, TaggerConfig, TrainingConfig
 from model.data.dataset import Dataset
 from model.errors import RunFailedError
@@ -91,6 +93,8 @@ def test_each_ratio_is_of_the_measurements_that_its_name_says(small_dataset: str
         speed.REFERENCE: 50,
         speed.CEILING: 800,
         speed.HALF: 700,
+        speed.ENCODER_STEP: 20,
+        speed.ENCODER_HALF: 50,
         speed.EXTRACT: 30,
         speed.PREPARE: 7,
     }
@@ -101,10 +105,34 @@ def test_each_ratio_is_of_the_measurements_that_its_name_says(small_dataset: str
     result = speed._result(speed.BenchmarkConfig(small_dataset), CPU, measured, [0.5], {}, "cpu", [])
     assert (result.owner_ratio, result.ceiling_share_fp32, result.ceiling_share_best) == (12, 0.75, 0.875)
     assert (result.ray_vs_torchrun, result.workers2_vs_1) == (0.9, 1.5)
+    assert result.encoder_bfloat16_vs_float32 == 2.5
     assert (result.bytes_dense_vs_rows, result.bytes_dense_vs_rows_bfloat16) == (8, 20)
     assert (result.prepare_texts_per_s, result.trial_start_s, result.ceiling_share_tf32) == (7, 0.5, None)
     train = Dataset(small_dataset).load("train")
     assert result.extract_vs_train == pytest.approx(30 * len(train.ids) / len(train) / 600, abs=0.001)
+
+
+def test_the_encoders_step_is_measured_in_the_precisions_that_the_device_has(
+    small_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    encoder = tiny_encoder(tmp_path, "bert")
+    precisions: list[str] = []
+
+    class Watched(Training):
+        def __init__(self, config: TrainingConfig, *arguments: Any, **named: Any) -> None:
+            precisions.append(config.precision)
+            super().__init__(config.model_copy(update={"precision": "float32"}), *arguments, **named)
+
+    monkeypatch.setattr(single_process, "Training", Watched)
+    monkeypatch.setattr(reference, "_SECONDS", 0.01)
+    for bfloat16 in (True, False):
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda has=bfloat16: has)
+        measurements = Measurements()
+        measure_encoder(small_dataset, encoder, 2, CPU, measurements)
+        names = [ENCODER_STEP, ENCODER_HALF] if bfloat16 else [ENCODER_STEP]
+        assert list(measurements.values) == names
+        assert all(len(rates) == 2 and min(rates) > 0 for rates in measurements.values.values())
+    assert precisions == ["float32", "bfloat16", "float32"]
 
 
 def test_a_part_that_fails_loses_no_results_of_the_others(small_dataset: str, monkeypatch: pytest.MonkeyPatch):

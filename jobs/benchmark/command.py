@@ -27,8 +27,8 @@ SystemsOption = Annotated[
 EncoderOption = Annotated[
     str | None,
     typer.Option(
-        help="With --peers: a pretrained encoder, to compare the preset encoder with the Trainer of transformers: "
-        "path, URI, or name on the hub."
+        help="A pretrained encoder, to measure the steps of the preset encoder; with --peers, to compare that preset with the "
+        "Trainer of transformers: path, URI, or name on the hub."
     ),
 ]
 OutOption = Annotated[
@@ -74,10 +74,10 @@ def benchmark(
     """
     from model.errors import RunFailedError, UserError
 
-    if not peers and (systems or seeds or encoder or out or device != "cpu"):
-        raise UserError(
-            "--systems, --seeds, --encoder, --device and --out: only --peers uses them; add it, or leave them out"
-        )
+    if not peers and (systems or seeds or out or device != "cpu"):
+        raise UserError("--systems, --seeds, --device and --out: only --peers uses them; add it, or leave them out")
+    if serve and encoder:
+        raise UserError("--encoder: --serve does not use it; leave it out")
     if (peers or serve) and (workers or texts):
         raise UserError("--workers and --texts: --peers and --serve do not use them; leave them out")
     if peers and serve:
@@ -89,7 +89,7 @@ def benchmark(
         elif serve:
             text, result = _measure_serving(serve, location, repeats)
         else:
-            measured = _measure(location, workers or 2, repeats, texts or 200_000)
+            measured = _measure(location, workers or 2, repeats, texts or 200_000, encoder)
             text, result = _speed_table(measured), asdict(measured)
     print_result(text, result, json)
     if result.get("failed"):
@@ -129,12 +129,12 @@ def _compare(
     return compare_systems(ComparisonConfig(data, chosen, seeds, repeats, encoder, device, out), echo)
 
 
-def _measure(data: str, workers: int, repeats: int, texts: int) -> BenchmarkResult:
+def _measure(data: str, workers: int, repeats: int, texts: int, encoder: str | None) -> BenchmarkResult:
     from jobs.benchmark.speed import BenchmarkConfig
     from jobs.benchmark.speed import benchmark as measure
 
     try:
-        return measure(BenchmarkConfig(data, workers, repeats, texts), echo)
+        return measure(BenchmarkConfig(data, workers, repeats, texts, encoder), echo)
     finally:
         import ray
 

@@ -29,6 +29,7 @@ class BenchmarkResult:
     workers2_vs_1: float | None
     bytes_dense_vs_rows: float | None
     bytes_dense_vs_rows_bfloat16: float | None
+    encoder_bfloat16_vs_float32: float | None
     extract_vs_train: float | None
     prepare_texts_per_s: float | None
     trial_start_s: float | None

@@ -10,8 +10,10 @@ from typing import NamedTuple
 
 import torch
 
+from distributed.train.shared_data import SharedData
 from jobs.benchmark import reference
 from jobs.benchmark.process_groups import ProcessGroupHandle
+from jobs.benchmark.systems import preset_config
 from model.config import Config, TaggerConfig, TrainingConfig
 from model.data.dataset import Dataset
 from model.errors import UserError
@@ -30,6 +32,7 @@ CEILING, CEILING_HALF = "one matrix product, float32", "one matrix product, bflo
 CEILING_TF32 = "one matrix product, float32 as TF32"
 REFERENCE, STEP, HALF = "reference loop", "Tandem's step", "  bfloat16"
 EXTRACT, PREPARE = "extract", "prepare, per second of a core"
+ENCODER_STEP, ENCODER_HALF = "step with a pretrained encoder", "  bfloat16, with a pretrained encoder"
 
 
 @dataclass(frozen=True)
@@ -98,11 +101,17 @@ def _variants(device: torch.device) -> dict[str, _Variant]:
         **{f"  {cell}": _Variant({"cell": cell}, {}) for cell in CELLS if cell != TaggerConfig().cell},
         **{f"  batches of {size}": _Variant({}, {"global_batch_size": size}) for size in batch_sizes},
     }
+    if not _has_bfloat16(device):
+        del variants[HALF]
+    return variants
+
+
+def _has_bfloat16(device: torch.device) -> bool:
     try:
         check_precision("bfloat16", device)
     except UserError:
-        del variants[HALF]
-    return variants
+        return False
+    return True
 
 
 def measure_in_process(
@@ -146,6 +155,36 @@ def measure_in_process(
             rates += [(name, unit, reference.timed(work, device)) for name, work in group.items()]
         for name, unit, rate in rates if round >= 0 else ():
             measurements.add(name, unit, rate)
+
+
+def measure_encoder(
+    location: str, encoder: str, repeats: int, device: torch.device, measurements: Measurements
+) -> None:
+    """Time the step of the preset `encoder` in the precisions that the device has, in rounds. A first round is not counted.
+
+    Args:
+        location: a dataset directory.
+        encoder: pretrained: path, URI, or name on the hub.
+        repeats: number of rounds.
+        device: where to train.
+        measurements: receives the values.
+
+    Raises:
+        UserError: the encoder cannot be used.
+    """
+    config = preset_config(Dataset(location), "encoder", 0, encoder)
+    shared = SharedData.load(location, config.tagger, config.training)
+    precisions = {ENCODER_STEP: "float32", **({ENCODER_HALF: "bfloat16"} if _has_bfloat16(device) else {})}
+    steps: dict[str, Iterator[float]] = {}
+    for name, precision in precisions.items():
+        settings = config.training.model_copy(update={"precision": precision})
+        tagger = shared.new_tagger(config.tagger, 0)
+        steps[name] = reference.training_steps(Training(settings, tagger, shared.train, shared.valid, device=device))
+    for round in range(-1, repeats):
+        for name, work in steps.items():
+            rate = reference.timed(work, device)
+            if round >= 0:
+                measurements.add(name, "tokens/s", rate)
 
 
 def _batches(training: Training) -> Iterator[float]:

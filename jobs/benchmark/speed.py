@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,18 +26,22 @@ from jobs.benchmark.result import BenchmarkResult, Machine
 from jobs.benchmark.single_process import (
     CEILING,
     CEILING_TF32,
+    ENCODER_HALF,
+    ENCODER_STEP,
     EXTRACT,
     HALF,
     PREPARE,
     REFERENCE,
     STEP,
     Measurements,
+    measure_encoder,
     measure_in_process,
     measure_prepare,
 )
 from model.config import Config, RunConfig, TaggerConfig, TrainingConfig
 from model.data.dataset import Dataset
 from model.errors import RunFailedError
+from model.network.encoder_files import load_encoder
 
 # Names of groups, as the table shows them.
 ONE, TORCHRUN, RAY = "one worker, all cores", "workers, torchrun", "workers, Ray Train"
@@ -57,12 +62,14 @@ class BenchmarkConfig:
         workers: processes of a group.
         repeats: number of rounds.
         texts: number of texts to prepare in a round.
+        encoder: pretrained, whose fine-tuning is measured as well: path, URI, or name on the hub.
     """
 
     data: str
     workers: int = 2
     repeats: int = 5
     texts: int = 200_000
+    encoder: str | None = None
 
 
 def benchmark(config: BenchmarkConfig, log: Callable[[str], None]) -> BenchmarkResult:
@@ -75,11 +82,13 @@ def benchmark(config: BenchmarkConfig, log: Callable[[str], None]) -> BenchmarkR
     A part that fails is listed in the result, which keeps what the others have measured.
 
     Raises:
-        UserError: the dataset cannot be used.
+        UserError: the dataset or the encoder cannot be used.
     """
     data = Dataset(config.data)
     for split in ("train", "valid"):
         data.require(split)
+    if config.encoder is not None:
+        load_encoder(config.encoder)  # one that cannot be used is told of before minutes of measurements
     os.environ["WANDB_MODE"] = "disabled"  # benchmark runs are not worth keeping
     force_local_cluster()  # measure this machine, not the cluster that it belongs to
     torch.set_num_threads(len(os.sched_getaffinity(0)))  # Ray gives a job one thread
@@ -104,6 +113,9 @@ def benchmark(config: BenchmarkConfig, log: Callable[[str], None]) -> BenchmarkR
                 lambda: _measure_groups(config, groups, store, measurements, started),
             ),
         ]
+        if config.encoder is not None:
+            fine_tuning = partial(measure_encoder, config.data, config.encoder, config.repeats, device, measurements)
+            parts.insert(1, (f"a pretrained encoder, on {device}", fine_tuning))
         for number, (title, part) in enumerate(parts, 1):
             log(f"{number} of {len(parts)}  {title}")
             try:
@@ -146,6 +158,7 @@ def _result(
         workers2_vs_1=_rounded(ratio(RAY, ONE)),
         bytes_dense_vs_rows=_rounded(ratio(_sent(WHOLE_TABLE), _sent(TORCHRUN))),
         bytes_dense_vs_rows_bfloat16=_rounded(ratio(_sent(WHOLE_TABLE), _sent(BFLOAT16))),
+        encoder_bfloat16_vs_float32=_rounded(ratio(ENCODER_HALF, ENCODER_STEP)),
         extract_vs_train=_rounded(extract and extract * len(train.ids) / len(train)),
         prepare_texts_per_s=_rounded(statistics.median(prepare) if prepare else None),
         trial_start_s=_rounded(trial_start[0] if trial_start else None),

@@ -96,7 +96,7 @@ def _throughput(extract: ExtractSpans, texts: list[str]) -> tuple[float, float]:
 
 
 def _train_preset(data: Dataset, preset: str, seed: int, log: Log, encoder: str | None, device: str) -> TrainedSystem:
-    config = _preset_config(data, preset, seed, encoder)
+    config = preset_config(data, preset, seed, encoder)
     shared = SharedData.load(data.location, config.tagger, config.training)
     stopwatch = Stopwatch()
     tagger = shared.new_tagger(config.tagger, seed)
@@ -118,7 +118,8 @@ def _train_preset(data: Dataset, preset: str, seed: int, log: Log, encoder: str 
     return TrainedSystem(load, best_s, stopped_s, cores)
 
 
-def _preset_config(data: Dataset, preset: str, seed: int, encoder: str | None) -> Config:
+def preset_config(data: Dataset, preset: str, seed: int, encoder: str | None) -> Config:
+    """Return the configuration of a preset for a dataset. The encoder is for a preset that has one."""
     tree = preset_values(preset, data.rows("train"))
     values: Tree = {"data": data.location, "training.seed": seed, "tagger.pretrained_vectors": False}
     if "encoder" in tree.get("tagger", {}):
