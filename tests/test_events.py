@@ -1,12 +1,14 @@
 """Events to the driver: in order, never waited for, and dropped once nobody takes them."""
 
+import os
+import signal
 import threading
 import time
 from typing import Any
 
 import pytest
 import ray
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, RayActorError
 
 from distributed.cluster.connection import driver_queue
 from distributed.train import events
@@ -91,3 +93,19 @@ def test_a_queues_process_holds_bytes_and_need_not_import_what_they_are(cluster:
     drain(ray.get(ray.put(queue)), handled.append)  # as a worker has it
     assert handled == [Note("four")]
     close_queues(queue)
+
+
+@pytest.mark.ray
+def test_a_queue_of_events_outlives_its_process(cluster: Any):
+    queue = driver_queue(may_lose_items=True)
+    send(queue, Note("lost"))
+    os.kill(ray.get(queue.actor.__ray_call__.remote(lambda _: os.getpid())), signal.SIGKILL)
+    send(queue, Note("one"))
+    handled: list[Note] = []
+    drain(queue, handled.append)
+    assert handled == [Note("one")]
+    close_queues(queue)
+    strict = driver_queue()
+    os.kill(ray.get(strict.actor.__ray_call__.remote(lambda _: os.getpid())), signal.SIGKILL)
+    with pytest.raises(RayActorError):
+        strict.put(Note("two"))

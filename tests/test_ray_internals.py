@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray.train  # whole, before a test hides parts of Ray
 import yaml
 from helpers import ROOT, sources
 
@@ -40,7 +41,6 @@ def test_a_check_of_the_address_that_vanished_costs_a_warning(
 
 
 def trainer() -> Any:
-    import ray.train
     from ray.train.torch import TorchTrainer
 
     return TorchTrainer(lambda: None, scaling_config=ray.train.ScalingConfig(num_workers=1))
@@ -112,6 +112,49 @@ def test_a_list_of_credentials_that_vanished_costs_a_warning(
     getattr(monkeypatch, change[0])(class_cache, "ENV_VARS_TO_PROPAGATE", *change[1:])
     ray_internals.keep_credentials_out_of_trials()
     assert "AWS credentials" in caplog.text
+
+
+def task_failed(error: Exception) -> list[Exception]:
+    """Tell Ray Tune that a trial's process failed, at its start and later, and return what it makes known of it."""
+    from ray.air.execution._internal import RayActorManager
+
+    told: list[Exception] = []
+    manager = object.__new__(RayActorManager)
+    manager._failed_actor_ids, manager._cleanup_actor = set(), lambda tracked_actor: None
+    actor = SimpleNamespace(actor_id=1, _on_error=lambda _, error: told.append(error))
+    # With these names, as Tune calls them.
+    manager._actor_start_failed(tracked_actor=actor, exception=error)
+    manager._actor_task_failed(
+        tracked_actor_task=SimpleNamespace(_tracked_actor=actor, _on_error=None), exception=error
+    )
+    return told
+
+
+def test_a_trial_that_ends_for_lack_of_memory_does_not_end_the_others():
+    from ray.exceptions import ActorDiedError, OutOfMemoryError, RayActorError
+
+    low, died = OutOfMemoryError("a worker was killed due to the node running low on memory"), ActorDiedError()
+    with pytest.raises(RuntimeError):  # otherwise Tune expects it, and the function can go
+        task_failed(low)
+    with ray_internals.restarts_after_low_memory():
+        at_start, later = task_failed(low)
+        assert type(at_start) is type(later) is RayActorError and "low on memory" in str(at_start) == str(later)
+        assert task_failed(died) == [died, died]
+        with pytest.raises(RuntimeError):
+            task_failed(ValueError("something else"))
+    with pytest.raises(RuntimeError):
+        task_failed(low)
+
+
+def test_a_handler_of_failed_trials_that_vanished_costs_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    from ray.air.execution._internal import RayActorManager
+
+    monkeypatch.delattr(RayActorManager, "_actor_task_failed")
+    with ray_internals.restarts_after_low_memory():
+        pass
+    assert "low on memory" in caplog.text
 
 
 def test_the_notice_of_a_preemption_is_read(monkeypatch: pytest.MonkeyPatch):

@@ -113,8 +113,8 @@ def current_resources() -> ClusterResources:
     return with_autoscaler(cluster, limits) if limits else cluster
 
 
-def driver_queue() -> "Queue":
-    """Return a queue between this process and Ray's workers."""
+def driver_queue(may_lose_items: bool = False) -> "Queue":
+    """Return a queue between this process and Ray's workers; see `DriverQueue`."""
     from distributed.cluster.driver_queue import DriverQueue
 
-    return DriverQueue()
+    return DriverQueue(may_lose_items)

@@ -17,9 +17,22 @@ class DriverQueue(Queue, Generic[Item]):
     it could hold the first one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, may_lose_items: bool = False) -> None:
+        """
+        Args:
+            may_lose_items: start the queue's process again, with an empty queue, where Ray ends it because the node runs low
+                on memory; otherwise all who use the queue get an error.
+        """
         this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        super().__init__(actor_options={"num_cpus": 0, "scheduling_strategy": this_node})
+        restarts = -1 if may_lose_items else 0
+        super().__init__(
+            actor_options={
+                "num_cpus": 0,
+                "scheduling_strategy": this_node,
+                "max_restarts": restarts,
+                "max_task_retries": restarts,
+            }
+        )
 
     def put(self, item: Item, block: bool = True, timeout: float | None = None) -> None:
         """Add an item; see Ray's `Queue.put`."""

@@ -190,6 +190,40 @@ def keep_credentials_out_of_trials() -> None:
         _warn("AWS credentials in the environment of this process may be written into Ray's logs on all nodes")
 
 
+@contextmanager
+def restarts_after_low_memory() -> Iterator[None]:
+    """Let Ray Tune restart a trial whose process Ray ended because its node ran low on memory, as after any other death.
+
+    Ray then raises an OutOfMemoryError, which Tune does not expect: it would end with all trials.
+    """
+    from ray.exceptions import OutOfMemoryError, RayActorError
+
+    try:
+        from ray.air.execution._internal import RayActorManager
+
+        handlers = {name: getattr(RayActorManager, name) for name in ("_actor_start_failed", "_actor_task_failed")}
+    except (ImportError, AttributeError):
+        _warn("a sweep ends where a node runs low on memory, and has to be resumed")
+        yield
+        return
+
+    def as_death(handle: Callable[..., None]) -> Callable[..., None]:
+        def handle_as_death(manager: object, *, exception: Exception, **failed: object) -> None:
+            if isinstance(exception, OutOfMemoryError):
+                exception = RayActorError(error_msg=str(exception))
+            handle(manager, exception=exception, **failed)
+
+        return handle_as_death
+
+    for name, handle in handlers.items():
+        setattr(RayActorManager, name, as_death(handle))
+    try:
+        yield
+    finally:
+        for name, handle in handlers.items():
+            setattr(RayActorManager, name, handle)
+
+
 def preemption_notice() -> "PreemptionInfo | None":
     """Return the notice that nodes of this Ray Train worker's group are about to be preempted; None where there is none.
 

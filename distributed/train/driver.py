@@ -109,7 +109,7 @@ def _fit(config: Config, request: WorkerRequest, folder: str, on_event: EventHan
     from distributed.train.trainer import make_trainer
     from distributed.train.worker import WorkerSettings, train_loop_per_worker
 
-    events, control = driver_queue(), driver_queue()
+    events, control = driver_queue(may_lose_items=True), driver_queue(may_lose_items=True)
     data = ray.put(SharedData.load(config.data, config.tagger, config.training))
     settings = WorkerSettings(config.model_dump(), folder, data, request.cpus, request.gpu, events, control)
     limit = NoProgressLimit(config.run.retries, on_event)

@@ -107,7 +107,7 @@ def _search(
     word_features = "tagger.word_feature_dim" in space
     config = plan.config
     data = ray.put(SharedData.load(config.data, config.tagger, config.training, word_features))
-    events = driver_queue()
+    events = driver_queue(may_lose_items=True)
     settings = TrialSettings(data, events, plan.workers_per_trial, resources.cpus, resources.gpus, plan.ranking)
     tuner = TunerRun(plan, settings, resources, recorder, on_event)
     try:

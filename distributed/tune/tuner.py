@@ -15,6 +15,7 @@ from distributed.cluster.ray_internals import (
     TUNE_ENVIRONMENT,
     environment,
     keep_credentials_out_of_trials,
+    restarts_after_low_memory,
 )
 from distributed.cluster.wait import ResourceWait
 from distributed.sweep.journal import timestamp
@@ -78,6 +79,7 @@ class TunerRun:
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failed trials are reported by the recorder
         keep_credentials_out_of_trials()
         with (
+            restarts_after_low_memory(),
             environment({**TUNE_ENVIRONMENT, MAX_PENDING_TRIALS: str(self.resources.concurrent)}),
             tempfile.TemporaryDirectory(prefix="tandem-tune-") as scratch,
         ):
