@@ -37,7 +37,7 @@ class Queue:
         taken, self.items = self.items[:count], self.items[count:]
         return taken
 
-    def shutdown(self) -> None:
+    def shutdown(self, force: bool = False) -> None:
         self.alive = False
 
 

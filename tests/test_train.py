@@ -224,7 +224,7 @@ def asked_of_ray(monkeypatch: pytest.MonkeyPatch, **run: Any) -> dict[str, Any]:
     monkeypatch.setattr("distributed.train.shared_data.SharedData.load", lambda *_, **__: None)
     monkeypatch.setattr("distributed.cluster.wait.ResourceWait", lambda *_: SimpleNamespace(poll=lambda: None))
     monkeypatch.setattr("ray.put", lambda _: None)
-    queue = SimpleNamespace(qsize=lambda: 0, shutdown=lambda: None)
+    queue = SimpleNamespace(qsize=lambda: 0, shutdown=lambda **_: None)
     monkeypatch.setattr(driver, "driver_queue", lambda **_: queue)
     config = make_config({"data": "d", "run": {"name": "r"} | run})
     driver._fit(config, WorkerRequest(config.run.workers, 1, False), "r", quiet)

@@ -102,4 +102,4 @@ def drain(events: "Queue", handle: Callable[[Any], None]) -> None:
 def close_queues(*queues: "Queue") -> None:
     """Shut queues down."""
     for each in queues:
-        each.shutdown()
+        each.shutdown(force=True)  # a process that ends by itself would be started again
