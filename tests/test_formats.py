@@ -680,6 +680,24 @@ def test_an_annotation_of_webanno_may_have_no_value(tmp_path: Path):
     assert read([write(tmp_path, "a", "\n".join(rows))]) == ([["leeds"]], {})
 
 
+def test_an_annotation_of_a_part_of_a_word_in_webanno_is_widened(tmp_path: Path):
+    rows = [
+        "#FORMAT=WebAnno TSV 3.3",
+        "#T_SP=custom.Key|value",
+        "",
+        "#Text=the bookshop at saltroad",
+        "1-1\t0-3\tthe\t_\t",
+        "1-2\t4-12\tbookshop\t_\t",
+        "1-2.1\t4-8\tbook\tKEY\t",
+        "1-3\t13-15\tat\tKEY[1]\t",
+        "1-4\t16-24\tsaltroad\t_\t",
+        "1-4.1\t16-20\tsalt\tKEY[1]\t",
+        "1-4.2\t20-24\troad\t_\t",
+    ]
+    path = write(tmp_path, "a", "\n".join(rows))
+    assert read([path]) == ([["bookshop", "at saltroad"]], {"span widened to whole tokens": 2})
+
+
 def test_layers_of_grammar_in_webanno_are_no_keyphrases(tmp_path: Path):
     api = "de.tudarmstadt.ukp.dkpro.core.api"
     rows = [

@@ -129,21 +129,27 @@ def span_columns(lines: list[str]) -> tuple[int, ...]:
     return tuple(columns)
 
 
-def parse_webanno(lines: Lines, columns: tuple[int, ...]) -> LabeledText | None:
-    """Return the text of a sentence, or None where the block has none. Raises LineError."""
+def parse_webanno(lines: Lines, columns: tuple[int, ...], skips: SkipCounts) -> LabeledText | None:
+    """Return the text of a sentence, or None where the block has none. Counts what is widened. Raises LineError."""
     tokens: list[str] = []
     ids: list[set[tuple[int, str]]] = []  # of each token: the annotations that contain it, by column
     for place, line in lines:
         cells = line.split("\t")
-        if line.startswith("#") or "." in cells[0]:  # a sentence, a layer; a part of a word
+        if line.startswith("#"):  # a sentence, a layer
             continue
         if len(cells) < 3 or "-" not in cells[0]:
             raise LineError(place, "is no word of WebAnno TSV 3; write sentence-word<TAB>start-end<TAB>word<TAB>labels")
-        tokens.append(cells[2])
         labels = [
             (column, label) for column in columns for label in cells[column : column + 1] if label not in ("", "_")
         ]
-        ids.append({(column, _id(each, cells[0])) for column, label in labels for each in label.split("|")})
+        found = {(column, _id(each, cells[0])) for column, label in labels for each in label.split("|")}
+        if "." in cells[0] and tokens:  # 1-2.1, a part of the word before it
+            if found:
+                skips.add("span widened to whole tokens", place)
+                ids[-1] |= found
+        else:
+            tokens.append(cells[2])
+            ids.append(found)
     if not tokens:
         return None
     text, offsets = join_tokens(tokens)

@@ -137,7 +137,7 @@ def _detect_webanno(head: Head, options: ReadOptions) -> Layout | None:
 
 
 def _parse_webanno(record: conll.Lines, place: str, layout: Layout, skips: SkipCounts) -> LabeledText | None:
-    return documents.parse_webanno(record, layout.options)
+    return documents.parse_webanno(record, layout.options, skips)
 
 
 def csv_layout(head: Head) -> Layout | None:
