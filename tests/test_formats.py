@@ -409,6 +409,18 @@ def test_a_table_may_have_columns_without_a_name(tmp_path: Path, delimiter: str)
     assert read([path]) == ([["salt road"], []], {})
 
 
+def test_columns_of_one_name_are_refused_where_they_are_read(tmp_path: Path):
+    path = write(tmp_path, "a.csv", "text,keyphrases,keyphrases\nthe #salt road,salt road,the\n")
+    refused(lambda: read([path]), f"{path}:1: ", "more than one column 'keyphrases'", "rename")
+    path = write(tmp_path, "b.csv", "sentence #,word,tag,tag\n1,salt,B,O\n")
+    refused(lambda: read([path]), f"{path}:1: ", "more than one column 'tag'")
+    path = write(tmp_path, "c.csv", "id,id,text,keyphrases\n1,2,a salt road,salt road\n")
+    assert read([path]) == ([["salt road"]], {})
+    table = pa.table([["a salt road"], [["salt road"]], [["salt"]]], names=["text", "keyphrases", "keyphrases"])
+    pq.write_table(table, path := tmp_path / "d.parquet")
+    refused(lambda: read([path]), f"{path}: ", "more than one column 'keyphrases'")
+
+
 def test_what_looks_like_the_first_line_of_a_table_is_none(tmp_path: Path):
     path = write(tmp_path, "a.txt", "Title | Text\nwe love #RyeBread in winter\n")
     assert read([path])[0] == [["Rye Bread"]]

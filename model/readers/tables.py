@@ -4,7 +4,8 @@ import ast
 import csv
 import json
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from model.shards import FileRange
 _DELIMITERS = ("\t", ",", ";", "|")
 _ANNOUNCED = re.compile(r"""\"?sep=([^"'\w ])\"?""", re.IGNORECASE)  # the first line that Excel reads and writes
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
+_READ = TEXT_FIELDS | LABEL_FIELDS  # names of columns, in lower case
 _BATCH_ROWS = 1024
 csv.field_size_limit(2**27)
 
@@ -74,10 +76,11 @@ def _named_dialect(lines: list[str], delimiter: str) -> Dialect | None:
     """Return the dialect of a table whose first line names columns that are known, or None."""
     names = _names(lines, delimiter)
     texts, labels = TEXT_FIELDS.intersection(names), LABEL_FIELDS.intersection(names)
-    named = list(filter(None, names))  # spreadsheets write empty columns after the last one
-    if len(set(named)) < len(named) or len(names) == 1:
+    tokens = find_token_columns(names, _sample(lines[1:], delimiter))
+    # Otherwise a name that is there twice is a word of a text; see `require_texts`.
+    if len(names) == 1 or (_repeated(names) and not tokens and not (texts and labels)):
         return None
-    if tokens := find_token_columns(names, _sample(lines[1:], delimiter)):
+    if tokens:
         return Dialect(delimiter, names, tokens=tokens)
     # A text of one word may be in these tables too, but not as one of several columns with commas.
     known = len(texts | labels) > 1 or (texts and delimiter != "\t")
@@ -103,8 +106,22 @@ def _sample(lines: list[str], delimiter: str) -> list[list[str]]:
         return []
 
 
+def _repeated(names: Iterable[str]) -> set[str]:
+    """Return the names that occur more than once; spreadsheets write empty ones after the last column."""
+    return {name for name, count in Counter(names).items() if name and count > 1}
+
+
+def _require_distinct(names: Iterable[str], place: str, read: Iterable[str] = _READ) -> None:
+    """Raise UserError where columns that are read have one name, since only the last would count."""
+    if twice := sorted(name for name in _repeated(names) if name.lower() in read):
+        raise UserError(f"{place}: has more than one column {twice[0]!r}; rename or delete all but one")
+
+
 def require_texts(dialect: Dialect, lines: list[str], file: FileRange) -> None:
-    """Raise UserError where a table has a token a row, and no names of columns, or nothing that parts the texts."""
+    """Raise UserError where a table has two columns of one name that is read, or a token a row, and no names of columns, or
+    nothing that parts the texts.
+    """
+    _require_distinct(dialect.names or (), f"{file.path}:1", _READ.union(dialect.tokens[:2] if dialect.tokens else ()))
     remedy = "a column such as sentence_id, whose value changes with each text, or a blank line between texts"
     if dialect.names is None and are_tokens([row for row in _sample(lines, dialect.delimiter) if len(row) == 2]):
         raise UserError(f"{file.path}:1: has a token and its tag a row; add a first line token,tag, and {remedy}")
@@ -187,6 +204,7 @@ def binary_rows(file: FileRange) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         for batch in _batches(file):
             batch.validate(full=True)  # pyarrow reads damaged offsets unchecked
+            _require_distinct(batch.schema.names, file.path)
             names = _class_names(batch.schema)
             for row in batch.to_pylist():
                 number += 1
