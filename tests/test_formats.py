@@ -29,7 +29,7 @@ from model.prepare.builder import PrepareConfig, prepare
 from model.prepare.preview import preview
 from model.readers.formats import FORMATS
 from model.readers.options import AUTO, SUMMARIES, ReadOptions
-from model.readers.readers import Reader, left_out, resolve_inputs, stream_texts, unlabeled_inputs
+from model.readers.readers import Reader, left_out, reading_notes, resolve_inputs, stream_texts, unlabeled_inputs
 
 # Words that no text repeats, so that it does not matter which occurrence is marked.
 TEXTS = [
@@ -528,6 +528,15 @@ def test_a_directory_of_pairs_is_read(tmp_path: Path, kind: str):
     copy = write(tmp_path, "rows.tsv", "a salt road\tsalt road\n" * 2)
     made = prepare(PrepareConfig([str(tmp_path)], str(tmp_path / "made"), [str(copy)], [str(copy)]))
     assert line in made["warnings"]
+
+
+def test_a_text_of_a_pair_is_read_whole_without_its_labels_too(tmp_path: Path):
+    for number in range(2):
+        write(tmp_path, f"{number}.txt", "old salt\nroad\n")
+        write(tmp_path, f"{number}.ann", "T1\tKey 4 13\tsalt road\n")
+    files = unlabeled_inputs([str(tmp_path / "*.txt")])
+    assert [list(Reader(file).texts(SkipCounts())) for file in files] == [["old salt\nroad\n"]] * 2
+    assert reading_notes(files) == [f"{tmp_path}/0.txt and 1 more: is read as brat, without its labels"]
 
 
 def test_annotations_in_parts_are_counted_and_wrong_ones_are_named(tmp_path: Path):

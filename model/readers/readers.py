@@ -308,7 +308,7 @@ def unlabeled_layout(head: Head) -> Layout:
     """Return how to read the texts of a file without their labels."""
     if layout := json_layout(head, "jsonl"):
         return layout
-    for name in ("parquet", "docbin", "webanno", "conll"):
+    for name in ("parquet", "docbin", "brat", "webanno", "conll"):
         if layout := FORMATS[name].detect(head, AUTO):
             return layout
     if (layout := csv_layout(head)) and (layout.options.names or layout.options.announced):
@@ -317,10 +317,18 @@ def unlabeled_layout(head: Head) -> Layout:
     return head.layout._replace(options=_TABS if tabs else None)
 
 
-def reading_note(file: FileRange) -> str | None:
-    """Return what may surprise in how an unlabeled file is read, or None."""
-    layout = file.layout
+def reading_notes(files: list[FileRange]) -> list[str]:
+    """Return what may surprise in how unlabeled files are read: a line each, with the first file of which it is true."""
+    paths: dict[str, list[str]] = {}
+    for file in files:
+        if surprise := _surprise(file.layout):
+            paths.setdefault(surprise, []).append(file.path)
+    more = {surprise: f" and {len(own) - 1:,} more" if len(own) > 1 else "" for surprise, own in paths.items()}
+    return [f"{own[0]}{more[surprise]}: {surprise}" for surprise, own in paths.items()]
+
+
+def _surprise(layout: Layout) -> str | None:
     if layout.format in ("jsonl", "text"):
         surprise = "looks like text<TAB>keyphrases, but each line is read whole, as a text"
-        return f"{file.path}: {surprise}" if layout.options == _TABS else None
-    return f"{file.path}: is read as {layout.format}, without its labels"
+        return surprise if layout.options == _TABS else None
+    return f"is read as {layout.format}, without its labels"
