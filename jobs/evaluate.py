@@ -135,7 +135,7 @@ def labeled_texts(
     from model import storage
     from model.data.dataset import SPLITS, Dataset
     from model.errors import UserError
-    from model.readers.readers import Reader, labeled_files, resolve_inputs
+    from model.readers.readers import Reader, labeled_files, left_out, resolve_inputs
 
     if storage.file_type(data).name == "Directory" and not labeled_files(data):
         chosen = split or "test"
@@ -150,6 +150,8 @@ def labeled_texts(
     files = resolve_inputs([data], reading)  # once: a pipe cannot be opened again
     if split is not None:
         raise UserError(f"--split {split}: is of a dataset directory, and {data} is none; leave it out")
+    for line in left_out([data]):
+        echo(f"warning: {line}")
     return lambda skips: (text for file in files for text in Reader(file).read(skips))
 
 

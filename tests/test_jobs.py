@@ -94,6 +94,15 @@ def test_evaluate_reads_datasets_and_labeled_files_alike(small_bundle: str, smal
     assert len(of_dataset.stdout.splitlines()) == 1 and plain.stdout in of_dataset.stderr
 
 
+def test_evaluate_and_extract_tell_of_texts_without_annotations_in_a_directory(small_bundle: str, tmp_path: Path):
+    (tmp_path / "a.txt").write_text("the salt road")
+    (tmp_path / "a.ann").write_text("T1\tKey 4 13\tsalt road\n")
+    (tmp_path / "b.txt").write_text("nobody labeled this")
+    for done in (call("evaluate", small_bundle, "--data", str(tmp_path)), call("extract", small_bundle, str(tmp_path))):
+        assert done.exit_code == 0, done.output
+        assert f"{tmp_path}: 1 texts without keyphrases are left out, such as b.txt" in done.stderr
+
+
 def test_extract_prints_places_and_scores_from_stdin_and_files(small_bundle: str, small_dataset: str, tmp_path: Path):
     known = (labeled.text for labeled in Dataset(small_dataset).texts("train"))
     extractor = Extractor.load(small_bundle)

@@ -19,7 +19,7 @@ from model.data.labeled_text import SkipCounts, shift_line
 from model.errors import LineError, UserError
 from model.inference.extractor import PIPE_BATCH_SIZE, Extractor
 from model.inference.keyphrase import Keyphrase
-from model.readers.readers import Reader, reading_notes, stream_texts, unlabeled_inputs
+from model.readers.readers import Reader, left_out, reading_notes, stream_texts, unlabeled_inputs
 from model.shards import FileRange, ParallelMap, make_shards, serial_map
 
 MANIFEST = "extraction.json"
@@ -147,7 +147,7 @@ def input_files(patterns: list[str], on_note: Callable[[str], None]) -> list[Fil
     `on_note` is called with what may surprise in how a file is read.
     """
     files = unlabeled_inputs(patterns, may_be_empty=True)
-    for note in reading_notes(files):
+    for note in reading_notes(files) + left_out(patterns):
         on_note(note)
     return files
 
