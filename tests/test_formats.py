@@ -750,6 +750,14 @@ def test_a_text_that_begins_with_a_bracket_is_no_json(tmp_path: Path, start: str
     ]
 
 
+@pytest.mark.parametrize("start", ["[[NEWS]]", '{"live"}', "[{live}]"])
+def test_a_tweet_among_plain_ones_may_begin_as_json_does(tmp_path: Path, start: str):
+    path = write(tmp_path, "a", f"we love #RyeBread now\n{start} in #Elmbridge today\n")
+    assert read([path])[0] == [["Rye Bread"], ["Elmbridge"]]
+    path = write(tmp_path, "b", f'{{"text": "we love #RyeBread now"}}\n{start} in #Elmbridge today\n')
+    refused(lambda: read([path]), f"{path}:2: ", "is not JSON")
+
+
 def test_one_record_with_a_list_is_one_record(tmp_path: Path):
     record = label_studio(*TEXTS[0])
     assert read([write(tmp_path, "a", json.dumps(record))])[0] == EXPECTED[:1]

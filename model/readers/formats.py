@@ -18,6 +18,7 @@ from model.readers.record_labels import LABEL_FIELDS, phrases_of
 from model.shards import FileRange, Layout
 
 _SAMPLE_RECORDS = 200
+_PLAIN = "plain"  # option of raw tweets that do not begin with JSON: a line that begins as JSON does may be a tweet
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,10 @@ def _detect_json(head: Head, options: ReadOptions) -> Layout | None:
 
 
 def _detect_raw(head: Head, options: ReadOptions) -> Layout | None:
+    plain = head.layout._replace(format="raw", options=_PLAIN)
     if options.format == "raw":
-        return json_layout(head, "raw") or head.layout._replace(format="raw")
-    return head.layout._replace(format="raw") if any("#" in line or "＃" in line for line in head.lines) else None
+        return json_layout(head, "raw") or plain
+    return plain if any("#" in line or "＃" in line for line in head.lines) else None
 
 
 def _has_hashtag(value: object) -> bool:
@@ -212,7 +214,10 @@ def _parse_cells(cells: list[str], place: str, skips: SkipCounts) -> LabeledText
 
 
 def _parse_raw(record: Any, place: str, layout: Layout, skips: SkipCounts) -> LabeledText | None:
-    if isinstance(record, str) and not json_files.is_json([record]):
+    is_plain = isinstance(record, str) and (
+        not json_files.is_json([record]) or (layout.options == _PLAIN and not json_files.is_json_line(record))
+    )
+    if is_plain:
         return records.label_tweet(records.checked_text(record, place), place, skips)
     return records.parse_tweet(_value(record, place), place, skips)
 
