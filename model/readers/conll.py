@@ -22,7 +22,7 @@ class Columns(NamedTuple):
     Attributes:
         token, tag: indices; negative ones count from the last column.
         tabs: whether columns are separated by a tab each, otherwise by blanks.
-        numbered: whether the first column numbers the tokens.
+        numbered: whether a whole number in the first column makes a line a token.
     """
 
     token: int = 0
@@ -49,15 +49,17 @@ def find_columns(lines: list[str], token: int | None = None, tag: int | None = N
         if column is not None and not 1 <= column <= width:
             raise UserError(f"{name} {column}: the file has {width} columns; choose one of them, from 1")
     columns = list(zip(*rows, strict=True))
-    numbered = width > 2 and 1 not in (token, tag) and all(map(_NUMBER.fullmatch, columns[0]))
+    numbers = width > 2 and 1 not in (token, tag) and all(map(_NUMBER.fullmatch, columns[0]))
+    # Of CoNLL-U, only tokens have whole numbers; in other files, such as WebAnno TSV 2, all are numbered 1-1, 1-2.
+    numbered = numbers and any(map(str.isdigit, columns[0]))
     if token and tag:
         return Columns(token - 1, tag - 1, tabs, numbered)
     tags = [tag - 1] if tag else [i for i, column in enumerate(columns) if _are_tags(column, tabs)]
     if not tags or width < 2:
         return None
     # In CoNLL-2003 the last column counts; where tokens are numbered, further columns are nested keyphrases.
-    chosen = tags[0] if numbered else tags[-1]
-    first = next(i for i in range(int(numbered), width) if i != chosen)
+    chosen = tags[0] if numbers else tags[-1]
+    first = next(i for i in range(int(numbers), width) if i != chosen)
     return Columns(token - 1 if token else first, chosen, tabs, numbered)
 
 
