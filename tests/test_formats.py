@@ -595,6 +595,15 @@ def test_tokens_numbered_by_sentence_are_read(tmp_path: Path):
     assert read([path]) == ([["salt road"], ["maps"]], {})
 
 
+@pytest.mark.parametrize(
+    "paragraph",
+    ['{"context": "a salt road"}', '"a salt road"', '{"sentences": ["a"]}', '{"sentences": [{"tokens": ["a"]}]}'],
+)
+def test_paragraphs_that_are_not_those_of_spacy_are_refused(tmp_path: Path, paragraph: str):
+    path = write(tmp_path, "a", f'{{"data": [{{"title": "b", "paragraphs": [{paragraph}]}}]}}')
+    refused(lambda: read([path]), f"{path}:1: ", "title, paragraphs")
+
+
 def test_spans_count_in_the_text_of_a_record_and_tags_count_its_tokens(tmp_path: Path):
     record: dict[str, Any] = {
         "text": "Don't miss Roger Federer!",

@@ -91,16 +91,25 @@ def _start_of_items(content: str) -> int | None:
 def _sentences(value: Any) -> Iterator[Any]:
     """Yield the records of an item of a list: one, none where it is null, or each sentence of training JSON of spaCy 2."""
     match value:
-        case {"paragraphs": list(paragraphs)}:
+        case {"paragraphs": list(paragraphs)} if all(map(_has_sentences, paragraphs)):
             for paragraph in paragraphs:
-                for sentence in paragraph.get("sentences", []):
-                    tokens = sentence.get("tokens", [])
+                for sentence in paragraph["sentences"]:
+                    tokens = sentence["tokens"]
                     tags = ["O" if token.get("ner", "-") == "-" else token["ner"] for token in tokens]
                     yield {"tokens": [token.get("orth") for token in tokens], "ner_tags": tags}
         case None:
             return
         case _:
             yield value
+
+
+def _has_sentences(paragraph: Any) -> bool:
+    """Return whether a paragraph has sentences of tokens, rather than what other tools name so."""
+    match paragraph:
+        case {"sentences": list(sentences)}:
+            lists = [each["tokens"] if isinstance(each, dict) and "tokens" in each else None for each in sentences]
+            return all(isinstance(each, list) and all(isinstance(token, dict) for token in each) for each in lists)
+    return False
 
 
 def _skip(content: str, at: int) -> int:
