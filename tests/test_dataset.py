@@ -92,7 +92,10 @@ def test_what_cannot_be_prepared_leaves_nothing_behind(tmp_path: Path):
     refused(lambda: prepare(PrepareConfig([good], out, [str(bad)], strict=True)), "--strict", "bad.tsv:2")
     bad.write_text("red car\tdog\n")
     refused(lambda: prepare(PrepareConfig([good], out, [str(bad)])), "no text is left", "keyphrase not in its text")
-    refused(lambda: prepare(PrepareConfig([tsv(tmp_path / "one.tsv", 1)], out)), "no text is left")
+    refused(lambda: prepare(PrepareConfig([tsv(tmp_path / "one.tsv", 1)], out)), "no text is left", "too few different")
+    bad.write_text("text\tkeyphrases\n")
+    refused(lambda: prepare(PrepareConfig([str(bad)], out)), "train: no text is left: the files hold no text")
+    refused(lambda: prepare(PrepareConfig([good], out, [str(bad)])), "valid: no text is left: the files hold no text")
     (tmp_path / "one.tsv").unlink()
     assert list((tmp_path / "out").iterdir()) == []
     (tmp_path / "out").rmdir()

@@ -79,7 +79,11 @@ class Totals:
         if skipped and strict:
             raise UserError(f"{split}: --strict is set, and this would be skipped: {skipped}")
         if not counts["rows"]:
-            reason = skipped or "there are too few different texts to set some aside"
+            shared = self._options.splits("train")
+            alike = shared if split in shared else [split]  # the splits of the same files
+            few = any(self._counts[each]["rows"] for each in alike)
+            cause = "there are too few different texts to set some aside" if few else "the files hold no text"
+            reason = skipped or cause
             remedy = "" if split == "train" else f", or name files with --{split}"
             raise UserError(f"{split}: no text is left: {reason}; fix the files, give more texts{remedy}")
         return {
