@@ -590,6 +590,11 @@ def test_numbered_tokens_are_read_alike_with_columns_that_are_named(tmp_path: Pa
     assert [text.text for text in Reader(file).read(SkipCounts())] == ["He do n't run"]
 
 
+def test_a_word_of_a_comment_may_look_like_a_tag(tmp_path: Path):
+    path = write(tmp_path, "a", "# text = I saw #Ada\nI O\nsaw O\n# O\n#Ada B\n\n# text = a U turn\na O\nU B\nturn I\n")
+    assert read([path]) == ([["#Ada"], ["U turn"]], {})
+
+
 def test_tokens_numbered_by_sentence_are_read(tmp_path: Path):
     path = write(tmp_path, "a", "#id=1\n1-1\tthe\tO\n1-2\tsalt\tB-K\n1-3\troad\tI-K\n\n2-1\tmaps\tB-K\n")
     assert read([path]) == ([["salt road"], ["maps"]], {})

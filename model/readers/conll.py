@@ -78,9 +78,14 @@ def split(line: str, tabs: bool) -> list[str]:
     return [column.strip() for column in line.rstrip("\r\n").split("\t")] if tabs else re.findall(r"[^ \t\r\n]+", line)
 
 
-def is_comment(row: list[str]) -> bool:
-    """Return whether a line is a comment rather than a token `#` with its tag."""
-    return row[:1] != [] and row[0].startswith("#") and not any(map(is_tag, row[1:]))
+def is_comment(row: list[str], tag: int | None = None) -> bool:
+    """Return whether a line is a comment rather than a token `#` with its tag.
+
+    Args:
+        row: its columns.
+        tag: the column of tags, if it is known: in another one, a word of a comment may look like one, as `I` does.
+    """
+    return row[:1] != [] and row[0].startswith("#") and not any(map(is_tag, row[1:] if tag is None else row[tag:][:1]))
 
 
 def _are_tags(column: Sequence[str], tabs: bool) -> bool:
@@ -99,7 +104,7 @@ def parse_block(lines: Lines, columns: Columns) -> LabeledText | None:
     tokens, tags = [], []
     for place, line in lines:
         row = split(line, columns.tabs)
-        if row[:1] == ["-DOCSTART-"] or is_comment(row):
+        if row[:1] == ["-DOCSTART-"] or is_comment(row, columns.tag):
             continue
         if columns.numbered and not row[0].isdigit():
             continue  # a range of tokens, or an empty node
