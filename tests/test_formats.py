@@ -323,6 +323,15 @@ def test_the_same_keyphrases_are_read_from_every_kind_of_file(tmp_path: Path, na
     assert counts == ({"line without a tab, read as a text without keyphrases": 1} if "last tab" in name else {})
 
 
+def test_compressed_tables_and_documents_are_decompressed(tmp_path: Path):
+    table = pa.table({"text": ["old maps of the salt road"], "keyphrases": [["salt road"]]})
+    pq.write_table(table, path := tmp_path / "a.parquet")
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    assert read([path]) == ([["salt road"]], {})
+    path.write_bytes(path.read_bytes()[:-20])
+    refused(lambda: read([path]), f"{path}: ", "damaged")
+
+
 def test_tags_are_numbers_only_where_their_names_are_in_the_file(tmp_path: Path):
     path = tmp_path / "numbers.parquet"
     pq.write_table(labeled_table().replace_schema_metadata(), path)
@@ -974,6 +983,8 @@ def test_documents_of_spacy_are_read_where_it_is_installed(tmp_path: Path):
         document.ents = [document.char_span(start, end, "KEY") for start, end in spans(text, phrases)]
         documents.add(document)
     documents.to_disk(path)
+    assert read([path]) == (EXPECTED, {})
+    path.write_bytes(gzip.compress(path.read_bytes()))
     assert read([path]) == (EXPECTED, {})
 
 

@@ -172,7 +172,8 @@ def doc_bin(file: FileRange) -> Iterator[tuple[str, LabeledText]]:
         spacy, tokens = importlib.import_module("spacy"), importlib.import_module("spacy.tokens")
     except ImportError:
         raise UserError(f"{file.path}: is a DocBin of spaCy, which is not installed; run pip install spacy") from None
-    content = storage.read(file.location or file.path)
+    with file.open() as stream:
+        content = stream.read()
     try:
         documents = list(tokens.DocBin().from_bytes(content).get_docs(spacy.blank("xx").vocab))
     except Exception as error:  # the library raises whatever its parsers do

@@ -6,7 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -217,7 +217,11 @@ def binary_rows(file: FileRange) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _batches(file: FileRange) -> Iterator[pa.RecordBatch]:
     filesystem, path = storage.resolve(file.location or file.path)
-    with filesystem.open_input_file(path) as stream:
+    with ExitStack() as opened:
+        if file.layout.compression:  # such files are read from any place of them
+            stream = pa.BufferReader(opened.enter_context(file.open()).read())
+        else:
+            stream = opened.enter_context(filesystem.open_input_file(path))
         start = stream.read(6)
         stream.seek(0)
         if start.startswith(b"PAR1"):
