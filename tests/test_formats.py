@@ -1008,6 +1008,13 @@ def test_the_first_line_that_is_not_blank_decides_how_a_stream_is_read():
     refused(lambda: unlabeled('\n{"text": "one"}\n{}\n'), "stdin:3: ", '"text"')
 
 
+def test_a_stream_of_a_compressed_file_or_a_table_is_refused_by_what_it_is():
+    table = io.BytesIO()
+    pq.write_table(labeled_table(), table)
+    refused(lambda: unlabeled(gzip.compress(b"one two\n")), "stdin: ", "compressed with gzip", "by its name")
+    refused(lambda: unlabeled(table.getvalue()), "stdin: ", "Parquet", "by its name")
+
+
 def test_a_stream_is_read_as_it_comes():
     lines = iter([b"\n", b'{"text": "one"}\n', b"\n"])
 

@@ -84,6 +84,10 @@ def _first_lines(file: FileRange) -> list[str]:
 def stream_layout(content: bytes, name: str) -> Layout:
     """Return the layout of a stream by its first bytes. Raises UserError where it is no text."""
     _refuse(name, content)
+    if packed := next((packed for mark, packed in _COMPRESSIONS.items() if content.startswith(mark)), None):
+        raise UserError(f"{name}: is compressed with {packed}; unpack it first, or give the file by its name")
+    if is_binary_table(content):
+        raise UserError(f"{name}: is a Parquet or Arrow file, which is no stream of lines; give the file by its name")
     return _text_layout(content, Layout())
 
 
