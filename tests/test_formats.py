@@ -897,6 +897,8 @@ def zipped(name: str) -> bytes:
         (b"\xd0\xcf\x11\xe0" + b"\0" * 20, ("office",)),
         (b"x" * 257 + b"ustar", ("tar archive",)),
         ("a bar in M\u00fcnchen\tbar\n".encode("cp1252"), (":1: ", "not UTF-8", "convert")),
+        ("text,keyphrases\na bar,bar\n".encode("utf-16-le"), (":1: ", "NUL byte", "UTF-16", "convert")),
+        ('{"text": "a bar", "keyphrases": ["bar"]}\n'.encode("utf-16-be"), (":1: ", "NUL byte", "UTF-16", "convert")),
         (b"PAR1 and no more", ("cannot be read", "damaged")),
         (b'[{"text": "a b", "keyphrases": ["b"]},\n{"text"', (":2: ", "JSON")),
         (b'text,keyphrases\n"a b,b\n', ("row of a table", "quotes")),

@@ -298,6 +298,8 @@ def detect_layout(head: Head, options: ReadOptions = AUTO) -> Layout:
     for format in FORMATS.values():
         if layout := format.detect(head, options):
             return layout
+    for line in head.lines[:1]:
+        decode_line(line.encode(), f"{head.path}:1")  # which tells of NUL bytes, as UTF-16 without its mark has
     raise UserError(
         f"{head.path}:1: looks like none of the formats; write a text, a tab and keyphrase;keyphrase, or {KNOWN}, one per "
         f"line, or set --format ({', '.join(FORMATS)})"
