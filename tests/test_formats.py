@@ -903,7 +903,8 @@ def zipped(name: str) -> bytes:
         (b'[{"text": "a b", "keyphrases": ["b"]},\n{"text"', (":2: ", "JSON")),
         (b'text,keyphrases\n"a b,b\n', ("row of a table", "quotes")),
         (b"text,keyphrases\na,b,c\n", (":2: ", "3 cells", "2 columns")),
-        (b"text,keyphrases\na b,['a' 'b']\n", (":2: ", "is a list", "JSON")),
+        (b"text,keyphrases\na b,['a' 'b']\n", (":2: ", "looks like a list", "no string of it")),
+        (rb'{"text": "a b", "keyphrases": "[\"a\"]"}', (":1: ", "is a string", "looks like a list", "no string of it")),
     ],
 )
 def test_what_is_no_labeled_text_is_named(tmp_path: Path, content: bytes, parts: tuple[str, ...]):

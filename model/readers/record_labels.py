@@ -186,7 +186,8 @@ def _phrases(name: str, value: Any, source: Source) -> Labels | None:
         return _spans_or_tags(name, value, source)
     if isinstance(value, str):
         if value.startswith(("['", '["')):
-            raise LineError(source.place, f'"{name}" is a list that cannot be read ({value[:40]}); write it as JSON')
+            problem = f'"{name}" is a string that looks like a list ({value[:40]})'
+            raise LineError(source.place, f'{problem}; write ["one keyphrase", "another"], a list and no string of it')
         return {"keyphrases": phrases_of(value, source.text)}
     phrases = [item if type(item) is str else _phrase(item) for item in value] if isinstance(value, list) else [None]
     if None in phrases:
