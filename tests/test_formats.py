@@ -557,6 +557,12 @@ def test_annotations_in_parts_are_counted_and_wrong_ones_are_named(tmp_path: Pat
     refused(lambda: read([tmp_path]), "a.ann:2: ", "out of range", "18 characters")
 
 
+def test_words_of_brat_may_have_what_else_ends_a_line(tmp_path: Path):
+    write(tmp_path, "a.txt", "old salt\u2028Tracks\x0cend here")
+    write(tmp_path, "a.ann", "T1\tKey 4 15\tsalt\u2028Tracks\r\nT2\tKey 9 19\tTracks\x0cend\r\nT3\tKey 20 24\there\r\n")
+    assert read([tmp_path]) == ([["salt Tracks", "here"]], {"span inside or across a longer one": 1})
+
+
 def test_annotations_whose_words_are_elsewhere_are_left_out(tmp_path: Path):
     write(tmp_path, "a.txt", "old salt roads\r\n🎉 run to the salt\r\nroad")
     write(tmp_path, "a.ann", "T1\tKey 4 14\tSALT roads\nT2\tKey 29 39\tsalt road\nT3\tKey 28 38\tsalt road\n")

@@ -1,6 +1,7 @@
 """Annotated documents: brat and other pairs of files, WebAnno TSV 3, and spaCy's DocBin."""
 
 import importlib
+import re
 from collections.abc import Iterator
 from pathlib import PurePath
 
@@ -16,6 +17,7 @@ from model.shards import FileRange
 
 # Suffix of a text -> that of its keyphrases: brat, Inspec, and SemEval-2010 and its like.
 PAIRS = {".txt": (".ann", ".key"), ".abstr": (".uncontr", ".contr")}
+_LINE_END = re.compile("\r\n|\r|\n")  # `splitlines` also divides the words at a form feed or U+2028
 WEBANNO = "#FORMAT=WebAnno TSV 3"
 # Layers of WebAnno and INCEpTION that say something of every word: parts of speech, lemmas, chunks.
 _GRAMMAR = tuple(f"de.tudarmstadt.ukp.dkpro.core.api.{name}." for name in ("lexmorph", "segmentation", "syntax"))
@@ -62,7 +64,7 @@ def parse_pair(record: tuple[str, str, str], place: str, unit: Unit, skips: Skip
     if not beside.partition("?")[0].endswith(".ann"):
         return LabeledText(text, place, keyphrases=_listed(annotations, text))
     spans, left_out = [], False
-    for number, line in enumerate(annotations.splitlines(), 1):
+    for number, line in enumerate(_LINE_END.split(annotations), 1):
         if not line.startswith("T"):  # relations, events, notes
             continue
         span = _text_bound(line, text, f"{beside}:{number}", unit)
