@@ -735,6 +735,18 @@ def test_an_annotation_of_webanno_may_have_no_value(tmp_path: Path):
     assert read([write(tmp_path, "a", "\n".join(rows))]) == ([["leeds"]], {})
 
 
+def test_a_value_of_webanno_may_have_a_bar(tmp_path: Path):
+    rows = [
+        "#FORMAT=WebAnno TSV 3.3",
+        "#T_SP=custom.Key|value",
+        "",
+        "#Text=salt road",
+        "1-1\t0-4\tsalt\ta\\|b[1]|c[2]\t",
+        "1-2\t5-9\troad\ta\\|b[1]\t",
+    ]
+    assert read([write(tmp_path, "a", "\n".join(rows))]) == ([["salt road"]], {"span inside or across a longer one": 1})
+
+
 def test_an_annotation_of_a_part_of_a_word_in_webanno_is_widened(tmp_path: Path):
     rows = [
         "#FORMAT=WebAnno TSV 3.3",

@@ -19,6 +19,7 @@ from model.shards import FileRange
 PAIRS = {".txt": (".ann", ".key"), ".abstr": (".uncontr", ".contr")}
 _LINE_END = re.compile("\r\n|\r|\n")  # `splitlines` also divides the words at a form feed or U+2028
 WEBANNO = "#FORMAT=WebAnno TSV 3"
+_BAR = re.compile(r"(?<!\\)\|")  # between annotations of WebAnno; one in a value has a backslash before it
 # Layers of WebAnno and INCEpTION that say something of every word: parts of speech, lemmas, chunks.
 _GRAMMAR = tuple(f"de.tudarmstadt.ukp.dkpro.core.api.{name}." for name in ("lexmorph", "segmentation", "syntax"))
 
@@ -144,7 +145,7 @@ def parse_webanno(lines: Lines, columns: tuple[int, ...], skips: SkipCounts) -> 
         labels = [
             (column, label) for column in columns for label in cells[column : column + 1] if label not in ("", "_")
         ]
-        found = {(column, _id(each, cells[0])) for column, label in labels for each in label.split("|")}
+        found = {(column, _id(each, cells[0])) for column, label in labels for each in _BAR.split(label)}
         if "." in cells[0] and tokens:  # 1-2.1, a part of the word before it
             if found:
                 skips.add("span widened to whole tokens", place)
