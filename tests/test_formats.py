@@ -442,6 +442,16 @@ def test_what_looks_like_the_first_line_of_a_table_is_none(tmp_path: Path):
         refused(lambda path=path: read([path]), f"{path}:1: ", "id, phrase", "none holds keyphrases")  # type: ignore[misc]
 
 
+def test_the_semicolon_of_a_character_of_html_divides_no_keyphrases(tmp_path: Path):
+    path = write(tmp_path, "a.tsv", "at&amp;t and R&amp;D win\tat&amp;t; R&amp;D\nAT&T wins at&#39;s\tAT&T;at&#39;s\n")
+    assert read([path]) == ([["at&amp;t", "R&amp;D"], ["AT&T", "at&#39;s"]], {})
+    path = write(tmp_path, "b", json.dumps({"text": "a map of R&amp;D", "keyphrases": "map, R&amp;D"}))
+    assert read([path]) == ([["map", "R&amp;D"]], {})
+    text = write(tmp_path, "c.txt", "a map of R&amp;D")
+    write(tmp_path, "c.key", "R&amp;D\nmap\n")
+    assert read([text]) == ([["map", "R&amp;D"]], {})
+
+
 def test_a_text_of_many_brackets_is_a_text(tmp_path: Path):
     path = write(tmp_path, "a.csv", f"text,keyphrases\n{'[' * 100_000} salt road,salt road\n")
     assert read([path]) == ([["salt road"]], {})

@@ -11,7 +11,7 @@ from model.data.labeled_text import LabeledText, SkipCounts
 from model.errors import LineError, StorageError, UserError
 from model.readers.conll import Lines, characters, join_tokens
 from model.readers.head import decode_file
-from model.readers.record_labels import in_characters, phrases_of
+from model.readers.record_labels import in_characters, phrases_of, split_at_semicolons
 from model.readers.records import checked_text
 from model.shards import FileRange
 
@@ -82,7 +82,7 @@ def parse_pair(record: tuple[str, str, str], place: str, unit: Unit, skips: Skip
 
 def _listed(annotations: str, text: str) -> tuple[str, ...]:
     """Return keyphrases that stand one a line, or separated by ";", where a line may break within one."""
-    if ";" in annotations:
+    if len(split_at_semicolons(annotations)) > 1:
         return phrases_of(" ".join(annotations.split()), text)
     return tuple(line.strip() for line in annotations.splitlines() if line.strip())
 

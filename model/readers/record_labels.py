@@ -1,6 +1,7 @@
 """The keyphrases of a record, in whatever form: spans, phrases, or a tag per token."""
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ Record = dict[str, Any]
 Labels = dict[str, Any]  # arguments of LabeledText
 _START = ("start", "start_offset", "startOffset", "start_char", "begin", "BeginOffset", "offset")
 _END = ("end", "end_offset", "endOffset", "end_char", "EndOffset")
+_PHRASE = re.compile(r"(?:&(?:amp|lt|gt|quot|apos|nbsp|#\d+|#x[\da-f]+);|[^;])+", re.IGNORECASE)
 
 
 class Source(NamedTuple):
@@ -75,8 +77,15 @@ def accepted(annotations: list[Any]) -> list[Any]:
 
 def phrases_of(value: str, text: str) -> tuple[str, ...]:
     """Return the keyphrases of a cell: split at ";", or where that finds none, and the whole is not in the text, at ","."""
-    separator = "," if ";" not in value and "," in value and value.lower() not in text.lower() else ";"
-    return tuple(phrase.strip() for phrase in value.split(separator) if phrase.strip())
+    phrases = split_at_semicolons(value)
+    if len(phrases) == 1 and "," in value and value.lower() not in text.lower():
+        phrases = value.split(",")
+    return tuple(phrase.strip() for phrase in phrases if phrase.strip())
+
+
+def split_at_semicolons(value: str) -> list[str]:
+    """Return the parts between semicolons, but for those that end a character of HTML, as in `R&amp;D`."""
+    return _PHRASE.findall(value) if "&" in value else value.split(";")
 
 
 def in_characters(span: tuple[int, int], text: str, unit: Unit, place: str) -> tuple[int, int]:
