@@ -153,6 +153,8 @@ def test_a_bundle_of_a_newer_version_and_no_bundle_are_refused(small_bundle: str
     (copy / "config.json").write_text(json.dumps(config | {"format_version": 7}))
     refused(lambda: load_bundle(str(copy)), "format 7", "update Tandem")
     refused(lambda: load_bundle(str(tmp_path / "none")), "no such bundle")
+    (tmp_path / "texts.txt").write_text("one text\n")
+    refused(lambda: load_bundle(str(tmp_path / "texts.txt")), "texts.txt: is a file, not a bundle", "folder")
 
 
 def test_the_folder_of_a_run_is_refused_with_its_bundle(small_bundle: str, tmp_path: Path):
