@@ -656,6 +656,12 @@ def test_spans_of_tokens_without_a_text_are_refused(tmp_path: Path, field: str):
     assert read([path]) == ([[]], {})
 
 
+def test_tags_without_tokens_are_no_keyphrases(tmp_path: Path):
+    path = write(tmp_path, "a", json.dumps({"text": "I saw Leeds", "tags": ["O", "O", "I"]}))
+    refused(lambda: read([path]), f"{path}:1: ", '"tags" has a tag per token', 'add "tokens"')
+    assert read([write(tmp_path, "b", json.dumps({"text": "vitamin B helps", "tags": ["B"]}))]) == ([["B"]], {})
+
+
 def test_an_entity_may_have_a_value_that_holds_no_places(tmp_path: Path):
     for value in ("weekend", None, 5):
         entity = {"start": 16, "end": 23, "value": value, "entity": "time"}

@@ -218,6 +218,9 @@ def _phrase(item: Any) -> str | None:
 
 
 def _tags_or_phrases(name: str, value: Any, source: Source) -> Labels | None:
+    are_tags = isinstance(value, list) and "O" in value and all(isinstance(tag, str) and is_tag(tag) for tag in value)
+    if are_tags and source.offsets is None:  # as phrases, I would be found in many texts
+        raise LineError(source.place, f'"{name}" has a tag per token, but the record has no tokens; add "tokens"')
     return (_phrases if source.offsets is None else _tags)(name, value, source)
 
 
