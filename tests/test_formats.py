@@ -452,6 +452,12 @@ def test_the_semicolon_of_a_character_of_html_divides_no_keyphrases(tmp_path: Pa
     assert read([text]) == ([["map", "R&amp;D"]], {})
 
 
+def test_a_text_of_a_table_may_look_like_a_list(tmp_path: Path):
+    path = write(tmp_path, "a.csv", 'text,keyphrases\n[12],[]\n"[1, 2] salt","[""salt""]"\n"{""a"": 1}",a\n')
+    assert unlabeled_texts(path) == ["[12]", "[1, 2] salt", '{"a": 1}']
+    assert read([path]) == ([[], ["salt"], ["a"]], {})
+
+
 def test_a_text_of_many_brackets_is_a_text(tmp_path: Path):
     path = write(tmp_path, "a.csv", f"text,keyphrases\n{'[' * 100_000} salt road,salt road\n")
     assert read([path]) == ([["salt road"]], {})

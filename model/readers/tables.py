@@ -24,6 +24,7 @@ _DELIMITERS = ("\t", ",", ";", "|")
 _ANNOUNCED = re.compile(r"""\"?sep=([^"'\w ])\"?""", re.IGNORECASE)  # the first line that Excel reads and writes
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 _READ = TEXT_FIELDS | LABEL_FIELDS  # names of columns, in lower case
+_PLAIN_TEXTS = ("text", "full_text", "tweet", "content", "title", "abstract")  # a text such as [1] is no list
 _BATCH_ROWS = 1024
 csv.field_size_limit(2**27)
 
@@ -178,7 +179,8 @@ def _named(names: tuple[str, ...], row: list[str], plain: bool) -> Row:
     """Return a row by the names of its columns, or what is wrong with it."""
     if len(row) > len(names):
         return f"has {len(row)} cells, but there are {len(names)} columns; put cells with a delimiter in quotes"
-    return {name: value if plain else _cell(value) for name, value in zip(names, row, strict=False)}
+    cells = zip(names, row, strict=False)
+    return {name: value if plain or name in _PLAIN_TEXTS else _cell(value) for name, value in cells}
 
 
 def _cell(value: str) -> Any:
