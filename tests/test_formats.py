@@ -939,6 +939,8 @@ def zipped(name: str) -> bytes:
         ("a bar in M\u00fcnchen\tbar\n".encode("cp1252"), (":1: ", "not UTF-8", "convert")),
         ("text,keyphrases\na bar,bar\n".encode("utf-16-le"), (":1: ", "NUL byte", "UTF-16", "convert")),
         ('{"text": "a bar", "keyphrases": ["bar"]}\n'.encode("utf-16-be"), (":1: ", "NUL byte", "UTF-16", "convert")),
+        (b'[{"text": "a bar", "keyphrases": ["bar"], "id": ' + b"9" * 5000 + b"}]", (":1: ", "limit", "mend")),
+        (b'[{"text": "a bar", "keyphrases": ' + b"[" * 100_000 + b"]" * 100_000 + b"}]", (":1: ", "recursion", "mend")),
         (b"PAR1 and no more", ("cannot be read", "damaged")),
         (b'[{"text": "a b", "keyphrases": ["b"]},\n{"text"', (":2: ", "JSON")),
         (b'text,keyphrases\n"a b,b\n', ("row of a table", "quotes")),

@@ -68,7 +68,9 @@ def json_items(content: str, path: str) -> Iterator[tuple[str, Any]]:
                 yield f"{path}:{line}", record
     except json.JSONDecodeError as error:
         raise LineError(f"{path}:{error.lineno}", f"is not JSON ({error.msg}); mend the file") from None
-    except (IndexError, RecursionError):
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        raise LineError(f"{path}:{line}", f"is not JSON that can be read ({error}); mend the file") from None
+    except IndexError:
         raise LineError(
             f"{path}:{content.count(chr(10)) + 1}", "the JSON ends too early; is the file complete?"
         ) from None
