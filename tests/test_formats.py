@@ -418,6 +418,13 @@ def test_a_table_may_have_columns_without_a_name(tmp_path: Path, delimiter: str)
     assert read([path]) == ([["salt road"], []], {})
 
 
+def test_a_csv_file_of_unknown_columns_holds_no_tweets(tmp_path: Path):
+    path = write(tmp_path, "a.csv", "id,body,kp\n1,the old #salt road,road\n2,maps,maps\n")
+    refused(lambda: read([path]), f"{path}:1: ", "id, body, kp", "none holds keyphrases", "rename")
+    path = write(tmp_path, "b.csv", "we love #RyeBread, now, again\nhere in #Elmbridge today\n")
+    assert read([path])[0] == [["Rye Bread"], ["Elmbridge"]]
+
+
 def test_columns_of_one_name_are_refused_where_they_are_read(tmp_path: Path):
     path = write(tmp_path, "a.csv", "text,keyphrases,keyphrases\nthe #salt road,salt road,the\n")
     refused(lambda: read([path]), f"{path}:1: ", "more than one column 'keyphrases'", "rename")

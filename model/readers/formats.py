@@ -142,6 +142,10 @@ def _parse_webanno(record: conll.Lines, place: str, layout: Layout, skips: SkipC
     return documents.parse_webanno(record, layout.options, skips)
 
 
+def _suffix(head: Head) -> str:
+    return PurePath(head.path.partition("?")[0]).suffix
+
+
 def csv_layout(head: Head) -> Layout | None:
     """Return the layout of a table with names of columns or quotes; None for anything else.
 
@@ -150,7 +154,7 @@ def csv_layout(head: Head) -> Layout | None:
     """
     if not head.lines or json_files.is_json(head.lines):
         return None
-    dialect = tables.find_dialect(head.lines, PurePath(head.path.partition("?")[0]).suffix)
+    dialect = tables.find_dialect(head.lines, _suffix(head))
     if dialect is None:
         return None
     tables.require_texts(dialect, head.lines, FileRange(head.path, head.layout, location=head.location))
@@ -162,6 +166,8 @@ def _detect_csv(head: Head, options: ReadOptions) -> Layout | None:
     if layout is None and options.format == "csv":
         delimiter = max(",;\t|", key=head.lines[0].count)
         return head.layout._replace(format="csv", whole=True, options=tables.Dialect(delimiter, None))
+    if layout is None and (unknown := tables.unknown_columns(head.lines, _suffix(head))):
+        raise records.unusable_fields(dict.fromkeys(unknown), head.path)
     if layout and not layout.options.labeled:
         names = layout.options.names
         if records.keyphrase_names(names) or "#" not in "".join(head.lines[1:]):

@@ -90,6 +90,15 @@ def _named_dialect(lines: list[str], delimiter: str) -> Dialect | None:
     return Dialect(delimiter, names, bool(labels)) if known else None
 
 
+def unknown_columns(lines: list[str], suffix: str) -> tuple[str, ...] | None:
+    """Return the cells of the first line of a CSV file that is a table of more than two columns, or None."""
+    for delimiter in _DELIMITERS if suffix == ".csv" else ():
+        rows = _sample(lines, delimiter)
+        if len(rows) > 1 and len(rows[0]) > 2 and all(len(row) == len(rows[0]) for row in rows):
+            return tuple(rows[0])
+    return None
+
+
 def _names(lines: list[str], delimiter: str) -> tuple[str, ...]:
     return tuple(name.strip().strip('"').strip().lower() for name in lines[0].split(delimiter))
 
