@@ -418,6 +418,12 @@ def test_a_table_may_have_columns_without_a_name(tmp_path: Path, delimiter: str)
     assert read([path]) == ([["salt road"], []], {})
 
 
+def test_a_table_without_names_of_columns_is_told_by_its_suffix(tmp_path: Path):
+    content = b"the old #salt road,road\nmaps,maps\n"
+    for name, packed in (("a.csv", content), ("b.CSV", content), ("c.csv.gz", gzip.compress(content))):
+        assert read([write(tmp_path, name, packed)]) == ([["road"], ["maps"]], {})
+
+
 def test_a_csv_file_of_unknown_columns_holds_no_tweets(tmp_path: Path):
     path = write(tmp_path, "a.csv", "id,body,kp\n1,the old #salt road,road\n2,maps,maps\n")
     refused(lambda: read([path]), f"{path}:1: ", "id, body, kp", "none holds keyphrases", "rename")

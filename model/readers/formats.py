@@ -143,7 +143,9 @@ def _parse_webanno(record: conll.Lines, place: str, layout: Layout, skips: SkipC
 
 
 def _suffix(head: Head) -> str:
-    return PurePath(head.path.partition("?")[0]).suffix
+    """Return the suffix of a file in lower case, without that of its compression."""
+    name = PurePath(head.path.partition("?")[0].lower())
+    return PurePath(name.stem).suffix if head.layout.compression and name.stem.endswith(".csv") else name.suffix
 
 
 def csv_layout(head: Head) -> Layout | None:
