@@ -877,6 +877,15 @@ def test_an_annotation_of_label_studio_that_marks_nothing_is_one(tmp_path: Path)
         refused(lambda path=path: read([path]), f"{path}:1: ", "neither keyphrases nor spans")
 
 
+@pytest.mark.parametrize("given", [{"keywords": "old"}, {"spans": [[0, 3]]}, {"keyphrases": 7}])
+def test_what_the_data_of_a_task_says_of_keyphrases_is_no_annotation(tmp_path: Path, given: dict[str, Any]):
+    task = label_studio("old maps of the salt road", ["salt road"])
+    task["data"] |= given
+    assert read([write(tmp_path, "a", json.dumps([task]))]) == ([["salt road"]], {})
+    task["annotations"][0]["result"] = []
+    assert read([write(tmp_path, "b", json.dumps([task]))]) == ([[]], {})
+
+
 @pytest.mark.parametrize("field", ["annotations", "completions"])
 def test_a_task_that_nobody_has_annotated_is_left_out(tmp_path: Path, field: str):
     done, empty, cancelled, open_task = ({"data": {"text": "a salt road"}, "predictions": []} for _ in range(4))

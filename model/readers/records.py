@@ -147,7 +147,11 @@ def _unwrapped(value: object) -> Record | None:
     record = value if None not in value.values() else {n: field for n, field in value.items() if field is not None}
     for name in ("data", "row"):  # of the Twitter API v2 and Label Studio; of a page of a dataset's viewer
         if isinstance(record.get(name), dict):
-            return _in_lower_case({**record[name], **{n: field for n, field in record.items() if n != name}})
+            inner, around = record[name], {n: field for n, field in record.items() if n != name}
+            if isinstance(around.get("annotations", around.get("completions")), list):
+                # A task of Label Studio: what its data says of keyphrases is no annotation of them.
+                inner = {n: field for n, field in inner.items() if n.lower() not in LABEL_FIELDS}
+            return _in_lower_case({**inner, **around})
     return _in_lower_case(record)
 
 
