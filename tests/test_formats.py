@@ -270,6 +270,8 @@ CONTENTS: dict[str, str | bytes] = {
     "tsv with a mark and Windows line ends": "\ufeff" + TSV.replace("\n", "\r\n") + "\x1a",
     "tsv with line ends of the old Macintosh": TSV.replace("\n", "\r"),
     "tsv after blank lines": "\n \n" + TSV,
+    "tsv after a mark and a blank line": "\ufeff\n" + TSV,
+    "conll after a mark and a blank line": "\ufeff\r\n" + conll(lambda i, word, tag: f"{word}\t{tag}"),
     "tsv in UTF-16": TSV.encode("utf-16"),
     "tsv in UTF-16, big-endian": b"\xfe\xff" + TSV.encode("utf-16-be"),
     "tsv in gzip without its suffix": gzip.compress(TSV.encode()),

@@ -107,14 +107,14 @@ class Reader:
             yield from self._blocks()
         else:
             for place, line in self._lines():
-                if line.strip(BLANK.encode()):
+                if _has_content(line):
                     yield place, line
 
     def _blocks(self) -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
         """Yield the lines of each block that a blank line ends, and the place of the first."""
         block: list[tuple[str, bytes]] = []
         for place, line in self._lines():
-            if line.strip(BLANK.encode()):
+            if _has_content(line):
                 block.append((place, line))
             elif block:
                 yield block[0][0], block
@@ -156,6 +156,11 @@ def stream_texts(stream: BinaryIO, name: str) -> Iterator[str]:
     content = chain(repeat(b"\n", blank_lines), [first], lines)  # with blank lines, so that messages count them
     texts = Reader(TextStream(name, layout, content)).texts(SkipCounts())
     yield from texts if layout.whole else islice(texts, blank_lines, None)
+
+
+def _has_content(line: bytes) -> bool:
+    """Return whether a line is not blank; the first one may have a byte order mark."""
+    return bool(line.removeprefix(b"\xef\xbb\xbf").strip(BLANK.encode()))
 
 
 def _decoded(value: Any, place: str, layout: Layout) -> Any:
