@@ -1,5 +1,6 @@
 """Words as sub-words: alignment, windows over long texts, characters that a tokenizer drops."""
 
+import pickle
 from itertools import product
 from pathlib import Path
 
@@ -129,6 +130,7 @@ def test_words_of_other_subwords_have_other_keys(tokenizer: SubwordTokenizer):
 def test_special_tokens_in_a_text_are_text(kind: str, tmp_path: Path):
     folder = tiny_encoder(tmp_path / kind, kind)
     tokenizer = SubwordTokenizer(Tokenizer.from_file(f"{folder}/tokenizer.json"), 40, 0)
-    subwords, _ = tokenized(tokenizer, ["[SEP] </s> [MASK]"])
     special = {tokenizer._tokenizer.token_to_id(each) for each in ("[SEP]", "</s>", "[MASK]", "[CLS]")} - {None}
-    assert special and not special & set(subwords.ids.tolist())
+    for each in (tokenizer, pickle.loads(pickle.dumps(tokenizer))):  # the copy of a worker
+        subwords, _ = tokenized(each, ["[SEP] </s> [MASK]"])
+        assert special and not special & set(subwords.ids.tolist())

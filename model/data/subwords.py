@@ -6,7 +6,7 @@ that labels, spans and metrics stay those of words.
 
 from collections.abc import Iterable
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -108,6 +108,13 @@ class SubwordTokenizer:
         prefix, suffix = tuple(whole[:at]), tuple(whole[at + len(bare) :])
         size = min(max_positions, MAX_WINDOW) - len(prefix) - len(suffix)
         self.layout = WindowLayout(prefix, suffix, pad, size)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make a copy in another process that finds the same sub-words."""
+        self.__dict__ |= state
+        self._tokenizer.encode_special_tokens = (
+            True  # a pickle of a Tokenizer is its tokenizer.json, which does not say so
+        )
 
     def __call__(
         self, texts: Iterable[str], starts: npt.NDArray[np.int32], ends: npt.NDArray[np.int32], begins: Ints
