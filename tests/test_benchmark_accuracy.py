@@ -312,6 +312,16 @@ def test_the_first_subword_of_each_word_has_its_label(kind: str, tmp_path: Path)
     assert tokenizer([["o", "storm"]], is_split_into_words=True).input_ids[0][2:] == raw[2:]  # as inside a text
 
 
+def test_an_encoder_with_a_head_of_other_labels_gets_a_new_one(tmp_path: Path):
+    transformers = pytest.importorskip("transformers")
+    encoder = tiny_encoder(tmp_path, "bert")
+    transformers.AutoModelForTokenClassification.from_pretrained(encoder, num_labels=9).save_pretrained(encoder)
+    _, model = token_classification._load(encoder)
+    assert model.classifier.out_features == 3
+    body = transformers.AutoModel.from_pretrained(encoder).state_dict()
+    assert all(torch.equal(values, body[name]) for name, values in model.bert.state_dict().items())
+
+
 @pytest.mark.parametrize("system", ["transformers", "encoder"])
 def test_a_pretrained_encoder_is_compared(
     system: str, tiny_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

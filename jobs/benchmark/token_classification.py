@@ -89,6 +89,7 @@ def _load(location: str) -> "tuple[PreTrainedTokenizerFast, PreTrainedModel]":
                 local_files_only=True,
                 use_safetensors=True,
                 dtype=torch.float32,
+                ignore_mismatched_sizes=True,  # of the head, where the encoder was fine-tuned for other labels
                 id2label=dict(enumerate(LABELS)),
                 label2id={label: i for i, label in enumerate(LABELS)},
             )
