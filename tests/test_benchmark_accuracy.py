@@ -312,6 +312,13 @@ def test_the_first_subword_of_each_word_has_its_label(kind: str, tmp_path: Path)
     assert tokenizer([["o", "storm"]], is_split_into_words=True).input_ids[0][2:] == raw[2:]  # as inside a text
 
 
+def test_a_tokenizer_may_have_no_pre_tokenizer(tmp_path: Path):
+    encoder = tiny_encoder(tmp_path, "bert")
+    tree = json.loads((tmp_path / "tokenizer.json").read_text()) | {"pre_tokenizer": None}
+    tokenizer = new_tokenizer(json.dumps(tree).encode(), read_encoder_config(encoder))
+    assert tokenizer([["o", "storm"]], is_split_into_words=True).encodings[0].word_ids[:2] == [None, 0]
+
+
 def test_an_encoder_with_a_head_of_other_labels_gets_a_new_one(tmp_path: Path):
     transformers = pytest.importorskip("transformers")
     encoder = tiny_encoder(tmp_path, "bert")

@@ -110,7 +110,7 @@ def new_tokenizer(content: bytes, config: EncoderConfig) -> "PreTrainedTokenizer
     tree = json.loads(content)
     step = tree["pre_tokenizer"] or {}
     for each in (step, *step.get("pretokenizers", ())):
-        if each["type"] == "ByteLevel":  # each word is alone, and this is how it looks inside a text
+        if each.get("type") == "ByteLevel":  # each word is alone, and this is how it looks inside a text
             each["add_prefix_space"] = True
     tokenizer = Tokenizer.from_str(json.dumps(tree))
     return import_transformers().PreTrainedTokenizerFast(
