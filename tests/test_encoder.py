@@ -393,7 +393,10 @@ def broken(folder: Path, case: str) -> None:
         ("no offsets", ["no tokenizer.json", "without offsets", "save_pretrained"]),
         ("vocabulary", ["600 sub-words", "room for 400", "different encoders"]),
         ("other weights", ["lacks", "encoder.layer.2"]),
-        ("other sizes", ["belong to one encoder"]),
+        (
+            "other sizes",
+            ["intermediate.dense.bias has the shape (48,)", "config.json describes (64,)", "from one encoder"],
+        ),
         ("no states", ["t5", "DeBERTa-v3"]),
         ("unknown", ["berta"]),
         ("no package", ["cannot be loaded", "FlashAttention2"]),

@@ -171,6 +171,7 @@ def _load_model(transformers: Any, folder: Path, location: str) -> Any:
             use_safetensors=True,
             trust_remote_code=False,
             dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # the library's error does not name them
             output_loading_info=True,
         )
     except (SafetensorError, OSError) as error:
@@ -185,6 +186,13 @@ def _load_model(transformers: Any, folder: Path, location: str) -> Any:
     if missing:
         raise UserError(
             f"{location}/{WEIGHTS}: lacks {len(missing)} of the weights that {CONFIG} describes, such as {missing[0]}; copy both "
+            f"files from one encoder"
+        )
+    others = sorted(each for each in info["mismatched_keys"] if not each[0].startswith("pooler."))
+    if others:
+        name, found, described = others[0]
+        raise UserError(
+            f"{location}/{WEIGHTS}: {name} has the shape {tuple(found)}, and {CONFIG} describes {tuple(described)}; copy both "
             f"files from one encoder"
         )
     return without_pooler(model).eval()
