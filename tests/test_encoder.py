@@ -363,6 +363,10 @@ def broken(folder: Path, case: str) -> None:
         vocabulary = tokenizer["model"]["vocab"]
         vocabulary |= {f"extra{i}": len(vocabulary) + i for i in range(200)}
         (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    elif case == "a gap in the vocabulary":
+        tokenizer = json.loads((folder / "tokenizer.json").read_text())
+        tokenizer["model"]["vocab"]["storm"] = 450
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     elif case == "other weights":
         edit_config(str(folder), num_hidden_layers=3)
     elif case == "other sizes":
@@ -392,6 +396,7 @@ def broken(folder: Path, case: str) -> None:
         ("pickle", ["no model.safetensors", "pickle", "save_pretrained"]),
         ("no offsets", ["no tokenizer.json", "without offsets", "save_pretrained"]),
         ("vocabulary", ["600 sub-words", "room for 400", "different encoders"]),
+        ("a gap in the vocabulary", ["451 sub-words", "room for 400", "different encoders"]),
         ("other weights", ["lacks", "encoder.layer.2"]),
         (
             "other sizes",

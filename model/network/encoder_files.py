@@ -69,11 +69,12 @@ def subword_tokenizer(content: bytes, config: EncoderConfig) -> SubwordTokenizer
     """Return what finds the sub-words of words, given tokenizer.json and config.json. Raises UserError."""
     tokenizer = read_tokenizer(content, f"the encoder's {TOKENIZER}", "copy the file again")
     kind = build_config(config)
-    ids, rows = tokenizer.get_vocab_size(), int(getattr(kind, "vocab_size", 0))
+    rows = int(getattr(kind, "vocab_size", 0))
+    ids = 1 + max(tokenizer.get_vocab().values(), default=-1)  # more than the size of a vocabulary with gaps
     if ids > rows:
         raise UserError(
-            f"the encoder's {TOKENIZER} has {ids:,} sub-words, and its {CONFIG} has room for {rows:,}: the files belong to "
-            f"different encoders; copy all of them from one"
+            f"the encoder's {TOKENIZER} has ids of {ids:,} sub-words, and its {CONFIG} has room for {rows:,}: the files belong "
+            f"to different encoders; copy all of them from one"
         )
     pad = int(kind.pad_token_id or 0)
     positions = int(getattr(kind, "max_position_embeddings", MAX_WINDOW))
