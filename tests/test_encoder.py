@@ -417,6 +417,12 @@ def test_a_bad_encoder_is_refused(case: str, parts: list[str], bert: str, tmp_pa
     refused(lambda: load_encoder(str(folder)), str(folder), *parts)
 
 
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_an_encoder_without_room_for_a_subword_is_refused(kind: str, tmp_path: Path):
+    folder = tiny_encoder(tmp_path, kind, positions=2)
+    refused(lambda: load_encoder(folder), folder, "has 2 positions", "reads longer texts")
+
+
 def test_code_that_comes_with_an_encoder_is_not_asked_about(bert: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = str(shutil.copytree(bert, tmp_path / "encoder"))
     code = {"AutoConfig": "configuration_own.OwnConfig", "AutoModel": "modeling_own.OwnModel"}

@@ -82,7 +82,13 @@ def subword_tokenizer(content: bytes, config: EncoderConfig) -> SubwordTokenizer
         positions = MAX_WINDOW
     if kind.model_type in _OFFSET_POSITIONS:
         positions -= pad + 1
-    return SubwordTokenizer(tokenizer, positions, pad)
+    found = SubwordTokenizer(tokenizer, positions, pad)
+    if found.layout.size < 1:
+        raise UserError(
+            f"the encoder has {max(positions, 0)} positions, which its {TOKENIZER} fills with special tokens; use an encoder "
+            f"that reads longer texts"
+        )
+    return found
 
 
 def load_encoder(location: str, digest: str | None = None) -> EncoderFiles:
