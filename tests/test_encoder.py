@@ -363,6 +363,12 @@ def broken(folder: Path, case: str) -> None:
         vocabulary = tokenizer["model"]["vocab"]
         vocabulary |= {f"extra{i}": len(vocabulary) + i for i in range(200)}
         (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    elif case == "a link":
+        weights.unlink()
+        weights.symlink_to("../../blobs/1234")  # as the hub's cache has it
+    elif case == "a folder":
+        weights.unlink()
+        weights.mkdir()
     elif case == "a gap in the vocabulary":
         tokenizer = json.loads((folder / "tokenizer.json").read_text())
         tokenizer["model"]["vocab"]["storm"] = 450
@@ -392,6 +398,8 @@ def broken(folder: Path, case: str) -> None:
     [
         ("config.json", ["has no config.json", "tokenizer.json"]),
         ("model.safetensors", ["has no model.safetensors"]),
+        ("a link", ["model.safetensors: is a link to a file that is not there", "cp -rL"]),
+        ("a folder", ["has no model.safetensors"]),
         ("truncated", ["model.safetensors", "damaged or incomplete", "copy the file again"]),
         ("pickle", ["no model.safetensors", "pickle", "save_pretrained"]),
         ("no offsets", ["no tokenizer.json", "without offsets", "save_pretrained"]),

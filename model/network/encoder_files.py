@@ -134,7 +134,7 @@ def read_encoder_config(location: str) -> EncoderConfig:
 
 def _license(card: Path) -> str | None:
     """Return the licence in the header of a model card."""
-    lines = card.read_text("utf-8", "replace").splitlines() if card.exists() else []
+    lines = card.read_text("utf-8", "replace").splitlines() if card.is_file() else []
     return next((line.partition(":")[2].strip() for line in lines[:40] if line.startswith("license:")), None)
 
 

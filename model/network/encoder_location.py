@@ -35,7 +35,10 @@ def local_folder(location: str, needed: tuple[str, ...] = FILES) -> Iterator[Pat
         return
     here = storage.exists(location)
     folder = Path(storage.absolute(location)) if here else _from_hub(location, needed)
-    _check_files([path.name for path in folder.iterdir()] if folder.is_dir() else [], needed, location, of_hub=not here)
+    paths = list(folder.iterdir()) if folder.is_dir() else []
+    if broken := [path.name for path in paths if path.name in needed and path.is_symlink() and not path.exists()]:
+        raise UserError(f"{location}/{broken[0]}: is a link to a file that is not there; copy the folder with `cp -rL`")
+    _check_files([path.name for path in paths if path.is_file()], needed, location, of_hub=not here)
     yield folder
 
 
