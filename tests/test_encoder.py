@@ -255,6 +255,19 @@ def test_a_full_disk_is_told_before_the_states_of_an_encoder_are_used(
         assert not [*disk.rglob("*.unfinished"), *disk.rglob("*.npy")]
 
 
+@pytest.mark.parametrize("left", [0, 100, -1])
+def test_damaged_states_are_computed_again(
+    left: int, bert: str, small_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("TANDEM_CACHE", str(tmp_path))
+    config, files = config_of(small_dataset, bert, {"encoder_frozen": True}).tagger, load_encoder(bert)
+    split = Dataset(small_dataset).load("valid", subwords=files.subwords())
+    whole = np.array(with_encoder_states(split, files, config, CPU).encoder_states)
+    [path] = tmp_path.rglob("*.npy")
+    path.write_bytes(path.read_bytes()[:left])  # as an incomplete copy of the folder has it
+    assert np.array_equal(with_encoder_states(split, files, config, CPU).encoder_states, whole)
+
+
 def test_states_are_computed_again_for_another_configuration_of_the_encoder(
     bert: str, small_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

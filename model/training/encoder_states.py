@@ -49,14 +49,25 @@ def with_encoder_states(split: Split, files: EncoderFiles, config: TaggerConfig,
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path.with_suffix(".lock")):
-            if not path.exists():
+            states = _mapped(path)
+            if states is None:
                 _write(path, split, files.build(config).to(device).eval())
+                states = np.load(path, mmap_mode="r")
     except OSError as error:
         raise UserError(
             f"{path.parent}: the states of the encoder cannot be written ({error}); set TANDEM_CACHE to a folder with "
             f"more space"
         ) from error
-    return replace(split, encoder_states=np.load(path, mmap_mode="r"))
+    return replace(split, encoder_states=states)
+
+
+def _mapped(path: Path) -> npt.NDArray[np.float16] | None:
+    """Return the states in a file; None where there is none, or where something has damaged it."""
+    try:
+        states: npt.NDArray[np.float16] = np.load(path, mmap_mode="r")
+    except (FileNotFoundError, ValueError, EOFError):
+        return None
+    return states
 
 
 def _digest(split: Split, files: EncoderFiles, config: TaggerConfig) -> str:
