@@ -444,6 +444,12 @@ def test_an_encoder_without_room_for_a_subword_is_refused(kind: str, tmp_path: P
     refused(lambda: load_encoder(folder), folder, "has 2 positions", "reads longer texts")
 
 
+@pytest.mark.parametrize("kind", ["fnet", "convbert", "nystromformer"])
+def test_an_encoder_that_reads_padding_is_refused(kind: str, tmp_path: Path):
+    folder = tiny_encoder(tmp_path, kind)
+    refused(lambda: load_encoder(folder), folder, kind, "since it reads padding", "DeBERTa-v3")
+
+
 def test_code_that_comes_with_an_encoder_is_not_asked_about(bert: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = str(shutil.copytree(bert, tmp_path / "encoder"))
     code = {"AutoConfig": "configuration_own.OwnConfig", "AutoModel": "modeling_own.OwnModel"}

@@ -27,6 +27,7 @@ from model.network.encoder_location import CARD, CONFIG, TOKENIZER, WEIGHTS, loc
 
 # Their position ids begin after the padding's.
 _OFFSET_POSITIONS = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet"}
+_ROUNDING = 1e-4  # of states, relative; that of encoders which hide the padding is below 1e-6
 _COPIES_IN_TRAINING = 4  # weights, gradients and the two moments of Adam
 
 
@@ -206,22 +207,32 @@ def _load_model(transformers: Any, folder: Path, location: str) -> Any:
 
 
 def _check_states(model: Any, files: EncoderFiles, location: str) -> None:
-    """Check that an encoder gives a state for each sub-word, and that its tokenizer fits. Raises UserError."""
+    """Check that an encoder gives each sub-word a state, whatever is beside its text, and that its tokenizer fits.
+
+    Raises:
+        UserError: it does not.
+    """
     try:
-        files.subwords()
+        pad = files.subwords().layout.pad
     except UserError as error:
         raise UserError(f"{location}: {error}") from None
-    ids = torch.zeros(1, 3, dtype=torch.long)
+    ids = torch.tensor([[0, 0, 0, pad, pad, pad]])
+    mask = torch.tensor([[1, 1, 1, 0, 0, 0]])
     try:
         with torch.no_grad():
-            shape = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state.shape
+            alone, padded = (model(input_ids=ids[:, :n], attention_mask=mask[:, :n]).last_hidden_state for n in (3, 6))
     except (AttributeError, TypeError, ValueError, RuntimeError):
-        shape = None
-    if shape != (1, 3, getattr(model.config, "hidden_size", None)):
-        raise UserError(
-            f"{location}: a {model.config.model_type} gives no state for each sub-word; use an encoder such as BERT, RoBERTa, "
-            f"DeBERTa-v3, ModernBERT, XLM-R or DistilBERT"
-        )
+        alone = padded = torch.empty(0)
+    if alone.shape != (1, 3, getattr(model.config, "hidden_size", None)):
+        problem = "gives no state for each sub-word"
+    elif (padded[:, :3] - alone).norm() > _ROUNDING * alone.norm():  # FNet's and ConvBERT's, as in transformers
+        problem = "gives a text other states beside a longer one, since it reads padding"
+    else:
+        return
+    raise UserError(
+        f"{location}: a {model.config.model_type} {problem}; use an encoder such as BERT, RoBERTa, DeBERTa-v3, ModernBERT, "
+        f"XLM-R or DistilBERT"
+    )
 
 
 def _require_memory(location: str, needed: int, what: str, remedy: str) -> None:
