@@ -438,6 +438,18 @@ def test_a_bad_encoder_is_refused(case: str, parts: list[str], bert: str, tmp_pa
     refused(lambda: load_encoder(str(folder)), str(folder), *parts)
 
 
+@pytest.mark.parametrize(
+    "kind", [*KINDS, "data2vec-text", "esm", "ibert", "longformer", "luke", "roberta-prelayernorm"]
+)
+def test_an_encoder_has_a_position_for_each_subword_of_a_window(kind: str, tmp_path: Path):
+    files = load_encoder(tiny_encoder(tmp_path, kind, positions=40))
+    prefix, suffix, pad, size = files.subwords().layout
+    assert 39 <= len(prefix) + size + len(suffix) <= 40
+    ids = torch.tensor([[*prefix, *[pad + 1] * size, *suffix]])
+    with torch.no_grad():
+        assert files.build(TaggerConfig(encoder="e")).eval()._read(ids, torch.ones_like(ids)).shape == (*ids.shape, 32)
+
+
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
 def test_an_encoder_without_room_for_a_subword_is_refused(kind: str, tmp_path: Path):
     folder = tiny_encoder(tmp_path, kind, positions=2)

@@ -26,7 +26,9 @@ from model.network.encoder import Encoder, EncoderConfig, build_config, build_mo
 from model.network.encoder_location import CARD, CONFIG, TOKENIZER, WEIGHTS, local_folder
 
 # Their position ids begin after the padding's.
-_OFFSET_POSITIONS = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet"}
+_OFFSET_POSITIONS = set(
+    "camembert data2vec-text esm ibert longformer luke mpnet roberta roberta-prelayernorm xlm-roberta xlm-roberta-xl".split()
+)
 _ROUNDING = 1e-4  # of states, relative; that of encoders which hide the padding is below 1e-6
 _COPIES_IN_TRAINING = 4  # weights, gradients and the two moments of Adam
 
