@@ -1,7 +1,7 @@
 """The input of a pretrained encoder for a batch of texts.
 
 A text that is longer than what the encoder can read is divided into overlapping windows, and each sub-word gets its state
-from the window in which it is farther from the border.
+from one in which it is at least half an overlap away from each border that has text behind it.
 """
 
 from typing import NamedTuple
@@ -108,7 +108,7 @@ def _windows(subwords: Subwords) -> tuple[Ints, Ints, Ints]:
     for i, token in enumerate(layout.suffix):
         ids[np.arange(len(ids)), before + filled + i] = token
     mask = (columns < (before + filled + after)[:, None]).astype(np.int64)
-    # The window in which a sub-word is farther from the border: they meet in the middle of what they share.
+    # Two windows meet in the middle of an overlap; the last one, which overlaps more, where it would if it did not.
     within = ranges(np.zeros_like(sizes), sizes)
     text = np.repeat(np.arange(len(sizes)), sizes)
     own = np.clip((within - layout.overlap // 2) // step, 0, counts[text] - 1)
