@@ -174,6 +174,11 @@ def test_layers_that_share_their_parameters_are_one(tmp_path: Path):
     assert all("albert_layers.0." in name for name in layer)
 
 
+def test_embeddings_are_the_lowest_layer_whatever_their_name(tmp_path: Path):
+    encoder = load_encoder(tiny_encoder(tmp_path, "gpt2")).build(TaggerConfig(encoder=str(tmp_path)))
+    assert {id(each) for each in encoder.layers()[0]} == {id(encoder.model.wte.weight), id(encoder.model.wpe.weight)}
+
+
 def test_the_linear_schedule_rises_and_falls(small_dataset: str, bert: str):
     config = config_of(small_dataset, bert, lr=1.0, epochs=2, warmup=0.2).training
     rates = [learning_rate(config, step, 10) for step in range(20)]

@@ -110,11 +110,14 @@ class Encoder(nn.Module):
         Layers that share their parameters, as all of ALBERT's do, are one.
         """
         named = dict(self.model.named_parameters())
+        tables = {
+            id(each.weight) for each in self.model.modules() if isinstance(each, nn.Embedding)
+        }  # GPT-2's is `wte`
         numbers = sorted({number for name in named if (number := _layer_number(name)) is not None})
         found: list[list[nn.Parameter]] = [[] for _ in range(len(numbers) + 1)]
         for name, parameter in named.items():
             number = _layer_number(name)
-            bottom = number is None and "embed" in name
+            bottom = number is None and ("embed" in name or id(parameter) in tables)
             found[0 if bottom else -1 if number is None else numbers.index(number) + 1].append(parameter)
         return found
 
