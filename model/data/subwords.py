@@ -112,9 +112,8 @@ class SubwordTokenizer:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Make a copy in another process that finds the same sub-words."""
         self.__dict__ |= state
-        self._tokenizer.encode_special_tokens = (
-            True  # a pickle of a Tokenizer is its tokenizer.json, which does not say so
-        )
+        # A pickle of a Tokenizer is its tokenizer.json, which does not say so.
+        self._tokenizer.encode_special_tokens = True
 
     def __call__(
         self, texts: Iterable[str], starts: npt.NDArray[np.int32], ends: npt.NDArray[np.int32], begins: Ints

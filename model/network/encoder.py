@@ -110,9 +110,8 @@ class Encoder(nn.Module):
         Layers that share their parameters, as all of ALBERT's do, are one.
         """
         named = dict(self.model.named_parameters())
-        tables = {
-            id(each.weight) for each in self.model.modules() if isinstance(each, nn.Embedding)
-        }  # GPT-2's is `wte`
+        # GPT-2's is named `wte`.
+        tables = {id(each.weight) for each in self.model.modules() if isinstance(each, nn.Embedding)}
         numbers = sorted({number for name in named if (number := _layer_number(name)) is not None})
         found: list[list[nn.Parameter]] = [[] for _ in range(len(numbers) + 1)]
         for name, parameter in named.items():
