@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +21,8 @@ os.environ["WANDB_MODE"] = (
 )
 for name in ("RAY_ADDRESS", "TANDEM_STORAGE"):
     os.environ.pop(name, None)
+# A shell starts what it runs in the background with Ctrl-C ignored, and so would be the processes that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("thorough", max_examples=10_000, deadline=None)  # --hypothesis-profile=thorough
 
