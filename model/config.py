@@ -23,6 +23,7 @@ from model.errors import UserError
 Tree = dict[str, Any]  # nested plain values, as YAML and JSON have them
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Precision = Literal["float32", "bfloat16"]
 Locations = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
 PositiveInt = Annotated[int, Field(ge=1)]
 SEEDS = 2**31  # training.seed is smaller
@@ -144,7 +145,7 @@ class TrainingConfig(_Section):
         3, description="epochs without a better valid F1 before stopping; 0: never"
     )
     seed: Annotated[int, Field(ge=0, lt=SEEDS)] = 0
-    precision: Literal["float32", "bfloat16"] = Field("float32", description="of matrix products; weights stay float32")
+    precision: Precision = Field("float32", description="of matrix products; weights stay float32")
     accumulate: PositiveInt = Field(
         1, description="parts that a worker computes its share of a batch in, one after the other, to save memory"
     )

@@ -26,6 +26,8 @@ OF_THE_CLUSTER = ("_AutoscalingCoordinatorActor", "_StatsActor", "ActorLocationT
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
+HAS_BFLOAT16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+needs_bfloat16 = pytest.mark.skipif(not HAS_BFLOAT16, reason="this processor has no instructions for bfloat16")
 SMALL = {"embedding_dim": 24, "keyword_hidden": 24, "keyphrase_hidden": 24}
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from encoders import tiny_encoder
-from helpers import SMALL, generated_dataset, refused
+from helpers import SMALL, generated_dataset, needs_bfloat16, refused
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
@@ -33,6 +33,7 @@ from jobs.benchmark.systems import SystemResult, measure, raw_text_adapter
 from jobs.benchmark.token_classification import labeled_subwords, new_tokenizer, tag_words
 from jobs.console import echo
 from model import presets
+from model.config import Precision
 from model.data.dataset import Dataset
 from model.data.examples import Example, examples
 from model.data.labeled_text import SkipCounts
@@ -171,6 +172,7 @@ def test_what_cannot_be_compared_is_refused(tiny_dataset: str, tmp_path: Path):
         (["--encoder", "/no/such"], ("/no/such: no such folder", "config.json")),
         (["--serve", "runs/a/bundle", "--encoder", "models/a"], ("--encoder", "leave it out")),
         (["--out", "a.jsonl"], ("--peers",)),
+        (["--precision", "bfloat16"], ("--precision", "--peers")),
         (["--peers", "--systems", "crf,transformers,encoder"], ("transformers,encoder: needs", "--encoder PATH")),
         (["--peers", "--systems", "record", "--encoder", "models/a"], ("transformers and encoder", "leave it out")),
         (["--peers", "--systems", "encoder", "--encoder", "/no/such"], ("/no/such: no such folder", "config.json")),
@@ -187,6 +189,12 @@ def test_what_cannot_be_compared_is_refused(tiny_dataset: str, tmp_path: Path):
         "has no test split",
         "--test FILE",
     )
+
+
+def test_a_precision_that_would_be_imitated_is_refused(tiny_dataset: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    result = benchmark("--peers", "--data", tiny_dataset, "--systems", "record", "--precision", "bfloat16")
+    assert result.exit_code == 2 and "this processor has no instructions" in result.stderr and not result.stdout
 
 
 def test_the_records_preset_is_compared_from_beginning_to_end(tiny_dataset: str):
@@ -329,9 +337,15 @@ def test_an_encoder_with_a_head_of_other_labels_gets_a_new_one(tmp_path: Path):
     assert all(torch.equal(values, body[name]) for name, values in model.bert.state_dict().items())
 
 
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=needs_bfloat16)])
 @pytest.mark.parametrize("system", ["transformers", "encoder"])
 def test_a_pretrained_encoder_is_compared(
-    system: str, tiny_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    system: str,
+    precision: Precision,
+    tiny_dataset: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
     pytest.importorskip("accelerate", reason="accelerate is not installed; make peers installs it")
     encoder = tiny_encoder(tmp_path / "encoder", "bert")
@@ -340,7 +354,10 @@ def test_a_pretrained_encoder_is_compared(
     monkeypatch.setitem(token_classification._SETTINGS, "learning_rate", 5e-3)  # its weights are random
     monkeypatch.setitem(token_classification._SETTINGS, "num_train_epochs", 12)
     monkeypatch.setattr(presets, "_MIN_STEPS", 0)  # for the sake of time
-    result = measure(Dataset(tiny_dataset), system, 0, 1, echo, encoder)
+    products, linear = [], torch.nn.Linear.forward
+    monkeypatch.setattr(torch.nn.Linear, "forward", lambda *a: products.append(linear(*a)) or products[-1])
+    result = measure(Dataset(tiny_dataset), system, 0, 1, echo, encoder, precision=precision)
+    assert (torch.bfloat16 in {each.dtype for each in products}) == (precision == "bfloat16")
     [row] = system_rows({system: [result]})
     assert 0 <= row.low <= row.keyphrase_f1 <= row.high <= 1
     assert 0 < row.train_s <= row.stopped_s and row.texts_per_s > 1

@@ -4,7 +4,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 import torch
-from helpers import SMALL, Half, refused, without_measurements
+from helpers import HAS_BFLOAT16, SMALL, Half, needs_bfloat16, refused, without_measurements
 
 from model.config import TaggerConfig, TrainingConfig
 from model.data.batching import collate, epoch_batches
@@ -65,10 +65,6 @@ def test_training_learns(splits: tuple[Split, Split, int]):
     assert last["train/loss"] < training.history[0]["train/loss"] / 2
     wanted = 0.3 * last["train/keyword_loss"] + 0.7 * last["train/keyphrase_loss"]
     assert last["train/loss"] == pytest.approx(wanted)
-
-
-HAS_BFLOAT16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-needs_bfloat16 = pytest.mark.skipif(not HAS_BFLOAT16, reason="this processor has no instructions for bfloat16")
 
 
 @pytest.mark.skipif(HAS_BFLOAT16, reason="this processor has instructions for bfloat16")

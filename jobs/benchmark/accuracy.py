@@ -20,9 +20,10 @@ import torch
 from jobs.benchmark.baselines import Log, check_installed
 from jobs.benchmark.systems import SystemResult, measure
 from model import storage
+from model.config import Precision
 from model.data.dataset import SPLITS, Dataset
 from model.errors import RunFailedError, UserError
-from model.network.device import resolve_device
+from model.network.device import check_precision, resolve_device
 from model.network.encoder_files import load_encoder
 from model.training.metrics import summarize, summarize_seeds
 from model.training.significance import Difference, SeedGroups
@@ -43,6 +44,7 @@ class ComparisonConfig:
         repeats: passes over the texts for the throughput, of which the median counts.
         encoder: pretrained, for the systems in WITH_ENCODER: path, URI, or name on the hub.
         device: of the presets and of the systems in WITH_ENCODER; the others use the CPU.
+        precision: of matrix products in the training of these systems; all use float32 afterwards.
         out: file of finished trainings, which are not repeated; None keeps none.
     """
 
@@ -52,6 +54,7 @@ class ComparisonConfig:
     repeats: int = 5
     encoder: str | None = None
     device: str = "cpu"
+    precision: Precision = "float32"
     out: str | None = None
 
 
@@ -87,12 +90,13 @@ class SystemRow:
 
 @dataclass(frozen=True)
 class ComparisonResult:
-    """What `benchmark --peers --json` prints: a row per system, texts per split, cores, and the device of `--device`."""
+    """What `benchmark --peers --json` prints: a row per system, texts per split, cores, and `--device` and `--precision`."""
 
     systems: list[SystemRow]
     texts: dict[str, int]
     cores: int
     device: str
+    precision: str
 
 
 def compare_systems(config: ComparisonConfig, log: Log) -> ComparisonResult:
@@ -103,7 +107,8 @@ def compare_systems(config: ComparisonConfig, log: Log) -> ComparisonResult:
         log: receives a line when a system or an epoch ends; a module's function, because other processes call it too.
 
     Raises:
-        UserError: a system is unknown or its package is missing, or the dataset, the encoder or the device cannot be used.
+        UserError: a system is unknown or its package is missing, or the dataset, the encoder, the device or the precision
+            cannot be used.
         RunFailedError: the process of a system died.
         StorageError: `config.out` cannot be written.
     """
@@ -111,7 +116,7 @@ def compare_systems(config: ComparisonConfig, log: Log) -> ComparisonResult:
     if unknown or not config.systems:
         raise UserError(f"--systems {','.join(unknown)}: is unknown; choose some of {','.join(SYSTEMS)}")
     check_installed(config.systems)
-    resolve_device(config.device)
+    check_precision(config.precision, resolve_device(config.device))
     encoder = _encoder_digest(config)
     data = Dataset(config.data)
     for split in SPLITS:
@@ -123,12 +128,12 @@ def compare_systems(config: ComparisonConfig, log: Log) -> ComparisonResult:
         log(f"{number} of {len(config.systems)}  {system}, {seeds} x")
         for seed in range(seeds):
             of_system = encoder if system in WITH_ENCODER else None
-            key = TrainingKey(data.digest, system, seed, of_system, config.device, cores)
+            key = TrainingKey(data.digest, system, seed, of_system, config.device, cores, config.precision)
             results[system].append(
                 finished.get(key) or finished.add(key, _measure_in_process(config, system, seed, log))
             )
     texts = {split: data.rows(split) for split in SPLITS}
-    return ComparisonResult(system_rows(results), texts, cores, config.device)
+    return ComparisonResult(system_rows(results), texts, cores, config.device, config.precision)
 
 
 class TrainingKey(NamedTuple):
@@ -138,7 +143,7 @@ class TrainingKey(NamedTuple):
         dataset: digest of its content.
         system, seed: one of SYSTEMS, and the seed of the training.
         encoder: digest of its weights, for the systems in WITH_ENCODER.
-        device, cores: where it ran.
+        device, cores, precision: where and how it was trained; older files have no precision.
     """
 
     dataset: str
@@ -147,6 +152,7 @@ class TrainingKey(NamedTuple):
     encoder: str | None
     device: str
     cores: int
+    precision: str = "float32"
 
 
 class FinishedTrainings:
@@ -276,6 +282,7 @@ def _child(result: Connection, config: ComparisonConfig, system: str, seed: int,
     torch.set_num_threads(len(os.sched_getaffinity(0)))  # Ray gives a job one thread
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C also reaches the parent, which ends this process
     try:
-        result.send(measure(Dataset(config.data), system, seed, config.repeats, log, config.encoder, config.device))
+        trained_with = config.encoder, config.device, config.precision
+        result.send(measure(Dataset(config.data), system, seed, config.repeats, log, *trained_with))
     except UserError as error:
         result.send(error)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -37,6 +37,10 @@ OutOption = Annotated[
         help="With --peers: file to which each finished training is added; those that it has are not repeated."
     ),
 ]
+PrecisionOption = Annotated[
+    Literal["float32", "bfloat16"],
+    typer.Option(help="With --peers: of the training of the presets and of transformers."),
+]
 
 
 @command
@@ -56,6 +60,7 @@ def benchmark(
         str,
         typer.Option(help="With --peers: cpu or cuda, for what is made of torch modules; CRF and spaCy use the CPU."),
     ] = "cpu",
+    precision: PrecisionOption = "float32",
     seeds: Annotated[int | None, typer.Option(min=1, help="With --peers: trainings of each system (1).")] = None,
     out: OutOption = None,
     serve: Annotated[
@@ -74,8 +79,10 @@ def benchmark(
     """
     from model.errors import RunFailedError, UserError
 
-    if not peers and (systems or seeds or out or device != "cpu"):
-        raise UserError("--systems, --seeds, --device and --out: only --peers uses them; add it, or leave them out")
+    if not peers and (systems or seeds or out or device != "cpu" or precision != "float32"):
+        raise UserError(
+            "--systems, --seeds, --device, --precision and --out: only --peers uses them; add it, or leave them out"
+        )
     if serve and encoder:
         raise UserError("--encoder: --serve does not use it; leave it out")
     if (peers or serve) and (workers or texts):
@@ -84,7 +91,11 @@ def benchmark(
         raise UserError("--peers and --serve: each measures nothing else; leave one out")
     with _dataset(data) as location:
         if peers:
-            compared = _compare(location, systems, seeds or 1, repeats, encoder, device, out)
+            from jobs.benchmark.accuracy import ComparisonConfig, compare_systems
+
+            chosen = _chosen_systems(systems, encoder)
+            config = ComparisonConfig(location, chosen, seeds or 1, repeats, encoder, device, precision, out)
+            compared = compare_systems(config, echo)
             text, result = _accuracy_table(compared), asdict(compared)
         elif serve:
             text, result = _measure_serving(serve, location, repeats)
@@ -117,16 +128,12 @@ def _measure_serving(bundle: str, data: str, repeats: int) -> tuple[str, dict[st
     return serving_table(measured), asdict(measured)
 
 
-def _compare(
-    data: str, systems: str | None, seeds: int, repeats: int, encoder: str | None, device: str, out: str | None
-) -> ComparisonResult:
-    from jobs.benchmark.accuracy import SYSTEMS, WITH_ENCODER, ComparisonConfig, compare_systems
+def _chosen_systems(systems: str | None, encoder: str | None) -> tuple[str, ...]:
+    from jobs.benchmark.accuracy import SYSTEMS, WITH_ENCODER
 
-    if systems is None:
-        chosen = tuple(each for each in SYSTEMS if encoder is not None or each not in WITH_ENCODER)
-    else:
-        chosen = tuple(dict.fromkeys(systems.split(",")))
-    return compare_systems(ComparisonConfig(data, chosen, seeds, repeats, encoder, device, out), echo)
+    if systems is not None:
+        return tuple(dict.fromkeys(systems.split(",")))
+    return tuple(each for each in SYSTEMS if encoder is not None or each not in WITH_ENCODER)
 
 
 def _measure(data: str, workers: int, repeats: int, texts: int, encoder: str | None) -> BenchmarkResult:

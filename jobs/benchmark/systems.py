@@ -12,7 +12,7 @@ from typing import NamedTuple
 from distributed.train.shared_data import SharedData
 from jobs.benchmark.baselines import PACKAGES, Log, Stopwatch, TagTexts, fit_crf, fit_spacy
 from jobs.benchmark.token_classification import fit_token_classifier
-from model.config import Config, Tree, make_config, set_dotted
+from model.config import Config, Precision, Tree, make_config, set_dotted
 from model.data.characters import Span
 from model.data.dataset import SPLITS, Dataset
 from model.data.examples import Example, examples
@@ -64,7 +64,14 @@ class SystemResult(NamedTuple):
 
 
 def measure(
-    data: Dataset, system: str, seed: int, repeats: int, log: Log, encoder: str | None = None, device: str = "cpu"
+    data: Dataset,
+    system: str,
+    seed: int,
+    repeats: int,
+    log: Log,
+    encoder: str | None = None,
+    device: str = "cpu",
+    precision: Precision = "float32",
 ) -> SystemResult:
     """Train a system and measure it.
 
@@ -75,9 +82,10 @@ def measure(
         repeats: passes over the texts for the throughput, of which the median counts.
         log: receives a line per epoch.
         encoder: pretrained, for the systems that need one.
-        device: see `ComparisonConfig`.
+        device, precision: see `ComparisonConfig`.
     """
-    trained = (_train_baseline if system in _BASELINES else _train_preset)(data, system, seed, log, encoder, device)
+    train = _train_baseline if system in _BASELINES else _train_preset
+    trained = train(data, system, seed, log, encoder, device, precision)
     test = list(data.texts("test"))
     predicted = trained.load()([each.text for each in test])
     counts = counts_of_spans(predicted, [each.spans or () for each in test])
@@ -95,8 +103,10 @@ def _throughput(extract: ExtractSpans, texts: list[str]) -> tuple[float, float]:
     return len(texts) / stopwatch.seconds, stopwatch.cores
 
 
-def _train_preset(data: Dataset, preset: str, seed: int, log: Log, encoder: str | None, device: str) -> TrainedSystem:
-    config = preset_config(data, preset, seed, encoder)
+def _train_preset(
+    data: Dataset, preset: str, seed: int, log: Log, encoder: str | None, device: str, precision: Precision
+) -> TrainedSystem:
+    config = preset_config(data, preset, seed, encoder, precision)
     shared = SharedData.load(data.location, config.tagger, config.training)
     stopwatch = Stopwatch()
     tagger = shared.new_tagger(config.tagger, seed)
@@ -118,10 +128,17 @@ def _train_preset(data: Dataset, preset: str, seed: int, log: Log, encoder: str 
     return TrainedSystem(load, best_s, stopped_s, cores)
 
 
-def preset_config(data: Dataset, preset: str, seed: int, encoder: str | None) -> Config:
+def preset_config(
+    data: Dataset, preset: str, seed: int, encoder: str | None, precision: Precision = "float32"
+) -> Config:
     """Return the configuration of a preset for a dataset. The encoder is for a preset that has one."""
     tree = preset_values(preset, data.rows("train"))
-    values: Tree = {"data": data.location, "training.seed": seed, "tagger.pretrained_vectors": False}
+    values: Tree = {
+        "data": data.location,
+        "training.seed": seed,
+        "training.precision": precision,
+        "tagger.pretrained_vectors": False,
+    }
     if "encoder" in tree.get("tagger", {}):
         values["tagger.encoder"] = encoder
     for dotted, value in values.items():
@@ -129,9 +146,11 @@ def preset_config(data: Dataset, preset: str, seed: int, encoder: str | None) ->
     return make_config(tree)
 
 
-def _train_baseline(data: Dataset, system: str, seed: int, log: Log, encoder: str | None, device: str) -> TrainedSystem:
+def _train_baseline(
+    data: Dataset, system: str, seed: int, log: Log, encoder: str | None, device: str, precision: Precision
+) -> TrainedSystem:
     train, valid = (_examples(data, split) for split in ("train", "valid"))
-    fit = _imported_fit(system, encoder, device)  # before the stopwatch starts
+    fit = _imported_fit(system, encoder, device, precision)  # before the stopwatch starts
     stopwatch = Stopwatch()
     tag, best_s = fit(train, valid, seed, stopwatch, log)
     stopped_s, cores = stopwatch.seconds, stopwatch.cores
@@ -139,7 +158,9 @@ def _train_baseline(data: Dataset, system: str, seed: int, log: Log, encoder: st
     return TrainedSystem(lambda: raw_text_adapter(tag, data), best_s, stopped_s, cores)
 
 
-def _imported_fit(system: str, encoder: str | None, device: str) -> Callable[..., tuple[TagTexts, float]]:
+def _imported_fit(
+    system: str, encoder: str | None, device: str, precision: Precision
+) -> Callable[..., tuple[TagTexts, float]]:
     """Return the function that trains a baseline, with its packages imported."""
     for module in PACKAGES[system]:
         importlib.import_module(module)
@@ -147,7 +168,7 @@ def _imported_fit(system: str, encoder: str | None, device: str) -> Callable[...
         return {"crf": fit_crf, "spacy": fit_spacy}[system]
     assert encoder is not None
     importlib.import_module("transformers.trainer")  # the package imports its parts when they are used
-    return partial(fit_token_classifier, encoder, device)
+    return partial(fit_token_classifier, encoder, device, precision)
 
 
 def _examples(data: Dataset, split: str) -> list[Example]:

@@ -15,6 +15,7 @@ import torch
 from tokenizers import Tokenizer
 
 from jobs.benchmark.baselines import Log, Stopwatch, TagTexts, Words, bio_tags, spans_of_bio, words_of
+from model.config import Precision
 from model.data.batching import length_sorted_batches
 from model.data.characters import Span
 from model.data.examples import Example
@@ -52,7 +53,14 @@ _SURROUNDINGS: dict[str, Any] = {
 
 
 def fit_token_classifier(
-    encoder: str, device: str, train: list[Example], valid: list[Example], seed: int, stopwatch: Stopwatch, log: Log
+    encoder: str,
+    device: str,
+    precision: Precision,
+    train: list[Example],
+    valid: list[Example],
+    seed: int,
+    stopwatch: Stopwatch,
+    log: Log,
 ) -> tuple[TagTexts, float]:
     """Fine-tune a pretrained encoder. The model after the last epoch is used, so `valid` has no effect.
 
@@ -68,7 +76,14 @@ def fit_token_classifier(
     with tempfile.TemporaryDirectory(prefix="tandem-trainer-") as folder:
         trainer = transformers.Trainer(
             model,
-            transformers.TrainingArguments(folder, seed=seed, use_cpu=device == "cpu", **_SETTINGS, **_SURROUNDINGS),
+            transformers.TrainingArguments(
+                folder,
+                seed=seed,
+                use_cpu=device == "cpu",
+                bf16=precision == "bfloat16",
+                **_SETTINGS,
+                **_SURROUNDINGS,
+            ),
             data_collator=transformers.DataCollatorForTokenClassification(tokenizer),
             train_dataset=labeled_subwords(tokenizer, train),
             callbacks=[_epoch_log(stopwatch, log)],
