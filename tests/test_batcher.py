@@ -241,6 +241,20 @@ def test_a_model_goes_when_its_last_request_is_answered():
     run(act)
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_batch_may_outlive_the_event_loop():
+    echo: Any = Echo()
+    batcher = Batcher(100, 0.0, 1000)
+
+    async def leave() -> None:
+        (await blocked(batcher, echo)).cancel()
+
+    asyncio.run(leave())
+    echo.may_go.set()
+    batcher.close()
+    assert echo.batches == [["first"]]
+
+
 def test_tokens_are_estimated_in_any_script():
     assert estimate_tokens("") == 1
     assert estimate_tokens("what a match by Roger Federer tonight") == 10

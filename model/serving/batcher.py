@@ -223,7 +223,11 @@ class Batcher:
             self._rate = _RATE_MEMORY * self._rate + (1 - _RATE_MEMORY) * rate if self._rate else rate
         self._on_batch(BatchStats(len(texts), tokens, len(parts), seconds))
         assert self._loop is not None
-        self._loop.call_soon_threadsafe(_deliver, parts, results)
+        try:
+            self._loop.call_soon_threadsafe(_deliver, parts, results)
+        except RuntimeError:
+            if not self._loop.is_closed():  # else the server has ended, and nobody waits for the batch
+                raise
 
 
 def _deliver(parts: list[_Part], results: list[list[list[Keyphrase]] | Exception]) -> None:
