@@ -16,11 +16,10 @@ from jobs.benchmark.process_groups import ProcessGroupHandle
 from jobs.benchmark.systems import preset_config
 from model.config import Config, TaggerConfig, TrainingConfig
 from model.data.dataset import Dataset
-from model.errors import UserError
 from model.inference.bundle import save_bundle
 from model.inference.extractor import PIPE_BATCH_SIZE, Extractor
 from model.network.cells import CELLS
-from model.network.device import check_precision
+from model.network.device import has_bfloat16
 from model.network.tagger import new_tagger
 from model.prepare.builder import PrepareConfig, prepare
 from model.training.evaluation import evaluate
@@ -101,17 +100,9 @@ def _variants(device: torch.device) -> dict[str, _Variant]:
         **{f"  {cell}": _Variant({"cell": cell}, {}) for cell in CELLS if cell != TaggerConfig().cell},
         **{f"  batches of {size}": _Variant({}, {"global_batch_size": size}) for size in batch_sizes},
     }
-    if not _has_bfloat16(device):
+    if not has_bfloat16(device):
         del variants[HALF]
     return variants
-
-
-def _has_bfloat16(device: torch.device) -> bool:
-    try:
-        check_precision("bfloat16", device)
-    except UserError:
-        return False
-    return True
 
 
 def measure_in_process(
@@ -174,7 +165,7 @@ def measure_encoder(
     """
     config = preset_config(Dataset(location), "encoder", 0, encoder)
     shared = SharedData.load(location, config.tagger, config.training)
-    precisions = {ENCODER_STEP: "float32", **({ENCODER_HALF: "bfloat16"} if _has_bfloat16(device) else {})}
+    precisions = {ENCODER_STEP: "float32", **({ENCODER_HALF: "bfloat16"} if has_bfloat16(device) else {})}
     steps: dict[str, Iterator[float]] = {}
     for name, precision in precisions.items():
         settings = config.training.model_copy(update={"precision": precision})

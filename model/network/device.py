@@ -59,6 +59,13 @@ def processor(device: torch.device) -> str:
     return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Return whether a CPU or a GPU has instructions for bfloat16."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def check_precision(precision: str, device: torch.device) -> None:
     """Check that a device computes in a precision natively; emulation takes a hundred times as long, or fails.
 
@@ -69,17 +76,16 @@ def check_precision(precision: str, device: torch.device) -> None:
     Raises:
         UserError: the device would emulate the precision.
     """
-    if precision != "bfloat16":
+    if precision != "bfloat16" or has_bfloat16(device):
         return
-    if device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if device.type == "cpu":
         raise UserError(
             "training.precision is bfloat16, and this processor has no instructions for it; use float32, or --device cuda"
         )
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise UserError(
-            f"training.precision is bfloat16, and a {processor(device)} has no instructions for it; use float32, or a GPU of "
-            f"the Ampere generation or later"
-        )
+    raise UserError(
+        f"training.precision is bfloat16, and a {processor(device)} has no instructions for it; use float32, or a GPU of the "
+        f"Ampere generation or later"
+    )
 
 
 def seed_dropout(seed: int, epoch: int, step: int, rank: int, device: torch.device) -> None:
