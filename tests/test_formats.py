@@ -351,6 +351,29 @@ def test_a_tag_without_a_name_is_refused(tmp_path: Path, tag: Any):
     refused(lambda: read([path], tag_names=("O", "B", "I")), f"{path}:1: ", str(tag), '"labels"')
 
 
+@pytest.mark.parametrize("format", ["auto", "conll"])
+@pytest.mark.parametrize(
+    ("content", "texts"),
+    [
+        ("the\t0\nsalt\t1\nroad\t2\n\n7\t0\nmaps\t1\n", ["the salt road", "7 maps"]),
+        ("1 salt 1 x\n2 road 2 y\n\n# id\n1 # 0 x\n2 maps 1 y\n", ["salt road", "# maps"]),  # numbers of tokens
+        ("# 0\nsalt B\nroad I\n\nmaps 1\n", ["# salt road", "maps"]),
+    ],
+)
+def test_tags_of_conll_may_be_numbers(content: str, texts: list[str], format: str, tmp_path: Path):
+    path = write(tmp_path, "a", content)
+    names = ("O", "B-KEY", "I-KEY")
+    assert read([path], format=format, tag_names=names)[0] == [["salt road"], ["maps"]]
+    [file] = resolve_inputs([str(path)], ReadOptions(format, tag_names=names))
+    assert [labeled.text for labeled in Reader(file).read(SkipCounts())] == texts
+    refused(lambda: read([path], format="conll", tag_names=("O",)), f"{path}:", "is unknown", "--tag-names")
+
+
+def test_names_of_tags_are_for_formats_with_tags(tmp_path: Path):
+    path = write(tmp_path, "a.tsv", TSV)
+    refused(lambda: read([path], tag_names=("O", "B")), "--tag-names", "is tsv", "leave it out")
+
+
 def test_numbers_of_tags_are_named_on_the_command_line(tmp_path: Path):
     path = write(tmp_path, "a", '{"tokens": ["the", "salt", "road"], "ner_tags": [0, 1, 2]}')
     done = call("prepare", str(path), "--dry-run", "--tag-names", "O, B-KEY,I-KEY")
@@ -957,6 +980,7 @@ def zipped(name: str) -> bytes:
         (zipped("a.tsv"), ("ZIP archive", "unpack")),
         (lzma.compress(b"a b\tb\n"), ("xz", "unxz")),
         (b"%PDF-1.7\n", ("PDF",)),
+        (b"\n<!DOCTYPE html>\n<a href='#top'>", ("HTML page", "download")),
         (b"\x80\x04\x95", ("pickle", "Parquet")),
         (b"\xd0\xcf\x11\xe0" + b"\0" * 20, ("office",)),
         (b"x" * 257 + b"ustar", ("tar archive",)),

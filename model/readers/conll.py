@@ -23,20 +23,29 @@ class Columns(NamedTuple):
         token, tag: indices; negative ones count from the last column.
         tabs: whether columns are separated by a tab each, otherwise by blanks.
         numbered: whether a whole number in the first column makes a line a token.
+        names: of tags that are numbers, from 0.
     """
 
     token: int = 0
     tag: int = -1
     tabs: bool = True
     numbered: bool = False
+    names: tuple[str, ...] = ()
+
+    def tag_of(self, row: list[str]) -> str:
+        """Return the tag of a line; empty where it has none."""
+        return _named(next(iter(row[self.tag :]), ""), self.names)
 
 
-def find_columns(lines: list[str], token: int | None = None, tag: int | None = None) -> Columns | None:
+def find_columns(
+    lines: list[str], token: int | None = None, tag: int | None = None, names: tuple[str, ...] = ()
+) -> Columns | None:
     """Return the columns of a file, or None where most lines have no tag.
 
     Args:
         lines: those of the sample that are not blank.
         token, tag: columns that the user named, from 1.
+        names: of tags that are numbers, from 0.
 
     Raises:
         UserError: the file has no such column.
@@ -53,21 +62,22 @@ def find_columns(lines: list[str], token: int | None = None, tag: int | None = N
     # Of CoNLL-U, only tokens have whole numbers; in other files, such as WebAnno TSV 2, all are numbered 1-1, 1-2.
     numbered = numbers and any(map(str.isdigit, columns[0]))
     if token and tag:
-        return Columns(token - 1, tag - 1, tabs, numbered)
-    tags = [tag - 1] if tag else [i for i, column in enumerate(columns) if _are_tags(column, tabs)]
+        return Columns(token - 1, tag - 1, tabs, numbered, names)
+    own = int(numbers and bool(names))  # the numbers of tokens are no tags
+    tags = [tag - 1] if tag else [i for i, column in enumerate(columns) if i >= own and _are_tags(column, tabs, names)]
     if not tags or width < 2:
         return None
     # In CoNLL-2003 the last column counts; where tokens are numbered, further columns are nested keyphrases.
     chosen = tags[0] if numbers else tags[-1]
     first = next(i for i in range(int(numbers), width) if i != chosen)
-    return Columns(token - 1 if token else first, chosen, tabs, numbered)
+    return Columns(token - 1 if token else first, chosen, tabs, numbered, names)
 
 
 def _rows(lines: list[str]) -> tuple[list[list[str]], bool]:
     """Return the lines with the most frequent number of columns, and whether tabs separate these."""
     lines = [line for line in lines if not line.startswith("-DOCSTART-")]
     tabs = 2 * sum("\t" in line for line in lines) > len(lines)
-    rows = [row for line in lines if not is_comment(row := split(line, tabs))]
+    rows = [row for line in lines if not _is_comment(row := split(line, tabs), row[1:])]
     width = Counter(map(len, rows)).most_common(1)[0][0] if rows else 0
     usual = [row for row in rows if len(row) == width]
     return (usual if 2 * len(usual) > len(rows) else []), tabs
@@ -78,19 +88,19 @@ def split(line: str, tabs: bool) -> list[str]:
     return [column.strip() for column in line.rstrip("\r\n").split("\t")] if tabs else re.findall(r"[^ \t\r\n]+", line)
 
 
-def is_comment(row: list[str], tag: int | None = None) -> bool:
-    """Return whether a line is a comment rather than a token `#` with its tag.
-
-    Args:
-        row: its columns.
-        tag: the column of tags, if it is known: in another one, a word of a comment may look like one, as `I` does.
-    """
-    return row[:1] != [] and row[0].startswith("#") and not any(map(is_tag, row[1:] if tag is None else row[tag:][:1]))
+def _is_comment(row: list[str], tags: list[str]) -> bool:
+    """Return whether a line is a comment rather than a token `#` with one of the tags."""
+    return row[:1] != [] and row[0].startswith("#") and not any(map(is_tag, tags))
 
 
-def _are_tags(column: Sequence[str], tabs: bool) -> bool:
+def _named(tag: str, names: tuple[str, ...]) -> str:
+    """Return the name of a tag that is a number, and any other tag as it is."""
+    return names[int(tag)] if tag.isdecimal() and int(tag) < len(names) else tag
+
+
+def _are_tags(column: Sequence[str], tabs: bool, names: tuple[str, ...]) -> bool:
     """Return whether most values are tags, and not between blanks only a word of texts, such as `I` or `E-mail`."""
-    tags = [value.upper() for value in column if is_tag(value)]
+    tags = [tag.upper() for value in column if is_tag(tag := _named(value, names))]
     told_apart = tabs or len(set(tags)) > 1 or (set(tags) == {"O"} and len(tags) >= _MANY_TAGS)
     return 2 * len(tags) > len(column) and told_apart
 
@@ -104,19 +114,17 @@ def parse_block(lines: Lines, columns: Columns) -> LabeledText | None:
     tokens, tags = [], []
     for place, line in lines:
         row = split(line, columns.tabs)
-        if row[:1] == ["-DOCSTART-"] or is_comment(row, columns.tag):
+        tag = columns.tag_of(row)
+        if row[:1] == ["-DOCSTART-"] or _is_comment(row, [tag]):
             continue
         if columns.numbered and not row[0].isdigit():
             continue  # a range of tokens, or an empty node
-        try:
-            token, tag = row[columns.token], row[columns.tag]
-        except IndexError:
-            token = tag = ""
-        if len(row) < 2 or not tag:
+        if len(row) < 2 or len(row) <= columns.token or not tag:
             raise LineError(place, "has no token and tag; write token<TAB>tag, and a blank line between texts")
         if not is_tag(tag):
-            raise LineError(place, f"tag {tag!r} is unknown; tags are O, B, I, E, S (or L, U, M), alone or as B-type")
-        if not token:
+            known = "tags are O, B, I, E, S (or L, U, M), alone or as B-type, or numbers with --tag-names O,B-KEY,I-KEY"
+            raise LineError(place, f"tag {tag!r} is unknown; {known}")
+        if not (token := row[columns.token]):
             raise LineError(place, "the token is empty; write the token, or delete the line")
         tokens.append(token)
         tags.append(tag)

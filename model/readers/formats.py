@@ -116,11 +116,11 @@ def _detect_conll(head: Head, options: ReadOptions) -> Layout | None:
         table = tables.find_dialect(head.lines, "")
         if table and table.tokens:
             return None
-    columns = conll.find_columns(head.lines, options.token_column, options.tag_column)
+    columns = conll.find_columns(head.lines, options.token_column, options.tag_column, options.tag_names)
     if columns is None and options.format == "auto":
         return None
     if columns is None:
-        columns = conll.Columns(tabs=any("\t" in line for line in head.lines))
+        columns = conll.Columns(tabs=any("\t" in line for line in head.lines), names=options.tag_names)
     return head.layout._replace(format="conll", blocks=True, options=columns)
 
 
