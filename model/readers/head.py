@@ -68,6 +68,10 @@ def read_head(path: str, may_be_empty: bool = False) -> Head:
         layout = layout._replace(compression=compression)
         content = _first_bytes(path, layout, location)
     _refuse(path, content)
+    if content.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
+        raise UserError(
+            f"{path}: is an HTML page; download the file that it shows, or give its text, one text per line"
+        )
     layout = _text_layout(content, layout)
     lines = [] if is_binary_table(content) else _first_lines(FileRange(path, layout, location=location))
     if not lines and not is_binary_table(content) and not may_be_empty:
