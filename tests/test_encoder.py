@@ -571,6 +571,12 @@ def test_an_encoder_that_was_published_in_half_precision_is_trained_in_float32(
     assert {weights.dtype for weights in tagger.parameters()} == {torch.float32}
 
 
+def test_a_config_that_asks_for_tuples_changes_nothing(bert: str, tmp_path: Path):
+    shutil.copytree(bert, folder := tmp_path / "encoder")
+    edit_config(str(folder), return_dict=False)
+    assert load_encoder(str(folder)).config == load_encoder(bert).config
+
+
 def test_a_tagger_without_a_table_has_no_embedding(bert: str, small_dataset: str):
     tagger = training_of(config_of(small_dataset, bert)).tagger
     assert isinstance(tagger, Tagger) and tagger.tables == [] and tagger.embedding is None

@@ -166,7 +166,7 @@ def _read_config(folder: Path, location: str) -> EncoderConfig:
             f"{location}: a {config['model_type']} translates one text into another; use an encoder such as BERT, RoBERTa, "
             f"DeBERTa-v3, ModernBERT, XLM-R or DistilBERT"
         )
-    return {name: value for name, value in config.items() if name != "_name_or_path"}
+    return {name: value for name, value in config.items() if name not in ("_name_or_path", "return_dict")}
 
 
 def _load_model(transformers: Any, folder: Path, location: str) -> Any:
@@ -181,6 +181,7 @@ def _load_model(transformers: Any, folder: Path, location: str) -> Any:
             use_safetensors=True,
             trust_remote_code=False,
             dtype=torch.float32,
+            return_dict=True,  # whatever config.json says, as in older exports
             ignore_mismatched_sizes=True,  # the library's error does not name them
             output_loading_info=True,
         )
