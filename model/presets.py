@@ -25,13 +25,15 @@ PRESETS: dict[str, dict[str, object]] = {
     "encoder": {
         "tagger.encoder": "sentence-transformers/all-MiniLM-L6-v2",
         "tagger.cell": "none",
-        "tagger.embedding_dim": 0,
+        "tagger.embedding_dim": 128,
+        "tagger.rare_word_dropout": 1.0,
+        "tagger.word_feature_dim": 64,  # of capitals, which many encoders do not see
         "tagger.dropout": 0.1,
         "tagger.crf": True,
         "tagger.decoding": "spans",
         "training.optimizer": "adamw",
         "training.schedule": "linear",
-        "training.epochs": 4,
+        "training.epochs": 6,
         "training.global_batch_size": 32,
         "training.max_grad_norm": 1.0,
     },
