@@ -12,6 +12,7 @@ import shutil
 import threading
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from operator import length_hint
 from pathlib import Path
 from typing import Any
@@ -447,6 +448,20 @@ def test_a_table_without_names_of_columns_is_told_by_its_suffix(tmp_path: Path):
     content = b"the old #salt road,road\nmaps,maps\n"
     for name, packed in (("a.csv", content), ("b.CSV", content), ("c.csv.gz", gzip.compress(content))):
         assert read([write(tmp_path, name, packed)]) == ([["road"], ["maps"]], {})
+
+
+@pytest.mark.parametrize("write_table", [pq.write_table, partial(write_arrow, writer=pa.ipc.new_file)])
+def test_tables_without_labels_hold_tweets_with_a_hashtag(write_table: Any, tmp_path: Path):
+    texts = ["rain over #London all day", "no tag", "#a #b two"]
+    write_table(pa.table({"id": [1, 2, 3], "text": texts}), str(path := tmp_path / "tweets"))
+    found, skips = read([path])
+    assert found == [["London"]] and sum(skips.values()) == 2
+    done = call("prepare", str(path), "--dry-run")
+    assert "labeled by the hashtag" in done.stdout and "rain over [London]" in done.stdout, done.output
+    assert unlabeled_texts(path) == texts
+    write_table(pa.table({"id": [1], "text": texts[1:2]}), str(path))
+    refused(lambda: read([path]), f"{path}:1: ", "fields id, text", "tweets with one hashtag")
+    assert unlabeled_texts(path) == ["no tag"]
 
 
 def test_a_csv_file_of_unknown_columns_holds_no_tweets(tmp_path: Path):

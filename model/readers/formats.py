@@ -18,6 +18,7 @@ from model.readers.record_labels import LABEL_FIELDS, phrases_of
 from model.shards import FileRange, Layout
 
 _SAMPLE_RECORDS = 200
+_TWEETS = "tweets"  # option of rows without labels
 _PLAIN = "plain"  # option of raw tweets that do not begin with JSON: a line that begins as JSON does may be a tweet
 
 
@@ -68,15 +69,19 @@ def _detect_json(head: Head, options: ReadOptions) -> Layout | None:
     layout = json_layout(head, "jsonl")
     if options.format != "auto":
         return layout or head.layout._replace(format="jsonl")
-    sample = json_sample(head, layout) if layout else []
-    if layout is None or not sample or any(map(records.is_labeled, sample)):
-        return layout
+    return layout._replace(format="raw") if layout and _are_tweets(json_sample(head, layout), head.path) else layout
+
+
+def _are_tweets(sample: list[Any], path: str) -> bool:
+    """Return whether records without labels have hashtags. Raises UserError where they have neither."""
+    if not sample or any(map(records.is_labeled, sample)):
+        return False
     named = set[str]().union(*map(records.keyphrase_fields, sample))
     if named & LABEL_FIELDS:  # which are null so far
-        return layout
+        return False
     if named or not any(map(_has_hashtag, sample)):
-        raise records.unusable_fields(sample[0], head.path)
-    return layout._replace(format="raw")
+        raise records.unusable_fields(sample[0], path)
+    return True
 
 
 def _detect_raw(head: Head, options: ReadOptions) -> Layout | None:
@@ -230,10 +235,26 @@ def _parse_raw(record: Any, place: str, layout: Layout, skips: SkipCounts) -> La
     return records.parse_tweet(_value(record, place), place, skips)
 
 
-def _detect_binary(head: Head, options: ReadOptions) -> Layout | None:
+def binary_layout(head: Head) -> Layout | None:
+    """Return the layout of a Parquet or Arrow file; None for anything else."""
     if not is_binary_table(head.content):
         return None
     return head.layout._replace(format="parquet" if head.content.startswith(b"PAR1") else "arrow", whole=True)
+
+
+def _detect_binary(head: Head, options: ReadOptions) -> Layout | None:
+    layout = binary_layout(head)
+    if layout is None or options.format != "auto":
+        return layout
+    rows = tables.binary_rows(FileRange(head.path, layout, location=head.location))
+    sample = [value for _, value in islice(rows, _SAMPLE_RECORDS)]
+    return layout._replace(options=_TWEETS) if _are_tweets(sample, head.path) else layout
+
+
+def _parse_binary(record: Any, place: str, layout: Layout, skips: SkipCounts) -> LabeledText | None:
+    if layout.options == _TWEETS:
+        return records.parse_tweet(record, place, skips)
+    return records.parse_record(record, place, layout, skips)
 
 
 def _detect_pair(head: Head, options: ReadOptions) -> Layout | None:
@@ -257,8 +278,8 @@ def _detect_docbin(head: Head, options: ReadOptions) -> Layout | None:
 FORMATS = {
     format.name: format
     for format in (
-        Format("parquet", _detect_binary, _parse_json, tables.binary_rows, records.text_of_record),
-        Format("arrow", lambda *_: None, _parse_json, tables.binary_rows, records.text_of_record),
+        Format("parquet", _detect_binary, _parse_binary, tables.binary_rows, records.text_of_record),
+        Format("arrow", lambda *_: None, _parse_binary, tables.binary_rows, records.text_of_record),
         Format(
             "docbin",
             _detect_docbin,
@@ -316,6 +337,8 @@ def describe(layout: Layout) -> str:
             )
         case tables.Dialect(names=tuple(names), labeled=labeled):
             parts.append(f"columns {', '.join(names)}{'' if labeled else ', labeled by the hashtag'}")
+        case "tweets":
+            parts.append("labeled by the hashtag")
     if layout.encoding != "utf-8":
         parts.append(layout.encoding.upper())
     if layout.compression:

@@ -13,7 +13,7 @@ from model.data.labeled_text import LabeledText, SkipCounts
 from model.errors import LineError, UserError
 from model.readers import documents
 from model.readers.conll import is_tag
-from model.readers.formats import FORMATS, csv_layout, json_layout
+from model.readers.formats import FORMATS, binary_layout, csv_layout, json_layout
 from model.readers.head import BLANK, Head, decode_line, is_binary_table, read_head, stream_layout
 from model.readers.options import AUTO, ReadOptions
 from model.readers.records import KNOWN
@@ -318,9 +318,9 @@ def detect_layout(head: Head, options: ReadOptions = AUTO) -> Layout:
 
 def unlabeled_layout(head: Head) -> Layout:
     """Return how to read the texts of a file without their labels."""
-    if layout := json_layout(head, "jsonl"):
+    if layout := json_layout(head, "jsonl") or binary_layout(head):
         return layout
-    for name in ("parquet", "docbin", "brat", "webanno", "conll"):
+    for name in ("docbin", "brat", "webanno", "conll"):
         if layout := FORMATS[name].detect(head, AUTO):
             return layout
     if (layout := csv_layout(head)) and (layout.options.names or layout.options.announced):
