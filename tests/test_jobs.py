@@ -308,6 +308,18 @@ def test_a_command_goes_on_when_nobody_reads_its_messages(small_bundle: str, tmp
     assert json.loads((out / "extraction.json").read_text())["texts"] == 2
 
 
+def test_prepare_reads_standard_input_in_place_of_a_file(tmp_path: Path):
+    jobs = f"{sys.executable} -m jobs prepare - --dry-run"
+    for script, code, shown in (
+        (f"printf 'a bar here\tbar\n' | {jobs}", 0, "a [bar] here"),
+        (f"{jobs} </dev/null", 2, "is empty"),
+        (f"{jobs} <&-", 2, "is empty"),
+    ):
+        done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+        assert done.returncode == code and shown in done.stdout + done.stderr, done
+        assert "Traceback" not in done.stderr
+
+
 def test_closed_streams_are_like_empty_ones(small_bundle: str, tmp_path: Path):
     source, out = tmp_path / "a.tsv", tmp_path / "d"
     source.write_text("".join(f"text {i} of rain\train\n" for i in range(50)))

@@ -233,7 +233,9 @@ def _files(patterns: list[str], read: Callable[[str], Head], layout_of: Callable
 
 
 def _expand(pattern: str) -> list[str]:
-    """Return the files of a path, URI, glob or directory. Raises UserError where there are none."""
+    """Return the files of a path, URI, glob or directory; of `-`, standard input. Raises UserError where there are none."""
+    if pattern == "-":
+        return ["/dev/stdin"]
     if storage.file_type(pattern).name != "Directory":
         return storage.expand(pattern)
     return labeled_files(pattern) or storage.expand(pattern)
