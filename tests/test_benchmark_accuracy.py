@@ -358,6 +358,7 @@ def test_a_pretrained_encoder_is_compared(
     monkeypatch.setattr(torch.nn.Linear, "forward", lambda *a: products.append(linear(*a)) or products[-1])
     result = measure(Dataset(tiny_dataset), system, 0, 1, echo, encoder, precision=precision)
     assert (torch.bfloat16 in {each.dtype for each in products}) == (precision == "bfloat16")
+    assert products[-1].dtype == torch.float32  # in use
     [row] = system_rows({system: [result]})
     assert 0 <= row.low <= row.keyphrase_f1 <= row.high <= 1
     assert 0 < row.train_s <= row.stopped_s and row.texts_per_s > 1

@@ -66,7 +66,14 @@ def train_workers() -> list[psutil.Process]:
     return [process for process in children if "ray::RayTrainWorker" in title_of(process)]
 
 
-ENCODER = {"cell": "none", "embedding_dim": 24, "word_feature_dim": 8, "crf": True, "decoding": "spans", "pooling": "mean"}
+ENCODER = {
+    "cell": "none",
+    "embedding_dim": 24,
+    "word_feature_dim": 8,
+    "crf": True,
+    "decoding": "spans",
+    "pooling": "mean",
+}
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,7 @@ def fit_token_classifier(
         )
         trainer.remove_callback(transformers.PrinterCallback)  # it prints to stdout, which is for the result
         trainer.train()
+        trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # otherwise it stays in bfloat16
     return partial(tag_words, tokenizer, model.eval()), stopwatch.seconds
 
 
