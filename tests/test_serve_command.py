@@ -162,8 +162,10 @@ def test_tokens_reloads_and_the_end_under_load(small_bundle: str, known: dict[st
             changed_bundle(small_bundle, bundle)
             answer = httpx.post(f"{server.url}/v1/reload", headers=BEARER, timeout=60)
             assert answer.status_code == 200
+            reloaded = len(load.answers)
             load.wait_for(8)
-            assert found_of(load.answers[-1]) != before
+            old = [each for each in load.answers[reloaded : reloaded + 8] if found_of(each) == before]
+            assert len(old) <= 4  # of each thread the one that it waited for
             shutil.rmtree(bundle)
             shutil.copytree(small_bundle, bundle)
             token_file(tmp_path, TOKEN, f"{PLANTED}-token-0123456789")
