@@ -34,6 +34,7 @@ class Format:
             LineError.
         records: yields the place and the value of each record of a file, where these are neither lines nor blocks.
         text: returns the text of a record alone, where it is not the whole line.
+        tag_names: whether it reads tags that are numbers by `ReadOptions.tag_names`.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Format:
     parse: Callable[[Any, str, Layout, SkipCounts], LabeledText | None]
     records: Callable[[Any], Iterator[tuple[str, Any]]] | None = None
     text: Callable[[Any, str], str] | None = None
+    tag_names: bool = False
 
 
 def json_layout(head: Head, format: str) -> Layout | None:
@@ -278,8 +280,8 @@ def _detect_docbin(head: Head, options: ReadOptions) -> Layout | None:
 FORMATS = {
     format.name: format
     for format in (
-        Format("parquet", _detect_binary, _parse_binary, tables.binary_rows, records.text_of_record),
-        Format("arrow", lambda *_: None, _parse_binary, tables.binary_rows, records.text_of_record),
+        Format("parquet", _detect_binary, _parse_binary, tables.binary_rows, records.text_of_record, tag_names=True),
+        Format("arrow", lambda *_: None, _parse_binary, tables.binary_rows, records.text_of_record, tag_names=True),
         Format(
             "docbin",
             _detect_docbin,
@@ -298,9 +300,9 @@ FORMATS = {
         ),
         Format("webanno", _detect_webanno, _parse_webanno),
         # Lists of keyphrases mark every occurrence; spans are characters, half-open, and take precedence.
-        Format("jsonl", _detect_json, _parse_json, _json_file, _text_of_json),
+        Format("jsonl", _detect_json, _parse_json, _json_file, _text_of_json, tag_names=True),
         # BIO, BIOES, BILOU or BMES tags, with or without a type (`B-person`).
-        Format("conll", _detect_conll, _parse_conll),
+        Format("conll", _detect_conll, _parse_conll, tag_names=True),
         # The first occurrence of each keyphrase is marked.
         Format(
             "csv",
@@ -308,6 +310,7 @@ FORMATS = {
             _parse_row,
             tables.table_rows,
             _text_of_row,
+            tag_names=True,
         ),
         Format("tsv", _detect_tsv, _parse_tsv),
         # Labeled by their hashtag, see model/readers/hashtags.py.
@@ -337,8 +340,8 @@ def describe(layout: Layout) -> str:
             )
         case tables.Dialect(names=tuple(names), labeled=labeled):
             parts.append(f"columns {', '.join(names)}{'' if labeled else ', labeled by the hashtag'}")
-        case "tweets":
-            parts.append("labeled by the hashtag")
+    if layout.options == _TWEETS:
+        parts.append("labeled by the hashtag")
     if layout.encoding != "utf-8":
         parts.append(layout.encoding.upper())
     if layout.compression:

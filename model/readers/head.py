@@ -68,6 +68,7 @@ def read_head(path: str, may_be_empty: bool = False) -> Head:
         layout = layout._replace(compression=compression)
         content = _first_bytes(path, layout, location)
     _refuse(path, content)
+    # In a stream, where texts are typed, one may begin so.
     if content.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
         raise UserError(
             f"{path}: is an HTML page; download the file that it shows, or give its text, one text per line"

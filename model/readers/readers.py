@@ -22,7 +22,6 @@ from model.shards import FileRange, Layout, decoded_lines
 _OPEN_FILES = 16  # whose beginnings are read at a time
 _SPLIT = re.compile("(?:train|validation|valid|val|dev|test)(?![a-z])")  # begins the name of a file
 _OUR_SPLIT = {"train": "train", "test": "test"}  # all others are validation splits
-_WITH_TAGS = ("parquet", "arrow", "jsonl", "conll", "csv")  # formats whose tags may be numbers
 _TABS = "tabs"  # option of unlabeled lines that have them
 
 
@@ -207,7 +206,7 @@ def resolve_inputs(patterns: list[str], options: ReadOptions = AUTO) -> list[Fil
             f"--token-column and --tag-column: are of CoNLL files, and {files[0].path} is {files[0].layout.format}; leave them "
             f"out"
         )
-    if options.tag_names and files[0].layout.format not in _WITH_TAGS:
+    if options.tag_names and not FORMATS[files[0].layout.format].tag_names:
         raise UserError(
             f"--tag-names: is for formats with tags, and {files[0].path} is {files[0].layout.format}; leave it out"
         )
